@@ -1,0 +1,54 @@
+"""What the user sees while a stage runs: one line a fact, one bar a loop, all on standard error."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Speaks to the user on standard error, so that standard output stays free for `--json`."""
+
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if not self.quiet:
+            _console().print(text, markup=False, highlight=False)
+
+    def track(self, items: Sequence[T], label: str, done: int = 0) -> Iterator[T]:
+        """Yield the items with a progress bar; `done` counts the units an earlier process finished."""
+        with self.bar(label, total=done + len(items), done=done) as advance:
+            for item in items:
+                yield item
+                advance()
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator["Advance"]:
+        """Open a progress bar and yield the function that advances it."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, *times, console=_console(), disable=self.quiet) as progress:
+            yield Advance(progress, progress.add_task(label, total=total, completed=done))
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Moves one bar forward."""
+
+    progress: Progress
+    task: int
+
+    def __call__(self, steps: int = 1) -> None:
+        """Advance by that many units."""
+        self.progress.advance(self.task, steps)  # type: ignore[arg-type]
+
+
+def _console() -> Console:
+    return Console(stderr=True)

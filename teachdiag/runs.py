@@ -1,0 +1,192 @@
+"""The run directory: who may write, what a stage was run with, whether it has ended, and resuming.
+
+Each stage owns one JSON. It is written when the stage begins (status `running`) and rewritten when it ends
+(`complete`). It holds nothing that changes between two identical runs; clock times go to `events.jsonl`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from teachdiag.artefacts import write_text
+from teachdiag.errors import RunError
+
+_PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run directory, known by its JSON file."""
+
+    run: Path
+    name: str
+
+    @property
+    def note(self) -> Path:
+        """Where the stage's JSON lies."""
+        return self.run / f"{self.name}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the stage's JSON, or None if the stage never began.
+
+        Raises:
+            RunError: the file is not JSON.
+        """
+        if not self.note.exists():
+            return None
+        try:
+            content = json.loads(self.note.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            content = None
+        if not isinstance(content, dict) or "status" not in content:
+            raise RunError(f"{self.note} is damaged: delete {self.run} or choose another --run")
+        return content
+
+    def claim(self, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
+        """Begin, or resume, or find the stage complete.
+
+        Args:
+            settings: resolved settings of the stage.
+            inputs: digests and facts of what goes in (models, prompts, earlier stages).
+
+        Returns:
+            True if the stage is complete with these very settings and inputs, so that nothing is left to do.
+
+        Raises:
+            RunError: the stage was run with other settings or inputs, or was begun under other versions and is
+                unfinished, so that its shards cannot be continued; the message names what differs.
+        """
+        ours = _plain({"settings": settings, "inputs": inputs, "made_with": environment()})
+        before = self.read()
+        if before is not None:
+            self._refuse_mixture(before, ours)
+            if before["status"] == "complete":
+                return True
+        self._write({"stage": self.name, "status": "running", **ours})
+        return False
+
+    def complete(self, results: Mapping[str, Any]) -> None:
+        """Mark the claimed stage as complete and record its summary."""
+        content = self.read()
+        assert content is not None, "complete() follows claim()"
+        self._write(content | {"status": "complete", "results": _plain(results)})
+
+    def require(self) -> dict[str, Any]:
+        """Return the JSON of a stage that must be complete.
+
+        Raises:
+            RunError: the stage never began or never ended.
+        """
+        content = self.read()
+        command = f"teachdiag {self.name.split('/')[0]} --run {self.run}"
+        if content is None:
+            raise RunError(f"{self.run} has no {self.name} stage: run `{command}` first")
+        if content["status"] != "complete":
+            raise RunError(f"the {self.name} stage of {self.run} is unfinished: run `{command}` again to continue it")
+        return content
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Record when the stage began and ended, in `events.jsonl`."""
+        self._event("begin")
+        start = time.perf_counter()
+        yield
+        self._event("end", seconds=round(time.perf_counter() - start, 3))
+
+    def _event(self, event: str, **facts: float) -> None:
+        line = {"stage": self.name, "event": event, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
+        with (self.run / "events.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _refuse_mixture(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
+        parts = ["settings", "inputs"] + (["made_with"] if before["status"] != "complete" else [])
+        changes = [
+            f"{name} was {theirs!r}, now {mine!r}"
+            for part in parts
+            for name, theirs, mine in _differences(before.get(part, {}), ours[part])
+        ]
+        if changes:
+            raise RunError(
+                f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another --run, "
+                f"or delete {self.run}"
+            )
+
+    def _write(self, content: dict[str, Any]) -> None:
+        write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", self.note)
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Hold the run directory against other processes, creating it if needed.
+
+    Raises:
+        RunError: it cannot be created or written, or another process holds it.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{run} is in use by another teachdiag process: wait for it, or choose another --run") from None
+    except OSError as error:
+        raise RunError(f"{run} cannot be used as a run directory: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes the numbers, and the machine's kind."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "machine": platform.machine(), "packages": versions}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def table_digest(path: Path) -> str:
+    """SHA-256 over the names and bytes of a table's Parquet files, in order."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        digest.update(f"{file.name} {file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete half-written `.part` files that a killed process left."""
+    for part in folder.rglob("*.part"):
+        os.unlink(part)
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(theirs.keys() | mine.keys()):
+        old, new = theirs.get(name), mine.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield prefix + name, old, new
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content as JSON gives it back, so that a fresh note compares equal to a stored one."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
