@@ -88,7 +88,8 @@ class Table:
         Raises:
             ArtefactError: nothing is there, a file is not Parquet, or the columns are not this table's.
         """
-        return self.read_arrow(path, columns).to_pandas()
+        frame: pd.DataFrame = self.read_arrow(path, columns).to_pandas()
+        return frame
 
     def read_arrow(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Like `read`, as an Arrow table."""

@@ -3,6 +3,7 @@
 A field is declared once, with its help text and unit; the command line and TOML recipes are made from the fields.
 """
 
+import re
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,9 +26,9 @@ def option(default: Any, help: str, unit: str = "") -> Any:  # noqa: ANN401 (dat
 
 
 def help_text(entry: "Field[Any]") -> str:
-    """Return the help text of a settings field, with its unit in brackets."""
+    """Return the help text of a settings field, with its unit."""
     unit = entry.metadata["unit"]
-    return f"{entry.metadata['help']} [{unit}]" if unit else str(entry.metadata["help"])
+    return f"{entry.metadata['help']} ({unit})" if unit else str(entry.metadata["help"])
 
 
 class _Checked:
@@ -78,10 +79,10 @@ class CaptureSettings(_Checked):
     responses: int = option(1, "Rollouts sampled for each prompt", "responses")
     max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")
     positions: int = option(64, "Response positions scored in each context, from the first", "positions")
-    temperature: float = option(1.0, "Sampling temperature of the rollouts")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1")
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability")
     top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
-    seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts")
+    seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
     dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
     batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens")
@@ -128,14 +129,14 @@ class ProbeSettings(_Checked):
 
     name: str = option("", "Name of the probe inside the run; by default made from loss, optimizer and settings")
     loss: Loss = option("reverse_kl", "OPD loss of the step, over the full vocabulary except 'sampled_reverse_kl'")
-    jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "in (0, 1)")
+    jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1")
     optimizer: Optimizer = option("adamw", "Optimizer of the single step, with fresh state")
-    learning_rate: float = option(1e-5, "Learning rate of the step")
-    weight_decay: float = option(0.0, "Weight decay of the step (decoupled for AdamW)")
-    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down; 0 is off")
+    learning_rate: float = option(1e-5, "Learning rate of the step", "1")
+    weight_decay: float = option(0.0, "Weight decay of the step, decoupled for AdamW", "1")
+    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down; 0 is off", "nats")
     update_on: Split = option("update", "'update': held-out prompts; 'bank': the bank itself, and labelled so")
     update_contexts: int = option(0, "Contexts in the update batch; 0 takes all there are", "contexts")
-    seed: int = option(0, "Root of the placebos' random streams")
+    seed: int = option(0, "Root of the placebos' random streams", "integer")
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
     batch_tokens: int = option(2048, "Padded tokens in one forward (and backward) pass", "tokens")
     tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions")
@@ -150,7 +151,7 @@ class ProbeSettings(_Checked):
         self._check_at_least(1, "batch_tokens", "tile_positions")
         self._check_at_least(0, "learning_rate", "weight_decay", "clip_norm", "update_contexts", "seed")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
-        self._require(not set(self.name) & set("/\\") and not self.name.startswith("."), "name", "a plain folder name")
+        self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class AnalyzeSettings(_Checked):
 
     draws: int = option(1000, "Prompt-cluster bootstrap draws", "draws")
     folds: int = option(5, "Folds of the prompt-grouped cross-validation", "folds")
-    seed: int = option(0, "Root of the bootstrap's and the folds' random streams")
+    seed: int = option(0, "Root of the bootstrap's and the folds' random streams", "integer")
 
     def __post_init__(self) -> None:
         """Check every field on its own.

@@ -1,0 +1,134 @@
+"""Prompts to response tokens, sampled from the student. Each rollout has a random stream of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.errors import ContextError
+from teachdiag.settings import CaptureSettings
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response: its token ids, and why it ended ('stop' or 'length')."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+    """Turn greedy generation into sampling with one random stream a rollout.
+
+    Each step draws the token whose cumulative probability first exceeds the rollout's next uniform number, and puts
+    all logits but its own at minus infinity. What a rollout says thus depends on its seed and not on which other
+    rollouts share its batch (up to the rounding of the logits).
+    """
+
+    def __init__(self, uniforms: np.ndarray, vocabulary: int, prompt_length: int, device: torch.device) -> None:
+        """Take uniform numbers of shape (rollouts, steps) and the number of ids that may be sampled."""
+        self.uniforms = torch.from_numpy(uniforms).to(device)
+        self.vocabulary = vocabulary
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Force one token a row; shapes (rollouts, length) and (rollouts, ids)."""
+        step = input_ids.shape[1] - self.prompt_length
+        cumulative = scores[:, : self.vocabulary].double().softmax(-1).cumsum(-1)
+        target = self.uniforms[:, step, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(self.vocabulary - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def encode_prompt(tokenizer: Any, text: str) -> tuple[int, ...]:  # noqa: ANN401
+    """Token ids of one user message: through the chat template where the tokenizer has one, else as plain text."""
+    if tokenizer.chat_template is None:
+        return tuple(tokenizer(text)["input_ids"])
+    message = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
+def sample(
+    student: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    settings: CaptureSettings,
+    vocabulary: int,
+) -> list[Rollout]:
+    """Sample one response a prompt, all in one batch.
+
+    Args:
+        student: the model at theta0.
+        prompts: prompt token ids; repeat a prompt to sample it more than once.
+        seeds: one seed a rollout.
+        settings: temperature, top-p, top-k and length.
+        vocabulary: number of leading ids that may be sampled.
+    """
+    width = max(map(len, prompts))
+    pad = student.tokenizer.pad_token_id or 0
+    ids = torch.tensor([(pad,) * (width - len(p)) + tuple(p) for p in prompts], device=student.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=student.device)
+    uniforms = np.stack([np.random.default_rng(seed).random(settings.max_new_tokens) for seed in seeds])
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=sorted(student.end_ids), pad_token_id=pad
+    )
+    sampling = SeededSampling(uniforms, vocabulary, width, student.device)
+    output = student.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([*_warpers(settings), sampling]),
+    )
+    return [_ended(row, student.end_ids) for row in output[:, width:].tolist()]
+
+
+def check_prompts_fit(prompts: Sequence[tuple[str, tuple[int, ...]]], model: LanguageModel, room: int) -> None:
+    """Refuse a prompt that leaves no room for its response.
+
+    Args:
+        prompts: (prompt_id, token ids) pairs.
+        model: the model whose context length is the limit.
+        room: tokens that must fit behind the prompt.
+
+    Raises:
+        ContextError: a prompt is too long; the message names it, its length and the limit.
+    """
+    for prompt_id, ids in prompts:
+        if len(ids) + room > model.limit:
+            raise ContextError(
+                f"prompt {prompt_id} has {len(ids)} tokens; with {room} for the response it exceeds the {model.limit} "
+                f"that {model.name} was made for: choose shorter prompts or a smaller --max-new-tokens"
+            )
+
+
+def _warpers(settings: CaptureSettings) -> list[LogitsProcessor]:
+    warpers: list[LogitsProcessor] = []
+    if settings.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    return warpers
+
+
+def _ended(row: list[int], end_ids: frozenset[int]) -> Rollout:
+    """Cut a row behind its first end-of-text token; what generate appended after it is padding."""
+    for place, token in enumerate(row):
+        if token in end_ids:
+            return Rollout(tuple(row[: place + 1]), "stop")
+    return Rollout(tuple(row), "length")

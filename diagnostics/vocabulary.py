@@ -1,0 +1,43 @@
+"""Do teacher and student speak the same tokens? Their distributions can be compared only if they do."""
+
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.settings import SUPPORT_SIZES
+
+_SHOWN = 5  # differing ids that an error lists
+
+
+def shared_vocabulary(student: LanguageModel, teacher: LanguageModel, reporter: Reporter) -> int:
+    """Return the number of leading ids that both models share; their logits are cut to these.
+
+    Padded LM heads of different sizes are accepted, since no tokenizer emits the padding.
+
+    Raises:
+        ModelError: some id that either tokenizer can emit stands for another token in the other, the end-of-text ids
+            differ, or the vocabulary is smaller than the largest K; the message lists the first ids that differ.
+    """
+    ours, theirs = student.tokens(), teacher.tokens()
+    differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
+    if differing:
+        examples = "; ".join(f"id {i}: {ours.get(i)!r} against {theirs.get(i)!r}" for i in differing[:_SHOWN])
+        raise ModelError(
+            f"student {student.name} and teacher {teacher.name} do not share a vocabulary: {len(differing)} ids "
+            f"differ ({examples}): choose a pair with one tokenizer"
+        )
+    if student.end_ids != teacher.end_ids:
+        raise ModelError(
+            f"student {student.name} ends text with ids {sorted(student.end_ids)}, teacher {teacher.name} with "
+            f"{sorted(teacher.end_ids)}: choose a pair with the same end-of-text ids"
+        )
+    size = min(student.head.rows, teacher.head.rows)
+    if max(ours) >= size:
+        raise ModelError(f"the tokenizers emit id {max(ours)}, but an LM head has only {size} rows")
+    if size < max(SUPPORT_SIZES):
+        raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {size} tokens")
+    if student.head.rows != teacher.head.rows:
+        reporter.say(
+            f"LM heads of {student.head.rows} (student) and {teacher.head.rows} (teacher) rows are cut to the "
+            f"{size} shared ids"
+        )
+    return size

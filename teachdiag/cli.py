@@ -1,0 +1,200 @@
+"""The command line: options to settings to one call a stage. Heavy imports happen inside the commands."""
+
+import importlib.util
+import inspect
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from teachdiag.errors import InputError, SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings, help_text
+
+app = typer.Typer(
+    help="""Which of the teacher's token-level signals can this student actually learn?
+
+    [bold]teachdiag capture[/bold]   sample the student's rollouts, score both models at every position
+    [bold]teachdiag probe[/bold]     take one optimizer step, measure how far each position moved to the teacher
+    [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
+
+    Each stage reads and writes one run directory (--run). With no options at all the three do the demo: an embedded
+    language model as teacher, the same model without one layer as student.""",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
+_Show = Callable[[dict[str, Any], Path], None]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 the input is wrong (one sentence), 1 anything else."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"teachdiag: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _read_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the entries of a recipe the defaults of this command; options on the command line still win."""
+    if path is None:
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"recipe {path} is not TOML: {error}") from error
+    name = str(context.info_name)
+    entries = {key.replace("-", "_"): value for key, value in content.get(name, {}).items()}
+    known = {str(option.name) for option in context.command.params} - {"recipe", "help"}
+    unknown = entries.keys() - known
+    if unknown:
+        raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
+    context.default_map = entries
+    return path
+
+
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], Path("runs/demo")),
+    "recipe": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="TOML file with any of these options, in a table named like the command",
+                is_eager=True,
+                callback=_read_recipe,
+                show_default="none",
+            ),
+        ],
+        None,
+    ),
+    "quiet": (Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages")], False),
+    "json": (Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output")], False),
+}
+
+
+def _stage_command(settings_class: type, show: _Show) -> Callable[[_Stage], _Stage]:
+    """Register a stage as a command whose options are the fields of its settings class.
+
+    Args:
+        settings_class: the stage's settings.
+        show: prints the stage's summary for people.
+    """
+
+    def register(stage: _Stage) -> _Stage:
+        def command(**values: Any) -> None:  # noqa: ANN401
+            common = {name: values.pop(name) for name in _COMMON}
+            summary = stage(common["run"], settings_class(**values), Reporter(quiet=common["quiet"]))
+            if common["json"]:
+                print(json.dumps(summary, indent=2))
+            elif not common["quiet"]:
+                show(summary, common["run"])
+
+        options = _COMMON | _settings_options(settings_class)
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+        command.__doc__ = stage.__doc__
+        app.command(stage.__name__)(command)
+        return stage
+
+    return register
+
+
+def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
+    """Name, annotation and default of every option that a settings class declares."""
+    hints = get_type_hints(settings_class)
+    options: dict[str, tuple[Any, Any]] = {}
+    for entry in fields(settings_class):
+        shown = "none" if entry.default == "" else True
+        option = typer.Option(help=help_text(entry), show_default=shown)
+        options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
+    return options
+
+
+def _show_capture(summary: dict[str, Any], run: Path) -> None:
+    bank, update = (summary["contexts"].get(split, 0) for split in ("bank", "update"))
+    print(
+        f"{run}: {bank} bank and {update} update contexts, {summary['positions']['bank']} bank positions\n"
+        f"mean forward KL {summary['bank_mean_forward_kl']:.4f} nats, mean C (K=16) "
+        f"{summary['bank_mean_compatibility_k16']:.3f}, mean student entropy "
+        f"{summary['bank_mean_student_entropy']:.3f} nats"
+    )
+
+
+def _show_probe(summary: dict[str, Any], run: Path) -> None:
+    table = Table(title=f"{run}: probe {summary['probe_id']}")
+    for heading in ("update", "mean gain [nats]", "positions that gain", "update norm"):
+        table.add_column(heading, justify="left" if heading == "update" else "right")
+    for name, facts in summary["updates"].items():
+        table.add_row(name, f"{facts['mean_gain']:.3g}", f"{facts['share_gaining']:.1%}", f"{facts['update_norm']:.3g}")
+    Console().print(table)
+    print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
+
+
+def _show_analysis(summary: dict[str, Any], run: Path) -> None:
+    from teachdiag.analysis.summary import terminal_tables
+
+    for table in terminal_tables(run):
+        Console().print(table)
+    for sentence in summary["verdict"]:
+        print(f"- {sentence}")
+    print(f"Tables, figures and summary.md are in {run}")
+
+
+@_stage_command(CaptureSettings, _show_capture)
+def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Freeze student rollouts into a bank, and score student and teacher at every position of it."""
+    _need_models()
+    from teachdiag.diagnostics.capture import run_capture
+
+    return run_capture(run, settings, reporter)
+
+
+@_stage_command(ProbeSettings, _show_probe)
+def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Take one optimizer step, and measure how far each position of the bank moved towards the teacher.
+
+    Placebo steps of the same size are taken and measured beside it.
+    """
+    _need_models()
+    from teachdiag.diagnostics.probe import run_probe
+
+    return run_probe(run, settings, reporter)
+
+
+@_stage_command(AnalyzeSettings, _show_analysis)
+def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
+    from teachdiag.analysis.analyze import run_analysis
+    from teachdiag.figures.build import draw_figures
+
+    summary = run_analysis(run, settings, reporter)
+    draw_figures(run, reporter)
+    return summary
+
+
+def _need_models() -> None:
+    """Say what to install before a missing torch can raise a traceback."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"this command needs {package}: pip install 'teachdiag[models,prompts]'")
+
+
+if __name__ == "__main__":
+    main()

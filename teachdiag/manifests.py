@@ -1,0 +1,293 @@
+"""Prompt sources: read `data_manifests/*.toml`, locate the data, verify it, and draw prompts from it."""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachdiag.errors import EstimationError, ManifestError
+from teachdiag.runs import file_digest
+from teachdiag.seeds import derive_seed
+
+FOLDER = Path(__file__).parent / "data_manifests"
+_SECTIONS = {
+    "": {"id", "description", "licence", "rows", "sha256"},
+    "source": {"kind", "dataset", "config", "revision", "split", "file", "size", "seed"},
+    "columns": {"question", "solution", "answer", "answer_after"},
+    "template": {"prompt", "privileged"},
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem of a source, its columns mapped. `solution` and `answer` are None where the source has none."""
+
+    prompt_id: str
+    source_row: int
+    question: str
+    solution: str | None
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One prompt source as its TOML file describes it (see `data_manifests/own.toml` for every key)."""
+
+    path: Path
+    id: str
+    licence: str
+    rows: int | None
+    sha256: tuple[str, ...]
+    source: Mapping[str, Any]
+    columns: Mapping[str, str]
+    template: Mapping[str, str]
+
+    def student_text(self, prompt: Prompt) -> str:
+        """Return the user message that the student sees."""
+        return self._fill("prompt", prompt)
+
+    def privileged_text(self, prompt: Prompt) -> str:
+        """Return the user message of a privileged teacher, with the worked solution in it.
+
+        Raises:
+            ManifestError: the source has no worked solutions, or the manifest no such template.
+        """
+        if "privileged" not in self.template:
+            raise ManifestError(f"{self.path}: --teacher-prompt privileged needs the entry template.privileged")
+        if prompt.solution is None:
+            raise ManifestError(
+                f"{self.path}: --teacher-prompt privileged needs worked solutions, and {self.id} has none "
+                "(columns.solution)"
+            )
+        return self._fill("privileged", prompt)
+
+    def _fill(self, name: str, prompt: Prompt) -> str:
+        values = {"question": prompt.question, "solution": prompt.solution, "answer": prompt.answer}
+        try:
+            return self.template[name].format_map(values)
+        except (KeyError, ValueError, IndexError) as error:
+            raise ManifestError(
+                f"{self.path}: template.{name} may use {{question}}, {{solution}} and {{answer}} only, with other "
+                f"braces doubled ({error})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The verified, de-duplicated prompts of one source, in the order of their content hashes."""
+
+    manifest: Manifest
+    prompts: tuple[Prompt, ...]
+    content_sha256: str
+    duplicates: int
+
+    def draw(self, bank: int, update: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+        """Draw two disjoint sets of prompts, the same for the same seed whatever copy of the source was read.
+
+        Raises:
+            EstimationError: the source has too few distinct prompts.
+        """
+        if bank + update > len(self.prompts):
+            raise EstimationError(
+                f"{self.manifest.id} has {len(self.prompts)} distinct prompts, too few for {bank} bank and {update} "
+                "update prompts: ask for fewer"
+            )
+        order = np.random.default_rng(derive_seed(seed, "prompts")).permutation(len(self.prompts))
+        drawn = [self.prompts[i] for i in order[: bank + update]]
+        return drawn[:bank], drawn[bank:]
+
+
+def manifest_names() -> list[str]:
+    """Ids of the manifests that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != "own")
+
+
+def read_manifest(name: str) -> Manifest:
+    """Read a manifest by its id, or by the path of a TOML file.
+
+    Raises:
+        ManifestError: there is no such manifest, or it is not valid; the message names the entry.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ManifestError(
+            f"no prompt manifest {name!r}: choose from {', '.join(manifest_names())}, or give the path of a .toml file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is not TOML: {error}") from error
+    _check_entries(path, content)
+    return Manifest(
+        path=path,
+        id=content["id"],
+        licence=content["licence"],
+        rows=content.get("rows"),
+        sha256=tuple(content.get("sha256", ())),
+        source=content["source"],
+        columns=content["columns"],
+        template=content["template"],
+    )
+
+
+def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
+    """Load every row of a source, verify its hash and row count, and drop repeated questions.
+
+    Args:
+        manifest: the source.
+        data_file: a local copy; else the environment variable `TEACHDIAG_DATA_<ID>`; else what the manifest names.
+
+    Raises:
+        ManifestError: the data is missing, lacks a mapped column, or has another hash or row count than recorded.
+    """
+    local = data_file or os.environ.get(f"TEACHDIAG_DATA_{manifest.id.upper()}", "")
+    rows, file_sha256 = _read_source(manifest, local)
+    mapped = [_map_row(manifest, number, row) for number, row in enumerate(rows)]
+    content = content_digest(mapped)
+    _verify(manifest, {f"content:{content}", f"file:{file_sha256}"}, len({_content(p) for p in mapped}))
+    distinct = {p.prompt_id: p for p in reversed(mapped)}  # the first row of each question survives
+    prompts = tuple(distinct[prompt_id] for prompt_id in sorted(distinct))
+    return PromptSet(manifest, prompts, content, duplicates=len(mapped) - len(prompts))
+
+
+def content_digest(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 over the distinct (question, solution, answer) rows, whatever their order, repeats or file format."""
+    lines = sorted({json.dumps(_content(p), ensure_ascii=False) for p in prompts})
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _content(prompt: Prompt) -> tuple[str, str | None, str | None]:
+    return prompt.question, prompt.solution, prompt.answer
+
+
+def _check_entries(path: Path, content: dict[str, Any]) -> None:
+    for section, known in _SECTIONS.items():
+        entries = content.get(section, {}) if section else {k: v for k, v in content.items() if k not in _SECTIONS}
+        unknown = set(entries) - known
+        if unknown:
+            raise ManifestError(f"{path}: unknown entries {', '.join(sorted(unknown))} in [{section or 'top level'}]")
+    needed = {"": ("id", "licence"), "source": ("kind",), "columns": ("question",), "template": ("prompt",)}
+    for section, names in needed.items():
+        entries = content.get(section, {}) if section else content
+        for name in names:
+            if not isinstance(entries.get(name), str):
+                raise ManifestError(f"{path}: the entry {section + '.' if section else ''}{name} is missing")
+
+
+def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
+    if manifest.rows is not None and rows != manifest.rows:
+        raise ManifestError(f"{manifest.id}: {rows} distinct rows found, {manifest.rows} recorded in {manifest.path}")
+    if manifest.sha256 and not found & set(manifest.sha256):
+        raise ManifestError(
+            f"{manifest.id}: the data's hash is {' or '.join(sorted(found))}, none of those recorded in "
+            f"{manifest.path}: another revision or an edited copy; record the new hash if that is what you want"
+        )
+
+
+def _read_source(manifest: Manifest, local: str) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """Return the rows, and the SHA-256 of the file they came from ('' for generated rows)."""
+    kind = manifest.source["kind"]
+    if kind == "reasoning_gym" and not local:
+        return _generate(manifest), ""
+    if kind == "hub" and not local:
+        path = _download(manifest)
+    elif local or kind == "file":
+        path = Path(local or manifest.source.get("file", ""))
+    else:
+        raise ManifestError(f"{manifest.path}: source.kind is {kind!r}: choose hub, file or reasoning_gym")
+    if not path.is_file():
+        raise ManifestError(f"{manifest.id}: no data file at {path or repr(local)}: give --data-file")
+    return _read_file(path), file_digest(path)
+
+
+def _read_file(path: Path) -> Sequence[Mapping[str, Any]]:
+    datasets = _require("datasets")
+    datasets.disable_progress_bars()
+    formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    if path.suffix not in formats:
+        raise ManifestError(f"{path}: prompts are read from .jsonl, .json or .parquet files")
+    try:
+        rows: Sequence[Mapping[str, Any]] = datasets.load_dataset(
+            formats[path.suffix], data_files=str(path), split="train", keep_in_memory=True
+        ).to_list()
+    except Exception as error:
+        raise ManifestError(f"{path} cannot be read as {formats[path.suffix]} rows: {_last_cause(error)}") from error
+    return rows
+
+
+def _download(manifest: Manifest) -> Path:
+    source = manifest.source
+    hub = _require("huggingface_hub")
+    try:
+        return Path(
+            hub.hf_hub_download(
+                source["dataset"], source["file"], repo_type="dataset", revision=source.get("revision", "main")
+            )
+        )
+    except KeyError as error:
+        raise ManifestError(f"{manifest.path}: the entry source.{error.args[0]} is missing") from error
+    except Exception as error:
+        raise ManifestError(
+            f"{manifest.id}: {source['dataset']} cannot be fetched from the Hub ({_last_cause(error)}): give a local "
+            f"copy with --data-file or TEACHDIAG_DATA_{manifest.id.upper()}"
+        ) from error
+
+
+def _generate(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
+    source = manifest.source
+    reasoning_gym = _require("reasoning_gym")
+    return list(reasoning_gym.create_dataset(source["dataset"], size=source["size"], seed=source["seed"]))
+
+
+def _map_row(manifest: Manifest, number: int, row: Mapping[str, Any]) -> Prompt:
+    columns = manifest.columns
+    values = {
+        name: _look_up(manifest, number, row, columns[name]) if name in columns else None
+        for name in ("question", "solution", "answer")
+    }
+    question = values["question"]
+    if not question or not question.strip():
+        raise ManifestError(f"{manifest.id}: row {number} has an empty question (columns.question)")
+    answer, mark = values["answer"], columns.get("answer_after")
+    if answer is not None and mark:
+        answer = answer.rsplit(mark, 1)[-1].strip()
+    digest = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:12]
+    return Prompt(f"{manifest.id}/{digest}", number, question, values["solution"], answer)
+
+
+def _look_up(manifest: Manifest, number: int, row: Any, path: str) -> str:  # noqa: ANN401 (nested JSON)
+    value = row
+    try:
+        for part in path.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+    except (KeyError, IndexError, ValueError, TypeError):
+        raise ManifestError(
+            f"{manifest.id}: row {number} has no column {path!r}; it has {', '.join(row)}: mend [columns] in "
+            f"{manifest.path}"
+        ) from None
+    if value is None:
+        raise ManifestError(f"{manifest.id}: row {number} has nothing in column {path!r}")
+    return str(value)
+
+
+def _require(package: str) -> Any:  # noqa: ANN401 (a module)
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ManifestError(
+            f"this prompt source needs {package}: pip install 'teachdiag[prompts]' ({error})"
+        ) from error
+
+
+def _last_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,128 @@
+"""Fixtures: a tiny random Qwen3 pair on disk, with a byte tokenizer, and prompts of a few words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+END = "<end>"
+TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+
+
+def byte_tokenizer(swap: bool = False, end: str = END) -> PreTrainedTokenizerFast:
+    """256 bytes and an end token; `swap` exchanges two ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if swap:
+        alphabet[10], alphabet[11] = alphabet[11], alphabet[10]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, END])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end, pad_token=END, chat_template=TEMPLATE, model_max_length=512
+    )
+
+
+def save_model(
+    folder: Path,
+    seed: int,
+    rows: int = 264,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    sharpness: float = 12.0,
+    **config: object,
+) -> str:
+    """Save a random two-layer Qwen3 whose distributions are neither flat nor certain."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": rows,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+    } | config
+    model = Qwen3ForCausalLM(Qwen3Config(**settings))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(sharpness)
+    model.save_pretrained(folder)
+    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def student_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("models") / "student", seed=1)
+
+
+@pytest.fixture(scope="session")
+def teacher_path(tmp_path_factory: pytest.TempPathFactory, student_path: str) -> str:
+    """The student's weights disturbed, under a head with more padding."""
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    save_model(folder, seed=2, rows=272)
+    teacher, student = Qwen3ForCausalLM.from_pretrained(folder), Qwen3ForCausalLM.from_pretrained(student_path)
+    with torch.no_grad():
+        for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+            rows = theirs.shape[0]
+            ours[:rows].mul_(0.3).add_(theirs)
+    teacher.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def manifest_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Forty short sums with worked solutions, as a user's own manifest."""
+    folder = tmp_path_factory.mktemp("prompts")
+    rows = [
+        {"q": f"What is {a} + {a % 7}?" + "!" * (a % 5), "s": f"{a} + {a % 7} = {a + a % 7}", "a": str(a + a % 7)}
+        for a in range(40)
+    ]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "sums.toml"
+    path.write_text(
+        f"""id = "sums"
+licence = "none needed"
+[source]
+kind = "file"
+file = "{folder / "sums.jsonl"}"
+[columns]
+question = "q"
+solution = "s"
+answer = "a"
+[template]
+prompt = "{{question}}"
+privileged = "{{question}} ({{solution}})"
+"""
+    )
+    return str(path)
+
+
+@pytest.fixture
+def tiny_settings(student_path: str, teacher_path: str, manifest_path: str) -> CaptureSettings:
+    return CaptureSettings(
+        student=student_path,
+        teacher=teacher_path,
+        prompts=manifest_path,
+        bank_prompts=10,
+        update_prompts=6,
+        max_new_tokens=12,
+        positions=10,
+        batch_tokens=100,
+        tile_positions=7,
+        shard_contexts=4,
+    )
+
+
+@pytest.fixture
+def quiet() -> Reporter:
+    return Reporter(quiet=True)

@@ -1,0 +1,213 @@
+"""Losses, gradients, steps, placebos and the way back, against autograd and torch written out plainly."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.gains import gain_columns
+from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_loss, reverse_kl, sampled_reverse_kl
+from teachdiag.diagnostics.models import Head
+from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states, shuffled_across_contexts
+from teachdiag.diagnostics.updates import Snapshot, accumulate_gradient, optimizer_step, random_direction
+from teachdiag.errors import EstimationError
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings, ProbeSettings
+
+LOSSES = ("reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl")
+
+
+def logps(seed: int, n: int = 4, v: int = 30, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    z, w = torch.randn(2, n, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return z.log_softmax(-1), w.log_softmax(-1)
+
+
+def test_losses_match_torch_and_their_limits() -> None:
+    logp, logq = logps(0)
+    ours = reverse_kl(logp, logq), forward_kl(logp, logq)
+    theirs = [
+        torch.nn.functional.kl_div(a, b, log_target=True, reduction="none").sum(-1)
+        for a, b in ((logq, logp), (logp, logq))
+    ]
+    torch.testing.assert_close(ours, tuple(theirs))
+    m = ((logp.exp() + logq.exp()) / 2).log()
+    torch.testing.assert_close(
+        generalised_jsd(logp, logq, 0.5), (reverse_kl(logp, m) + forward_kl(m, logq)) / 2, rtol=1e-6, atol=1e-8
+    )
+    torch.testing.assert_close(generalised_jsd(logp, logq, 1e-6) / 1e-6, forward_kl(logp, logq), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        generalised_jsd(logp, logq, 1 - 1e-6) / 1e-6, reverse_kl(logp, logq), rtol=1e-3, atol=1e-4
+    )
+
+
+@given(st.integers(0, 10_000), st.floats(0.05, 0.95))
+@settings(max_examples=30, deadline=None)
+def test_generalised_jsd_is_bounded(seed: int, beta: float) -> None:
+    """It cannot exceed the entropy of its mixture's coin; a mixture of logs instead of probabilities does."""
+    value = generalised_jsd(*logps(seed, scale=40.0), beta)
+    assert (value >= -1e-9).all()
+    assert (value <= -beta * np.log(beta) - (1 - beta) * np.log(1 - beta) + 1e-6).all()
+
+
+def test_sampled_loss_has_the_gradient_of_reverse_kl_in_expectation() -> None:
+    logp, logq = logps(1, n=1, v=12)
+    z = logp.clone().requires_grad_()
+    reverse_kl(z.log_softmax(-1), logq).sum().backward()
+    exact = z.grad
+    expected = torch.zeros_like(z)
+    for token in range(12):
+        y = logp.clone().requires_grad_()
+        sampled_reverse_kl(y.log_softmax(-1), logq, torch.tensor([token])).sum().backward()
+        expected += logp.exp()[0, token] * y.grad
+    torch.testing.assert_close(expected, exact)
+
+
+@pytest.fixture
+def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
+    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+
+
+@pytest.fixture
+def contexts() -> list[Context]:
+    rng = np.random.default_rng(4)
+    draw = lambda n: tuple(rng.integers(0, 256, n).tolist())  # noqa: E731
+    return [
+        Context(i, f"p/{i}", "update", draw(n), draw(m), draw(r))
+        for i, (n, m, r) in enumerate([(5, 5, 7), (9, 12, 3), (4, 8, 6)])
+    ]
+
+
+@pytest.fixture
+def teacher(pair: Pair, contexts: list[Context], tmp_path: Path, quiet: Reporter) -> TeacherStates:
+    return compute_teacher_states(pair.teacher, contexts, 60, tmp_path / "teacher.npy", quiet)
+
+
+def plain_gradients(pair: Pair, contexts: list[Context], loss: str) -> tuple[float, dict[str, Tensor]]:
+    """One whole forward pass a context, whole logits, one backward pass of the mean loss."""
+    measure = position_loss(loss, 0.5)
+    losses = []
+    for c in contexts:
+        rows = []
+        for model, prompt in ((pair.student.model, c.student_prompt), (pair.teacher.model, c.teacher_prompt)):
+            logits = model(torch.tensor([prompt + c.response])).logits[0, :, : pair.vocabulary]
+            rows.append(logits[len(prompt) - 1 : len(prompt) - 1 + len(c.response)])
+        losses.append(measure(rows[0], rows[1].detach(), torch.tensor(c.response)))
+    mean = torch.cat(losses).mean()
+    names, parameters = zip(*pair.student.parameters(), strict=True)
+    return mean.item(), dict(zip(names, torch.autograd.grad(mean, parameters), strict=True))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("batch_tokens", "tile"), [(10_000, 1000), (25, 2)])
+def test_tiled_gradient_is_the_plain_gradient(
+    pair: Pair,
+    contexts: list[Context],
+    teacher: TeacherStates,
+    quiet: Reporter,
+    loss: str,
+    batch_tokens: int,
+    tile: int,
+) -> None:
+    mean, truth = plain_gradients(pair, contexts, loss)
+    probe = ProbeSettings(loss=loss, batch_tokens=batch_tokens, tile_positions=tile)
+    assert accumulate_gradient(pair.student, contexts, teacher, probe, quiet) == pytest.approx(mean, rel=1e-4)
+    for name, parameter in pair.student.parameters():
+        torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_first_adamw_step_has_its_closed_form(
+    pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter
+) -> None:
+    """lr * (g / (|g| + eps) + decay * theta): bias correction makes the first step the sign of the gradient."""
+    _, truth = plain_gradients(pair, contexts, "reverse_kl")
+    before = {name: p.detach().clone() for name, p in pair.student.parameters()}
+    probe = ProbeSettings(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.0)
+    theta0 = Snapshot(pair.student)
+    step = optimizer_step(pair.student, contexts, teacher, probe, theta0, quiet)
+    total = 0.0
+    for name, parameter in pair.student.parameters():
+        g = truth[name]
+        moved = (parameter - before[name]).detach()
+        clear = g.abs() > 1e-4  # elsewhere rounding of g decides
+        expected = -1e-3 * (g / (g.abs() + 1e-8) + 0.1 * before[name])
+        torch.testing.assert_close(moved[clear], expected[clear], rtol=1e-2, atol=1e-6)
+        total += moved.double().square().sum().item()
+    assert step.update_norm == pytest.approx(total**0.5, rel=1e-5)
+    assert step.gradient_norm == pytest.approx(sum(g.square().sum().item() for g in truth.values()) ** 0.5, rel=1e-3)
+
+
+def test_sgd_step_is_clipped(pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter) -> None:
+    probe = ProbeSettings(optimizer="sgd", learning_rate=0.5, clip_norm=0.01)
+    step = optimizer_step(pair.student, contexts, teacher, probe, Snapshot(pair.student), quiet)
+    assert step.gradient_norm > 0.01
+    assert step.update_norm == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_theta0_comes_back_bit_for_bit(pair: Pair) -> None:
+    theta0 = Snapshot(pair.student)
+    before = {name: p.detach().clone() for name, p in pair.student.parameters()}
+    random_direction(pair.student, norm=0.25, seed=3)
+    assert theta0.distance() == pytest.approx(0.25, rel=1e-5)
+    once = {name: p.detach().clone() for name, p in pair.student.parameters()}
+    theta0.restore()
+    assert all(torch.equal(p, before[name]) for name, p in pair.student.parameters())
+    random_direction(pair.student, norm=0.25, seed=4)
+    assert any(not torch.equal(p, once[name]) for name, p in pair.student.parameters())  # the seed is wired
+    theta0._theta0["model.norm.weight"] += 1  # the assertion can fail
+    with pytest.raises(RuntimeError, match="not restored"):
+        theta0.restore()
+
+
+def fake_states(lengths: list[int]) -> tuple[TeacherStates, list[Context]]:
+    contexts = [Context(i, "p", "update", (1,), (1,), (0,) * n) for i, n in enumerate(lengths)]
+    starts = np.cumsum([0, *lengths])
+    head = Head(torch.zeros(1, 1), None, 1.0, None, 1)
+    return TeacherStates(np.zeros((starts[-1], 1)), {i: int(s) for i, s in enumerate(starts[:-1])}, head), contexts
+
+
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=12), st.integers(0, 1000))
+def test_shuffled_teacher_rows_all_leave_their_context(lengths: list[int], seed: int) -> None:
+    states, contexts = fake_states(lengths)
+    if 2 * max(lengths) > sum(lengths):
+        with pytest.raises(EstimationError, match="use more update contexts"):
+            shuffled_across_contexts(states, contexts, seed)
+        return
+    stand_in = shuffled_across_contexts(states, contexts, seed)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    assert sorted(stand_in) == list(range(sum(lengths)))
+    assert (owner[stand_in] != owner).all()
+
+
+def test_shuffling_leaves_other_contexts_alone() -> None:
+    states, contexts = fake_states([3, 3, 3, 3])
+    stand_in = shuffled_across_contexts(states, contexts[2:], 0)
+    assert stand_in[:6].tolist() == list(range(6))
+    assert set(stand_in[6:9]) == {9, 10, 11}
+
+
+def kls(forward: list[float], reverse: list[float]) -> pa.Table:
+    return pa.table({"forward_kl": np.array(forward, np.float32), "reverse_kl": np.array(reverse, np.float32)})
+
+
+def test_gains_by_hand() -> None:
+    before, after = kls([1.0, 0.5, 1e-5, 0.0], [2.0, 0.5, 0.1, 0.0]), kls([0.75, 1.0, 2e-5, 0.0], [1.0, 0.5, 0.2, 0.0])
+    columns = gain_columns(before, after, noise=np.array([0, 0.01, 0, 0], np.float32), floor=1e-4)
+    assert columns["gain"].tolist() == pytest.approx([0.25, -0.5, -1e-5, 0.0])
+    assert columns["gain_reverse"].tolist() == pytest.approx([1.0, 0.0, -0.1, 0.0])
+    assert columns["gain_relative"].to_pylist() == [pytest.approx(0.25), pytest.approx(-1.0), None, None]
+    assert columns["gain_log"].to_pylist() == [pytest.approx(np.log(4 / 3)), pytest.approx(-np.log(2)), None, None]
+    noisier = gain_columns(before, after, noise=np.array([0, 0.06, 0, 0], np.float32), floor=1e-4)
+    assert noisier["gain_relative"].null_count == 3  # 0.5 is under ten times its own noise
+
+
+def test_an_update_of_nothing_gains_exactly_nothing() -> None:
+    columns = gain_columns(kls([0.3], [0.2]), kls([0.3], [0.2]), np.zeros(1, np.float32), 0.0)
+    assert all(columns[name][0] == 0 for name in ("gain", "gain_reverse"))
+    assert [columns[name].to_pylist() for name in ("gain_relative", "gain_log")] == [[0.0], [0.0]]
