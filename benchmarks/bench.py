@@ -30,7 +30,9 @@ def main() -> None:
     if sys.argv[1:2] == ["memory-of"]:
         print(peak_memory(int(sys.argv[2])))
         return
-    table = Table(title=f"Scoring the embedded pair, {POSITIONS} positions a context, {torch.get_num_threads()} threads")
+    table = Table(
+        title=f"Scoring the embedded pair, {POSITIONS} positions a context, {torch.get_num_threads()} threads"
+    )
     for heading in ("what", "measured", "ratio"):
         table.add_column(heading)
     for row in [*time_rows(), *memory_rows()]:

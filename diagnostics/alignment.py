@@ -124,15 +124,17 @@ def in_shards(contexts: Sequence[Context], size: int) -> Iterator[tuple[Context,
         yield tuple(contexts[start : start + size])
 
 
-def check_fits(contexts: Sequence[Context], limits: dict[Side, int]) -> None:
+def check_fits(contexts: Sequence[Context], limits: dict[Side, int], vocabulary: int) -> None:
     """Refuse contexts that a model cannot read.
 
     Args:
         contexts: the contexts to be scored.
         limits: longest sequence each model was made for, in tokens.
+        vocabulary: number of leading ids that the models share.
 
     Raises:
-        ContextError: a context is longer than a model's limit, or has an empty prompt or no kept position.
+        ContextError: a context is longer than a model's limit, has an empty prompt or no kept position, or holds a
+            token id outside the shared vocabulary.
     """
     for context in contexts:
         if not context.response:
@@ -140,6 +142,12 @@ def check_fits(contexts: Sequence[Context], limits: dict[Side, int]) -> None:
         for side, limit in limits.items():
             if not context.prompt(side):
                 raise ContextError(f"context {context.context_id} has an empty {side} prompt")
+            foreign = [i for i in context.prompt(side) + context.response if not 0 <= i < vocabulary]
+            if foreign:
+                raise ContextError(
+                    f"context {context.context_id} holds token id {foreign[0]}, outside the shared vocabulary of "
+                    f"{vocabulary}: it was tokenised for another model"
+                )
             length = len(context.inputs(side))
             if length > limit:
                 raise ContextError(

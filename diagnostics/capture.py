@@ -116,6 +116,7 @@ def _inputs(
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = {"student": _pinned(sources[0]), "teacher": _pinned(sources[1])}
     if prompts is None:
+        CONTEXTS.read_arrow(Path(settings.contexts), ["context_id"])  # refuses what is no such table
         return inputs | {"contexts": table_digest(Path(settings.contexts))}
     manifest = prompts.manifest
     return inputs | {
@@ -210,7 +211,7 @@ def _import_contexts(run: Path, settings: CaptureSettings) -> None:
 def _score_contexts(
     run: Path, settings: CaptureSettings, pair: Pair, contexts: Sequence[Context], reporter: Reporter
 ) -> None:
-    check_fits(contexts, {"student": pair.student.limit, "teacher": pair.teacher.limit})
+    check_fits(contexts, {"student": pair.student.limit, "teacher": pair.teacher.limit}, pair.vocabulary)
     with reporter.bar("Scoring contexts", total=len(contexts)) as advance:
         for index, shard in enumerate(in_shards(contexts, settings.shard_contexts)):
             path = shard_path(run / "positions", index)

@@ -76,7 +76,7 @@ def tiles(rows: int, tile_positions: int) -> list[slice]:
 
 
 def _tiled(measure: Callable[[slice], dict[str, Tensor]], rows: int, tile_positions: int) -> Columns:
-    """Fill one array a column, tile by tile. No tensor of a tile outlives it, which would pin its neighbours' memory."""
+    """Fill one array a column, tile by tile. No tensor of a tile outlives it: it would pin its neighbours' memory."""
     columns: Columns = {}
     for tile in tiles(rows, tile_positions):
         for name, tensor in measure(tile).items():

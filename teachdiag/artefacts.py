@@ -70,9 +70,9 @@ class Table:
             raise ArtefactError(
                 f"table {self.name}: missing columns {sorted(expected - given)}, unknown {sorted(given - expected)}"
             )
-        table = pa.table({c.name: _column(values[c.name], c.type) for c in self.columns}).cast(self.schema)
+        table = pa.table({c.name: _column(values[c.name], c.type) for c in self.columns})
         self._refuse_gaps(table)
-        return table
+        return table.cast(self.schema)
 
     def build_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Make an Arrow table of this schema from one mapping a row, every column present in each."""
@@ -145,7 +145,7 @@ def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (array
     if isinstance(values, np.ndarray) and values.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), type_.value_type), values.shape[1])
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values
+        return values.cast(type_)
     return pa.array(values, type_, from_pandas=False)
 
 

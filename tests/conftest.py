@@ -33,7 +33,6 @@ def save_model(
     seed: int,
     rows: int = 264,
     tokenizer: PreTrainedTokenizerFast | None = None,
-    sharpness: float = 12.0,
     **config: object,
 ) -> str:
     """Save a random two-layer Qwen3 whose distributions are neither flat nor certain."""
@@ -51,10 +50,9 @@ def save_model(
         "pad_token_id": 256,
         "bos_token_id": None,
         "tie_word_embeddings": True,
+        "initializer_range": 0.3,
     } | config
     model = Qwen3ForCausalLM(Qwen3Config(**settings))
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(sharpness)
     model.save_pretrained(folder)
     (tokenizer or byte_tokenizer()).save_pretrained(folder)
     return str(folder)

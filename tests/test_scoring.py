@@ -164,6 +164,6 @@ def test_non_finite_logits_are_named(pair: Pair, contexts: list[Context]) -> Non
 
 def test_contexts_that_cannot_be_scored_are_refused(contexts: list[Context]) -> None:
     with pytest.raises(ContextError, match="context 1 has no kept position"):
-        check_fits([replace(contexts[1], response=())], {"student": 100})
+        check_fits([replace(contexts[1], response=())], {"student": 100}, 256)
     with pytest.raises(ContextError, match="context 3 has 19 tokens for the student, whose limit is 18"):
-        check_fits(contexts, {"student": 18})
+        check_fits(contexts, {"student": 18}, 256)

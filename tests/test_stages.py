@@ -1,0 +1,355 @@
+"""Capture and probe as stages on the tiny pair: what they write, resuming, and what bad input gets."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import byte_tokenizer, save_model
+from safetensors.torch import load_file, save_file
+
+from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
+from teachdiag.diagnostics import capture as capture_stage
+from teachdiag.diagnostics import probe as probe_stage
+from teachdiag.diagnostics.capture import load_pair, run_capture
+from teachdiag.diagnostics.models import resolve
+from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.rollouts import sample
+from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
+from teachdiag.progress import Reporter
+from teachdiag.runs import table_digest
+from teachdiag.settings import CaptureSettings, ProbeSettings
+
+PROBE = ProbeSettings(name="p", learning_rate=1e-4, batch_tokens=100, tile_positions=7)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path:
+    run_capture(tmp_path / "run", tiny_settings, quiet)
+    return tmp_path / "run"
+
+
+def tables(run: Path) -> dict[str, str]:
+    return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}
+
+
+def test_capture_writes_disjoint_frozen_contexts(run: Path, tiny_settings: CaptureSettings) -> None:
+    contexts, positions = CONTEXTS.read(run / "contexts"), POSITIONS.read(run / "positions")
+    split = contexts.groupby("split")["prompt_id"].agg(set)
+    assert len(split["bank"]) == 10
+    assert len(split["update"]) == 6
+    assert not split["bank"] & split["update"]
+    kept = contexts.set_index("context_id")["response_token_ids"].map(len).clip(upper=tiny_settings.positions)
+    pd.testing.assert_series_equal(positions.groupby("context_id").size(), kept, check_names=False)
+    tokens = {
+        (c, t): token
+        for c, ids in contexts.set_index("context_id")["response_token_ids"].items()
+        for t, token in enumerate(ids)
+    }
+    assert all(
+        tokens[c, t] == token
+        for c, t, token in positions[["context_id", "position", "token_id"]].itertuples(index=False)
+    )
+    stops = contexts["response_token_ids"].map(lambda ids: ids[-1] == 256)
+    assert ((contexts["finish_reason"] == "stop") == stops).all()
+    last = positions.groupby("context_id")["pos_norm"].max()
+    assert set(last[kept > 1]) == {1.0}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    run: Path, tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    run_capture(tmp_path / "again", tiny_settings, quiet)
+    run_capture(tmp_path / "other", replace(tiny_settings, seed=1), quiet)
+    assert tables(tmp_path / "again") == tables(run)
+    assert (tmp_path / "again/capture.json").read_bytes() == (run / "capture.json").read_bytes()
+    assert tables(tmp_path / "other") != tables(run)
+
+
+def test_a_rollout_depends_on_its_seed_and_not_on_its_batch(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    pair = load_pair(capture_stage.resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+    prompts = [(1, 2, 3), (9, 8, 7, 6, 5), (4,)]
+    together = sample(pair.student, prompts, [10, 11, 12], tiny_settings, pair.vocabulary)
+    alone = [
+        sample(pair.student, [p], [s], tiny_settings, pair.vocabulary)[0]
+        for p, s in zip(prompts, [10, 11, 12], strict=True)
+    ]
+    assert together == alone
+    assert together != sample(pair.student, prompts, [13, 14, 15], tiny_settings, pair.vocabulary)
+
+
+def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    """The first token of 4,000 rollouts has the frequencies that the model states, at two temperatures."""
+    pair = load_pair(capture_stage.resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+    prompt = (70, 71, 72)
+    with torch.no_grad():
+        logits = pair.student.model(torch.tensor([prompt])).logits[0, -1, : pair.vocabulary]
+    for temperature in (1.0, 0.5):
+        settings = replace(tiny_settings, max_new_tokens=1, temperature=temperature)
+        rollouts = sample(pair.student, [prompt] * 4000, range(4000), settings, pair.vocabulary)
+        counts = np.bincount([r.token_ids[0] for r in rollouts], minlength=pair.vocabulary)
+        expected = (logits / temperature).softmax(-1).numpy()
+        assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(expected.max() / 4000)
+
+
+class Killed(Exception):
+    """Stands for a kill signal."""
+
+
+def dying(function: Callable, after: int) -> Callable:
+    calls = 0
+
+    def wrapper(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(("victim", "after"), [("sample", 0), ("score", 3)])
+def test_a_killed_capture_ends_with_the_same_bytes(
+    run: Path,
+    tmp_path: Path,
+    tiny_settings: CaptureSettings,
+    quiet: Reporter,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+    after: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(capture_stage, victim, dying(getattr(capture_stage, victim), after))
+        with pytest.raises(Killed):
+            run_capture(tmp_path / "killed", tiny_settings, quiet)
+    with pytest.raises(RunError, match="unfinished: run `teachdiag capture"):
+        run_probe(tmp_path / "killed", PROBE, quiet)
+    run_capture(tmp_path / "killed", tiny_settings, quiet)
+    assert tables(tmp_path / "killed") == tables(run)
+    assert (tmp_path / "killed/capture.json").read_bytes() == (run / "capture.json").read_bytes()
+
+
+@pytest.mark.parametrize("after", [1, 6, 9, 14])
+def test_a_killed_probe_ends_with_the_same_bytes(
+    run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(run, whole)
+    run_probe(whole, PROBE, quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe_stage, "rescore", dying(probe_stage.rescore, after))
+        with pytest.raises(Killed):
+            run_probe(run, PROBE, quiet)
+    run_probe(run, PROBE, quiet)
+    assert tables(run) == tables(whole)
+    assert (run / "probes/p.json").read_bytes() == (whole / "probes/p.json").read_bytes()
+    assert not list(run.rglob("scratch/p"))
+
+
+def test_probe_writes_the_real_step_and_its_placebos(run: Path, quiet: Reporter) -> None:
+    results = run_probe(run, PROBE, quiet)
+    gains = GAINS.read(run / "gains")
+    assert set(gains["update"]) == {"one_step", "theta0", "shuffled_teacher", "random_direction"}
+    assert gains.groupby("probe_id").size().nunique() == 1
+    captured = POSITIONS.read(run / "positions", ["context_id", "position", "split", "forward_kl"])
+    real = gains[gains["update"] == "one_step"].merge(captured, on=["context_id", "position"], validate="1:1")
+    assert set(real["split"]) == {"bank"}
+    assert len(real) == (captured["split"] == "bank").sum()
+    np.testing.assert_allclose(real["forward_kl_before"], real["forward_kl"], rtol=1e-4, atol=1e-6)
+    updates = results["updates"]
+    assert updates["random_direction"]["update_norm"] == pytest.approx(updates["one_step"]["update_norm"], rel=1e-4)
+    assert updates["one_step"]["mean_gain"] > 0
+    assert 0 < results["noise_floor"] < 1e-4
+    theta0 = gains[gains["update"] == "theta0"]
+    np.testing.assert_array_equal(theta0["gain"].abs(), theta0["noise_floor"])
+
+
+def test_a_step_of_nothing_gains_exactly_nothing(run: Path, quiet: Reporter) -> None:
+    run_probe(run, replace(PROBE, learning_rate=0.0), quiet)
+    gains = GAINS.read(run / "gains" / "p")
+    assert (gains["gain"] == 0).all()
+    assert (gains["gain_reverse"] == 0).all()
+
+
+def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
+    first = run_probe(run, replace(PROBE, name=""), quiet)["probe_id"]
+    before = tables(run)
+    second = run_probe(run, replace(PROBE, name="", loss="forward_kl", update_on="bank"), quiet)["probe_id"]
+    assert first != second
+    assert before.items() <= tables(run).items()
+    assert set(GAINS.read(run / "gains" / second)["update_on"]) == {"bank"}
+    with pytest.raises(
+        RunError, match=r"p\.json was made with another configuration \(learning_rate was 0.0001, now 1e-05\)"
+    ):
+        run_probe(run, PROBE, quiet)
+        run_probe(run, replace(PROBE, learning_rate=1e-5), quiet)
+
+
+def test_a_finished_stage_is_not_run_again(
+    run: Path, tiny_settings: CaptureSettings, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_stage, "load_pair", dying(load_pair, 0))
+    assert run_capture(run, tiny_settings, quiet) == json.loads((run / "capture.json").read_text())["results"]
+
+
+def test_privileged_teacher_reads_the_solution(
+    tmp_path: Path, tiny_settings: CaptureSettings, student_path: str, quiet: Reporter
+) -> None:
+    settings = replace(tiny_settings, teacher=student_path, teacher_prompt="privileged")
+    run_capture(tmp_path / "run", settings, quiet)
+    contexts = CONTEXTS.read(tmp_path / "run/contexts")
+    tokenizer = byte_tokenizer()
+    for ours, theirs in zip(contexts["prompt_token_ids"], contexts["teacher_prompt_token_ids"], strict=True):
+        assert " = " in tokenizer.decode(theirs)
+        assert tokenizer.decode(theirs).startswith(tokenizer.decode(ours)[:-2])
+    assert POSITIONS.read(tmp_path / "run/positions")["forward_kl"].mean() > 1e-2
+
+
+def test_half_precision_keeps_float32_statistics_and_master_weights(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    run_capture(tmp_path / "run", replace(tiny_settings, dtype="bfloat16"), quiet)
+    results = run_probe(tmp_path / "run", PROBE, quiet)
+    assert results["updates"]["one_step"]["mean_gain"] > 0
+    assert results["noise_floor"] > 1e-4  # bfloat16 shows against float32
+    gains = GAINS.read(tmp_path / "run/gains/p")
+    threshold = 10 * gains["noise_floor"].clip(lower=results["noise_floor"])
+    assert (gains["gain_relative"].notna() == (gains["forward_kl_before"] >= threshold)).all()
+
+
+def test_contexts_from_elsewhere_are_scored_alike(
+    run: Path, tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    foreign = CONTEXTS.read_arrow(run / "contexts").drop_columns(["source_row", "sampling_seed"])
+    pq.write_table(foreign, tmp_path / "bank.parquet")
+    run_capture(tmp_path / "imported", replace(tiny_settings, contexts=str(tmp_path / "bank.parquet")), quiet)
+    ours, theirs = (table_digest(folder / "positions") for folder in (run, tmp_path / "imported"))
+    assert ours == theirs
+
+
+def edited(run: Path, tmp_path: Path, **columns: object) -> str:
+    frame = CONTEXTS.read_arrow(run / "contexts").to_pandas()
+    for name, values in columns.items():
+        frame[name] = values
+    path = tmp_path / "edited.parquet"
+    frame.to_parquet(path)
+    return str(path)
+
+
+def test_bad_foreign_contexts_are_refused(
+    run: Path, tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    cases = [
+        ({"context_id": 1}, "context_id must be distinct"),
+        ({"prompt_id": "same"}, "prompt same is in both splits"),
+        ({"split": "train"}, "split 'train'"),
+        ({"response_token_ids": [[] for _ in range(16)]}, "context 0 has no kept position"),
+        ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
+        ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
+    ]
+    for number, (columns, message) in enumerate(cases):
+        settings = replace(tiny_settings, contexts=edited(run, tmp_path, **columns))
+        with pytest.raises(InputError, match=message):
+            run_capture(tmp_path / f"refused{number}", settings, quiet)
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    for path, message in (
+        (tmp_path / "text.parquet", "cannot be read"),
+        (tmp_path / "absent.parquet", "no contexts table"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_capture(tmp_path / "refused", replace(tiny_settings, contexts=str(path)), quiet)
+
+
+def test_models_that_do_not_match_are_refused(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    swapped = save_model(tmp_path / "swapped", 1, tokenizer=byte_tokenizer(swap=True))
+    ended = save_model(tmp_path / "ended", 1, eos_token_id=[256, 3])
+    small = save_model(tmp_path / "small", 1, rows=200, pad_token_id=None, eos_token_id=None)
+    cases = [
+        ({"teacher": swapped}, r"2 ids differ \(id 10: .* against .*; id 11: "),
+        ({"teacher": ended}, r"ends text with ids \[256\], teacher .* with \[3, 256\]"),
+        ({"teacher": small}, "the tokenizers emit id 256, but an LM head has only 200 rows"),
+        ({"teacher": tiny_settings.student}, "there is nothing to learn"),
+        ({"student": str(tmp_path / "nowhere/at-all")}, "cannot be found, neither as a local folder nor on the Hub"),
+        ({"student_drop_layers": "7"}, r"--student-drop-layers \[7\]: .* has layers 0 to 1"),
+        ({"student_drop_layers": "0,1"}, "--student-drop-layers all"),
+    ]
+    for number, (changes, message) in enumerate(cases):
+        with pytest.raises(ModelError, match=message):
+            run_capture(tmp_path / f"run{number}", replace(tiny_settings, **changes), quiet)
+
+
+def test_padded_vocabularies_are_cut_with_a_line_that_says_so(
+    tmp_path: Path, tiny_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run_capture(tmp_path / "run", tiny_settings, Reporter())
+    assert results["shared_vocabulary"] == 264
+    assert "264 (student) and 272 (teacher) rows are cut to the 264 shared ids" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_dropped_layers_are_gone(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    settings = replace(tiny_settings, teacher=tiny_settings.student, student_drop_layers="0")
+    pair = load_pair(capture_stage.resolve_pair(settings, quiet), "float32", "cpu", quiet)
+    ids = torch.tensor([[1, 2, 3]])
+    kept = pair.teacher.model.model
+    with torch.no_grad():
+        embedded = kept.embed_tokens(ids)
+        rotary = kept.rotary_emb(embedded, torch.arange(3)[None])
+        mask = torch.full((3, 3), -torch.inf).triu(1)[None, None]
+        states = kept.norm(kept.layers[1](embedded, attention_mask=mask, position_embeddings=rotary))
+        torch.testing.assert_close(pair.student.hidden(ids), states)
+    assert len(sample(pair.student, [(1, 2)], [0], settings, 264)) == 1  # the cache has the layers' new numbers
+
+
+def test_broken_weights_are_named_and_nothing_is_lost(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_settings.teacher, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("inf")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="NaN or infinite logits"):
+        run_capture(tmp_path / "run", replace(tiny_settings, teacher=str(broken)), quiet)
+    assert len(CONTEXTS.read(tmp_path / "run/contexts")) == 16
+
+
+def test_prompts_that_are_too_long_or_too_few_are_refused(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    with pytest.raises(
+        ContextError, match=r"prompt sums/\w+ has \d+ tokens; with 250 for the response it exceeds the 256"
+    ):
+        run_capture(tmp_path / "long", replace(tiny_settings, max_new_tokens=250), quiet)
+    with pytest.raises(EstimationError, match="sums has 40 distinct prompts, too few for 38 bank and 6 update"):
+        run_capture(tmp_path / "few", replace(tiny_settings, bank_prompts=38), quiet)
+
+
+def test_another_configuration_is_refused(run: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    before = tables(run)
+    with pytest.raises(RunError, match=r"another configuration \(positions was 10, now 9; seed was 0, now 5\)"):
+        run_capture(run, replace(tiny_settings, seed=5, positions=9), quiet)
+    assert tables(run) == before
+
+
+def test_probe_needs_a_capture_and_enough_update_contexts(run: Path, tmp_path: Path, quiet: Reporter) -> None:
+    with pytest.raises(RunError, match="has no capture stage: run `teachdiag capture"):
+        run_probe(tmp_path / "nothing", PROBE, quiet)
+    with pytest.raises(RunError, match=r"has 6 contexts to update on .* asks for 7"):
+        run_probe(run, replace(PROBE, update_contexts=7), quiet)
+    with pytest.raises(EstimationError, match="use more update contexts"):
+        run_probe(run, replace(PROBE, name="q", update_contexts=1), quiet)
+
+
+def test_resolve_pins_local_weights(student_path: str, teacher_path: str, quiet: Reporter) -> None:
+    ours, theirs = (resolve(path, "main", (), quiet).digest for path in (student_path, teacher_path))
+    assert ours != theirs
+    assert ours == resolve(student_path, "main", (), quiet).digest
