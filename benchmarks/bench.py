@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +104,7 @@ def _bare(pair: Pair, batch: Batch) -> None:
     pair.teacher.model(input_ids=batch.input_ids("teacher", pair.teacher.device), use_cache=False)
 
 
-def _best(work) -> float:  # noqa: ANN001
+def _best(work: Callable[[], object]) -> float:
     durations = []
     for _ in range(REPEATS):
         start = time.perf_counter()

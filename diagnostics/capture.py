@@ -61,7 +61,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
             contexts = read_contexts(run, settings.positions)
             _score_contexts(run, settings, pair, contexts, reporter)
             results = {"shared_vocabulary": pair.vocabulary} | _summary(run)
-            stage.complete(results)
+            stage.complete(results, tables=("contexts", "positions"))
     return results
 
 

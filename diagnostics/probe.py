@@ -26,7 +26,7 @@ from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_
 from teachdiag.diagnostics.updates import Snapshot, Step, optimizer_step, random_direction
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, remove_leftovers, table_digest, writing
+from teachdiag.runs import Stage, remove_leftovers, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -60,13 +60,13 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     Raises:
         InputError: anything that the user can mend; nothing already computed is lost.
     """
-    capture = CaptureSettings(**Stage(run, "capture").require()["settings"])
+    captured = Stage(run, "capture").require()
+    capture = CaptureSettings(**captured["settings"])
     probe_id = settings.name or _default_name(settings)
     stage = Stage(run, f"probes/{probe_id}")
     with writing(run):
         device = pick_device(settings.device)
-        digests = {name: table_digest(run / name) for name in ("contexts", "positions")}
-        if stage.claim(settings.as_dict(), digests | {"device": device}):
+        if stage.claim(settings.as_dict(), captured["tables"] | {"device": device}):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
@@ -75,7 +75,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
             bench = _set_up(run, scratch, settings, capture, device, reporter)
             steps = _rescore_every_state(bench)
             results = {"probe_id": probe_id} | _assemble(run, probe_id, bench, steps)
-            stage.complete(results)
+            stage.complete(results, tables=[f"gains/{_own_id(probe_id, update)}" for update in (REAL, *PLACEBOS)])
             shutil.rmtree(scratch)
     return results
 
@@ -83,6 +83,10 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
 def _default_name(settings: ProbeSettings) -> str:
     digest = hashlib.sha256(json.dumps(settings.as_dict(), sort_keys=True).encode()).hexdigest()
     return f"{REAL}-{settings.loss}-{settings.optimizer}-{digest[:6]}"
+
+
+def _own_id(probe_id: str, update: str) -> str:
+    return probe_id if update == REAL else f"{probe_id}.{update}"
 
 
 def _set_up(
@@ -201,7 +205,7 @@ def _assemble(run: Path, probe_id: str, bench: _Bench, steps: dict[str, Step]) -
 
 
 def _write_gains(run: Path, probe_id: str, bench: _Bench, update: str, floor: float) -> dict[str, float]:
-    own_id = probe_id if update == REAL else f"{probe_id}.{update}"
+    own_id = _own_id(probe_id, update)
     after_state = _RELAID if update == "theta0" else update
     states = (_shards(bench, state) for state in ("theta0", _RELAID, after_state))
     prompts = {c.context_id: c.prompt_id for c in bench.bank}

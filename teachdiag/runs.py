@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -75,17 +75,23 @@ class Stage:
         self._write({"stage": self.name, "status": "running", **ours})
         return False
 
-    def complete(self, results: Mapping[str, Any]) -> None:
-        """Mark the claimed stage as complete and record its summary."""
+    def complete(self, results: Mapping[str, Any], tables: Sequence[str] = ()) -> None:
+        """Mark the claimed stage as complete; record its summary and the digests of the tables it wrote.
+
+        Args:
+            results: the stage's summary.
+            tables: files or folders, relative to the run directory.
+        """
         content = self.read()
         assert content is not None, "complete() follows claim()"
-        self._write(content | {"status": "complete", "results": _plain(results)})
+        digests = {table: table_digest(self.run / table) for table in tables}
+        self._write(content | {"status": "complete", "tables": digests, "results": _plain(results)})
 
     def require(self) -> dict[str, Any]:
-        """Return the JSON of a stage that must be complete.
+        """Return the JSON of a stage that must be complete, with its tables as it left them.
 
         Raises:
-            RunError: the stage never began or never ended.
+            RunError: the stage never began or never ended, or one of its tables is no longer what it wrote.
         """
         content = self.read()
         command = f"teachdiag {self.name.split('/')[0]} --run {self.run}"
@@ -93,6 +99,12 @@ class Stage:
             raise RunError(f"{self.run} has no {self.name} stage: run `{command}` first")
         if content["status"] != "complete":
             raise RunError(f"the {self.name} stage of {self.run} is unfinished: run `{command}` again to continue it")
+        for table, digest in content.get("tables", {}).items():
+            if table_digest(self.run / table) != digest:
+                raise RunError(
+                    f"{self.run / table} is no longer what the {self.name} stage wrote: restore it, or delete "
+                    f"{self.run} and run again"
+                )
         return content
 
     @contextmanager
@@ -166,7 +178,7 @@ def file_digest(path: Path) -> str:
 def table_digest(path: Path) -> str:
     """SHA-256 over the names and bytes of a table's Parquet files, in order."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.exists() else []:
         digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 

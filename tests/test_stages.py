@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from teachdiag.diagnostics.capture import load_pair, run_capture
 from teachdiag.diagnostics.models import resolve
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
@@ -157,7 +159,7 @@ def test_probe_writes_the_real_step_and_its_placebos(run: Path, quiet: Reporter)
     results = run_probe(run, PROBE, quiet)
     gains = GAINS.read(run / "gains")
     assert set(gains["update"]) == {"one_step", "theta0", "shuffled_teacher", "random_direction"}
-    assert gains.groupby("probe_id").size().nunique() == 1
+    assert len(set(gains.groupby("probe_id").size())) == 1
     captured = POSITIONS.read(run / "positions", ["context_id", "position", "split", "forward_kl"])
     real = gains[gains["update"] == "one_step"].merge(captured, on=["context_id", "position"], validate="1:1")
     assert set(real["split"]) == {"bank"}
@@ -185,10 +187,9 @@ def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
     assert first != second
     assert before.items() <= tables(run).items()
     assert set(GAINS.read(run / "gains" / second)["update_on"]) == {"bank"}
-    with pytest.raises(
-        RunError, match=r"p\.json was made with another configuration \(learning_rate was 0.0001, now 1e-05\)"
-    ):
-        run_probe(run, PROBE, quiet)
+    run_probe(run, PROBE, quiet)
+    changed = r"p\.json was made with another configuration \(learning_rate was 0.0001, now 1e-05\)"
+    with pytest.raises(RunError, match=changed):
         run_probe(run, replace(PROBE, learning_rate=1e-5), quiet)
 
 
@@ -347,6 +348,24 @@ def test_probe_needs_a_capture_and_enough_update_contexts(run: Path, tmp_path: P
         run_probe(run, replace(PROBE, update_contexts=7), quiet)
     with pytest.raises(EstimationError, match="use more update contexts"):
         run_probe(run, replace(PROBE, name="q", update_contexts=1), quiet)
+
+
+def test_a_damaged_run_is_refused(run: Path, quiet: Reporter) -> None:
+    shard = sorted((run / "positions").iterdir())[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="positions is no longer what the capture stage wrote"):
+        run_probe(run, PROBE, quiet)
+    shard.unlink()
+    with pytest.raises(RunError, match="positions is no longer what the capture stage wrote"):
+        run_probe(run, PROBE, quiet)
+
+
+def test_a_vocabulary_smaller_than_k_is_refused(quiet: Reporter) -> None:
+    tokens = dict(enumerate("abcdefgh"))
+    model = SimpleNamespace(name="m", tokens=lambda: tokens, end_ids={0}, head=SimpleNamespace(rows=8))
+    with pytest.raises(ModelError, match="K = 32 is larger than the shared vocabulary of 8 tokens"):
+        shared_vocabulary(model, model, quiet)  # type: ignore[arg-type]
 
 
 def test_resolve_pins_local_weights(student_path: str, teacher_path: str, quiet: Reporter) -> None:
