@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: demo test check lint types bench docs clean
+.PHONY: demo test check lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -26,6 +26,9 @@ bench: .venv/installed  ## speed and memory as ratios within one run
 
 docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
+
+readme: .venv/installed  ## put the demo's result into the README (needs `make demo`)
+	$(BIN)/python docs/readme_result.py $(RUN)
 
 clean:  ## remove the environment and every run
 	rm -rf .venv runs

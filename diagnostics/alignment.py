@@ -6,7 +6,7 @@ padded on the right without an attention mask: under causal attention no kept po
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -113,9 +113,9 @@ def batched(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
     return batches
 
 
-def alone(contexts: Sequence[Context]) -> list[Batch]:
-    """Return another layout of the same work, one padded context a batch: what rounding does shows as noise."""
-    return [Batch((context,), extra_padding=7) for context in contexts]
+def relaid(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
+    """Lay out the same work otherwise, in half-sized batches that are padded further: rounding then shows as noise."""
+    return [replace(batch, extra_padding=7) for batch in batched(contexts, batch_tokens // 2)]
 
 
 def in_shards(contexts: Sequence[Context], size: int) -> Iterator[tuple[Context, ...]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teachdiag.artefacts import GAINS, POSITIONS, shard_path, write_parquet, write_text
-from teachdiag.diagnostics.alignment import Batch, Context, alone, batched, in_shards
+from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.capture import load_pair, read_contexts, resolve_pair
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.models import LanguageModel, load, pick_device
@@ -134,7 +134,7 @@ def _rescore_every_state(bench: _Bench) -> dict[str, Step]:
     settings, half = bench.settings, bench.student.half
     _rescore_bank(bench, "theta0", lambda shard: batched(shard, settings.batch_tokens))
     bench.student.half = None  # the noise of a half-precision model shows against float32
-    _rescore_bank(bench, _RELAID, alone)
+    _rescore_bank(bench, _RELAID, lambda shard: relaid(shard, settings.batch_tokens))
     bench.student.half = half
     nothing = Step(loss=0.0, gradient_norm=0.0, update_norm=0.0, positions=0)
     steps = {"theta0": nothing}
@@ -192,8 +192,8 @@ def _assemble(run: Path, probe_id: str, bench: _Bench, steps: dict[str, Step]) -
     whole = {state: pa.concat_tables(_shards(bench, state)) for state in ("theta0", _RELAID)}
     forward = {state: table["forward_kl"].to_numpy() for state, table in whole.items()}
     floor = float(np.quantile(np.abs(forward["theta0"] - forward[_RELAID]), 0.99))
-    captured = POSITIONS.read(run / "positions", ["split", "forward_kl"])
-    captured = captured.loc[captured["split"] == "bank", "forward_kl"].to_numpy()
+    positions = POSITIONS.read(run / "positions", ["split", "forward_kl"])
+    captured = positions["forward_kl"].to_numpy()[(positions["split"] == "bank").to_numpy()]
     updates = {
         name: _write_gains(run, probe_id, bench, name, floor) | asdict(steps[name]) for name in (REAL, *PLACEBOS)
     }
@@ -210,8 +210,8 @@ def _write_gains(run: Path, probe_id: str, bench: _Bench, update: str, floor: fl
     states = (_shards(bench, state) for state in ("theta0", _RELAID, after_state))
     prompts = {c.context_id: c.prompt_id for c in bench.bank}
     gains = []
-    for index, (before, relaid, after) in enumerate(zip(*states, strict=True)):
-        noise = np.abs(before["forward_kl"].to_numpy() - relaid["forward_kl"].to_numpy())
+    for index, (before, again, after) in enumerate(zip(*states, strict=True)):
+        noise = np.abs(before["forward_kl"].to_numpy() - again["forward_kl"].to_numpy())
         rows = before.num_rows
         columns = gain_columns(before, after, noise, floor) | {
             "probe_id": [own_id] * rows,

@@ -33,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_TABLE_WIDTH = 124  # columns that the analysis tables need to stay readable
+
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Show = Callable[[dict[str, Any], Path], None]
 
@@ -150,8 +152,9 @@ def _show_probe(summary: dict[str, Any], run: Path) -> None:
 def _show_analysis(summary: dict[str, Any], run: Path) -> None:
     from teachdiag.analysis.summary import terminal_tables
 
+    console = Console(width=max(Console().width, _TABLE_WIDTH))
     for table in terminal_tables(run):
-        Console().print(table)
+        console.print(table)
     for sentence in summary["verdict"]:
         print(f"- {sentence}")
     print(f"Tables, figures and summary.md are in {run}")

@@ -74,7 +74,7 @@ class CaptureSettings(_Checked):
     prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
     data_file: str = option("", "Local copy of the prompt source, instead of its Hub file")
     contexts: str = option("", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none")
-    bank_prompts: int = option(48, "Prompts of the bank, on which gains are measured", "prompts")
+    bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts")
     update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts")
     responses: int = option(1, "Rollouts sampled for each prompt", "responses")
     max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")

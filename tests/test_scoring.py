@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.alignment import Context, alone, batched, check_fits
+from teachdiag.diagnostics.alignment import Context, batched, check_fits, relaid
 from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.statistics import statistics
@@ -82,7 +82,7 @@ def assert_lists(row: dict[str, np.ndarray], p: np.ndarray, q: np.ndarray) -> No
 @pytest.mark.parametrize("tile", [1, 3, 64])
 def test_layout_and_tiles_do_not_change_the_answer(pair: Pair, contexts: list[Context], tile: int) -> None:
     whole = scored(pair, batched(contexts, 10_000), 1000)
-    for batches in (alone(contexts), batched(contexts[::-1], 40)):
+    for batches in (batched(contexts, 1), batched(contexts[::-1], 40), relaid(contexts, 60)):
         for key, row in scored(pair, batches, tile).items():
             for name, value in row.items():
                 np.testing.assert_allclose(value, whole[key][name], rtol=2e-4, atol=2e-6, err_msg=name)

@@ -1,0 +1,108 @@
+"""The prompt-cluster bootstrap, from sufficient statistics of each prompt.
+
+Positions of one prompt share a rollout, so prompts are what is resampled. A statistic that depends on sums over
+positions needs only each prompt's sums: a draw is a weighted total of them, and a thousand draws are one matrix
+product. Row 0 of every weight matrix holds ones, so the estimate and its draws come from the same code.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from teachdiag.errors import EstimationError
+from teachdiag.seeds import derive_seed
+
+Array = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
+
+MIN_PROMPTS = 8  # with fewer clusters, percentile intervals are far too short to be shown
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95% interval; the ends are NaN where some draw leaves the statistic undefined."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def side(self, beyond: float = 0.0) -> int:
+        """Return 1 if the interval lies above `beyond`, -1 if it lies below `-beyond`, else 0."""
+        return int(self.low > beyond) - int(self.high < -beyond)
+
+    def columns(self) -> dict[str, float | None]:
+        """Return the columns `estimate`, `ci_low` and `ci_high` of a table row."""
+        known = not np.isnan(self.low)
+        return {
+            "estimate": self.estimate,
+            "ci_low": self.low if known else None,
+            "ci_high": self.high if known else None,
+        }
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.estimate:.3g} [no interval]"
+        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How prompts are resampled. One statistic name has one set of draws, whatever is computed from it."""
+
+    seed: int
+    draws: int
+    n_prompts: int
+
+    def __post_init__(self) -> None:
+        """Refuse banks that are too small.
+
+        Raises:
+            EstimationError: there are fewer than `MIN_PROMPTS` prompts.
+        """
+        if self.n_prompts < MIN_PROMPTS:
+            raise EstimationError(
+                f"the bank has {self.n_prompts} prompts and intervals need at least {MIN_PROMPTS}: "
+                "capture again with a larger --bank-prompts"
+            )
+
+    def weights(self, statistic: str) -> Array:
+        """Return how often each prompt counts in each draw: shape (1 + draws, prompts), row 0 all ones.
+
+        The real step, its placebos and both sides of a difference use the same weights: their draws are paired.
+        """
+        rng = np.random.default_rng(derive_seed(self.seed, "bootstrap", statistic))
+        counts = rng.multinomial(self.n_prompts, np.full(self.n_prompts, 1 / self.n_prompts), size=self.draws)
+        return np.vstack([np.ones(self.n_prompts), counts])
+
+    def method(self, what: str) -> str:
+        """Return the text of an estimate's `method` column."""
+        return f"{what}; prompt-cluster bootstrap, {self.draws} draws, percentile"
+
+
+def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
+    """Sum each column within each prompt: (positions, m) to (prompts, m). Prompts without positions get zeros."""
+    n = len(values)
+    membership = csr_array((np.ones(n), (prompts, np.arange(n))), shape=(n_prompts, n))
+    return np.asarray(membership @ values)
+
+
+def intervals(samples: Array) -> list[Interval]:
+    """Turn samples of shape (1 + draws, m), row 0 the estimate, into m intervals (2.5% to 97.5%)."""
+    low, high = np.percentile(samples[1:], [2.5, 97.5], axis=0)
+    return [Interval(float(e), float(lo), float(hi)) for e, lo, hi in zip(samples[0], low, high, strict=True)]
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Divide, with NaN where the denominator is 0: a draw that holds nothing to average."""
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    quotient: Array = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
+    return quotient
+
+
+def variance(n: Array, total: Array, squares: Array) -> Array:
+    """Population variance from sums; 0 where rounding is all that is left of it."""
+    mean_square = ratio(squares, n)
+    centred = mean_square - ratio(total, n) ** 2
+    return np.where(centred > 1e-12 * mean_square, centred, 0.0)

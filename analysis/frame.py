@@ -1,0 +1,197 @@
+"""The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval
+from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.errors import ArtefactError, RunError
+from teachdiag.runs import Stage
+from teachdiag.settings import SUPPORT_SIZES
+
+Mask = npt.NDArray[np.bool_]
+
+OUTCOMES = {"gain": "nats", "gain_reverse": "nats", "gain_relative": "1", "gain_log": "1"}  # outcome: unit
+
+_KEY = ["context_id", "position", "prompt_id"]
+_PREDICTORS = (
+    *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
+    *(f"{name}_k{k}" for name in ("disagreement", "compatibility") for k in SUPPORT_SIZES),
+)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Every bank position at theta0, in the order of (context_id, position).
+
+    `positions`: one row a position, N in all. `prompts`: shape (N,), the number of each row's prompt, 0-based in the
+    order of prompt_id. `n_prompts`: how many prompts there are.
+    """
+
+    positions: pd.DataFrame
+    prompts: Codes
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One update and its gains, aligned with the bank's rows."""
+
+    probe_id: str
+    update: str
+    update_on: str
+    loss: str
+    gains: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Step:
+    """A real step and its placebos."""
+
+    real: Probe
+    placebos: tuple[Probe, ...]
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The real step first, then its placebos."""
+        return (self.real, *self.placebos)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One gain of one probe, where it is defined.
+
+    `rows`: shape (N,), which bank positions have it. `values`: shape (n,), the outcome there, in its unit.
+    `prompts`: shape (n,), their prompts.
+    """
+
+    probe_id: str
+    update: str
+    name: str
+    rows: Mask
+    values: Array
+    prompts: Codes
+
+    @property
+    def unit(self) -> str:
+        """Unit of the outcome."""
+        return OUTCOMES[self.name]
+
+    @property
+    def obstacle(self) -> str:
+        """Why no model can be fitted to this outcome, or an empty text."""
+        n_prompts = len(np.unique(self.prompts))
+        if n_prompts < MIN_PROMPTS:
+            return f"above the noise floor in only {n_prompts} prompts of the {MIN_PROMPTS} needed"
+        if np.ptp(self.values) == 0:
+            return f"exactly {self.values[0]:g} everywhere"
+        return ""
+
+    def row(
+        self,
+        analysis: str,
+        term: str,
+        k: int | None,
+        unit: str,
+        interval: Interval,
+        method: str,
+        std_error: float | None = None,
+        inside: Mask | None = None,
+    ) -> dict[str, Any]:
+        """Return one row of the estimates table; `inside`, of shape (n,), marks the positions behind it, if not all."""
+        prompts = self.prompts if inside is None else self.prompts[inside]
+        return {
+            "analysis": analysis,
+            "probe_id": self.probe_id,
+            "update": self.update,
+            "outcome": self.name,
+            "k": k,
+            "term": term,
+            "unit": unit,
+            **interval.columns(),
+            "std_error": std_error,
+            "method": method,
+            "n_positions": len(prompts),
+            "n_prompts": len(np.unique(prompts)),
+            "n_dropped": int((~self.rows).sum()),
+        }
+
+
+def load_bank(run: Path) -> Bank:
+    """Read the bank's positions, predictors only.
+
+    Raises:
+        ArtefactError: the table is missing, holds no bank position, or holds one twice.
+    """
+    everything = POSITIONS.read(run / "positions", [*_KEY, "split", *_PREDICTORS])
+    positions = _ordered(everything[everything["split"] == "bank"], "positions")
+    if positions.empty:
+        raise ArtefactError(f"{run / 'positions'} holds no position of the bank: run `teachdiag capture` again")
+    names, prompts = np.unique(positions["prompt_id"].to_numpy(str), return_inverse=True)
+    return Bank(positions, prompts.astype(np.int64), len(names))
+
+
+def load_steps(run: Path, bank: Bank) -> list[Step]:
+    """Read every real step of the run with its placebos, in the order of probe_id.
+
+    Raises:
+        RunError: there is no probe, or one is unfinished.
+        ArtefactError: a probe's gains are missing, or are not of this bank.
+    """
+    return [_load_step(run, probe_id, bank) for probe_id in _finished_probes(run)]
+
+
+def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
+    """Return one outcome of one probe, over the positions where it is above the noise floor."""
+    values = probe.gains[name].to_numpy()
+    rows = ~np.isnan(values)
+    return Outcome(probe.probe_id, probe.update, name, rows, values[rows], bank.prompts[rows])
+
+
+def select_outcomes(step: Step, bank: Bank) -> list[Outcome]:
+    """Return each outcome of the step and its placebos, over the positions where each is defined."""
+    return [select_outcome(probe, name, bank) for probe in step.probes for name in OUTCOMES]
+
+
+def _finished_probes(run: Path) -> list[str]:
+    probes = sorted(note.stem for note in (run / "probes").glob("*.json"))
+    if not probes:
+        raise RunError(f"{run} has no probe: run `teachdiag probe --run {run}` first")
+    notes = {probe: Stage(run, f"probes/{probe}").read() for probe in probes}
+    unfinished = [probe for probe, note in notes.items() if note is None or note["status"] != "complete"]
+    if unfinished:
+        raise RunError(
+            f"unfinished probes in {run}: {', '.join(unfinished)}; run `teachdiag probe --run {run}` again with "
+            "their settings to continue them"
+        )
+    return probes
+
+
+def _load_step(run: Path, probe_id: str, bank: Bank) -> Step:
+    # The name of a real step holds no dot, so this pattern finds its placebos alone.
+    placebos = tuple(_load_probe(folder, bank) for folder in sorted((run / "gains").glob(f"{probe_id}.*")))
+    return Step(_load_probe(run / "gains" / probe_id, bank), placebos)
+
+
+def _load_probe(folder: Path, bank: Bank) -> Probe:
+    columns = ["probe_id", "update", "update_on", "loss", *_KEY, *OUTCOMES, "noise_floor"]
+    gains = _ordered(GAINS.read(folder, columns), f"gains of {folder.name}")
+    if len(gains) != len(bank.positions) or not (gains[_KEY] == bank.positions[_KEY]).all(axis=None):
+        raise ArtefactError(
+            f"{folder} holds gains of {len(gains)} positions that are not the bank's {len(bank.positions)}, by "
+            "context, position and prompt: run the probe again in this run directory"
+        )
+    probe_id, update, update_on, loss = (str(gains[name].iloc[0]) for name in columns[:4])
+    return Probe(probe_id, update, update_on, loss, gains[[*OUTCOMES, "noise_floor"]].astype(np.float64))
+
+
+def _ordered(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Sort by key, so that no number depends on the order of rows or shards."""
+    if frame.duplicated(["context_id", "position"]).any():
+        raise ArtefactError(f"the {what} hold a position twice: run the stage again in a new run directory")
+    return frame.sort_values(["context_id", "position"], ignore_index=True)

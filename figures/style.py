@@ -1,0 +1,88 @@
+"""How every figure looks, and how it is saved: legible in print, colour-blind safe, the same bytes twice."""
+
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+
+HEADLINE_K = 16  # the K of figures that show a single one
+WIDTH = 7.2  # inches: two columns of a paper
+_CAPTION_CHARACTERS = 140  # what fits that width
+
+_COLOURS = sns.color_palette("colorblind")
+LEARNABLE, INCOMPATIBLE, REAL, PLACEBO = _COLOURS[0], _COLOURS[1], _COLOURS[0], "0.55"
+DIVERGING, SEQUENTIAL = "PuOr", "cividis"
+BLANK = "0.88"  # cells that hold too few positions to show
+
+TITLES = {
+    "one_step": "real step\n",
+    "theta0": "placebo:\nno step",
+    "shuffled_teacher": "placebo:\nshuffled teacher",
+    "random_direction": "placebo:\nrandom direction",
+}
+_RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.title_fontsize": 7.5,
+    "legend.frameon": False,
+    "svg.hashsalt": "teachdiag",
+    "svg.fonttype": "path",
+}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Apply the house style to everything drawn inside, and to nothing else."""
+    with mpl.rc_context(sns.axes_style("ticks") | sns.plotting_context("paper") | _RC):
+        yield
+
+
+def blank_figure(height: float) -> Figure:
+    """Return an empty figure of house width and the given height in inches, on the Agg backend."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_caption(figure: Figure, text: str) -> None:
+    """Write what was measured, on whom and how, below the axes."""
+    lines = "\n".join(textwrap.wrap(text, _CAPTION_CHARACTERS))
+    figure.supxlabel(lines, x=0.01, ha="left", linespacing=1.3, fontsize=7, color="0.3")
+
+
+def mark_missing(ax: Axes) -> None:
+    """Say that a panel's numbers could not be estimated, where an empty panel would look like zeros."""
+    ax.text(0.5, 0.5, "not estimable:\nconstant outcome", transform=ax.transAxes, ha="center", va="center", color="0.4")
+
+
+def add_colour_bar(
+    figure: Figure, mesh: QuadMesh, axes: list[Axes], label: str, extend: str = "neither", shrink: float = 1.0
+) -> None:
+    """Draw one colour bar for several panels."""
+    bar = figure.colorbar(mesh, ax=axes, label=label, extend=extend, shrink=shrink, aspect=25 * shrink, pad=0.02)
+    bar.outline.set_visible(False)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG (200 dpi) and SVG, whole or not at all; return both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    for file in files:
+        part = file.with_name(file.name + ".part")
+        metadata = {"Date": None} if file.suffix == ".svg" else {}
+        figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=metadata)
+        os.replace(part, file)
+    return files

@@ -1,0 +1,90 @@
+"""Figures: the files, and that the artists hold the numbers of the tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from planted import World, plant
+
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.errors import ArtefactError
+from teachdiag.figures.build import draw_figures
+from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
+from teachdiag.figures.deciles import draw_profile
+from teachdiag.figures.gain_surface import draw_gain_surface
+from teachdiag.figures.grid import MIN_POSITIONS
+from teachdiag.figures.plane import plane_figure
+from teachdiag.figures.tables import StepTables, load_tables
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = World(slope_learnable=0.06, slope_incompatible=0.01, null_theta0=True)
+    run = plant(tmp_path_factory.mktemp("figures") / "run", world)
+    run_analysis(run, AnalyzeSettings(draws=100), QUIET)
+    return run
+
+
+@pytest.fixture(scope="module")
+def step(run: Path) -> StepTables:
+    return load_tables(run)[0]
+
+
+def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
+    files = draw_figures(run, QUIET)
+    names = ("plane", "coefficients", "gain_surface", "deciles")
+    assert {f.name for f in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    before = {f: f.read_bytes() for f in files}
+    assert all(content.startswith((b"\x89PNG", b"<?xml")) for content in before.values())
+    draw_figures(run, QUIET)
+    assert {f: f.read_bytes() for f in files} == before
+    assert list((run / "figures").glob("*.part")) == []
+
+
+def test_coefficients_are_those_of_the_table(step: StepTables) -> None:
+    rows = step.coefficients("one_step")
+    ax = draw_coefficients(rows, Figure().subplots())
+    for line, term in zip(ax.get_lines(), ("learnable", "incompatible"), strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), rows[rows["term"] == term].sort_values("k")["estimate"])
+    for bars, term in zip(ax.collections, ("learnable", "incompatible"), strict=True):
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_array_equal(ends, rows[rows["term"] == term].sort_values("k")[["ci_low", "ci_high"]])
+
+
+def test_what_could_not_be_estimated_is_said(step: StepTables) -> None:
+    panels = coefficients_figure(step).axes
+    said = [any("not estimable" in text.get_text() for text in ax.texts) for ax in panels]
+    assert said == [update == "theta0" for update in step.probes]
+
+
+def test_profile_is_that_of_the_table(step: StepTables) -> None:
+    rows = step.profile("one_step", "learnable", 16)
+    ax = draw_profile(rows, Figure().subplots(), "k", "-", "o", "real step")
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), rows.sort_values("decile")["estimate"])
+
+
+def test_surface_is_that_of_the_table_and_sparse_cells_are_blank(step: StepTables) -> None:
+    cells = step.surface("gain_by_learnable_incompatible", 16, "one_step")
+    drawn = draw_gain_surface(cells, Figure().subplots(), 1.0).get_array().reshape(10, 10)
+    assert (cells["n_positions"] < MIN_POSITIONS).any()
+    for cell in cells.itertuples():
+        if cell.n_positions >= MIN_POSITIONS:
+            assert drawn[cell.y_bin, cell.x_bin] == cell.value
+        else:
+            assert np.ma.is_masked(drawn[cell.y_bin, cell.x_bin])
+
+
+def test_plane_marks_q3_and_states_its_medians(step: StepTables) -> None:
+    figure = plane_figure(step)
+    assert [ax.patches[-1].get_bbox().extents.tolist() for ax in figure.axes[:2]] == [[0, 50, 50, 100]] * 2
+    assert f"{step.q3('median_forward_kl'):.3g} nats" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_figures_need_an_analysis(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no estimates table"):
+        draw_figures(tmp_path, QUIET)
