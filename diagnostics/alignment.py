@@ -5,8 +5,9 @@ sequence therefore ends with the token before the last kept position: nothing la
 padded on the right without an attention mask: under causal attention no kept position sees the padding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -113,15 +114,20 @@ def batched(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
     return batches
 
 
-def relaid(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
-    """Lay out the same work otherwise, in half-sized batches that are padded further: rounding then shows as noise."""
-    return [replace(batch, extra_padding=7) for batch in batched(contexts, batch_tokens // 2)]
+def relaid(contexts: Sequence[Context], batch_tokens: int, limit: int) -> list[Batch]:
+    """Lay out the same work otherwise, so that rounding shows as noise: half-sized batches, padded further.
+
+    The padding stops at `limit`, the longest sequence that the model was made for.
+    """
+    halves = batched(contexts, batch_tokens // 2)
+    return [replace(b, extra_padding=min(7, limit - max(c.cost for c in b.contexts))) for b in halves]
 
 
-def in_shards(contexts: Sequence[Context], size: int) -> Iterator[tuple[Context, ...]]:
+def in_shards(contexts: Iterable[Context], size: int) -> Iterator[tuple[Context, ...]]:
     """Yield runs of consecutive contexts."""
-    for start in range(0, len(contexts), size):
-        yield tuple(contexts[start : start + size])
+    remaining = iter(contexts)
+    while shard := tuple(islice(remaining, size)):
+        yield shard
 
 
 def check_fits(contexts: Sequence[Context], limits: dict[Side, int], vocabulary: int) -> None:

@@ -1,6 +1,6 @@
 """Stage capture: prompts to frozen rollouts (`contexts`), and both models' distributions on them (`positions`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS, shard_path, write_parquet
-from teachdiag.diagnostics.alignment import Batch, Context, batched, check_fits, in_shards
-from teachdiag.diagnostics.models import LanguageModel, ModelSource, load, pick_device, resolve
+from teachdiag.diagnostics.alignment import Batch, Context, Side, batched, check_fits, in_shards
+from teachdiag.diagnostics.models import LanguageModel, ModelSource, load, machine_facts, pick_device, resolve
 from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
 from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ArtefactError, ModelError
 from teachdiag.manifests import Manifest, Prompt, PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, remove_leftovers, table_digest, writing
+from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
 
@@ -43,25 +43,23 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     Raises:
         InputError: anything that the user can mend; nothing already computed is lost.
     """
-    stage = Stage(run, "capture")
+    stage = Stage(run, "capture", tables=("contexts", "positions"))
     with writing(run):
         sources = resolve_pair(settings, reporter)
         prompts = None if settings.contexts else load_prompts(read_manifest(settings.prompts), settings.data_file)
         device = pick_device(settings.device)
-        if stage.claim(settings.as_dict(), _inputs(settings, sources, prompts) | {"device": device}):
+        if stage.claim(settings.as_dict(), _inputs(settings, sources, prompts), machine_facts(device)):
             reporter.say(f"{run}: capture is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            remove_leftovers(run)
             pair = load_pair(sources, settings.dtype, device, reporter)
             if prompts is None:
-                _import_contexts(run, settings)
+                _import_contexts(run, settings, pair)
             else:
                 _sample_contexts(run, settings, pair, prompts, reporter)
-            contexts = read_contexts(run, settings.positions)
-            _score_contexts(run, settings, pair, contexts, reporter)
+            score_contexts(run, settings, pair, reporter)
             results = {"shared_vocabulary": pair.vocabulary} | _summary(run)
-            stage.complete(results, tables=("contexts", "positions"))
+            stage.complete(results)
     return results
 
 
@@ -81,23 +79,54 @@ def resolve_pair(settings: CaptureSettings, reporter: Reporter) -> tuple[ModelSo
     return student, teacher
 
 
-def load_pair(sources: tuple[ModelSource, ModelSource], dtype: str, device: str, reporter: Reporter) -> Pair:
-    """Load both models (once, where they have the same weights) and cut their heads to the shared vocabulary.
+def load_pair(
+    sources: tuple[ModelSource, ModelSource], dtype: str, device: str, reporter: Reporter, *, master: bool = False
+) -> Pair:
+    """Load both models and cut their heads to the shared vocabulary.
+
+    Args:
+        sources: student and teacher. Loaded once where they have the same weights and the student stays at theta0.
+        dtype: type of the weights, or of the student's forward computation with `master`.
+        device: torch device.
+        reporter: told where heads are cut.
+        master: keep the student's weights in float32, to be updated.
 
     Raises:
         ModelError: one cannot be loaded, or they do not share a vocabulary.
     """
-    student = load(sources[0], dtype, device)
-    same = (sources[0].path, sources[0].revision, sources[0].dropped_layers)
-    teacher = student if same == (sources[1].path, sources[1].revision, ()) else load(sources[1], dtype, device)
+    student = load(sources[0], dtype, device, master=master)
+    same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
+    shared = same and not sources[0].dropped_layers and not master
+    teacher = student if shared else load(sources[1], dtype, device)
     vocabulary = shared_vocabulary(student, teacher, reporter)
     student.head.size = teacher.head.size = vocabulary
     return Pair(student, teacher, vocabulary)
 
 
-def read_contexts(run: Path, positions: int) -> list[Context]:
-    """Read the frozen contexts of a run, each cut to its kept positions."""
-    table = CONTEXTS.read_arrow(run / "contexts")
+def read_contexts(run: Path, positions: int) -> Iterator[Context]:
+    """Yield the frozen contexts of a run, each cut to its kept positions; one shard is in memory at a time."""
+    for file in sorted((run / "contexts").glob("part-*.parquet")):
+        yield from _contexts(CONTEXTS.read_arrow(file), positions)
+
+
+def score_contexts(run: Path, settings: CaptureSettings, pair: Pair, reporter: Reporter) -> None:
+    """Write the `positions` table of a run's contexts, shard by shard; shards that are there stay as they are."""
+    by_key = [(name, "ascending") for name in POSITIONS.key]
+    total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
+    with reporter.bar("Scoring contexts", total=total) as advance:
+        for index, shard in enumerate(in_shards(read_contexts(run, settings.positions), settings.shard_contexts)):
+            path = shard_path(run / "positions", index)
+            if path.exists():
+                advance(len(shard))
+                continue
+            scored = []
+            for batch in batched(shard, settings.batch_tokens):
+                scored.append(_positions(batch, score(pair.student, pair.teacher, batch, settings.tile_positions)))
+                advance(len(batch.contexts))
+            write_parquet(pa.concat_tables(scored).sort_by(by_key), path)
+
+
+def _contexts(table: pa.Table, positions: int) -> list[Context]:
     return [
         Context(
             context_id=row["context_id"],
@@ -188,11 +217,12 @@ def _prompt_tokens(
     }
 
 
-def _import_contexts(run: Path, settings: CaptureSettings) -> None:
-    """Copy a foreign `contexts` table into the run, checked.
+def _import_contexts(run: Path, settings: CaptureSettings, pair: Pair) -> None:
+    """Copy a foreign `contexts` table into the run, checked whole before anything is written.
 
     Raises:
-        ArtefactError: it is not of the schema, repeats a context, or one prompt is in both splits.
+        ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits.
+        ContextError: a context cannot be scored by this pair.
     """
     table = CONTEXTS.read_arrow(Path(settings.contexts)).sort_by("context_id")
     table = CONTEXTS.build({name: table[name] for name in CONTEXTS.schema.names})
@@ -204,27 +234,12 @@ def _import_contexts(run: Path, settings: CaptureSettings) -> None:
             raise ArtefactError(f"{settings.contexts}: split {split!r} of prompt {prompt_id}: use 'bank' or 'update'")
         if splits.setdefault(prompt_id, split) != split:
             raise ArtefactError(f"{settings.contexts}: prompt {prompt_id} is in both splits, which must not overlap")
+    if "bank" not in splits.values():
+        raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
+    limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
+    check_fits(_contexts(table, settings.positions), limits, pair.vocabulary)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_parquet(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
-
-
-def _score_contexts(
-    run: Path, settings: CaptureSettings, pair: Pair, contexts: Sequence[Context], reporter: Reporter
-) -> None:
-    check_fits(contexts, {"student": pair.student.limit, "teacher": pair.teacher.limit}, pair.vocabulary)
-    with reporter.bar("Scoring contexts", total=len(contexts)) as advance:
-        for index, shard in enumerate(in_shards(contexts, settings.shard_contexts)):
-            path = shard_path(run / "positions", index)
-            if path.exists():
-                advance(len(shard))
-                continue
-            scored = []
-            for batch in batched(shard, settings.batch_tokens):
-                scored.append(_positions(batch, score(pair.student, pair.teacher, batch, settings.tile_positions)))
-                advance(len(batch.contexts))
-            write_parquet(
-                pa.concat_tables(scored).sort_by([("context_id", "ascending"), ("position", "ascending")]), path
-            )
 
 
 def _positions(batch: Batch, columns: Columns) -> pa.Table:

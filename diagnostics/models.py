@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from teachdiag.diagnostics.embedded import embedded_model
-from teachdiag.errors import ModelError, SettingsError
+from teachdiag.errors import ModelError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.runs import file_digest
 from teachdiag.settings import EMBEDDED
@@ -165,7 +166,7 @@ def resolve(name: str, revision: str, dropped_layers: tuple[int, ...], reporter:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {name!r} (revision {revision}) cannot be found, neither as a local folder nor on the Hub: "
-            f"{str(error).splitlines()[0]}"
+            f"{cause(error)}"
         ) from error
     return ModelSource(name, name, commit or revision, commit or revision, dropped_layers)
 
@@ -191,8 +192,8 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
             dtype=torch.float32 if master else compute,
             device_map={"": device},
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"model {source.name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"model {source.name!r} cannot be loaded: {cause(error)}") from error
     if source.dropped_layers:
         _drop_layers(model, source)
     return LanguageModel(source, model, tokenizer, compute if master and compute != torch.float32 else None)
@@ -207,10 +208,16 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(f"--device {name!r} cannot be used here: {cause(error)}") from error
     return name
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """What decides the last digits of the numbers beside the versions: device and threads."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return {"device": device, "device_name": name, "threads": torch.get_num_threads()}
 
 
 def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401
@@ -250,8 +257,8 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
 
 
 def _folder_digest(folder: Path) -> str:
-    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-    files = [f for f in sorted(folder.iterdir()) if f.name in names or f.suffix in (".safetensors", ".bin")]
-    if not files:
-        raise ModelError(f"{folder} holds no model: no config.json and no weights")
+    """SHA-256 over every file that can change what the model computes: weights, configuration, tokenizer, template."""
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix != ".md" and not f.name.startswith(".")]
+    if not any(f.name == "config.json" for f in files):
+        raise ModelError(f"{folder} holds no model: there is no config.json")
     return hashlib.sha256("".join(f"{f.name} {file_digest(f)}\n" for f in files).encode()).hexdigest()

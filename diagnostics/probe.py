@@ -6,7 +6,6 @@ tables are assembled from these at the end.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +19,18 @@ from teachdiag.artefacts import GAINS, POSITIONS, shard_path, write_parquet, wri
 from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.capture import load_pair, read_contexts, resolve_pair
 from teachdiag.diagnostics.gains import gain_columns
-from teachdiag.diagnostics.models import LanguageModel, load, pick_device
+from teachdiag.diagnostics.models import LanguageModel, ModelSource, machine_facts, pick_device
 from teachdiag.diagnostics.scoring import rescore
-from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states, shuffled_across_contexts
+from teachdiag.diagnostics.teacher_states import (
+    TeacherStates,
+    compute_teacher_states,
+    refuse_unshufflable,
+    shuffled_across_contexts,
+)
 from teachdiag.diagnostics.updates import Snapshot, Step, optimizer_step, random_direction
-from teachdiag.errors import RunError
+from teachdiag.errors import ContextError, RunError
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, remove_leftovers, writing
+from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -61,23 +65,55 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     captured = Stage(run, "capture").require()
-    capture = CaptureSettings(**captured["settings"])
+    capture = _capture_settings(run, captured)
+    _refuse_biased_loss(settings, capture, reporter)
     probe_id = settings.name or _default_name(settings)
-    stage = Stage(run, f"probes/{probe_id}")
+    tables = tuple(f"gains/{_own_id(probe_id, update)}" for update in (REAL, *PLACEBOS))
+    stage = Stage(run, f"probes/{probe_id}", tables, scratch=f"scratch/{probe_id}")
     with writing(run):
+        sources = resolve_pair(capture, reporter)
+        _refuse_other_models(run, captured, sources)
         device = pick_device(settings.device)
-        if stage.claim(settings.as_dict(), captured["tables"] | {"device": device}):
+        if stage.claim(settings.as_dict(), captured["inputs"] | captured["tables"], machine_facts(device)):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            remove_leftovers(run)
-            scratch = run / "scratch" / probe_id
-            bench = _set_up(run, scratch, settings, capture, device, reporter)
+            bench = _set_up(stage, settings, capture, sources, device, reporter)
             steps = _rescore_every_state(bench)
             results = {"probe_id": probe_id} | _assemble(run, probe_id, bench, steps)
-            stage.complete(results, tables=[f"gains/{_own_id(probe_id, update)}" for update in (REAL, *PLACEBOS)])
-            shutil.rmtree(scratch)
+            stage.complete(results)
     return results
+
+
+def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:
+    try:
+        return CaptureSettings(**captured["settings"])
+    except TypeError as error:
+        raise RunError(f"{run} was captured by another version of teachdiag ({error}): capture it again") from error
+
+
+def _refuse_other_models(run: Path, captured: dict[str, Any], sources: tuple[ModelSource, ModelSource]) -> None:
+    """Refuse to probe models that are not, byte for byte, those whose predictors the run holds."""
+    for side, source in zip(("student", "teacher"), sources, strict=True):
+        before = captured["inputs"][side]["digest"]
+        if before != source.digest:
+            raise RunError(
+                f"{run} was captured with another {side}: {source.name} was {before}, now {source.digest}: restore "
+                "those weights, or capture again"
+            )
+
+
+def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> None:
+    """The sampled loss estimates the reverse KL only from tokens that follow the student's own distribution."""
+    if settings.loss != "sampled_reverse_kl":
+        return
+    if capture.contexts:
+        reporter.say("--loss sampled_reverse_kl is unbiased only if the imported rollouts were sampled from theta0")
+    elif (capture.temperature, capture.top_p, capture.top_k) != (1.0, 1.0, 0):
+        raise RunError(
+            "--loss sampled_reverse_kl is biased on rollouts sampled with temperature, top-p or top-k other than 1, 1 "
+            "and 0: capture with these, or choose a full-vocabulary loss"
+        )
 
 
 def _default_name(settings: ProbeSettings) -> str:
@@ -90,27 +126,28 @@ def _own_id(probe_id: str, update: str) -> str:
 
 
 def _set_up(
-    run: Path, scratch: Path, settings: ProbeSettings, capture: CaptureSettings, device: str, reporter: Reporter
+    stage: Stage,
+    settings: ProbeSettings,
+    capture: CaptureSettings,
+    sources: tuple[ModelSource, ModelSource],
+    device: str,
+    reporter: Reporter,
 ) -> _Bench:
     """Load the pair, store the teacher's states of every context, and keep only its head."""
-    contexts = read_contexts(run, capture.positions)
+    contexts = list(read_contexts(stage.run, capture.positions))
     bank = [c for c in contexts if c.split == "bank"]
-    update = _update_contexts(run, settings, contexts)
+    update = _update_contexts(stage.run, settings, contexts)
     needed = list({c.context_id: c for c in bank + update}.values())
-    sources = resolve_pair(capture, reporter)
-    pair = load_pair(sources, capture.dtype, device, reporter)
+    pair = load_pair(sources, capture.dtype, device, reporter, master=True)
+    scratch = stage.run / stage.scratch
     teacher = compute_teacher_states(pair.teacher, needed, settings.batch_tokens, scratch / "teacher.npy", reporter)
-    vocabulary = pair.vocabulary
-    del pair
-    student = load(sources[0], capture.dtype, device, master=True)
-    student.head.size = vocabulary
     return _Bench(
         scratch=scratch,
         settings=settings,
         shard_contexts=capture.shard_contexts,
-        student=student,
+        student=pair.student,
         teacher=teacher,
-        theta0=Snapshot(student),
+        theta0=Snapshot(pair.student),
         bank=bank,
         update=update,
         stand_in=shuffled_across_contexts(teacher, update, derive_seed(settings.seed, "shuffled_teacher")),
@@ -126,6 +163,7 @@ def _update_contexts(run: Path, settings: ProbeSettings, contexts: Sequence[Cont
             f"{run} has {len(chosen)} contexts to update on ({settings.update_on}), --update-contexts asks for "
             f"{wanted or 'some'}: capture more --update-prompts, or use --update-on bank"
         )
+    refuse_unshufflable(chosen[:wanted])
     return chosen[:wanted]
 
 
@@ -134,7 +172,7 @@ def _rescore_every_state(bench: _Bench) -> dict[str, Step]:
     settings, half = bench.settings, bench.student.half
     _rescore_bank(bench, "theta0", lambda shard: batched(shard, settings.batch_tokens))
     bench.student.half = None  # the noise of a half-precision model shows against float32
-    _rescore_bank(bench, _RELAID, lambda shard: relaid(shard, settings.batch_tokens))
+    _rescore_bank(bench, _RELAID, lambda shard: relaid(shard, settings.batch_tokens, bench.student.limit))
     bench.student.half = half
     nothing = Step(loss=0.0, gradient_norm=0.0, update_norm=0.0, positions=0)
     steps = {"theta0": nothing}
@@ -149,7 +187,10 @@ def _take_and_rescore(bench: _Bench, name: str, earlier: dict[str, Step]) -> Ste
         return Step(**json.loads(note.read_text()))
     step = _take(bench, name, earlier)
     write_text(json.dumps(asdict(step)), note)
-    _rescore_bank(bench, name, lambda shard: batched(shard, bench.settings.batch_tokens))
+    try:
+        _rescore_bank(bench, name, lambda shard: batched(shard, bench.settings.batch_tokens))
+    except ContextError as error:
+        raise ContextError(f"after the update {name}: {error}, or a smaller --learning-rate") from error
     bench.theta0.restore()
     return step
 

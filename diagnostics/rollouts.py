@@ -29,6 +29,19 @@ class Rollout:
     finish_reason: str
 
 
+class SharedVocabulary(LogitsProcessor):  # type: ignore[misc]
+    """Put the ids that the pair does not share, which are padding, out of reach of everything after it."""
+
+    def __init__(self, vocabulary: int) -> None:
+        """Take the number of leading ids that are shared."""
+        self.vocabulary = vocabulary
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask; shapes (rollouts, length) and (rollouts, ids)."""
+        scores[:, self.vocabulary :] = -torch.inf
+        return scores
+
+
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Turn greedy generation into sampling with one random stream a rollout.
 
@@ -37,18 +50,25 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     rollouts share its batch (up to the rounding of the logits).
     """
 
-    def __init__(self, uniforms: np.ndarray, vocabulary: int, prompt_length: int, device: torch.device) -> None:
-        """Take uniform numbers of shape (rollouts, steps) and the number of ids that may be sampled."""
+    def __init__(self, uniforms: np.ndarray, prompt_length: int, device: torch.device) -> None:
+        """Take uniform numbers in [0, 1) of shape (rollouts, steps)."""
         self.uniforms = torch.from_numpy(uniforms).to(device)
-        self.vocabulary = vocabulary
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Force one token a row; shapes (rollouts, length) and (rollouts, ids)."""
+        """Force one token a row; shapes (rollouts, length) and (rollouts, ids).
+
+        Raises:
+            ContextError: a logit is NaN, so that nothing can be sampled.
+        """
         step = input_ids.shape[1] - self.prompt_length
-        cumulative = scores[:, : self.vocabulary].double().softmax(-1).cumsum(-1)
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        if not torch.isfinite(cumulative[:, -1]).all():
+            raise ContextError(
+                f"the student gives NaN logits at token {step} of a rollout: try --dtype float32, or check its weights"
+            )
         target = self.uniforms[:, step, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(self.vocabulary - 1)
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
@@ -86,12 +106,12 @@ def sample(
     config = GenerationConfig(
         do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=sorted(student.end_ids), pad_token_id=pad
     )
-    sampling = SeededSampling(uniforms, vocabulary, width, student.device)
+    sampling = SeededSampling(uniforms, width, student.device)
     output = student.model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=LogitsProcessorList([*_warpers(settings), sampling]),
+        logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *_warpers(settings), sampling]),
     )
     return [_ended(row, student.end_ids) for row in output[:, width:].tolist()]
 

@@ -4,6 +4,7 @@ The LM head is applied to kept positions only, in float32, and no more than one 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,16 @@ from teachdiag.diagnostics.statistics import divergences, statistics
 from teachdiag.errors import ContextError
 
 Columns = dict[str, np.ndarray]
+_CACHED_ROWS = 16
+
+
+class States(NamedTuple):
+    """Hidden states of the same rows in both models, shape (rows, width) each, and the heads that read them."""
+
+    student: Tensor
+    student_head: Head
+    teacher: Tensor
+    teacher_head: Head
 
 
 @torch.no_grad()
@@ -36,15 +47,10 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
     hidden = hidden_rows(student, batch, "student")
     taught = hidden_rows(teacher, batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
     tokens = torch.from_numpy(batch.tokens).long().to(student.device)
-    columns = _tiled(
-        lambda rows: statistics(
-            student.head(hidden[rows]), teacher.head(taught[rows]).to(student.device), tokens[rows]
-        ),
-        batch.rows,
-        tile_positions,
-    )
+    states = States(hidden, student.head, taught, teacher.head)
+    columns = _tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
-    _refuse_non_finite(columns, batch, {"student": (hidden, student.head), "teacher": (taught, teacher.head)})
+    _refuse_non_finite(columns, batch, states)
     return columns
 
 
@@ -62,11 +68,9 @@ def rescore(student: LanguageModel, batch: Batch, taught: Tensor, head: Head, ti
     Raises:
         ContextError: a logit is NaN or infinite; the message names model, context and position.
     """
-    hidden = hidden_rows(student, batch, "student")
-    columns = _tiled(
-        lambda rows: divergences(student.head(hidden[rows]), head(taught[rows])), batch.rows, tile_positions
-    )
-    _refuse_non_finite(columns, batch, {"student": (hidden, student.head), "teacher": (taught, head)})
+    states = States(hidden_rows(student, batch, "student"), student.head, taught, head)
+    columns = _tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
+    _refuse_non_finite(columns, batch, states)
     return columns
 
 
@@ -75,15 +79,26 @@ def tiles(rows: int, tile_positions: int) -> list[slice]:
     return [slice(start, min(start + tile_positions, rows)) for start in range(0, rows, tile_positions)]
 
 
-def _tiled(measure: Callable[[slice], dict[str, Tensor]], rows: int, tile_positions: int) -> Columns:
-    """Fill one array a column, tile by tile. No tensor of a tile outlives it: it would pin its neighbours' memory."""
+def _tiled(
+    states: States, measure: Callable[[Tensor, Tensor, slice], dict[str, Tensor]], tile_positions: int
+) -> Columns:
+    """Fill one array a column, tile by tile, from (student logits, teacher logits, their rows).
+
+    Nothing of a tile outlives it: it would pin its neighbours' memory. On a CPU the statistics of a tile are taken a
+    few rows at a time, so that their intermediates stay in its cache.
+    """
     columns: Columns = {}
-    for tile in tiles(rows, tile_positions):
-        for name, tensor in measure(tile).items():
-            values = tensor.cpu().numpy()
-            if name not in columns:
-                columns[name] = np.empty((rows, *values.shape[1:]), values.dtype)
-            columns[name][tile] = values
+    total = len(states.student)
+    for tile in tiles(total, tile_positions):
+        z = states.student_head(states.student[tile])
+        w = states.teacher_head(states.teacher[tile]).to(z.device)
+        for part in tiles(len(z), _CACHED_ROWS if z.device.type == "cpu" else len(z)):
+            rows = slice(tile.start + part.start, tile.start + part.stop)
+            for name, tensor in measure(z[part], w[part], rows).items():
+                values = tensor.cpu().numpy()
+                if name not in columns:
+                    columns[name] = np.empty((total, *values.shape[1:]), values.dtype)
+                columns[name][rows] = values
     return columns
 
 
@@ -91,7 +106,7 @@ def _prompts_differ(batch: Batch) -> bool:
     return any(c.student_prompt != c.teacher_prompt for c in batch.contexts)
 
 
-def _refuse_non_finite(columns: Columns, batch: Batch, sides: dict[str, tuple[Tensor, Head]]) -> None:
+def _refuse_non_finite(columns: Columns, batch: Batch, states: States) -> None:
     """Name the first position whose statistics are not finite, and the model to blame: a NaN logit reaches them all."""
     bad = np.zeros(batch.rows, bool)
     for values in columns.values():
@@ -99,7 +114,11 @@ def _refuse_non_finite(columns: Columns, batch: Batch, sides: dict[str, tuple[Te
     if not bad.any():
         return
     row = int(np.flatnonzero(bad)[0])
-    blamed = [side for side, (hidden, head) in sides.items() if not torch.isfinite(head(hidden[row : row + 1])).all()]
+    logits = {
+        "student": states.student_head(states.student[row : row + 1]),
+        "teacher": states.teacher_head(states.teacher[row : row + 1]),
+    }
+    blamed = [side for side, values in logits.items() if not torch.isfinite(values).all()]
     raise ContextError(
         f"the {' and '.join(blamed) or 'pair'} gives NaN or infinite logits in context {batch.context_ids[row]} at "
         f"position {batch.positions[row]}: try --dtype float32, or check the model's weights"

@@ -73,17 +73,26 @@ def shuffled_across_contexts(states: TeacherStates, contexts: Sequence[Context],
         all other contexts alone.
 
     Raises:
-        EstimationError: one context holds more than half of the positions, so that its rows cannot all leave it.
+        EstimationError: one context holds more than half of the positions.
     """
+    refuse_unshufflable(contexts)
     rng = np.random.default_rng(seed)
     order = [contexts[i] for i in rng.permutation(len(contexts))]
     rows = np.concatenate([rng.permutation(states.rows(Batch((context,)))) for context in order])
-    longest = max(len(context.response) for context in contexts)
-    if 2 * longest > len(rows):
+    stand_in = np.arange(len(states.states))
+    stand_in[rows] = np.roll(rows, max(len(context.response) for context in contexts))
+    return stand_in
+
+
+def refuse_unshufflable(contexts: Sequence[Context]) -> None:
+    """Refuse contexts among which the teacher's rows cannot be shuffled.
+
+    Raises:
+        EstimationError: one context holds more than half of the positions, so that its rows cannot all leave it.
+    """
+    lengths = [len(context.response) for context in contexts]
+    if 2 * max(lengths) > sum(lengths):
         raise EstimationError(
             f"the shuffled-teacher placebo needs an update batch in which no context holds more than half of the "
-            f"positions: {len(contexts)} contexts with {len(rows)} positions do not do; use more update contexts"
+            f"positions: {len(lengths)} contexts with {sum(lengths)} positions do not do; use more update contexts"
         )
-    stand_in = np.arange(len(states.states))
-    stand_in[rows] = np.roll(rows, longest)
-    return stand_in

@@ -1,6 +1,7 @@
 """Updates of the student: one optimizer step, a random direction, and the exact way back to theta0."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
+from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
 
@@ -93,6 +95,9 @@ def optimizer_step(
         theta0: where the step started, to measure its length.
         reporter: progress.
         replaced: shape (all positions,), the row that stands in for each teacher row, in a placebo.
+
+    Raises:
+        SettingsError: gradient or step is not finite.
     """
     loss = accumulate_gradient(student, contexts, teacher, settings, reporter, replaced)
     parameters = [p for _, p in student.parameters()]
@@ -105,7 +110,13 @@ def optimizer_step(
         optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Step(loss, norm, theta0.distance(), sum(len(c.response) for c in contexts))
+    step = Step(loss, norm, theta0.distance(), sum(len(c.response) for c in contexts))
+    if not math.isfinite(step.gradient_norm + step.update_norm):
+        raise SettingsError(
+            f"the step is not finite (gradient norm {norm:.3g}, update norm {step.update_norm:.3g}): choose a smaller "
+            f"--learning-rate than {settings.learning_rate:g}, or capture with --dtype float32"
+        )
+    return step
 
 
 def accumulate_gradient(
@@ -116,10 +127,12 @@ def accumulate_gradient(
     reporter: Reporter,
     replaced: np.ndarray | None = None,
 ) -> float:
-    """Add the gradient of the mean loss to every parameter's `.grad` and return that mean, in nats.
+    """Put the gradient of the mean loss into every parameter's `.grad`, which was empty; return that mean, in nats.
 
     The backward pass is cut at the hidden states that feed the LM head: each tile of logits sends its gradient there
-    and is freed before the next is made, so that memory grows with neither the update batch nor the vocabulary.
+    and is freed before the next is made, so that memory grows with neither the update batch nor the vocabulary. The
+    sum of the losses is propagated and the gradient divided at the end: in half precision, terms of a mean over many
+    positions would vanish.
     """
     measure = position_loss(settings.loss, settings.jsd_beta)
     total = sum(len(c.response) for c in contexts)
@@ -135,11 +148,14 @@ def accumulate_gradient(
                 with torch.no_grad():
                     teacher_logits = teacher.head(taught[tile])
                 losses = measure(student.head(cut[tile]), teacher_logits, tokens[tile])
-                (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+                losses.sum().backward()  # type: ignore[no-untyped-call]
                 loss_sum += losses.detach().double().sum().item()
             assert cut.grad is not None
             hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
             advance(len(batch.contexts))
+    for _, parameter in student.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= total
     return loss_sum / total
 
 

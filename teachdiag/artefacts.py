@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from teachdiag.errors import ArtefactError
+from teachdiag.errors import ArtefactError, cause
 from teachdiag.settings import SUPPORT_SIZES
 
 TOP = max(SUPPORT_SIZES)  # length of the stored top-K lists
@@ -108,15 +108,17 @@ class Table:
                 if c.name not in present:
                     table = table.append_column(c.name, pa.nulls(table.num_rows, c.type))
             table = table.select([c.name for c in wanted])
+            self._refuse_gaps(table)
             return table.cast(pa.schema([self.schema.field(c.name) for c in wanted]))
         except (pa.ArrowException, OSError) as error:
-            raise ArtefactError(f"{path} cannot be read as a {self.name} table: {_first_line(error)}") from error
+            raise ArtefactError(f"{path} cannot be read as a {self.name} table: {cause(error)}") from error
 
     def _refuse_gaps(self, table: pa.Table) -> None:
         for c in self.columns:
-            row = _first_gap(table[c.name], c)
+            row = _first_gap(table[c.name], c) if c.name in table.column_names else None
             if row is not None:
-                where = ", ".join(f"{name} {table[name][row].as_py()}" for name in self.key)
+                keys = [name for name in self.key if name in table.column_names]
+                where = ", ".join(f"{name} {table[name][row].as_py()}" for name in keys) or f"row {row}"
                 raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
 
 
@@ -150,19 +152,25 @@ def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (array
 
 
 def _first_gap(values: pa.ChunkedArray, column: Column) -> int | None:
-    """Return the first row whose value is null (where the column allows none), NaN or infinite."""
-    if values.null_count and not column.nullable:
-        return int(pc.index(pc.is_null(values), True).as_py())
-    is_list = pa.types.is_fixed_size_list(values.type)
-    flat = pc.list_flatten(values) if is_list else values
-    if not pa.types.is_floating(flat.type):
-        return None
-    place = pc.index(pc.is_finite(pc.fill_null(flat, 0.0)), False).as_py()
-    return None if place < 0 else int(place // (TOP if is_list else 1))
+    """Return the first row that is null (where the column allows none), or holds a null, a NaN or an infinity."""
+    whole = values.combine_chunks()
+    if not pa.types.is_nested(whole.type):
+        return _first_bad(whole, column.nullable)
+    if whole.null_count and not column.nullable:
+        return int(pc.index(pc.is_null(whole), True).as_py())
+    element = _first_bad(pc.list_flatten(whole), nulls_allowed=False)
+    return None if element is None else int(pc.list_parent_indices(whole)[element].as_py())
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _first_bad(values: pa.Array, nulls_allowed: bool) -> int | None:
+    """Return the first place that is null (where none is allowed), NaN or infinite."""
+    good = pc.is_valid(values)
+    if pa.types.is_floating(values.type):
+        good = pc.and_(good, pc.fill_null(pc.is_finite(values), True))
+    if nulls_allowed:
+        good = pc.or_(good, pc.is_null(values))
+    place = pc.index(good, False).as_py()
+    return None if place < 0 else int(place)
 
 
 def _per_support(name: str, meaning: str, unit: str = "1") -> tuple[Column, ...]:
@@ -429,6 +437,7 @@ when it has its final name. Each table reads as a whole, shards or not:
 
 ```python
 import pandas as pd
+
 positions = pd.read_parquet("runs/demo/positions")
 gains = pd.read_parquet("runs/demo/gains")  # every probe and placebo, told apart by `probe_id` and `update`
 bank = gains.merge(positions, on=["context_id", "position", "prompt_id"])

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from teachdiag import __version__
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings, help_text
@@ -35,6 +36,8 @@ app = typer.Typer(
 
 _TABLE_WIDTH = 124  # columns that the analysis tables need to stay readable
 
+_STAGES = ("capture", "probe", "analyze")
+
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Show = Callable[[dict[str, Any], Path], None]
 
@@ -42,7 +45,7 @@ _Show = Callable[[dict[str, Any], Path], None]
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the input is wrong (one sentence), 1 anything else."""
     try:
-        app(standalone_mode=True)
+        app()
     except InputError as error:
         print(f"teachdiag: {error}", file=sys.stderr)
         sys.exit(2)
@@ -59,6 +62,11 @@ def _read_recipe(context: typer.Context, path: Path | None) -> Path | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"recipe {path} is not TOML: {error}") from error
     name = str(context.info_name)
+    strangers = [key for key, table in content.items() if key not in _STAGES or not isinstance(table, dict)]
+    if strangers:
+        raise SettingsError(
+            f"recipe {path}: {', '.join(strangers)} is no table of a stage: put options under [{'], ['.join(_STAGES)}]"
+        )
     entries = {key.replace("-", "_"): value for key, value in content.get(name, {}).items()}
     known = {str(option.name) for option in context.command.params} - {"recipe", "help"}
     unknown = entries.keys() - known
@@ -82,8 +90,14 @@ _COMMON: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "quiet": (Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages")], False),
-    "json": (Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output")], False),
+    "quiet": (
+        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", show_default="off")],
+        False,
+    ),
+    "json": (
+        Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", show_default="off")],
+        False,
+    ),
 }
 
 
@@ -98,7 +112,11 @@ def _stage_command(settings_class: type, show: _Show) -> Callable[[_Stage], _Sta
     def register(stage: _Stage) -> _Stage:
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in _COMMON}
-            summary = stage(common["run"], settings_class(**values), Reporter(quiet=common["quiet"]))
+            try:
+                summary = stage(common["run"], settings_class(**values), Reporter(quiet=common["quiet"]))
+            except KeyboardInterrupt:
+                print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
+                raise typer.Exit(1) from None
             if common["json"]:
                 print(json.dumps(summary, indent=2))
             elif not common["quiet"]:
@@ -127,6 +145,12 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
         option = typer.Option(help=help_text(entry), show_default=shown)
         options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
     return options
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
 
 
 def _show_capture(summary: dict[str, Any], run: Path) -> None:
@@ -158,6 +182,16 @@ def _show_analysis(summary: dict[str, Any], run: Path) -> None:
     for sentence in summary["verdict"]:
         print(f"- {sentence}")
     print(f"Tables, figures and summary.md are in {run}")
+
+
+@app.callback()
+def _version(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 @_stage_command(CaptureSettings, _show_capture)
@@ -194,7 +228,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 
 def _need_models() -> None:
     """Say what to install before a missing torch can raise a traceback."""
-    for package in ("torch", "transformers"):
+    for package in ("torch", "transformers", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"this command needs {package}: pip install 'teachdiag[models,prompts]'")
 

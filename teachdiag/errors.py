@@ -31,3 +31,10 @@ class RunError(InputError):
 
 class EstimationError(InputError):
     """The tables do not carry the estimate: a constant predictor, or too few prompts."""
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of what lies at the root of an exception, for the message of an `InputError`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,27 +1,43 @@
 """Prompt sources: read `data_manifests/*.toml`, locate the data, verify it, and draw prompts from it."""
 
 import hashlib
+import importlib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from teachdiag.errors import EstimationError, ManifestError
+from teachdiag.errors import EstimationError, ManifestError, cause
 from teachdiag.runs import file_digest
 from teachdiag.seeds import derive_seed
 
 FOLDER = Path(__file__).parent / "data_manifests"
-_SECTIONS = {
-    "": {"id", "description", "licence", "rows", "sha256"},
-    "source": {"kind", "dataset", "config", "revision", "split", "file", "size", "seed"},
-    "columns": {"question", "solution", "answer", "answer_after"},
-    "template": {"prompt", "privileged"},
+# Section: entry: (type, needed). Section '' is the top level.
+_ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
+    "": {
+        **{"id": (str, True), "description": (str, False), "licence": (str, True)},
+        **{"rows": (int, False), "sha256": (list, False)},
+        **{"source": (dict, True), "columns": (dict, True), "template": (dict, True)},
+    },
+    "source": {
+        **{"kind": (str, True), "dataset": (str, False), "config": (str, False), "revision": (str, False)},
+        **{"split": (str, False), "file": (str, False), "size": (int, False), "seed": (int, False)},
+    },
+    "columns": {
+        **{"question": (str, True), "solution": (str, False)},
+        **{"answer": (str, False), "answer_after": (str, False)},
+    },
+    "template": {"prompt": (str, True), "privileged": (str, False)},
 }
+_NEEDED_BY_KIND = {"file": ("file",), "hub": ("dataset", "file"), "reasoning_gym": ("dataset", "size", "seed")}
+_BATCH_ROWS = 10_000
+_TOML_NAMES = {str: "string", int: "whole number", list: "list", dict: "table"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +84,13 @@ class Manifest:
         return self._fill("privileged", prompt)
 
     def _fill(self, name: str, prompt: Prompt) -> str:
-        values = {"question": prompt.question, "solution": prompt.solution, "answer": prompt.answer}
+        mapped = {"question": prompt.question, "solution": prompt.solution, "answer": prompt.answer}
         try:
-            return self.template[name].format_map(values)
-        except (KeyError, ValueError, IndexError) as error:
+            return self.template[name].format_map({k: v for k, v in mapped.items() if v is not None})
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise ManifestError(
-                f"{self.path}: template.{name} may use {{question}}, {{solution}} and {{answer}} only, with other "
-                f"braces doubled ({error})"
+                f"{self.path}: template.{name} may use {{question}}, {{solution}} and {{answer}}, each only where "
+                f"[columns] maps it, with other braces doubled ({error} is wrong)"
             ) from error
 
 
@@ -147,13 +163,21 @@ def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
         ManifestError: the data is missing, lacks a mapped column, or has another hash or row count than recorded.
     """
     local = data_file or os.environ.get(f"TEACHDIAG_DATA_{manifest.id.upper()}", "")
-    rows, file_sha256 = _read_source(manifest, local)
-    mapped = [_map_row(manifest, number, row) for number, row in enumerate(rows)]
-    content = content_digest(mapped)
-    _verify(manifest, {f"content:{content}", f"file:{file_sha256}"}, len({_content(p) for p in mapped}))
-    distinct = {p.prompt_id: p for p in reversed(mapped)}  # the first row of each question survives
-    prompts = tuple(distinct[prompt_id] for prompt_id in sorted(distinct))
-    return PromptSet(manifest, prompts, content, duplicates=len(mapped) - len(prompts))
+    batches, file_sha256 = _read_source(manifest, local)
+    distinct: dict[tuple[str, str | None, str | None], Prompt] = {}  # repeated rows are dropped as they come
+    count = 0
+    for rows in batches:
+        for row in rows:
+            prompt = _map_row(manifest, count, row)
+            distinct.setdefault(_content(prompt), prompt)
+            count += 1
+    content = content_digest(distinct.values())
+    _verify(manifest, {f"content:{content}", f"file:{file_sha256}"}, len(distinct))
+    by_question: dict[str, Prompt] = {}
+    for prompt in distinct.values():
+        by_question.setdefault(prompt.prompt_id, prompt)
+    prompts = tuple(by_question[prompt_id] for prompt_id in sorted(by_question))
+    return PromptSet(manifest, prompts, content, duplicates=count - len(prompts))
 
 
 def content_digest(prompts: Iterable[Prompt]) -> str:
@@ -167,17 +191,24 @@ def _content(prompt: Prompt) -> tuple[str, str | None, str | None]:
 
 
 def _check_entries(path: Path, content: dict[str, Any]) -> None:
-    for section, known in _SECTIONS.items():
-        entries = content.get(section, {}) if section else {k: v for k, v in content.items() if k not in _SECTIONS}
-        unknown = set(entries) - known
+    for section, known in _ENTRIES.items():
+        entries, prefix = (content[section], f"{section}.") if section else (content, "")
+        unknown = entries.keys() - known
         if unknown:
-            raise ManifestError(f"{path}: unknown entries {', '.join(sorted(unknown))} in [{section or 'top level'}]")
-    needed = {"": ("id", "licence"), "source": ("kind",), "columns": ("question",), "template": ("prompt",)}
-    for section, names in needed.items():
-        entries = content.get(section, {}) if section else content
-        for name in names:
-            if not isinstance(entries.get(name), str):
-                raise ManifestError(f"{path}: the entry {section + '.' if section else ''}{name} is missing")
+            raise ManifestError(f"{path}: unknown entries {', '.join(sorted(prefix + name for name in unknown))}")
+        for name, (kind, needed) in known.items():
+            if name in entries and (not isinstance(entries[name], kind) or isinstance(entries[name], bool)):
+                raise ManifestError(f"{path}: the entry {prefix}{name} must be a {_TOML_NAMES[kind]}")
+            if needed and name not in entries:
+                raise ManifestError(f"{path}: the entry {prefix}{name} is missing")
+    if re.fullmatch(r"\w+", content["id"]) is None:
+        raise ManifestError(f"{path}: the entry id must be made of letters, digits and '_'")
+    source = content["source"]
+    if source["kind"] not in _NEEDED_BY_KIND:
+        raise ManifestError(f"{path}: source.kind is {source['kind']!r}: choose {', '.join(_NEEDED_BY_KIND)}")
+    for name in _NEEDED_BY_KIND[source["kind"]]:
+        if name not in source:
+            raise ManifestError(f"{path}: the entry source.{name} is missing, which kind {source['kind']} needs")
 
 
 def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
@@ -190,35 +221,34 @@ def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
         )
 
 
-def _read_source(manifest: Manifest, local: str) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """Return the rows, and the SHA-256 of the file they came from ('' for generated rows)."""
+def _read_source(manifest: Manifest, local: str) -> tuple[Iterator[list[dict[str, Any]]], str]:
+    """Return the rows in batches, and the SHA-256 of the file they came from ('' for generated rows)."""
     kind = manifest.source["kind"]
     if kind == "reasoning_gym" and not local:
-        return _generate(manifest), ""
-    if kind == "hub" and not local:
-        path = _download(manifest)
-    elif local or kind == "file":
-        path = Path(local or manifest.source.get("file", ""))
-    else:
-        raise ManifestError(f"{manifest.path}: source.kind is {kind!r}: choose hub, file or reasoning_gym")
+        return iter([_generate(manifest)]), ""
+    path = _download(manifest) if kind == "hub" and not local else Path(local or manifest.source.get("file", ""))
     if not path.is_file():
-        raise ManifestError(f"{manifest.id}: no data file at {path or repr(local)}: give --data-file")
-    return _read_file(path), file_digest(path)
+        raise ManifestError(f"{manifest.id}: no data file at {path}: give --data-file")
+    return _read_file(path, manifest), file_digest(path)
 
 
-def _read_file(path: Path) -> Sequence[Mapping[str, Any]]:
+def _read_file(path: Path, manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
+    """Yield the mapped columns in batches, so that a file larger than memory can be read."""
     datasets = _require("datasets")
     datasets.disable_progress_bars()
     formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     if path.suffix not in formats:
         raise ManifestError(f"{path}: prompts are read from .jsonl, .json or .parquet files")
     try:
-        rows: Sequence[Mapping[str, Any]] = datasets.load_dataset(
-            formats[path.suffix], data_files=str(path), split="train", keep_in_memory=True
-        ).to_list()
+        rows = datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
     except Exception as error:
-        raise ManifestError(f"{path} cannot be read as {formats[path.suffix]} rows: {_last_cause(error)}") from error
-    return rows
+        raise ManifestError(f"{path} cannot be read as {formats[path.suffix]} rows: {cause(error)}") from error
+    paths = [value for name, value in manifest.columns.items() if name != "answer_after"]
+    wanted = {path.split(".")[0] for path in paths}
+    if wanted <= set(rows.column_names):  # else the first row tells what is missing among what there is
+        rows = rows.select_columns(sorted(wanted))
+    for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
+        yield batch.to_pylist()
 
 
 def _download(manifest: Manifest) -> Path:
@@ -230,19 +260,22 @@ def _download(manifest: Manifest) -> Path:
                 source["dataset"], source["file"], repo_type="dataset", revision=source.get("revision", "main")
             )
         )
-    except KeyError as error:
-        raise ManifestError(f"{manifest.path}: the entry source.{error.args[0]} is missing") from error
     except Exception as error:
         raise ManifestError(
-            f"{manifest.id}: {source['dataset']} cannot be fetched from the Hub ({_last_cause(error)}): give a local "
+            f"{manifest.id}: {source['dataset']} cannot be fetched from the Hub ({cause(error)}): give a local "
             f"copy with --data-file or TEACHDIAG_DATA_{manifest.id.upper()}"
         ) from error
 
 
-def _generate(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
+def _generate(manifest: Manifest) -> list[dict[str, Any]]:
     source = manifest.source
     reasoning_gym = _require("reasoning_gym")
-    return list(reasoning_gym.create_dataset(source["dataset"], size=source["size"], seed=source["seed"]))
+    try:
+        return list(reasoning_gym.create_dataset(source["dataset"], size=source["size"], seed=source["seed"]))
+    except Exception as error:
+        raise ManifestError(
+            f"{manifest.path}: reasoning-gym cannot make {source['dataset']!r}: {cause(error)}"
+        ) from error
 
 
 def _map_row(manifest: Manifest, number: int, row: Mapping[str, Any]) -> Prompt:
@@ -277,17 +310,9 @@ def _look_up(manifest: Manifest, number: int, row: Any, path: str) -> str:  # no
 
 
 def _require(package: str) -> Any:  # noqa: ANN401 (a module)
-    import importlib
-
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ManifestError(
             f"this prompt source needs {package}: pip install 'teachdiag[prompts]' ({error})"
         ) from error
-
-
-def _last_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__).splitlines()[0]

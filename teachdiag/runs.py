@@ -6,10 +6,10 @@ Each stage owns one JSON. It is written when the stage begins (status `running`)
 
 import hashlib
 import json
-import os
 import platform
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,15 +21,25 @@ from filelock import FileLock, Timeout
 from teachdiag.artefacts import write_text
 from teachdiag.errors import RunError
 
+_KEYS = {"status", "settings", "inputs", "made_with"}
 _PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one run directory, known by its JSON file."""
+    """One stage of one run directory, known by its JSON file.
+
+    Attributes:
+        run: the run directory.
+        name: what the JSON is called, without its ending.
+        tables: folders of the tables that the stage writes, relative to the run directory.
+        scratch: folder of what it needs only until it ends; '' for none.
+    """
 
     run: Path
     name: str
+    tables: tuple[str, ...] = ()
+    scratch: str = ""
 
     @property
     def note(self) -> Path:
@@ -40,52 +50,62 @@ class Stage:
         """Return the stage's JSON, or None if the stage never began.
 
         Raises:
-            RunError: the file is not JSON.
+            RunError: the file is not the JSON of a stage.
         """
         if not self.note.exists():
             return None
         try:
             content = json.loads(self.note.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError):
             content = None
-        if not isinstance(content, dict) or "status" not in content:
+        if not isinstance(content, dict) or not content.keys() >= _KEYS:
             raise RunError(f"{self.note} is damaged: delete {self.run} or choose another --run")
         return content
 
-    def claim(self, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> bool:
+    def claim(
+        self, settings: Mapping[str, Any], inputs: Mapping[str, Any], machine: Mapping[str, Any] | None = None
+    ) -> bool:
         """Begin, or resume, or find the stage complete.
 
         Args:
             settings: resolved settings of the stage.
             inputs: digests and facts of what goes in (models, prompts, earlier stages).
+            machine: what else decides the last digits of the numbers: device, threads.
 
         Returns:
             True if the stage is complete with these very settings and inputs, so that nothing is left to do.
 
         Raises:
-            RunError: the stage was run with other settings or inputs, or was begun under other versions and is
-                unfinished, so that its shards cannot be continued; the message names what differs.
+            RunError: the stage has results that were made with other settings or inputs, or, unfinished, under other
+                versions or on another machine, or that nobody knows the making of; the message names what differs.
         """
-        ours = _plain({"settings": settings, "inputs": inputs, "made_with": environment()})
+        made_with = environment() | dict(machine or {})
+        ours = _plain({"settings": settings, "inputs": inputs, "made_with": made_with})
         before = self.read()
-        if before is not None:
+        begun = any(any((self.run / folder).rglob("*.parquet")) for folder in self._folders())
+        if before is None and begun:
+            raise RunError(
+                f"{self.run} has results of {self.name} but no {self.note.name} that says how they were made: delete "
+                f"{', '.join(self._folders())}, or choose another --run"
+            )
+        if before is not None and (begun or before["status"] == "complete"):
             self._refuse_mixture(before, ours)
             if before["status"] == "complete":
+                self._remove_scratch()
                 return True
+        elif self.scratch:
+            self._remove_scratch()  # of a stage that was refused before it computed anything
+        self._remove_parts()
         self._write({"stage": self.name, "status": "running", **ours})
         return False
 
-    def complete(self, results: Mapping[str, Any], tables: Sequence[str] = ()) -> None:
-        """Mark the claimed stage as complete; record its summary and the digests of the tables it wrote.
-
-        Args:
-            results: the stage's summary.
-            tables: files or folders, relative to the run directory.
-        """
+    def complete(self, results: Mapping[str, Any]) -> None:
+        """Mark the claimed stage as complete; record its summary and the digests of its tables."""
         content = self.read()
         assert content is not None, "complete() follows claim()"
-        digests = {table: table_digest(self.run / table) for table in tables}
+        digests = {table: table_digest(self.run / table) for table in self.tables}
         self._write(content | {"status": "complete", "tables": digests, "results": _plain(results)})
+        self._remove_scratch()
 
     def require(self) -> dict[str, Any]:
         """Return the JSON of a stage that must be complete, with its tables as it left them.
@@ -128,10 +148,24 @@ class Stage:
             for name, theirs, mine in _differences(before.get(part, {}), ours[part])
         ]
         if changes:
+            elsewhere = "--name" if self.name.startswith("probes/") else "--run"
             raise RunError(
-                f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another --run, "
-                f"or delete {self.run}"
+                f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another {elsewhere}, "
+                f"or delete {', '.join([self.note.name, *self._folders()])}"
             )
+
+    def _folders(self) -> list[str]:
+        return [*self.tables, *([self.scratch] if self.scratch else [])]
+
+    def _remove_scratch(self) -> None:
+        if self.scratch:
+            shutil.rmtree(self.run / self.scratch, ignore_errors=True)
+
+    def _remove_parts(self) -> None:
+        """Delete what a killed process left half-written in the stage's own folders."""
+        for folder in self._folders():
+            for part in (self.run / folder).rglob("*.part"):
+                part.unlink()
 
     def _write(self, content: dict[str, Any]) -> None:
         write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", self.note)
@@ -181,12 +215,6 @@ def table_digest(path: Path) -> str:
     for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.exists() else []:
         digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return digest.hexdigest()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete half-written `.part` files that a killed process left."""
-    for part in folder.rglob("*.part"):
-        os.unlink(part)
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -3,6 +3,7 @@
 A field is declared once, with its help text and unit; the command line and TOML recipes are made from the fields.
 """
 
+import math
 import re
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -48,7 +49,7 @@ class _Checked:
 
     def _check_at_least(self, lowest: float, *names: str) -> None:
         for name in names:
-            self._require(getattr(self, name) >= lowest, name, f"at least {lowest}")
+            self._require(lowest <= getattr(self, name) < math.inf, name, f"at least {lowest}, and finite")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, for the run directory."""
@@ -133,7 +134,7 @@ class ProbeSettings(_Checked):
     optimizer: Optimizer = option("adamw", "Optimizer of the single step, with fresh state")
     learning_rate: float = option(1e-5, "Learning rate of the step", "1")
     weight_decay: float = option(0.0, "Weight decay of the step, decoupled for AdamW", "1")
-    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down; 0 is off", "nats")
+    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down; 0 is off", "Euclidean norm")
     update_on: Split = option("update", "'update': held-out prompts; 'bank': the bank itself, and labelled so")
     update_contexts: int = option(0, "Contexts in the update batch; 0 takes all there are", "contexts")
     seed: int = option(0, "Root of the placebos' random streams", "integer")
@@ -150,6 +151,7 @@ class ProbeSettings(_Checked):
         self._check_choices()
         self._check_at_least(1, "batch_tokens", "tile_positions")
         self._check_at_least(0, "learning_rate", "weight_decay", "clip_norm", "update_contexts", "seed")
+        self._require(self.learning_rate < 1e38, "learning_rate", "a number that float32 holds")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
         self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")
 

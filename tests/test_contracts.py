@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -84,32 +85,64 @@ def test_every_column_is_explained_in_one_place() -> None:
         assert all(c.meaning for c in table.columns)
 
 
-def test_stages_resume_refuse_and_complete(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "capture")
-    with pytest.raises(RunError, match="has no capture stage: run `teachdiag capture --run"):
-        stage.require()
+def begun(run: Path) -> Stage:
+    """A stage that was claimed, wrote a shard, and was killed."""
+    stage = Stage(run, "capture", tables=("small",), scratch="scratch/capture")
     assert stage.claim({"seed": 1}, {"model": "a"}) is False
+    write_parquet(SMALL.build(values()), run / "small/part-00000.parquet")
+    return stage
+
+
+def test_stages_resume_refuse_and_complete(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="has no capture stage: run `teachdiag capture --run"):
+        Stage(tmp_path, "capture").require()
+    stage = begun(tmp_path)
     assert stage.claim({"seed": 1}, {"model": "a"}) is False  # resumed
     with pytest.raises(RunError, match="unfinished: run `teachdiag capture"):
         stage.require()
-    with pytest.raises(RunError, match=r"another configuration \(model was 'a', now 'b'\)"):
+    changed = r"another configuration \(model was 'a', now 'b'\): choose another --run, or delete capture.json, small, "
+    with pytest.raises(RunError, match=changed):
         stage.claim({"seed": 1}, {"model": "b"})
     stage.complete({"rows": 3})
     assert stage.claim({"seed": 1}, {"model": "a"}) is True
     assert stage.require()["results"] == {"rows": 3}
-    stage.note.write_text("{")
-    with pytest.raises(RunError, match="is damaged"):
-        stage.require()
+    for damaged in ("{", "[]", '{"status": "complete"}'):
+        stage.note.write_text(damaged)
+        with pytest.raises(RunError, match="is damaged"):
+            stage.require()
 
 
-def test_a_half_finished_stage_is_not_continued_under_other_versions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = Stage(tmp_path, "capture")
-    stage.claim({}, {})
+def test_a_stage_that_computed_nothing_may_begin_anew(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "capture", tables=("small",), scratch="scratch/capture")
+    stage.claim({"seed": 1}, {})
+    (tmp_path / "scratch/capture").mkdir(parents=True)
+    assert stage.claim({"seed": 2}, {}) is False
+    assert not (tmp_path / "scratch/capture").exists()
+
+
+def test_results_of_unknown_making_are_refused(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    stage.note.unlink()
+    with pytest.raises(RunError, match=r"has results of capture but no capture.json .* delete small, scratch/capture"):
+        stage.claim({"seed": 1}, {})
+
+
+def test_only_the_stages_own_leftovers_are_removed(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    for place in ("small/part-00001.parquet.part", "movie.mkv.part"):
+        (tmp_path / place).write_text("")
+    stage.claim({"seed": 1}, {"model": "a"})
+    assert not (tmp_path / "small/part-00001.parquet.part").exists()
+    assert (tmp_path / "movie.mkv.part").exists()
+
+
+def test_a_half_finished_stage_is_not_continued_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = begun(tmp_path)
+    with pytest.raises(RunError, match=r"threads was None, now 4"):
+        stage.claim({"seed": 1}, {"model": "a"}, {"threads": 4})
     monkeypatch.setattr("teachdiag.runs.environment", lambda: {"packages": {"torch": "0.1"}})
     with pytest.raises(RunError, match=r"packages.torch was .*, now '0.1'"):
-        stage.claim({}, {})
+        stage.claim({"seed": 1}, {"model": "a"})
 
 
 def test_one_writer_a_run(tmp_path: Path) -> None:
@@ -129,13 +162,14 @@ def test_seeds_are_named(seed: int, one: str, other: str) -> None:
 def test_settings_refuse_impossible_values() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: CaptureSettings(top_p=0.0), r"--top-p is 0.0: it must be in \(0, 1\]"),
-        (lambda: CaptureSettings(positions=0), "--positions is 0: it must be at least 1"),
+        (lambda: CaptureSettings(positions=0), "--positions is 0: it must be at least 1, and finite"),
         (lambda: CaptureSettings(dtype="int8"), "--dtype is 'int8': it must be one of float32, bfloat16"),  # type: ignore[arg-type]
         (lambda: CaptureSettings(student_drop_layers="last"), "--student-drop-layers is 'last'"),
         (lambda: ProbeSettings(learning_rate=-1), "--learning-rate"),
         (lambda: ProbeSettings(learning_rate=float("nan")), "--learning-rate"),
+        (lambda: ProbeSettings(learning_rate=float("inf")), "--learning-rate"),
         (lambda: ProbeSettings(name="a/b"), "--name"),
-        (lambda: AnalyzeSettings(draws=3), "--draws is 3: it must be at least 100"),
+        (lambda: AnalyzeSettings(draws=3), "--draws is 3: it must be at least 100, and finite"),
     ]
     for build, message in cases:
         with pytest.raises(SettingsError, match=message):
@@ -170,6 +204,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         (("capture", "--device", "abacus", "--run", tmp_path / "run"), None, "--device 'abacus' cannot be used"),
         (("probe", "--recipe", recipe), "[probe]\nspeed = 3", "[probe] has no option speed"),
         (("probe", "--recipe", recipe), "[probe", "is not TOML"),
+        (
+            ("probe", "--recipe", recipe),
+            "seed = 3",
+            "seed is no table of a stage: put options under [capture], [probe]",
+        ),
+        (("probe", "--recipe", recipe), "[prob]\nseed = 3", "prob is no table of a stage"),
         (("probe", "--recipe", recipe, "--run", tmp_path), "[probe]\nlearning-rate = -3", "--learning-rate is -3.0"),
         (
             ("probe", "--recipe", recipe, "--learning-rate", -4),
@@ -185,6 +225,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         assert message in done.stderr
         assert done.stderr.strip().count("\n") == 0, done.stderr
         assert done.stdout == ""
+    assert teachdiag("--version").stdout.strip() == version("teachdiag")
     wrong = teachdiag("probe", "--loss", "l2")
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr

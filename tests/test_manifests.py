@@ -12,11 +12,13 @@ from teachdiag.manifests import FOLDER, Prompt, content_digest, load_prompts, ma
 ROWS = [{"q": f"{a} and {a}?", "s": f"{2 * a}", "deep": [{"a": f"so #### {2 * a}"}]} for a in range(6)]
 
 
-def write(folder: Path, rows: list[dict] = ROWS, extra: str = "", **entries: str) -> str:
+def write(folder: Path, rows: list[dict] = ROWS, extra: str = "", source: str = "", **entries: str) -> str:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = {"question": "q", "solution": "s", "answer": "deep.0.a", "answer_after": "####"} | entries
     (folder / "m.toml").write_text(
-        f'id = "mine"\nlicence = "x"\n{extra}\n[source]\nkind = "file"\nfile = "{folder}/rows.jsonl"\n[columns]\n'
+        f'id = "mine"\nlicence = "x"\n{extra}\n[source]\n'
+        + (source or f'kind = "file"\nfile = "{folder}/rows.jsonl"')
+        + "\n[columns]\n"
         + "".join(f'{k} = "{v}"\n' for k, v in columns.items())
         + '[template]\nprompt = "Q {question} {{x}}"\nprivileged = "{question} {solution} {answer}"\n'
     )
@@ -87,8 +89,14 @@ def test_what_does_not_match_is_refused(tmp_path: Path) -> None:
         ({"question": "text"}, "row 0 has no column 'text'; it has q, s, deep"),
         ({"answer": "deep.4.a"}, "row 0 has no column 'deep.4.a'"),
         ({"rows": [{"q": " ", "s": "", "deep": [{"a": ""}]}]}, "row 0 has an empty question"),
-        ({"extra": "speed = 3"}, r"unknown entries speed in \[top level\]"),
-        ({"colour": "red"}, r"unknown entries colour in \[columns\]"),
+        ({"extra": "speed = 3"}, "unknown entries speed"),
+        ({"colour": "red"}, r"unknown entries columns\.colour"),
+        ({"extra": 'rows = "6"'}, "the entry rows must be a whole number"),
+        ({"extra": f'sha256 = "content:{good}"'}, "the entry sha256 must be a list"),
+        ({"source": 'kind = "web"'}, "source.kind is 'web': choose file, hub, reasoning_gym"),
+        ({"source": 'kind = "file"'}, "the entry source.file is missing, which kind file needs"),
+        ({"source": 'kind = "reasoning_gym"\ndataset = "gsm_symbolic"\nseed = 1'}, "source.size is missing"),
+        ({"source": 'kind = "reasoning_gym"\ndataset = "no_gym"\nsize = 1\nseed = 1'}, "cannot make 'no_gym'"),
     ]
     for changes, message in cases:
         with pytest.raises(ManifestError, match=message):
@@ -114,3 +122,5 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     without = read_manifest(write(tmp_path, [{"q": "1", "deep": [{"a": "1"}]}], solution="q"))
     with pytest.raises(InputError, match="needs worked solutions, and mine has none"):
         without.privileged_text(Prompt("", 0, "q", None, None))
+    with pytest.raises(ManifestError, match=r"each only where \[columns\] maps it, .* \('answer' is wrong\)"):
+        without.privileged_text(Prompt("", 0, "q", "s", None))

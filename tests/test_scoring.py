@@ -82,7 +82,7 @@ def assert_lists(row: dict[str, np.ndarray], p: np.ndarray, q: np.ndarray) -> No
 @pytest.mark.parametrize("tile", [1, 3, 64])
 def test_layout_and_tiles_do_not_change_the_answer(pair: Pair, contexts: list[Context], tile: int) -> None:
     whole = scored(pair, batched(contexts, 10_000), 1000)
-    for batches in (batched(contexts, 1), batched(contexts[::-1], 40), relaid(contexts, 60)):
+    for batches in (batched(contexts, 1), batched(contexts[::-1], 40), relaid(contexts, 60, 256)):
         for key, row in scored(pair, batches, tile).items():
             for name, value in row.items():
                 np.testing.assert_allclose(value, whole[key][name], rtol=2e-4, atol=2e-6, err_msg=name)

@@ -14,14 +14,16 @@ import pytest
 import torch
 from conftest import byte_tokenizer, save_model
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics import probe as probe_stage
 from teachdiag.diagnostics.capture import load_pair, run_capture
-from teachdiag.diagnostics.models import resolve
+from teachdiag.diagnostics.models import LanguageModel, resolve
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.updates import Step, optimizer_step
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
 from teachdiag.progress import Reporter
@@ -251,6 +253,9 @@ def test_bad_foreign_contexts_are_refused(
         ({"context_id": 1}, "context_id must be distinct"),
         ({"prompt_id": "same"}, "prompt same is in both splits"),
         ({"split": "train"}, "split 'train'"),
+        ({"split": "update"}, "has no context with split 'bank'"),
+        ({"prompt_id": [None] * 16}, "column prompt_id has no finite value at context_id 0"),
+        ({"response_token_ids": [[1, None] for _ in range(16)]}, "column response_token_ids has no finite value"),
         ({"response_token_ids": [[] for _ in range(16)]}, "context 0 has no kept position"),
         ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
@@ -359,6 +364,69 @@ def test_a_damaged_run_is_refused(run: Path, quiet: Reporter) -> None:
     shard.unlink()
     with pytest.raises(RunError, match="positions is no longer what the capture stage wrote"):
         run_probe(run, PROBE, quiet)
+
+
+def test_a_refused_input_does_not_spoil_the_run(
+    run: Path, tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    with pytest.raises(EstimationError, match="ask for fewer"):
+        run_capture(tmp_path / "again", replace(tiny_settings, bank_prompts=100), quiet)
+    run_capture(tmp_path / "again", tiny_settings, quiet)
+    assert tables(tmp_path / "again") == tables(run)
+    with pytest.raises(EstimationError, match="use more update contexts"):
+        run_probe(run, replace(PROBE, update_contexts=1), quiet)
+    run_probe(run, PROBE, quiet)
+
+
+def test_probe_refuses_other_weights_than_were_captured(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    moving = tmp_path / "student"
+    shutil.copytree(tiny_settings.student, moving)
+    run_capture(tmp_path / "run", replace(tiny_settings, student=str(moving)), quiet)
+    weights = load_file(moving / "model.safetensors")
+    weights["model.norm.weight"] += 0.1
+    save_file(weights, moving / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="was captured with another student"):
+        run_probe(tmp_path / "run", PROBE, quiet)
+    (moving / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run_capture(tmp_path / "other", replace(tiny_settings, student=str(moving)), quiet)
+
+
+def test_the_sampled_loss_needs_rollouts_of_the_student_itself(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    run_capture(tmp_path / "run", replace(tiny_settings, temperature=0.7, top_k=20, top_p=0.9), quiet)
+    with pytest.raises(RunError, match="sampled_reverse_kl is biased on rollouts sampled with temperature"):
+        run_probe(tmp_path / "run", replace(PROBE, loss="sampled_reverse_kl"), quiet)
+
+
+def test_a_step_that_breaks_the_student_is_named(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(student: LanguageModel, *arguments: object) -> Step:
+        step = optimizer_step(student, *arguments)
+        with torch.no_grad():
+            student.model.model.norm.weight[0] = float("inf")
+        return step
+
+    monkeypatch.setattr(probe_stage, "optimizer_step", breaking)
+    blame = "after the update one_step: the student gives NaN or infinite logits .* smaller --learning-rate"
+    with pytest.raises(ContextError, match=blame):
+        run_probe(run, PROBE, quiet)
+
+
+def test_positions_at_the_models_limit_are_scored_and_probed(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    """A GPT-2 has no positions beyond its limit, so that one token of padding too many is an error."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 257, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 30, "initializer_range": 0.5}
+    for name in ("a", "b"):
+        GPT2LMHeadModel(GPT2Config(**small, eos_token_id=256, bos_token_id=256)).save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    pair = {"student": str(tmp_path / "a"), "teacher": str(tmp_path / "b")}
+    run_capture(tmp_path / "run", replace(tiny_settings, **pair, max_new_tokens=8), quiet)
+    run_probe(tmp_path / "run", PROBE, quiet)
 
 
 def test_a_vocabulary_smaller_than_k_is_refused(quiet: Reporter) -> None:

@@ -17,7 +17,7 @@ from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_l
 from teachdiag.diagnostics.models import Head
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states, shuffled_across_contexts
 from teachdiag.diagnostics.updates import Snapshot, accumulate_gradient, optimizer_step, random_direction
-from teachdiag.errors import EstimationError
+from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -148,6 +148,16 @@ def test_sgd_step_is_clipped(pair: Pair, contexts: list[Context], teacher: Teach
     step = optimizer_step(pair.student, contexts, teacher, probe, Snapshot(pair.student), quiet)
     assert step.gradient_norm > 0.01
     assert step.update_norm == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_a_step_that_is_not_finite_is_refused(
+    pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter
+) -> None:
+    theta0 = Snapshot(pair.student)
+    with torch.no_grad():
+        pair.student.model.model.norm.weight[0] = float("nan")
+    with pytest.raises(SettingsError, match="the step is not finite"):
+        optimizer_step(pair.student, contexts, teacher, ProbeSettings(), theta0, quiet)
 
 
 def test_theta0_comes_back_bit_for_bit(pair: Pair) -> None:
