@@ -181,7 +181,9 @@ _CONTEXT_ID = Column("context_id", _LONG, "1", "number of the context in the run
 _POSITION = Column("position", _INT, "tokens", "response position t, 0-based: the distribution that predicts y_t")
 _PROMPT_ID = Column("prompt_id", _TEXT, "", "source and content hash of the prompt: the cluster of every interval")
 _SPLIT = Column("split", _TEXT, "", "'bank': where gains are measured; 'update': the batch of the optimizer step")
-_PROBE_ID = Column("probe_id", _TEXT, "", "name of the probe; a placebo carries its probe's name and its own kind")
+_PROBE_ID = Column(
+    "probe_id", _TEXT, "", "name of the probe; a placebo's is <probe>.<update>; '' where a number is of the bank alone"
+)
 _UPDATE = Column(
     "update",
     _TEXT,
