@@ -26,19 +26,11 @@ from teachdiag.analysis.regression import GAP, regressions
 from teachdiag.analysis.scaling import normalised_scores, raw_scores, saturation_rows
 from teachdiag.analysis.summary import summary_markdown
 from teachdiag.analysis.validity import draw_folds, validity
-from teachdiag.artefacts import (
-    DECILES,
-    ESTIMATES,
-    FINDINGS,
-    SATURATION,
-    SURFACES,
-    Table,
-    write_parquet,
-    write_text,
-)
+from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, SATURATION, SURFACES
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.settings import AnalyzeSettings
+from teachdiag.tables import Table, write_parquet, write_text
 
 Rows = list[dict[str, Any]]
 
@@ -127,7 +119,7 @@ def _summarise(
     }
     made = {step.real.probe_id: _made(run, step) for step in steps}
     contexts = bank.positions["context_id"].nunique()
-    sizes = f"Bank: {bank.n_prompts} prompts, {contexts} contexts, {len(bank.positions)} positions."
+    sizes = f"Bank: {bank.n_prompts} prompts, {contexts} contexts, {len(bank.positions)} positions. "
     write_text(summary_markdown(capture, sizes, made, sentences, estimates, saturation), run / "summary.md")
     return {
         "verdict": [s if len(steps) == 1 else f"{probe}: {s}" for probe, group in sentences.items() for s in group],

@@ -23,6 +23,7 @@ from teachdiag.settings import SUPPORT_SIZES
 
 HEADLINE_K = 16
 OUTCOME = "gain"
+STATUSES = ("holds", "reversed", "artefact", "not shown")
 _MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
 
 

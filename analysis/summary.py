@@ -9,7 +9,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from teachdiag.analysis.findings import HEADLINE_K, OUTCOME, at_headline, lookup
+from teachdiag.analysis.findings import HEADLINE_K, OUTCOME, STATUSES, at_headline, lookup
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import label, predictor_sets, versus_base
 from teachdiag.artefacts import ESTIMATES, FINDINGS
@@ -112,20 +112,26 @@ def terminal_tables(run: Path) -> list[Table]:
 
 
 def result_block(run: Path) -> str:
-    """Return the run's result at the headline K in Markdown, one short section a real step: what the README shows."""
+    """Return the run's result at the headline K in Markdown, short enough for a README: tables, then the verdict."""
     estimates = ESTIMATES.read(run / "analysis" / "estimates.parquet")
     findings = FINDINGS.read(run / "analysis" / "findings.parquet")
     parts = [_facts(Stage(run, "capture").require(), "")]
     for probe_id in real_steps(estimates):
+        coefficients = _at_headline(coefficient_table(estimates, probe_id))
         validity = validity_table(estimates, probe_id)
-        real = [name for name in validity.columns if name.startswith(("measure", "signals", "value", "vs raw KL: one"))]
+        alone = validity[~validity["signals"].str.contains(r"hidden|\+")]
+        columns = {measure: rows.set_index("signals")["value"] for measure, rows in alone.groupby("measure")}
         headline = at_headline(findings, probe_id)
-        counts = ", ".join(f"{n} {status}" for status, n in headline["status"].value_counts().items())
+        counts = headline["status"].value_counts()
+        told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
         parts += [
-            _markdown(_at_headline(coefficient_table(estimates, probe_id))),
-            _markdown(validity[real]),
-            f"The verdict at K={HEADLINE_K}, {len(headline)} claims ({counts}):",
+            _markdown(coefficients[["update", "beta_L", "beta_I", "beta_L - beta_I"]]),
+            _markdown(
+                pd.DataFrame(columns).reset_index().rename(columns={"signals": "gain on prompts not seen, from"})
+            ),
+            f"<details><summary>The verdict at K={HEADLINE_K}, {len(headline)} claims: {told}</summary>",
             "\n".join(f"- {sentence}" for sentence in headline["sentence"]),
+            "</details>",
         ]
     return "\n\n".join(parts)
 
@@ -166,7 +172,7 @@ def _facts(capture: dict[str, Any], sizes: str) -> str:
     without = f" without layer {', '.join(map(str, dropped))}" if dropped else ""
     return (
         f"Student: `{settings['student']}`{without}. Teacher: `{settings['teacher']}`, with the "
-        f"{settings['teacher_prompt']} prompt. Prompts: `{settings['prompts']}`. {sizes} Brackets are 95% "
+        f"{settings['teacher_prompt']} prompt. Prompts: `{settings['prompts']}`. {sizes}Brackets are 95% "
         "prompt-cluster bootstrap intervals. Placebos went through the same analysis: `theta0` is no step at all, "
         "`shuffled_teacher` learns from another context's teacher, `random_direction` has the real step's length."
     )

@@ -18,11 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from teachdiag.artefacts import CONTEXTS, shard_path, write_parquet
+from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.alignment import Batch, batched, in_shards
 from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS, Pair, load_pair, read_contexts, resolve_pair, score_contexts
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
+from teachdiag.tables import shard_path, write_parquet
 
 POSITIONS, PROMPT = 192, 110  # response positions a context, and the length of a typical gsm_symbolic chat prompt
 SETTINGS = CaptureSettings(positions=POSITIONS)

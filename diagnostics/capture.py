@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from teachdiag.artefacts import CONTEXTS, POSITIONS, shard_path, write_parquet
+from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import Batch, Context, Side, batched, check_fits, in_shards
 from teachdiag.diagnostics.models import LanguageModel, ModelSource, load, machine_facts, pick_device, resolve
 from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
@@ -21,6 +21,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
+from teachdiag.tables import shard_path, write_parquet
 
 ROLLOUT_CONTEXTS = 32  # rollouts generated together, and contexts in one shard of the `contexts` table
 

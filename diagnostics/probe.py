@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teachdiag.artefacts import GAINS, POSITIONS, shard_path, write_parquet, write_text
+from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.capture import load_pair, read_contexts, resolve_pair
 from teachdiag.diagnostics.gains import gain_columns
@@ -33,6 +33,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.tables import shard_path, write_parquet, write_text
 
 REAL, PLACEBOS = "one_step", ("theta0", "shuffled_teacher", "random_direction")
 _RELAID = "theta0_relaid"  # theta0 again, in another batch layout: the noise

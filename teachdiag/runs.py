@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from teachdiag.artefacts import write_text
 from teachdiag.errors import RunError
+from teachdiag.tables import write_text
 
 _KEYS = {"status", "settings", "inputs", "made_with"}
 _PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")

@@ -8,10 +8,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from teachdiag.diagnostics.capture import run_capture
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
+from teachdiag.runs import table_digest
+from teachdiag.settings import CaptureSettings, ProbeSettings
 
 END = "<end>"
+PROBE = ProbeSettings(name="p", learning_rate=1e-4, batch_tokens=100, tile_positions=7)
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 
 
@@ -124,3 +127,13 @@ def tiny_settings(student_path: str, teacher_path: str, manifest_path: str) -> C
 @pytest.fixture
 def quiet() -> Reporter:
     return Reporter(quiet=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path:
+    run_capture(tmp_path / "run", tiny_settings, quiet)
+    return tmp_path / "run"
+
+
+def tables(run: Path) -> dict[str, str]:
+    return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}

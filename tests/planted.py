@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.artefacts import GAINS, POSITIONS, TOP, shard_path, write_parquet
+from teachdiag.artefacts import GAINS, POSITIONS, TOP
 from teachdiag.runs import Stage
 from teachdiag.settings import SUPPORT_SIZES, CaptureSettings, ProbeSettings
+from teachdiag.tables import shard_path, write_parquet
 
 PLACEBOS = ("theta0", "shuffled_teacher", "random_direction")
 

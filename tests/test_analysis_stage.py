@@ -11,11 +11,12 @@ from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_posi
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.summary import coefficient_table, terminal_tables, validity_table
-from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES, Table
+from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES
 from teachdiag.errors import ArtefactError, EstimationError, InputError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings
+from teachdiag.tables import Table
 
 QUIET = Reporter(quiet=True)
 QUICK = AnalyzeSettings(draws=300)

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from teachdiag.artefacts import CONTEXTS, DECILES, TABLES, Column, Table, data_dictionary, write_parquet
+from teachdiag.artefacts import CONTEXTS, DECILES, TABLES, data_dictionary
 from teachdiag.cli import app
 from teachdiag.errors import ArtefactError, InputError, RunError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
+from teachdiag.tables import Column, Table, write_parquet
 
 ROOT = Path(__file__).parents[1]
 SMALL = Table(

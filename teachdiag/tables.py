@@ -1,0 +1,167 @@
+"""Tables with a schema: units and meanings in the file, whole writes, reads that refuse what is not the table.
+
+Which tables there are stands in `artefacts`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from teachdiag.errors import ArtefactError, cause
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type, unit ('1' is a pure number) and meaning. Null only where `nullable` says so."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of table: what it holds, which columns identify a row, and where it lies in a run directory."""
+
+    name: str
+    place: str
+    written_by: str
+    meaning: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema, with unit and meaning in each field's metadata."""
+        return pa.schema(
+            [
+                pa.field(c.name, c.type, c.nullable, metadata={"unit": c.unit, "meaning": c.meaning})
+                for c in self.columns
+            ],
+            metadata={"table": self.name, "meaning": self.meaning, "key": ", ".join(self.key)},
+        )
+
+    def build(self, values: Mapping[str, Any]) -> pa.Table:
+        """Make an Arrow table of this schema from one array (or sequence) a column.
+
+        Raises:
+            ArtefactError: a column is missing or unknown, or holds a null or a non-finite number that its schema
+                does not allow; the message names the column and the first such row's key.
+        """
+        expected, given = {c.name for c in self.columns}, set(values)
+        if expected != given:
+            raise ArtefactError(
+                f"table {self.name}: missing columns {sorted(expected - given)}, unknown {sorted(given - expected)}"
+            )
+        table = pa.table({c.name: _column(values[c.name], c.type) for c in self.columns})
+        self._refuse_gaps(table)
+        return table.cast(self.schema)
+
+    def build_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Make an Arrow table of this schema from one mapping a row, every column present in each."""
+        return self.build({c.name: [row[c.name] for row in rows] for c in self.columns})
+
+    def read(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read one Parquet file or a folder of shards, in shard order.
+
+        Args:
+            path: file or folder; a folder may hold sub-folders.
+            columns: names to load; all of them by default. Statistics never need the top-K lists.
+
+        Raises:
+            ArtefactError: nothing is there, a file is not Parquet, or the columns are not this table's.
+        """
+        frame: pd.DataFrame = self.read_arrow(path, columns).to_pandas()
+        return frame
+
+    def read_arrow(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """Like `read`, as an Arrow table."""
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not files or not files[0].exists():
+            raise ArtefactError(f"no {self.name} table at {path}: run the stage that writes it ({self.written_by})")
+        wanted = [c for c in self.columns if columns is None or c.name in columns]
+        try:
+            found = pads.dataset([str(f) for f in files], format="parquet")
+            lacking = [c.name for c in wanted if c.name not in found.schema.names and not c.nullable]
+            if lacking:
+                raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {', '.join(lacking)}")
+            present = [c.name for c in wanted if c.name in found.schema.names]
+            table = found.to_table(columns=present)
+            for c in wanted:
+                if c.name not in present:
+                    table = table.append_column(c.name, pa.nulls(table.num_rows, c.type))
+            table = table.select([c.name for c in wanted])
+            self._refuse_gaps(table)
+            return table.cast(pa.schema([self.schema.field(c.name) for c in wanted]))
+        except (pa.ArrowException, OSError) as error:
+            raise ArtefactError(f"{path} cannot be read as a {self.name} table: {cause(error)}") from error
+
+    def _refuse_gaps(self, table: pa.Table) -> None:
+        for c in self.columns:
+            row = _first_gap(table[c.name], c) if c.name in table.column_names else None
+            if row is not None:
+                keys = [name for name in self.key if name in table.column_names]
+                where = ", ".join(f"{name} {table[name][row].as_py()}" for name in keys) or f"row {row}"
+                raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file whole or not at all: `.part` first, then a rename. The same table gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    pq.write_table(table, part, compression="zstd")
+    os.replace(part, path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write one text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Return the file of one shard; a shard is complete when it has this name."""
+    return folder / f"part-{index:05d}.parquet"
+
+
+def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (arrays and sequences alike)
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), type_.value_type), values.shape[1])
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.cast(type_)
+    return pa.array(values, type_, from_pandas=False)
+
+
+def _first_gap(values: pa.ChunkedArray, column: Column) -> int | None:
+    """Return the first row that is null (where the column allows none), or holds a null, a NaN or an infinity."""
+    whole = values.combine_chunks()
+    if not pa.types.is_nested(whole.type):
+        return _first_bad(whole, column.nullable)
+    if whole.null_count and not column.nullable:
+        return int(pc.index(pc.is_null(whole), True).as_py())
+    element = _first_bad(pc.list_flatten(whole), nulls_allowed=False)
+    return None if element is None else int(pc.list_parent_indices(whole)[element].as_py())
+
+
+def _first_bad(values: pa.Array, nulls_allowed: bool) -> int | None:
+    """Return the first place that is null (where none is allowed), NaN or infinite."""
+    good = pc.is_valid(values)
+    if pa.types.is_floating(values.type):
+        good = pc.and_(good, pc.fill_null(pc.is_finite(values), True))
+    if nulls_allowed:
+        good = pc.or_(good, pc.is_null(values))
+    place = pc.index(good, False).as_py()
+    return None if place < 0 else int(place)
