@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.findings import HEADLINE_K, at_headline, finding_rows, lookup, obstacle_sentences
+from teachdiag.analysis.findings import CLAIMS, HEADLINE_K, at_headline, finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.frame import Bank, Outcome, Step, load_bank, load_steps, select_outcomes
+from teachdiag.analysis.placebos import beyond_rows
 from teachdiag.analysis.profiles import (
+    concentration_row,
     decile_bins,
     decile_rows,
     gain_surface_rows,
@@ -49,7 +51,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         ArtefactError: a table is missing or does not match the bank.
         EstimationError: the tables do not carry the estimates: too few prompts, or a constant predictor.
     """
-    capture = Stage(run, "capture").require()
+    Stage(run, "capture").require()
     stage = Stage(run, "analyze")
     with writing(run):
         bank = load_bank(run)
@@ -60,7 +62,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             tables = _estimate(bank, steps, settings, reporter)
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), steps))
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
-            results = _summarise(run, capture, bank, steps, tables) | {"tables": files}
+            results = _summarise(run, bank, steps, tables) | {"tables": files}
             stage.complete(results)
     return results
 
@@ -72,7 +74,7 @@ def _estimate(
     normalised = normalised_scores(bank.positions)
     raw = raw_scores(bank.positions, normalised)
     resampling = Resampling(settings.seed, settings.draws, bank.n_prompts)
-    folds = draw_folds(bank.n_prompts, settings.folds, settings.seed)
+    folds = draw_folds(bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
     bins = decile_bins(raw)
     outcomes = [outcome for step in steps for outcome in select_outcomes(step, bank)]
     defined, fitted = [o for o in outcomes if len(o.values)], [o for o in outcomes if not o.obstacle]
@@ -82,8 +84,10 @@ def _estimate(
         *(partial(validity, group, bank, raw, folds, resampling) for group in _over_same_rows(fitted)),
     ]
     estimates = q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
+    estimates += [concentration_row(outcome) for outcome in fitted]
     for task in reporter.track(tasks, "Estimates"):
         estimates += task()
+    estimates += beyond_rows(estimates, steps, {claim.analysis for claim in CLAIMS})
     surfaces = [row for step in steps for row in gain_surface_rows(step, normalised)] + plane_rows(bank, normalised)
     deciles = [row for outcome in defined for row in decile_rows(outcome, raw, bins, resampling)]
     saturation = saturation_rows(bank.positions, normalised)
@@ -107,9 +111,7 @@ def _findings(estimates: pd.DataFrame, steps: Sequence[Step]) -> Rows:
     ]
 
 
-def _summarise(
-    run: Path, capture: dict[str, Any], bank: Bank, steps: Sequence[Step], tables: dict[Table, pa.Table]
-) -> dict[str, Any]:
+def _summarise(run: Path, bank: Bank, steps: Sequence[Step], tables: dict[Table, pa.Table]) -> dict[str, Any]:
     """Write `summary.md` and return the verdict and the headline numbers."""
     estimates, findings, saturation = (tables[t].to_pandas() for t in (ESTIMATES, FINDINGS, SATURATION))
     sentences = {
@@ -117,22 +119,11 @@ def _summarise(
         + obstacle_sentences(select_outcomes(step, bank))
         for step in steps
     }
-    made = {step.real.probe_id: _made(run, step) for step in steps}
-    contexts = bank.positions["context_id"].nunique()
-    sizes = f"Bank: {bank.n_prompts} prompts, {contexts} contexts, {len(bank.positions)} positions. "
-    write_text(summary_markdown(capture, sizes, made, sentences, estimates, saturation), run / "summary.md")
+    write_text(summary_markdown(run, sentences, estimates, findings, saturation), run / "summary.md")
     return {
         "verdict": [s if len(steps) == 1 else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
         "headline": {probe: _headline(estimates, probe) for probe in sentences},
     }
-
-
-def _made(run: Path, step: Step) -> str:
-    settings = Stage(run, f"probes/{step.real.probe_id}").require()["settings"]
-    return (
-        f"One {settings['optimizer']} step, learning rate {settings['learning_rate']:g}, on the {step.real.loss} loss "
-        f"of the {step.real.update_on} contexts."
-    )
 
 
 def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | None]]:

@@ -5,7 +5,7 @@ positions needs only each prompt's sums: a draw is a weighted total of them, and
 product. Row 0 of every weight matrix holds ones, so the estimate and its draws come from the same code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,15 @@ MIN_PROMPTS = 8  # with fewer clusters, percentile intervals are far too short t
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95% interval; the ends are NaN where some draw leaves the statistic undefined."""
+    """An estimate and its 95% interval; the ends are NaN where some draw leaves the statistic undefined.
+
+    `draws`: shape (1 + draws,), the estimate and what each draw gave, for paired differences; None where not kept.
+    """
 
     estimate: float
     low: float
     high: float
+    draws: Array | None = field(default=None, compare=False, repr=False)
 
     def side(self, beyond: float = 0.0) -> int:
         """Return 1 if the interval lies above `beyond`, -1 if it lies below `-beyond`, else 0."""
@@ -91,7 +95,10 @@ def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
 def intervals(samples: Array) -> list[Interval]:
     """Turn samples of shape (1 + draws, m), row 0 the estimate, into m intervals (2.5% to 97.5%)."""
     low, high = np.percentile(samples[1:], [2.5, 97.5], axis=0)
-    return [Interval(float(e), float(lo), float(hi)) for e, lo, hi in zip(samples[0], low, high, strict=True)]
+    return [
+        Interval(float(column[0]), float(lo), float(hi), column)
+        for column, lo, hi in zip(samples.T, low, high, strict=True)
+    ]
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

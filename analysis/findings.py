@@ -1,29 +1,30 @@
 """The verdict: which claims hold on a real step, and which of them a placebo shows too.
 
-A claim is one number of the estimates table, asked to lie above 0. It holds if its 95% interval does and no placebo's
-does; it is an artefact as soon as one placebo's interval lies on the same side. Nothing is computed here.
+A claim is one number of the estimates table, asked to lie above 0. It holds if its 95% interval does and the paired
+difference from every placebo does too. It is an artefact if it does not exceed a placebo that shows the effect itself,
+and unclear if it does not exceed one that does not. Nothing is computed here.
 
-Where two sets of signals are compared, the better one must also predict at all, by its own interval. Where there is
+Where two sets of signals are compared, the better one must also predict at all, by its own interval: where there is
 nothing to predict, a difference of two cross-validated numbers strays from 0 more often than its interval says, because
-the folds share their data; in simulated worlds without any effect this rule brings false findings back to the nominal
-rate.
+the folds share their data.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
-from teachdiag.analysis.frame import Outcome
+from teachdiag.analysis.frame import OUTCOMES, Outcome
+from teachdiag.analysis.placebos import beyond
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import BASE, on_top_of_base, versus_base
 from teachdiag.settings import SUPPORT_SIZES
 
 HEADLINE_K = 16
 OUTCOME = "gain"
-STATUSES = ("holds", "reversed", "artefact", "not shown")
+STATUSES = ("holds", "reversed", "artefact", "unclear", "not shown")
 _MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
 
 
@@ -46,6 +47,7 @@ class Claim:
     per_k: bool = True
     level: str = ""
     rivals: tuple[str, ...] = ()
+    outcome: str = OUTCOME
 
 
 def gain_claim() -> Claim:
@@ -55,26 +57,31 @@ def gain_claim() -> Claim:
     return Claim("the step helps", "mean", "bank", "mean gain", above, below, "nats", per_k=False)
 
 
-def slope_claims() -> list[Claim]:
-    """Return the claims about beta_L - beta_I: with and without H x D, standardised and per unit of norm."""
+def slope_claims(outcome: str, scales: Sequence[tuple[str, str]]) -> list[Claim]:
+    """Return the claims about beta_L - beta_I on one outcome, with and without H x D, at the given scales."""
     return [
         Claim(
             f"beta_L > beta_I ({model}, {scale_name})",
             f"{scale}_{model}",
             GAP,
             f"beta_L - beta_I, {scale_name}",
-            f"gain rises more with learnable than with incompatible disagreement{beside}",
-            f"gain rises more with incompatible than with learnable disagreement{beside}",
-            unit,
+            f"{outcome} rises more with learnable than with incompatible disagreement{beside}",
+            f"{outcome} rises more with incompatible than with learnable disagreement{beside}",
+            "1" if scale == "standardized" else OUTCOMES[outcome],
+            outcome=outcome,
         )
         for model, beside in (("decomposition", ""), ("nested", ", beside entropy x disagreement"))
-        for scale, scale_name, unit in (("standardized", "standardised", "1"), ("slope", "per unit of norm", "nats"))
+        for scale, scale_name in scales
     ]
 
 
 def validity_claims() -> list[Claim]:
     """Return the claims about what predicts gain on prompts not seen, beyond raw KL."""
-    signals = (("decomposition", "{D^L, D^I}", True), ("logit_alignment", "logit_alignment", False))
+    signals = (
+        ("compatibility", "C", True),
+        ("decomposition", "{D^L, D^I}", True),
+        ("logit_alignment", "logit_alignment", False),
+    )
     sides = (
         (str, "{} predicts gain better than raw KL alone", "{} predicts gain worse than raw KL alone"),
         (on_top_of_base, "{} improves on raw KL when added to it", ""),
@@ -97,7 +104,13 @@ def validity_claims() -> list[Claim]:
     ]
 
 
-CLAIMS = (gain_claim(), *slope_claims(), *validity_claims())
+_STANDARDISED, _PER_UNIT = ("standardized", "standardised"), ("slope", "per unit of norm")
+CLAIMS = (
+    gain_claim(),
+    *slope_claims(OUTCOME, (_STANDARDISED, _PER_UNIT)),
+    *validity_claims(),
+    *(claim for outcome in OUTCOMES if outcome != OUTCOME for claim in slope_claims(outcome, (_STANDARDISED,))),
+)
 
 
 def finding_rows(estimates: pd.DataFrame, probe_id: str, placebos: Sequence[str]) -> list[dict[str, Any]]:
@@ -116,22 +129,27 @@ def finding_rows(estimates: pd.DataFrame, probe_id: str, placebos: Sequence[str]
         for k in SUPPORT_SIZES if claim.per_k else (None,):
             real = _evidence(estimates, probe_id, claim, k)
             if real is not None:
-                beside = {p: _evidence(estimates, f"{probe_id}.{p}", claim, k) for p in placebos}
+                beside = [_placebo(estimates, probe_id, name, claim, k) for name in placebos]
                 rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id})
     return rows
 
 
-def lookup(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None) -> Interval | None:
-    """Return one number about gain from the estimates table, or None where it could not be estimated."""
+def lookup(
+    estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None, outcome: str = OUTCOME
+) -> Interval | None:
+    """Return one number of the estimates table, or None where it could not be estimated."""
     wanted = (
         (estimates["probe_id"] == probe_id)
         & (estimates["analysis"] == analysis)
         & (estimates["term"] == term)
-        & (estimates["outcome"] == OUTCOME)
+        & (estimates["outcome"] == outcome)
         & (estimates["k"].isna() if k is None else estimates["k"] == k)
     )
     found = estimates.loc[wanted, ["estimate", "ci_low", "ci_high"]]
-    return None if found.empty else Interval(*(float(x) for x in found.iloc[0]))
+    if found.empty:
+        return None
+    estimate, low, high = (float(x) for x in found.iloc[0])
+    return Interval(estimate, low, high)
 
 
 def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
@@ -147,57 +165,89 @@ def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def at_headline(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
-    """Return one real step's findings at the headline K, and those that have no K, in the order of the claims."""
-    mine = findings[findings["probe_id"] == probe_id]
+    """Return one real step's findings on gain at the headline K, and those without K, in the order of the claims."""
+    mine = findings[(findings["probe_id"] == probe_id) & (findings["outcome"] == OUTCOME)]
     return mine[mine["k"].isna() | (mine["k"] == HEADLINE_K)]
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What one probe says about a claim. `side`: 1 for it, -1 for its reverse, 0 for neither."""
+    """What one probe says about a claim.
+
+    `side`: 1 for it, -1 for its reverse, 0 for neither; `reason`: why an interval without 0 counts for neither.
+    """
 
     interval: Interval
     side: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Placebo:
+    """One placebo's evidence, and by how much the real step exceeds it; None where that could not be estimated."""
+
+    name: str
+    shown: _Evidence | None
+    margin: Interval | None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shown.interval if self.shown else 'not estimable'}"
 
 
 def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | None) -> _Evidence | None:
-    interval = lookup(estimates, probe_id, claim.analysis, claim.term, k)
+    interval = lookup(estimates, probe_id, claim.analysis, claim.term, k, claim.outcome)
     if interval is None:
         return None
     side = interval.side(_noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0)
     if side < 0 and not claim.below:
-        side = 0
+        return _Evidence(interval, 0, "it costs fit")
     if side and claim.rivals:
         better = claim.rivals[0] if side > 0 else claim.rivals[1]
-        level = lookup(estimates, probe_id, claim.level, better, None if better == BASE else k)
-        side = side if level is not None and level.side() > 0 else 0
+        level = lookup(estimates, probe_id, claim.level, better, None if better == BASE else k, claim.outcome)
+        if level is None or level.side() <= 0:
+            return _Evidence(interval, 0, "but neither predicts by itself")
     return _Evidence(interval, side)
 
 
-def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Mapping[str, _Evidence | None]) -> dict[str, Any]:
-    same = {name: shown for name, shown in placebos.items() if real.side and shown and shown.side == real.side}
-    if not real.side:
-        status, remark = "not shown", ""
-    elif same:
-        status, remark = "artefact", f"; a placebo shows it too: {_listed(same)}"
-    else:
-        status = "holds" if real.side > 0 else "reversed"
-        remark = "; no placebo shows it" if placebos else "; no placebo was run"
-    what = claim.above if real.side >= 0 else claim.below
+def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None) -> _Placebo:
+    own_id = f"{probe_id}.{name}"
+    margin = lookup(estimates, own_id, beyond(claim.analysis), claim.term, k, claim.outcome)
+    return _Placebo(name, _evidence(estimates, own_id, claim, k), margin)
+
+
+def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_Placebo]) -> dict[str, Any]:
+    status, remark = _judged(real, placebos)
+    what = claim.below if real.side < 0 else claim.above
     number = f"{claim.number}: {real.interval}{' nats' if claim.unit == 'nats' else ''}"
+    opening = "The opposite holds" if status == "reversed" else status.capitalize()
     return {
         "finding": claim.finding,
+        "outcome": claim.outcome,
         "k": k,
         "status": status,
         **real.interval.columns(),
         "unit": claim.unit,
-        "placebos": _listed(placebos) or "none run",
-        "sentence": f"{status.capitalize()}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
+        "placebos": ", ".join(map(str, placebos)) or "none run",
+        "sentence": f"{opening}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
     }
 
 
-def _listed(placebos: Mapping[str, _Evidence | None]) -> str:
-    return ", ".join(f"{name} {shown.interval if shown else 'not estimable'}" for name, shown in placebos.items())
+def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
+    """Return the status of a claim, and what a sentence says of it beside the number."""
+    if not real.side:
+        return "not shown", f"; {real.reason}" if real.reason else ""
+    level = [p for p in placebos if p.margin is not None and p.margin.side() != real.side]
+    same = [p for p in level if p.shown is not None and p.shown.side == real.side]
+    if same:
+        return "artefact", f"; a placebo shows it too: {', '.join(map(str, same))}"
+    if level:
+        told = ", ".join(f"{p}, difference {p.margin}" for p in level)
+        return "unclear", f"; not told apart from a placebo: {told}"
+    status = "holds" if real.side > 0 else "reversed"
+    measured = [(p.shown.interval.estimate * real.side, p) for p in placebos if p.shown is not None]
+    if not measured:
+        return status, "; no placebo was run"
+    return status, f"; beyond every placebo, the largest being {max(measured, key=lambda m: m[0])[1]}"
 
 
 def _noise_floor(estimates: pd.DataFrame, probe_id: str) -> float:

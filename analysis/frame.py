@@ -114,6 +114,7 @@ class Outcome:
             "term": term,
             "unit": unit,
             **interval.columns(),
+            "draws": interval.draws,  # for paired differences; no column of the table
             "std_error": std_error,
             "method": method,
             "n_positions": len(prompts),

@@ -55,6 +55,16 @@ def mean_rows(outcome: Outcome, bank: Bank, resampling: Resampling) -> list[dict
     return rows
 
 
+def concentration_row(outcome: Outcome) -> dict[str, Any]:
+    """Return the share of an outcome's sum of squares about its mean that the ten furthest positions hold.
+
+    Where it is large, means, slopes and R2 hang on few positions, and ranks say more.
+    """
+    squares = np.sort((outcome.values - outcome.values.mean()) ** 2)
+    interval = Interval(float(squares[-10:].sum() / squares.sum()), np.nan, np.nan)
+    return outcome.row("concentration", "ten positions", None, "1", interval, "share of the sum of squares")
+
+
 def noise_floor_row(probe: Probe, bank: Bank) -> dict[str, Any]:
     """Return the mean noise floor of a probe: the size of mean gain that rounding alone can reach."""
     floor = Interval(float(probe.gains["noise_floor"].mean()), np.nan, np.nan)

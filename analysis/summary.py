@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,18 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from teachdiag.analysis.findings import HEADLINE_K, OUTCOME, STATUSES, at_headline, lookup
+from teachdiag.analysis.frame import OUTCOMES
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import label, predictor_sets, versus_base
 from teachdiag.artefacts import ESTIMATES, FINDINGS
 from teachdiag.runs import Stage
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.settings import EMBEDDED, SUPPORT_SIZES
 
 _COEFFICIENTS = (
     ("beta_L", "standardized_decomposition", "learnable"),
     ("beta_I", "standardized_decomposition", "incompatible"),
     ("beta_L - beta_I", "standardized_decomposition", GAP),
-    ("the same beside H x D", "standardized_nested", GAP),
-    ("per unit of norm [nats]", "slope_decomposition", GAP),
+    ("gap beside H x D", "standardized_nested", GAP),
+    ("gap per unit of norm [nats]", "slope_decomposition", GAP),
 )
 _NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, D^I}", "hidden x": "hidden^2 x"}
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
@@ -49,6 +49,7 @@ def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
         [
             {"K": str(k), "update": update}
             | {name: _shown(estimates, own_id, analysis, term, k) for name, analysis, term in _COEFFICIENTS}
+            | {"CRV1 error of the gap": _gap_error(estimates, own_id, k)}
             for k in SUPPORT_SIZES
             for update, own_id in ids.items()
         ]
@@ -56,32 +57,65 @@ def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
 
 
 def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
-    """Return how well each set of signals predicts gain on prompts not seen, and how that differs from raw KL alone.
+    """Return how well each set of signals predicts gain on prompts not seen, real step and placebos side by side.
 
     Args:
         estimates: the estimates table.
-        probe_id: a real step; its placebos' differences stand beside it.
+        probe_id: a real step.
         k: support size of the signals that have one.
     """
     ids = _probe_ids(estimates, probe_id)
+    real = next(iter(ids))
     return pd.DataFrame(
         [
-            {
-                "measure": measure,
-                "signals": _readable(name),
-                "value": _shown(estimates, probe_id, analysis, name, own_k),
-                **{
-                    f"vs raw KL: {update}": _shown(
-                        estimates, own_id, f"{analysis}_difference", versus_base(name), own_k
-                    )
-                    for update, own_id in ids.items()
-                },
-            }
+            {"measure": measure, "signals": _readable(name)}
+            | {update: _shown(estimates, own_id, analysis, name, own_k) for update, own_id in ids.items()}
+            | {f"{real} vs raw KL": _shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), own_k)}
             for analysis, measure in _MEASURES
             for name, own_k in predictor_sets()
             if own_k in (None, k)
         ]
     )
+
+
+def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return the standardised gap beta_L - beta_I on each outcome, real step and placebos side by side."""
+    return pd.DataFrame(
+        [
+            {"outcome": outcome}
+            | {
+                update: _shown(estimates, own_id, "standardized_decomposition", GAP, k, outcome)
+                for update, own_id in _probe_ids(estimates, probe_id).items()
+            }
+            for outcome in OUTCOMES
+        ]
+    )
+
+
+def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return each update's mean gain over the bank and inside Q3, its noise, and how few positions carry it."""
+    return pd.DataFrame(
+        [
+            {
+                "update": update,
+                "mean gain [nats]": _shown(estimates, own_id, "mean", "bank", None),
+                "inside Q3": _shown(estimates, own_id, "mean", "q3", None),
+                "mean noise": _shown(estimates, own_id, "noise_floor", "bank", None),
+                "variance in ten positions": _shown(estimates, own_id, "concentration", "ten positions", None),
+            }
+            for update, own_id in _probe_ids(estimates, probe_id).items()
+        ]
+    )
+
+
+def status_table(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return the status of every claim at each K; claims without K stand in the first column."""
+    mine = findings[findings["probe_id"] == probe_id]
+    names = mine["finding"].where(mine["outcome"] == OUTCOME, mine["finding"] + " on " + mine["outcome"])
+    sizes = mine["k"].map(lambda k: "no K" if pd.isna(k) else f"K={int(k)}")
+    table = mine.assign(claim=names, size=sizes).set_index(["claim", "size"])["status"].unstack(fill_value="")  # noqa: PD010
+    columns = [name for name in ("no K", *(f"K={k}" for k in SUPPORT_SIZES)) if name in table.columns]
+    return table.loc[list(dict.fromkeys(names)), columns].reset_index()
 
 
 def saturation_table(saturation: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +137,8 @@ def terminal_tables(run: Path) -> list[Table]:
     tables = []
     for probe_id in real_steps(estimates):
         titles, (coefficients, validity) = zip(*_titled(estimates, probe_id).items(), strict=True)
-        coefficients = _at_headline(coefficients).drop(columns="per unit of norm [nats]")
-        validity = validity[~validity["signals"].str.contains("hidden")].drop(
-            columns="vs raw KL: theta0", errors="ignore"
-        )
+        coefficients = _at_headline(coefficients).drop(columns=["gap per unit of norm [nats]", "CRV1 error of the gap"])
+        validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
         tables += [_rich(title, table) for title, table in zip(titles, (coefficients, validity), strict=True)]
     return tables
 
@@ -115,21 +147,23 @@ def result_block(run: Path) -> str:
     """Return the run's result at the headline K in Markdown, short enough for a README: tables, then the verdict."""
     estimates = ESTIMATES.read(run / "analysis" / "estimates.parquet")
     findings = FINDINGS.read(run / "analysis" / "findings.parquet")
-    parts = [_facts(Stage(run, "capture").require(), "")]
+    parts = [_facts(run, estimates)]
     for probe_id in real_steps(estimates):
         coefficients = _at_headline(coefficient_table(estimates, probe_id))
         validity = validity_table(estimates, probe_id)
         alone = validity[~validity["signals"].str.contains(r"hidden|\+")]
-        columns = {measure: rows.set_index("signals")["value"] for measure, rows in alone.groupby("measure")}
         headline = at_headline(findings, probe_id)
         counts = headline["status"].value_counts()
         told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
         parts += [
+            _step_text(run, probe_id),
+            f"Standardised coefficients of gain on D^L (beta_L) and D^I (beta_I), K={HEADLINE_K}:",
             _markdown(coefficients[["update", "beta_L", "beta_I", "beta_L - beta_I"]]),
-            _markdown(
-                pd.DataFrame(columns).reset_index().rename(columns={"signals": "gain on prompts not seen, from"})
-            ),
-            f"<details><summary>The verdict at K={HEADLINE_K}, {len(headline)} claims: {told}</summary>",
+            f"beta_L - beta_I for other measures of the gain, K={HEADLINE_K} (`gain_relative` is gain / KL before):",
+            _markdown(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
+            f"Predicting gain on prompts not seen, K={HEADLINE_K}:",
+            _markdown(alone.drop(columns=["theta0", "one_step vs raw KL"], errors="ignore")),
+            f"<details><summary>The verdict, {len(headline)} claims: {told}</summary>",
             "\n".join(f"- {sentence}" for sentence in headline["sentence"]),
             "</details>",
         ]
@@ -137,44 +171,61 @@ def result_block(run: Path) -> str:
 
 
 def summary_markdown(
-    capture: dict[str, Any],
-    sizes: str,
-    steps: dict[str, str],
+    run: Path,
     sentences: dict[str, list[str]],
     estimates: pd.DataFrame,
+    findings: pd.DataFrame,
     saturation: pd.DataFrame,
 ) -> str:
     """Write `summary.md`.
 
     Args:
-        capture: the capture stage's JSON.
-        sizes: prompts, contexts and positions of the bank, as text.
-        steps: how each real step was made, by probe_id.
+        run: the run directory, whose stages say how everything was made.
         sentences: each real step's verdict.
         estimates: the estimates table.
+        findings: the findings table.
         saturation: the saturation table.
     """
-    parts = ["# What this student can learn from this teacher\n", _facts(capture, sizes)]
-    for probe_id, made in steps.items():
-        parts += [f"## Step `{probe_id}`\n", made, "### Verdict\n", "\n".join(f"- {s}" for s in sentences[probe_id])]
-        for title, table in _titled(estimates, probe_id).items():
+    parts = ["# What this student can learn from this teacher\n", _facts(run, estimates)]
+    for probe_id, verdict in sentences.items():
+        parts += [f"## Step `{probe_id}`\n", _step_text(run, probe_id), "### Verdict\n"]
+        parts += ["\n".join(f"- {sentence}" for sentence in verdict)]
+        parts += ["### The same claims at every K and on every outcome\n", _markdown(status_table(findings, probe_id))]
+        for title, table in (_titled(estimates, probe_id) | _further(estimates, probe_id)).items():
             parts += [f"### {title}\n", _markdown(table)]
-        suffix = f"-{probe_id}" if len(steps) > 1 else ""
+        suffix = f"-{probe_id}" if len(sentences) > 1 else ""
         parts.append(" ".join(f"![{f}](figures/{f}{suffix}.png)" for f in ("coefficients", "gain_surface", "deciles")))
     parts += ["## Ties and saturation of the normalised scores\n", _markdown(saturation_table(saturation))]
     parts += ["![plane](figures/plane.png)", "Every number, for all outcomes and K: `analysis/estimates.csv`."]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def _facts(capture: dict[str, Any], sizes: str) -> str:
-    settings = capture["settings"]
-    dropped = capture["inputs"]["student"]["dropped_layers"]
-    without = f" without layer {', '.join(map(str, dropped))}" if dropped else ""
+def _facts(run: Path, estimates: pd.DataFrame) -> str:
+    """Say which pair, which prompts, how large the bank is, and what brackets and placebos mean."""
+    capture = Stage(run, "capture").require()
+    settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
+    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    bank = estimates[(estimates["analysis"] == "mean") & (estimates["term"] == "bank")].iloc[0]
     return (
-        f"Student: `{settings['student']}`{without}. Teacher: `{settings['teacher']}`, with the "
-        f"{settings['teacher_prompt']} prompt. Prompts: `{settings['prompts']}`. {sizes}Brackets are 95% "
-        "prompt-cluster bootstrap intervals. Placebos went through the same analysis: `theta0` is no step at all, "
-        "`shuffled_teacher` learns from another context's teacher, `random_direction` has the real step's length."
+        f"Student: {_model(settings['student'])}{without}. Teacher: {_model(settings['teacher'])}, with the "
+        f"{settings['teacher_prompt']} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
+        f"`{settings['prompts']}` prompts. Brackets are 95% prompt-cluster bootstrap intervals. Placebos went through "
+        "the same analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's teacher, "
+        "`random_direction` has the real step's length."
+    )
+
+
+def _model(name: str) -> str:
+    return "SmolLM2-135M-Instruct (embedded)" if name == EMBEDDED else f"`{name}`"
+
+
+def _step_text(run: Path, probe_id: str) -> str:
+    settings = Stage(run, f"probes/{probe_id}").require()["settings"]
+    prompts = "held-out prompts" if settings["update_on"] == "update" else "the bank itself"
+    return (
+        f"One {settings['optimizer']} step, learning rate {settings['learning_rate']:g}, on the mean "
+        f"{settings['loss']} loss of the student's rollouts on {prompts}. Gain: by how much KL(teacher || student) "
+        "fell, in nats."
     )
 
 
@@ -189,14 +240,34 @@ def _at_headline(coefficients: pd.DataFrame) -> pd.DataFrame:
     return coefficients[coefficients["K"] == str(HEADLINE_K)]
 
 
+def _further(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
+    return {
+        f"Standardised beta_L - beta_I by outcome (K={HEADLINE_K})": outcome_table(estimates, probe_id),
+        "Mean gain": mean_table(estimates, probe_id),
+    }
+
+
+def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:
+    rows = estimates[
+        (estimates["probe_id"] == probe_id)
+        & (estimates["analysis"] == "standardized_decomposition")
+        & (estimates["term"] == GAP)
+        & (estimates["outcome"] == OUTCOME)
+        & (estimates["k"] == k)
+    ]
+    return "-" if rows.empty else f"{rows['std_error'].iloc[0]:.3g}"
+
+
 def _probe_ids(estimates: pd.DataFrame, probe_id: str) -> dict[str, str]:
     """Return the probe_id of the real step and of each placebo, by update."""
     real = estimates.loc[estimates["probe_id"] == probe_id, "update"].iloc[0]
     return {real: probe_id} | {update: f"{probe_id}.{update}" for update in real_steps(estimates)[probe_id]}
 
 
-def _shown(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None) -> str:
-    interval = lookup(estimates, probe_id, analysis, term, k)
+def _shown(
+    estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None, outcome: str = OUTCOME
+) -> str:
+    interval = lookup(estimates, probe_id, analysis, term, k, outcome)
     return "-" if interval is None else str(interval)
 
 

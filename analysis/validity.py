@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from scipy.interpolate import BSpline
-from scipy.linalg import lstsq
 from scipy.stats import rankdata
 
 from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, prompt_sums, ratio, variance
@@ -23,6 +22,7 @@ from teachdiag.settings import SUPPORT_SIZES
 BASE = "forward_kl"
 _KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # training quantiles of the interior knots
 _DEGREE = 3
+_RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product
 
 
 def predictor_sets() -> dict[Key, tuple[Key, ...]]:
@@ -49,16 +49,16 @@ def versus_base(name: str) -> str:
     return f"{name} vs {BASE}"
 
 
-def draw_folds(n_prompts: int, folds: int, seed: int) -> Codes:
-    """Assign each prompt to a fold, at random and as evenly as possible: shape (prompts,).
+def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
+    """Assign each prompt to a fold, at random and as evenly as possible, anew in each repeat: (repeats, prompts).
 
     Raises:
         EstimationError: there are more folds than prompts.
     """
     if folds > n_prompts:
         raise EstimationError(f"--folds is {folds} and the bank has {n_prompts} prompts: ask for fewer folds")
-    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(n_prompts)
-    return (order % folds).astype(np.int64)
+    orders = [np.random.default_rng(derive_seed(seed, "folds", r)).permutation(n_prompts) for r in range(repeats)]
+    return (np.stack(orders) % folds).astype(np.int64)
 
 
 def training_ranks(values: Array, training: Mask) -> Array:
@@ -121,13 +121,17 @@ def out_of_fold(
     for fold in np.unique(row_folds):
         training = row_folds != fold
         means[~training] = outcomes[training].mean(axis=0)
-        targets = outcomes[training] - outcomes[training].mean(axis=0)
-        bases = {key: spline_basis(values, training, label(key)) for key, values in scores.items()}
+        bases = [spline_basis(values, training, label(key)) for key, values in scores.items()]
+        design = np.hstack([np.ones((len(outcomes), 1)), *bases])
+        owners = np.repeat(np.arange(-1, len(bases)), [1, *(basis.shape[1] for basis in bases)])
+        # One cross-product serves every set: a set's is the part that belongs to its columns.
+        fitted = design[training]
+        gram, moments = fitted.T @ fitted, fitted.T @ (outcomes[training] - outcomes[training].mean(axis=0))
         for name, members in sets.items():
-            design = np.hstack([np.ones((len(outcomes), 1)), *(bases[key] for key in members)])
-            # gelsy reveals the rank: saturated scores leave basis functions that hardly any row reaches.
-            coefficients = lstsq(design[training], targets, lapack_driver="gelsy")[0]
-            deviations[name][~training] = design[~training] @ coefficients
+            columns = np.isin(owners, [-1, *(list(scores).index(key) for key in members)])
+            # Saturated scores leave basis functions that hardly any row reaches: the cut leaves these at 0.
+            coefficients = np.linalg.lstsq(gram[np.ix_(columns, columns)], moments[columns], rcond=_RANK_CUT)[0]
+            deviations[name][~training] = design[np.ix_(~training, columns)] @ coefficients
     return means, deviations
 
 
@@ -140,7 +144,7 @@ def validity(
         outcomes: a real step's and placebos' alike, with equal `rows`.
         bank: the bank they are of.
         raw: the compared scores over the whole bank.
-        folds: shape (prompts,).
+        folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
     """
     rows = outcomes[0].rows
@@ -148,36 +152,40 @@ def validity(
     sets = predictor_sets()
     used = {key: scores[key] for members in sets.values() for key in members}
     values = np.column_stack([outcome.values for outcome in outcomes])
-    means, deviations = out_of_fold(sets, used, values, folds[bank.prompts[rows]])
+    predicted = np.zeros((len(sets), *values.shape))
+    unexplained, total = np.zeros_like(predicted), np.zeros_like(values)
+    for assignment in folds:
+        means, deviations = out_of_fold(sets, used, values, assignment[bank.prompts[rows]])
+        stacked = np.stack(list(deviations.values()))
+        predicted += stacked / len(folds)
+        unexplained += (values - means - stacked) ** 2 / len(folds)
+        total += (values - means) ** 2 / len(folds)
     weights = resampling.weights("validity")
     estimates: list[dict[str, Any]] = []
     for place, outcome in enumerate(outcomes):
-        predicted = np.column_stack([columns[:, place] for columns in deviations.values()])
-        errors = outcome.values - means[:, place]
         samples = {
-            "cv_r2": cross_validated_r2(errors, predicted, outcome.prompts, weights),
-            "cv_rank": rank_correlation(outcome.values, predicted, outcome.prompts, weights),
+            "cv_r2": explained(total[:, place], unexplained[:, :, place].T, outcome.prompts, weights),
+            "cv_rank": rank_correlation(outcome.values, predicted[:, :, place].T, outcome.prompts, weights),
         }
         estimates += _validity_rows(outcome, list(sets), samples, resampling)
         estimates += _spearman_rows(outcome, scores, weights, resampling)
     return estimates
 
 
-def cross_validated_r2(errors: Array, predicted: Array, prompts: Codes, weights: Array) -> Array:
-    """Return 1 - sum (y - prediction)^2 / sum (y - m)^2 in every draw, m the mean of the training folds.
+def explained(total: Array, unexplained: Array, prompts: Codes, weights: Array) -> Array:
+    """Return R2 = 1 - sum (y - prediction)^2 / sum (y - m)^2 in every draw, m the mean of the training folds.
 
     Args:
-        errors: y - m, shape (n,).
-        predicted: prediction - m, shape (n, sets).
+        total: (y - m)^2, shape (n,), averaged over fold assignments.
+        unexplained: (y - prediction)^2, shape (n, sets), likewise.
         prompts: shape (n,).
         weights: shape (draws, prompts).
 
     Returns:
         Shape (draws, sets); NaN where a draw has nothing to explain.
     """
-    squares = np.column_stack([errors, errors[:, None] - predicted]) ** 2
-    totals = weights @ prompt_sums(squares, prompts, weights.shape[1])
-    return 1 - ratio(totals[:, 1:], totals[:, :1])
+    sums = weights @ prompt_sums(np.column_stack([total, unexplained]), prompts, weights.shape[1])
+    return 1 - ratio(sums[:, 1:], sums[:, :1])
 
 
 def rank_correlation(observed: Array, scores: Array, prompts: Codes, weights: Array) -> Array:
@@ -207,7 +215,9 @@ def _validity_rows(
     outcome: Outcome, sets: list[Key], samples: Mapping[str, Array], resampling: Resampling
 ) -> list[dict[str, Any]]:
     base = sets.index((BASE, None))
-    method = resampling.method("prompt-grouped CV of cubic rank splines, predictions fixed")
+    method = resampling.method(
+        "prompt-grouped CV of cubic rank splines, averaged over fold assignments, predictions fixed"
+    )
     rows = []
     for analysis, drawn in samples.items():
         alone, differences = intervals(drawn), intervals(drawn - drawn[:, base : base + 1])

@@ -162,7 +162,13 @@ ESTIMATES = Table(
         Column("unit", _TEXT, "", "unit of the estimate"),
         Column("estimate", _DOUBLE, "see unit", "point estimate"),
         *_CI,
-        Column("std_error", _DOUBLE, "as estimate", "statsmodels' cluster-robust (CRV1) error", nullable=True),
+        Column(
+            "std_error",
+            _DOUBLE,
+            "as estimate",
+            "statsmodels' cluster-robust (CRV1) error; takes the spread of outcome and predictors as known",
+            nullable=True,
+        ),
         Column("method", _TEXT, "", "how estimate and interval were made"),
         _N_POSITIONS,
         _N_PROMPTS,
@@ -240,13 +246,19 @@ FINDINGS = Table(
     place="analysis/",
     written_by="analyze",
     meaning="The verdict, one claim a row: what holds, what does not, and what a placebo shows too.",
-    key=("finding", "probe_id", "k"),
+    key=("finding", "probe_id", "outcome", "k"),
     columns=(
         Column("finding", _TEXT, "", "the claim, in a few words"),
         Column("probe_id", _TEXT, "", "the real step that it was tested on"),
+        _OUTCOME,
         _K,
         Column(
-            "status", _TEXT, "", "'holds', 'reversed', 'not shown' (the interval has 0), or 'artefact' (a placebo too)"
+            "status",
+            _TEXT,
+            "",
+            "'holds' or 'reversed' (the interval leaves 0 out, and so do the differences from every placebo); "
+            "'artefact' (not beyond a placebo that shows it too); 'unclear' (not told apart from another placebo); "
+            "'not shown'",
         ),
         Column("estimate", _DOUBLE, "see unit", "the number behind it"),
         *_CI,

@@ -162,6 +162,7 @@ class AnalyzeSettings(_Checked):
 
     draws: int = option(1000, "Prompt-cluster bootstrap draws", "draws")
     folds: int = option(5, "Folds of the prompt-grouped cross-validation", "folds")
+    fold_repeats: int = option(10, "Fold assignments that the cross-validation averages over", "assignments")
     seed: int = option(0, "Root of the bootstrap's and the folds' random streams", "integer")
 
     def __post_init__(self) -> None:
@@ -172,6 +173,7 @@ class AnalyzeSettings(_Checked):
         """
         self._check_at_least(100, "draws")
         self._check_at_least(2, "folds")
+        self._check_at_least(1, "fold_repeats")
         self._check_at_least(0, "seed")
 
 

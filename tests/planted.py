@@ -35,6 +35,7 @@ class World:
     mean_gain: float = 0.0
     saturated: bool = False  # most positions have C = 1 to the last digit
     constant_c: bool = False
+    placebo_noise: float = 0.0  # of the placebos' gains, where it differs from `noise`
     null_theta0: bool = False  # the other batch layout changes nothing at all
     seed: int = 0
 
@@ -150,7 +151,8 @@ def _gain(bank: pd.DataFrame, world: World, rng: np.random.Generator, update: st
     learnable, incompatible = decomposition(bank)
     codes = np.unique(bank["prompt_id"].to_numpy(str), return_inverse=True)[1]
     mood = rng.normal(0, world.mood, codes.max() + 1)[codes]
-    gain = mood + rng.normal(0, world.noise, len(bank))
+    placebo = update not in ("one_step", "theta0")
+    gain = mood + rng.normal(0, world.placebo_noise or world.noise if placebo else world.noise, len(bank))
     if update == "theta0":
         return np.zeros(len(bank)) if world.null_theta0 else gain * 1e-5
     if update == "one_step":

@@ -10,6 +10,8 @@ import pytest
 from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
 
 from teachdiag.analysis.analyze import run_analysis
+from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.summary import coefficient_table, terminal_tables, validity_table
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES
 from teachdiag.errors import ArtefactError, EstimationError, InputError, RunError
@@ -38,8 +40,13 @@ def _read(run: Path, table: Table) -> pd.DataFrame:
 
 
 def _status(run: Path, finding: str, k: int | None = 16) -> str:
+    return str(_finding(run, finding, k)["status"])
+
+
+def _finding(run: Path, finding: str, k: int | None = 16) -> pd.Series:
     rows = _read(run, FINDINGS)
-    return rows.loc[(rows["finding"] == finding) & (rows["k"].isna() if k is None else rows["k"] == k), "status"].item()
+    rows = rows[(rows["finding"] == finding) & (rows["outcome"] == "gain")]
+    return rows[rows["k"].isna() if k is None else rows["k"] == k].iloc[0]
 
 
 def _analysed(run: Path, world: World) -> Path:
@@ -73,11 +80,46 @@ def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> N
 
 def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.06))
-    rows = _read(run, FINDINGS)
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["artefact"] * 4
-    sentence = rows.loc[(rows["finding"] == GAP_CLAIMS[0]) & (rows["k"] == 16), "sentence"].item()
+    sentence = _finding(run, GAP_CLAIMS[0])["sentence"]
     assert sentence.startswith("Artefact at K=16")
     assert "a placebo shows it too: random_direction" in sentence
+
+
+def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path) -> None:
+    """Per unit of norm: the placebo's slope is clear of 0, and a fifteenth of the real one."""
+    run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.003, noise=0.002, mood=0.0))
+    finding = _finding(run, "beta_L > beta_I (decomposition, per unit of norm)")
+    shown = _read(run, ESTIMATES).query("analysis == 'slope_decomposition' and k == 16 and outcome == 'gain'")
+    shown = shown[(shown["term"] == GAP) & (shown["probe_id"] == "step.random_direction")]
+    assert shown["ci_low"].item() > 0
+    assert finding["status"] == "holds"
+    assert "beyond every placebo, the largest being" in finding["sentence"]
+
+
+def test_an_effect_that_a_noisy_placebo_may_have_too_is_unclear(tmp_path: Path) -> None:
+    """The placebo has the same slope under more noise: its interval holds 0, and so does the difference."""
+    noisy = replace(EFFECT, placebo_slope_learnable=0.06, placebo_noise=0.5)
+    run = _analysed(tmp_path / "run", noisy)
+    finding = _finding(run, "beta_L > beta_I (decomposition, per unit of norm)")
+    assert finding["ci_low"] > 0
+    assert finding["status"] == "unclear"
+    assert "not told apart from a placebo" in finding["sentence"]
+
+
+def test_differences_from_placebos_are_paired(effect_run: Path) -> None:
+    """The difference's interval is that of the differences of the draws, made again here one by one."""
+    estimates = _read(effect_run, ESTIMATES)
+    bank = POSITIONS.read(effect_run / "positions").query("split == 'bank'")
+    prompts = np.unique(bank["prompt_id"].to_numpy(str), return_inverse=True)[1]
+    weights = Resampling(QUICK.seed, QUICK.draws, prompts.max() + 1).weights("mean")
+    gains = [GAINS.read(effect_run / "gains" / p)["gain"].to_numpy() for p in ("step", "step.random_direction")]
+    draws = [[np.average(gain, weights=w[prompts]) for w in weights] for gain in gains]
+    row = estimates.query(
+        "analysis == 'mean_beyond_placebo' and probe_id == 'step.random_direction' and outcome == 'gain'"
+    )
+    expected = np.percentile(np.subtract(*draws)[1:], [2.5, 97.5])
+    np.testing.assert_allclose(row[row["term"] == "bank"][["ci_low", "ci_high"]].to_numpy()[0], expected, rtol=1e-6)
 
 
 def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:
@@ -95,7 +137,7 @@ def test_a_constant_outcome_is_said_and_skipped(tmp_path: Path) -> None:
     assert f"{said} everywhere." in sentences
     estimates = _read(run, ESTIMATES)
     theta0 = estimates[(estimates["probe_id"] == "step.theta0") & (estimates["outcome"] == "gain")]
-    assert set(theta0["analysis"]) == {"mean", "noise_floor"}
+    assert set(theta0["analysis"]) == {"mean", "noise_floor", "mean_beyond_placebo"}
     assert (theta0.loc[theta0["analysis"] == "mean", ["estimate", "ci_low", "ci_high"]] == 0).all(axis=None)
     assert "theta0 not estimable" in _read(run, FINDINGS)["placebos"].iloc[1]
     assert coefficient_table(estimates, "step").loc[lambda t: t["update"] == "theta0", "beta_L"].tolist() == ["-"] * 3
@@ -123,7 +165,7 @@ def test_two_steps_are_both_judged(tmp_path: Path) -> None:
 
 def test_every_probe_has_the_same_rows(effect_run: Path) -> None:
     estimates = _read(effect_run, ESTIMATES)
-    probes = estimates[estimates["probe_id"] != ""]
+    probes = estimates[(estimates["probe_id"] != "") & ~estimates["analysis"].str.endswith("_beyond_placebo")]
     assert not estimates.duplicated(list(ESTIMATES.key)).any()
     assert set(probes["probe_id"]) == {"step", *(f"step.{name}" for name in PLACEBOS)}
     assert len(set(probes.groupby("probe_id").size())) == 1
@@ -185,13 +227,13 @@ def test_same_seed_same_bytes_and_row_order_changes_nothing(effect_run: Path, tm
 def test_summary_and_tables_for_people(effect_run: Path) -> None:
     estimates = _read(effect_run, ESTIMATES)
     coefficients, validity = coefficient_table(estimates, "step"), validity_table(estimates, "step")
-    assert coefficients.shape == (12, 7)
+    assert coefficients.shape == (12, 8)
     assert validity.shape == (18, 7)
     text = (effect_run / "summary.md").read_text()
     for cell in (
         coefficients["beta_L"].iloc[0],
-        validity["value"].iloc[0],
-        "Bank: 24 prompts",
+        validity["one_step"].iloc[0],
+        "of 24 `gsm_symbolic` prompts",
         "figures/coefficients.png",
     ):
         assert cell in text
@@ -199,7 +241,10 @@ def test_summary_and_tables_for_people(effect_run: Path) -> None:
 
 def test_every_estimate_is_explained(effect_run: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text()
-    names = {*_read(effect_run, ESTIMATES)["analysis"], *_read(effect_run, SURFACES)["surface"]}
+    names = {
+        *_read(effect_run, ESTIMATES)["analysis"].str.removesuffix("_beyond_placebo"),
+        *_read(effect_run, SURFACES)["surface"],
+    }
     assert {name for name in names if f"`{name}`" not in page} == set()
 
 
@@ -256,5 +301,5 @@ def test_the_update_positions_are_left_alone(effect_run: Path, tmp_path: Path) -
 
 
 def _n_findings() -> int:
-    per_k = 4 + 4  # gaps; {D^L, D^I} alone and on top, by two measures
+    per_k = 4 + 3 * 2 + 2 * 4  # gaps on gain, on the other outcomes; C and {D^L, D^I} alone and on top, two measures
     return 1 + per_k * len(SUPPORT_SIZES) + 4

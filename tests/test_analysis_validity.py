@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.validity import (
-    cross_validated_r2,
     draw_folds,
+    explained,
     out_of_fold,
     predictor_sets,
     rank_correlation,
@@ -32,7 +32,7 @@ def _truncated_powers(train: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def test_out_of_fold_predictions_are_those_of_a_loop() -> None:
-    folds = draw_folds(15, 5, seed=0)[PROMPTS]
+    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
     sets = {("a", None): (("a", None),), ("both", 8): (("a", None), ("b", 8))}
     means, found = out_of_fold(sets, X, Y, folds)
     for name, members in sets.items():
@@ -49,17 +49,18 @@ def test_out_of_fold_predictions_are_those_of_a_loop() -> None:
                 np.testing.assert_allclose(predicted, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_folds_hold_out_whole_prompts_evenly() -> None:
-    folds = draw_folds(48, 5, seed=0)
-    assert sorted(np.bincount(folds).tolist()) == [9, 9, 10, 10, 10]
-    assert (draw_folds(48, 5, seed=0) == folds).all()
-    assert (draw_folds(48, 5, seed=1) != folds).any()
+def test_folds_hold_out_whole_prompts_evenly_and_anew_in_each_repeat() -> None:
+    folds = draw_folds(48, 5, 3, seed=0)
+    assert [sorted(np.bincount(assignment).tolist()) for assignment in folds] == [[9, 9, 10, 10, 10]] * 3
+    assert (folds[0] != folds[1]).any()
+    assert (draw_folds(48, 5, 3, seed=0) == folds).all()
+    assert (draw_folds(48, 5, 3, seed=1) != folds).any()
     with pytest.raises(EstimationError, match="--folds is 9 and the bank has 8 prompts"):
-        draw_folds(8, 9, seed=0)
+        draw_folds(8, 9, 1, seed=0)
 
 
 def test_held_out_rows_never_reach_the_fit() -> None:
-    folds = draw_folds(15, 5, seed=0)[PROMPTS]
+    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
     sets = {("a", None): (("a", None),)}
     disturbed = np.where((folds == 2)[:, None], 1e6, Y)
     before, after = (out_of_fold(sets, {("a", None): X["a", None]}, y, folds)[1]["a", None] for y in (Y, disturbed))
@@ -67,7 +68,7 @@ def test_held_out_rows_never_reach_the_fit() -> None:
 
 
 def test_monotone_versions_of_a_score_predict_the_same() -> None:
-    folds = draw_folds(15, 5, seed=0)[PROMPTS]
+    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
     sets = {("a", None): (("a", None),)}
     plain, bent = (
         out_of_fold(sets, {("a", None): a}, Y, folds)[1]["a", None] for a in (X["a", None], X["a", None] ** 3)
@@ -83,7 +84,8 @@ def test_spline_basis_names_a_constant_column() -> None:
 
 def test_r2_is_that_of_a_loop_over_stacked_rows() -> None:
     means, predicted = RNG.normal(0, 0.1, 300), Y[:, 1] + RNG.normal(0, 0.2, 300)
-    found = cross_validated_r2(Y[:, 1] - means, (predicted - means)[:, None], PROMPTS, WEIGHTS)[:, 0]
+    unexplained = (Y[:, 1] - predicted)[:, None] ** 2
+    found = explained((Y[:, 1] - means) ** 2, unexplained, PROMPTS, WEIGHTS)[:, 0]
     for counts, r2 in zip(WEIGHTS, found, strict=True):
         rows = np.concatenate([np.flatnonzero(p == PROMPTS) for p in range(15) for _ in range(int(counts[p]))])
         error, base = Y[rows, 1] - predicted[rows], Y[rows, 1] - means[rows]

@@ -15,6 +15,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 from safetensors import safe_open
 
+from teachdiag.analysis.findings import STATUSES
 from teachdiag.artefacts import ESTIMATES, FINDINGS, POSITIONS
 from teachdiag.runs import table_digest
 
@@ -78,12 +79,7 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
     estimates = ESTIMATES.read(run / "analysis/estimates.parquet")
     probed = estimates[estimates["probe_id"] != ""]  # the others are facts of the bank
     assert set(probed["update"]) == {"one_step", "theta0", "shuffled_teacher", "random_direction"}
-    assert set(pd.read_parquet(run / "analysis/findings.parquet")["status"]) <= {
-        "holds",
-        "reversed",
-        "not shown",
-        "artefact",
-    }
+    assert set(pd.read_parquet(run / "analysis/findings.parquet")["status"]) <= set(STATUSES)
     assert len(FINDINGS.read(run / "analysis/findings.parquet")) > 5
     assert {f.suffix for f in (run / "figures").iterdir()} == {".png", ".svg"}
     assert (run / "summary.md").read_text().count("random_direction") > 0
