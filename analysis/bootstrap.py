@@ -47,7 +47,7 @@ class Interval:
 
     def __str__(self) -> str:
         if np.isnan(self.low):
-            return f"{self.estimate:.3g} [no interval]"
+            return f"{self.estimate:.3g}"
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 

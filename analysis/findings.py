@@ -247,7 +247,7 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
     measured = [(p.shown.interval.estimate * real.side, p) for p in placebos if p.shown is not None]
     if not measured:
         return status, "; no placebo was run"
-    return status, f"; beyond every placebo, the largest being {max(measured, key=lambda m: m[0])[1]}"
+    return status, f"; beyond every placebo, the nearest being {max(measured, key=lambda m: m[0])[1]}"
 
 
 def _noise_floor(estimates: pd.DataFrame, probe_id: str) -> float:

@@ -55,7 +55,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     ):
         assert np.isnan(samples[:, 0]).tolist() == [False, True, False]
         (interval,) = intervals(samples)
-        assert str(interval).endswith("[no interval]")
+        assert "[" not in str(interval)
         assert interval.columns() == {"estimate": samples[0, 0], "ci_low": None, "ci_high": None}
         assert interval.side() == 0
 

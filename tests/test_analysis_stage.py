@@ -94,7 +94,7 @@ def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path
     shown = shown[(shown["term"] == GAP) & (shown["probe_id"] == "step.random_direction")]
     assert shown["ci_low"].item() > 0
     assert finding["status"] == "holds"
-    assert "beyond every placebo, the largest being" in finding["sentence"]
+    assert "beyond every placebo, the nearest being" in finding["sentence"]
 
 
 def test_an_effect_that_a_noisy_placebo_may_have_too_is_unclear(tmp_path: Path) -> None:
