@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.findings import CLAIMS, HEADLINE_K, at_headline, finding_rows, lookup, obstacle_sentences
+from teachdiag.analysis.findings import CLAIMS, at_headline, finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.frame import Bank, Outcome, Step, load_bank, load_steps, select_outcomes
 from teachdiag.analysis.placebos import beyond_rows
 from teachdiag.analysis.profiles import (
@@ -31,7 +31,7 @@ from teachdiag.analysis.validity import draw_folds, validity
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, SATURATION, SURFACES
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
-from teachdiag.settings import AnalyzeSettings
+from teachdiag.settings import HEADLINE_K, AnalyzeSettings
 from teachdiag.tables import Table, write_parquet, write_text
 
 Rows = list[dict[str, Any]]

@@ -20,10 +20,9 @@ from teachdiag.analysis.frame import OUTCOMES, Outcome
 from teachdiag.analysis.placebos import beyond
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import BASE, on_top_of_base, versus_base
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
-HEADLINE_K = 16
-OUTCOME = "gain"
 STATUSES = ("holds", "reversed", "artefact", "unclear", "not shown")
 _MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
 

@@ -8,13 +8,14 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from teachdiag.analysis.findings import HEADLINE_K, OUTCOME, STATUSES, at_headline, lookup
+from teachdiag.analysis.findings import STATUSES, at_headline, lookup
 from teachdiag.analysis.frame import OUTCOMES
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import label, predictor_sets, versus_base
 from teachdiag.artefacts import ESTIMATES, FINDINGS
 from teachdiag.runs import Stage
-from teachdiag.settings import EMBEDDED, SUPPORT_SIZES
+from teachdiag.settings import EMBEDDED, HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 _COEFFICIENTS = (
     ("beta_L", "standardized_decomposition", "learnable"),

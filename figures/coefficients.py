@@ -5,7 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, TITLES, add_caption, blank_figure, mark_missing
-from teachdiag.figures.tables import OUTCOME, StepTables
+from teachdiag.figures.tables import StepTables
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 _TERMS = (("learnable", "$D^L$ learnable", LEARNABLE, "o"), ("incompatible", "$D^I$ incompatible", INCOMPATIBLE, "s"))
 _APART = 0.24  # horizontal distance of the two coefficients of one K

@@ -4,8 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from teachdiag.figures.style import HEADLINE_K, PLACEBO, REAL, TITLES, add_caption, blank_figure
+from teachdiag.figures.style import PLACEBO, REAL, TITLES, add_caption, blank_figure
 from teachdiag.figures.tables import StepTables
+from teachdiag.settings import HEADLINE_K
 
 _SCORES = {
     "forward_kl": "raw KL",

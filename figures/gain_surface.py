@@ -6,8 +6,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from teachdiag.figures.grid import draw_grid, shown_cells
-from teachdiag.figures.style import DIVERGING, HEADLINE_K, TITLES, add_caption, add_colour_bar, blank_figure
+from teachdiag.figures.style import DIVERGING, TITLES, add_caption, add_colour_bar, blank_figure
 from teachdiag.figures.tables import StepTables
+from teachdiag.settings import HEADLINE_K
 
 _SURFACE = "gain_by_learnable_incompatible"
 _SCALE_QUANTILE = 0.95  # share of the real step's cells within the colour scale: one extreme cell must not bleach all

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from teachdiag.figures.grid import draw_grid, shown_cells
-from teachdiag.figures.style import HEADLINE_K, SEQUENTIAL, add_caption, add_colour_bar, blank_figure
+from teachdiag.figures.style import SEQUENTIAL, add_caption, add_colour_bar, blank_figure
 from teachdiag.figures.tables import StepTables
+from teachdiag.settings import HEADLINE_K
 
 _MAPS = (("learnable_on_plane", "$D^L$ learnable"), ("incompatible_on_plane", "$D^I$ incompatible"))
 

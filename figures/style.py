@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-HEADLINE_K = 16  # the K of figures that show a single one
 WIDTH = 7.2  # inches: two columns of a paper
 _CAPTION_CHARACTERS = 140  # what fits that width
 

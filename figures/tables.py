@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from teachdiag.artefacts import DECILES, ESTIMATES, SURFACES
-
-OUTCOME = "gain"
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 
 @dataclass(frozen=True)

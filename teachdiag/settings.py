@@ -17,6 +17,8 @@ Split = Literal["bank", "update"]
 TeacherPrompt = Literal["same", "privileged"]
 
 SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the length of the stored top-K lists
+HEADLINE_K = 16  # the K of sentences and figures that show a single one; the paper's
+HEADLINE_OUTCOME = "gain"  # likewise the outcome
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
 

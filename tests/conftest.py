@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair, run_capture
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings, ProbeSettings
@@ -137,3 +137,8 @@ def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path
 
 def tables(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}
+
+
+@pytest.fixture
+def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
+    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)

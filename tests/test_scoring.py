@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import Context, batched, check_fits, relaid
-from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.capture import Pair
 from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.statistics import statistics
 from teachdiag.errors import ContextError
-from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
-
-
-@pytest.fixture
-def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
-    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.capture import Pair
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_loss, reverse_kl, sampled_reverse_kl
 from teachdiag.diagnostics.models import Head
@@ -19,7 +19,7 @@ from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_
 from teachdiag.diagnostics.updates import Snapshot, accumulate_gradient, optimizer_step, random_direction
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings import ProbeSettings
 
 LOSSES = ("reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl")
 
@@ -67,11 +67,6 @@ def test_sampled_loss_has_the_gradient_of_reverse_kl_in_expectation() -> None:
         sampled_reverse_kl(y.log_softmax(-1), logq, torch.tensor([token])).sum().backward()
         expected += logp.exp()[0, token] * y.grad
     torch.testing.assert_close(expected, exact)
-
-
-@pytest.fixture
-def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
-    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
 
 
 @pytest.fixture
