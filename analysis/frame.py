@@ -170,6 +170,8 @@ def _finished_probes(run: Path) -> list[str]:
             f"unfinished probes in {run}: {', '.join(unfinished)}; run `teachdiag probe --run {run}` again with "
             "their settings to continue them"
         )
+    for probe in probes:
+        Stage(run, f"probes/{probe}").require()
     return probes
 
 

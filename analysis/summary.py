@@ -12,7 +12,7 @@ from teachdiag.analysis.findings import STATUSES, at_headline, lookup
 from teachdiag.analysis.frame import OUTCOMES
 from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import label, predictor_sets, versus_base
-from teachdiag.artefacts import ESTIMATES, FINDINGS
+from teachdiag.artefacts import ESTIMATES, FINDINGS, probes_by_step
 from teachdiag.runs import Stage
 from teachdiag.settings import EMBEDDED, HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -28,16 +28,6 @@ _NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, 
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
 
 
-def real_steps(estimates: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the real steps in a table of estimates, each with the updates of its placebos."""
-    probes = estimates.loc[estimates["probe_id"] != "", ["probe_id", "update"]].drop_duplicates()
-    steps: dict[str, list[str]] = {}
-    for probe_id, update in probes.itertuples(index=False):
-        own = probe_id.removesuffix(f".{update}")
-        steps.setdefault(own, []).extend([] if own == probe_id else [update])
-    return steps
-
-
 def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return beta_L, beta_I and their gap at each K, real step and placebos side by side, as text with intervals.
 
@@ -45,7 +35,7 @@ def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
         estimates: the estimates table.
         probe_id: a real step.
     """
-    ids = _probe_ids(estimates, probe_id)
+    ids = probes_by_step(estimates)[probe_id]
     return pd.DataFrame(
         [
             {"K": str(k), "update": update}
@@ -65,7 +55,7 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
         probe_id: a real step.
         k: support size of the signals that have one.
     """
-    ids = _probe_ids(estimates, probe_id)
+    ids = probes_by_step(estimates)[probe_id]
     real = next(iter(ids))
     return pd.DataFrame(
         [
@@ -86,7 +76,7 @@ def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -
             {"outcome": outcome}
             | {
                 update: _shown(estimates, own_id, "standardized_decomposition", GAP, k, outcome)
-                for update, own_id in _probe_ids(estimates, probe_id).items()
+                for update, own_id in probes_by_step(estimates)[probe_id].items()
             }
             for outcome in OUTCOMES
         ]
@@ -104,7 +94,7 @@ def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
                 "mean noise": _shown(estimates, own_id, "noise_floor", "bank", None),
                 "variance in ten positions": _shown(estimates, own_id, "concentration", "ten positions", None),
             }
-            for update, own_id in _probe_ids(estimates, probe_id).items()
+            for update, own_id in probes_by_step(estimates)[probe_id].items()
         ]
     )
 
@@ -136,7 +126,7 @@ def terminal_tables(run: Path) -> list[Table]:
     """
     estimates = ESTIMATES.read(run / "analysis" / "estimates.parquet")
     tables = []
-    for probe_id in real_steps(estimates):
+    for probe_id in probes_by_step(estimates):
         titles, (coefficients, validity) = zip(*_titled(estimates, probe_id).items(), strict=True)
         coefficients = _at_headline(coefficients).drop(columns=["gap per unit of norm [nats]", "CRV1 error of the gap"])
         validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
@@ -149,7 +139,7 @@ def result_block(run: Path) -> str:
     estimates = ESTIMATES.read(run / "analysis" / "estimates.parquet")
     findings = FINDINGS.read(run / "analysis" / "findings.parquet")
     parts = [_facts(run, estimates)]
-    for probe_id in real_steps(estimates):
+    for probe_id in probes_by_step(estimates):
         coefficients = _at_headline(coefficient_table(estimates, probe_id))
         validity = validity_table(estimates, probe_id)
         alone = validity[~validity["signals"].str.contains(r"hidden|\+")]
@@ -203,7 +193,7 @@ def summary_markdown(
 
 def _facts(run: Path, estimates: pd.DataFrame) -> str:
     """Say which pair, which prompts, how large the bank is, and what brackets and placebos mean."""
-    capture = Stage(run, "capture").require()
+    capture = Stage(run, "capture").record()
     settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
     bank = estimates[(estimates["analysis"] == "mean") & (estimates["term"] == "bank")].iloc[0]
@@ -221,7 +211,7 @@ def _model(name: str) -> str:
 
 
 def _step_text(run: Path, probe_id: str) -> str:
-    settings = Stage(run, f"probes/{probe_id}").require()["settings"]
+    settings = Stage(run, f"probes/{probe_id}").record()["settings"]
     prompts = "held-out prompts" if settings["update_on"] == "update" else "the bank itself"
     return (
         f"One {settings['optimizer']} step, learning rate {settings['learning_rate']:g}, on the mean "
@@ -257,12 +247,6 @@ def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:
         & (estimates["k"] == k)
     ]
     return "-" if rows.empty else f"{rows['std_error'].iloc[0]:.3g}"
-
-
-def _probe_ids(estimates: pd.DataFrame, probe_id: str) -> dict[str, str]:
-    """Return the probe_id of the real step and of each placebo, by update."""
-    real = estimates.loc[estimates["probe_id"] == probe_id, "update"].iloc[0]
-    return {real: probe_id} | {update: f"{probe_id}.{update}" for update in real_steps(estimates)[probe_id]}
 
 
 def _shown(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from teachdiag.artefacts import DECILES, ESTIMATES, SURFACES
+from teachdiag.artefacts import DECILES, ESTIMATES, SURFACES, probes_by_step
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 
@@ -63,8 +63,5 @@ def load_tables(run: Path) -> list[StepTables]:
         ArtefactError: a table is missing.
     """
     estimates, deciles, surfaces = (t.read(run / t.place / f"{t.name}.parquet") for t in (ESTIMATES, DECILES, SURFACES))
-    named = estimates.loc[estimates["probe_id"] != "", ["probe_id", "update"]].drop_duplicates()
-    steps: dict[str, dict[str, str]] = {}
-    for probe_id, update in named.itertuples(index=False):
-        steps.setdefault(probe_id.removesuffix(f".{update}"), {})[update] = probe_id
+    steps = probes_by_step(estimates)
     return [StepTables(real, probes, estimates, deciles, surfaces) for real, probes in steps.items()]

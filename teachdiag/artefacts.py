@@ -3,6 +3,7 @@
 `python -m teachdiag.artefacts` prints the page `docs/artefacts.md`, which is made from nothing else.
 """
 
+import pandas as pd
 import pyarrow as pa
 
 from teachdiag.settings import SUPPORT_SIZES
@@ -269,6 +270,15 @@ FINDINGS = Table(
 )
 
 TABLES = (CONTEXTS, POSITIONS, GAINS, ESTIMATES, DECILES, SURFACES, SATURATION, FINDINGS)
+
+
+def probes_by_step(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return the real steps in a table of estimates, each with its probe_ids by update: its own, then its placebos'."""
+    probes = estimates.loc[estimates["probe_id"] != "", ["probe_id", "update"]].drop_duplicates()
+    steps: dict[str, dict[str, str]] = {}
+    for probe_id, update in probes.itertuples(index=False):
+        steps.setdefault(probe_id.removesuffix(f".{update}"), {})[update] = probe_id
+    return steps
 
 
 def data_dictionary() -> str:

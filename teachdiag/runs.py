@@ -113,18 +113,27 @@ class Stage:
         Raises:
             RunError: the stage never began or never ended, or one of its tables is no longer what it wrote.
         """
-        content = self.read()
-        command = f"teachdiag {self.name.split('/')[0]} --run {self.run}"
-        if content is None:
-            raise RunError(f"{self.run} has no {self.name} stage: run `{command}` first")
-        if content["status"] != "complete":
-            raise RunError(f"the {self.name} stage of {self.run} is unfinished: run `{command}` again to continue it")
+        content = self.record()
         for table, digest in content.get("tables", {}).items():
             if table_digest(self.run / table) != digest:
                 raise RunError(
                     f"{self.run / table} is no longer what the {self.name} stage wrote: restore it, or delete "
                     f"{self.run} and run again"
                 )
+        return content
+
+    def record(self) -> dict[str, Any]:
+        """Return the JSON of a stage that must be complete, without reading its tables again.
+
+        Raises:
+            RunError: the stage never began or never ended.
+        """
+        content = self.read()
+        command = f"teachdiag {self.name.split('/')[0]} --run {self.run}"
+        if content is None:
+            raise RunError(f"{self.run} has no {self.name} stage: run `{command}` first")
+        if content["status"] != "complete":
+            raise RunError(f"the {self.name} stage of {self.run} is unfinished: run `{command}` again to continue it")
         return content
 
     @contextmanager
