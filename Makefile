@@ -3,12 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: demo test check lint types bench docs readme clean
+.PHONY: demo study test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
 	$(BIN)/teachdiag probe --run $(RUN)
 	$(BIN)/teachdiag analyze --run $(RUN)
+
+study: demo  ## every kind of probe on both embedded pairs, into runs/demo and runs/privileged: about two hours
+	$(BIN)/teachdiag capture --run runs/privileged --teacher-prompt privileged
+	$(BIN)/teachdiag probe --run runs/privileged
+	for run in runs/demo runs/privileged; do \
+	  for kind in isolated predicted placebo lds selectors; do \
+	    $(BIN)/teachdiag probe --run $$run --recipe docs/study/$$kind.toml || exit 1; \
+	  done; \
+	  $(BIN)/teachdiag analyze --run $$run || exit 1; \
+	done
 
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term
@@ -26,9 +36,10 @@ bench: .venv/installed  ## speed and memory as ratios within one run
 
 docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
+	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 
-readme: .venv/installed  ## put the demo's result into the README (needs `make demo`)
-	$(BIN)/python docs/readme_result.py $(RUN)
+readme: .venv/installed  ## put what was measured into the README (needs `make study`)
+	$(BIN)/python docs/readme_result.py runs/demo runs/privileged
 
 clean:  ## remove the environment and every run
 	rm -rf .venv runs

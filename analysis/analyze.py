@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,25 @@ import pyarrow as pa
 import pyarrow.csv
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.findings import CLAIMS, at_headline, finding_rows, lookup, obstacle_sentences
-from teachdiag.analysis.frame import Bank, Outcome, Step, load_bank, load_steps, select_outcomes
+from teachdiag.analysis.cells import load_cells
+from teachdiag.analysis.findings import CLAIMS, finding_rows, lookup, obstacle_sentences
+from teachdiag.analysis.frame import (
+    STEP_KINDS,
+    Bank,
+    Outcome,
+    Record,
+    Step,
+    finished_probes,
+    load_bank,
+    load_step,
+    select_outcomes,
+)
+from teachdiag.analysis.interventions import agreement_rows, draw_seeds_and_prompts, released_rows, selection_rows
+from teachdiag.analysis.isolated import isolated_rows
+from teachdiag.analysis.lds import lds_rows
+from teachdiag.analysis.panel import panel_rows
 from teachdiag.analysis.placebos import beyond_rows
+from teachdiag.analysis.predicted import predicted_rows
 from teachdiag.analysis.profiles import (
     concentration_row,
     decile_bins,
@@ -25,16 +42,36 @@ from teachdiag.analysis.profiles import (
     q3_rows,
 )
 from teachdiag.analysis.regression import GAP, regressions
-from teachdiag.analysis.scaling import normalised_scores, raw_scores, saturation_rows
+from teachdiag.analysis.report import Results, verdict
+from teachdiag.analysis.scaling import Scores, normalised_scores, raw_scores, saturation_rows
 from teachdiag.analysis.summary import summary_markdown
 from teachdiag.analysis.validity import draw_folds, validity
-from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, SATURATION, SURFACES
+from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION, SURFACES
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.settings import HEADLINE_K, AnalyzeSettings
 from teachdiag.tables import Table, write_parquet, write_text
 
 Rows = list[dict[str, Any]]
+Found = dict[Table, Rows]
+Task = Callable[[], Found]
+
+_READ = ("positions", "gains", "isolated", "predictions", "interventions", "intervention_gains")
+_WRITTEN = (ESTIMATES, DECILES, SURFACES, SATURATION, SELECTION, PLACEBO_PANEL)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the estimates are made from."""
+
+    run: Path
+    settings: AnalyzeSettings
+    bank: Bank
+    records: list[Record]
+    steps: list[Step]
+    normalised: Scores
+    raw: Scores
+    resampling: Resampling
 
 
 def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> dict[str, Any]:
@@ -43,8 +80,9 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     The stage is cheap and derived, so it always recomputes, whatever an earlier analysis was made with.
 
     Returns:
-        `verdict`: sentences at the headline K; `headline`: beta_L, beta_I and their gap, as [estimate, low, high], for
-        each real step; `tables`: the files written, relative to the run. Also the `results` of `analyze.json`.
+        `verdict`: sentences at the headline K, probe by probe; `headline`: beta_L, beta_I and their gap, as [estimate,
+        low, high], for each real step; `tables`: the files written, relative to the run. Also the `results` of
+        `analyze.json`.
 
     Raises:
         RunError: capture or a probe is missing or unfinished.
@@ -54,45 +92,87 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     Stage(run, "capture").require()
     stage = Stage(run, "analyze")
     with writing(run):
-        bank = load_bank(run)
-        steps = load_steps(run, bank)
+        inputs = _load(run, settings)
         stage.note.unlink(missing_ok=True)
-        stage.claim(settings.as_dict(), {name: table_digest(run / name) for name in ("positions", "gains")})
+        stage.claim(settings.as_dict(), {name: table_digest(run / name) for name in _READ})
         with stage.timed():
-            tables = _estimate(bank, steps, settings, reporter)
-            tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), steps))
+            tables = _estimate(inputs, reporter)
+            tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs.steps))
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
-            results = _summarise(run, bank, steps, tables) | {"tables": files}
+            results = _summarise(inputs, tables) | {"tables": files}
             stage.complete(results)
     return results
 
 
-def _estimate(
-    bank: Bank, steps: Sequence[Step], settings: AnalyzeSettings, reporter: Reporter
-) -> dict[Table, pa.Table]:
-    """Compute every table but the findings."""
-    normalised = normalised_scores(bank.positions)
-    raw = raw_scores(bank.positions, normalised)
+def _load(run: Path, settings: AnalyzeSettings) -> _Inputs:
+    bank = load_bank(run)
+    records = finished_probes(run)
+    steps = [load_step(run, record.probe_id, bank) for record in records if record.kind in STEP_KINDS]
     resampling = Resampling(settings.seed, settings.draws, bank.n_prompts)
-    folds = draw_folds(bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
-    bins = decile_bins(raw)
+    normalised = normalised_scores(bank.positions)
+    return _Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank.positions, normalised), resampling)
+
+
+def _estimate(inputs: _Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
+    """Compute every table but the findings."""
+    bank, steps, normalised = inputs.bank, inputs.steps, inputs.normalised
     outcomes = [outcome for step in steps for outcome in select_outcomes(step, bank)]
-    defined, fitted = [o for o in outcomes if len(o.values)], [o for o in outcomes if not o.obstacle]
-    tasks: list[Callable[[], Rows]] = [
-        *(partial(mean_rows, outcome, bank, resampling) for outcome in defined),
-        *(partial(regressions, outcome, bank, normalised, resampling) for outcome in fitted),
-        *(partial(validity, group, bank, raw, folds, resampling) for group in _over_same_rows(fitted)),
-    ]
-    estimates = q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
-    estimates += [concentration_row(outcome) for outcome in fitted]
+    found: Found = {table: [] for table in _WRITTEN}
+    found[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
+    found[ESTIMATES] += [concentration_row(outcome) for outcome in outcomes if not outcome.obstacle]
+    tasks = _step_tasks(inputs, outcomes)
+    tasks += [_probe_task(inputs, record) for record in inputs.records if record.kind not in STEP_KINDS]
     for task in reporter.track(tasks, "Estimates"):
-        estimates += task()
-    estimates += beyond_rows(estimates, steps, {claim.analysis for claim in CLAIMS})
-    surfaces = [row for step in steps for row in gain_surface_rows(step, normalised)] + plane_rows(bank, normalised)
-    deciles = [row for outcome in defined for row in decile_rows(outcome, raw, bins, resampling)]
-    saturation = saturation_rows(bank.positions, normalised)
-    found = {ESTIMATES: estimates, DECILES: deciles, SURFACES: surfaces, SATURATION: saturation}
+        for table, rows in task().items():
+            found[table] += rows
+    found[ESTIMATES] += beyond_rows(found[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
+    found[SURFACES] += [row for step in steps for row in gain_surface_rows(step, normalised)]
+    found[SURFACES] += plane_rows(bank, normalised)
+    bins = decile_bins(inputs.raw)
+    defined = [outcome for outcome in outcomes if len(outcome.values)]
+    found[DECILES] += [row for o in defined for row in decile_rows(o, inputs.raw, bins, inputs.resampling)]
+    found[SATURATION] += saturation_rows(bank.positions, normalised)
     return {table: table.build_rows(rows) for table, rows in found.items()}
+
+
+def _step_tasks(inputs: _Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
+    """Return the estimates of real steps and their placebos, each to be made in its turn."""
+    bank, settings, resampling = inputs.bank, inputs.settings, inputs.resampling
+    if not outcomes:
+        return []
+    folds = draw_folds(bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
+    fitted = [outcome for outcome in outcomes if not outcome.obstacle]
+    makers: list[Callable[[], Rows]] = [
+        *(partial(mean_rows, outcome, bank, resampling) for outcome in outcomes if len(outcome.values)),
+        *(partial(regressions, outcome, bank, inputs.normalised, resampling) for outcome in fitted),
+        *(partial(validity, group, bank, inputs.raw, folds, resampling) for group in _over_same_rows(fitted)),
+    ]
+    return [partial(_estimates_of, make) for make in makers]
+
+
+def _estimates_of(make: Callable[[], Rows]) -> Found:
+    return {ESTIMATES: make()}
+
+
+def _probe_task(inputs: _Inputs, record: Record) -> Task:
+    """Return what makes the estimates of one probe that is no step with the full analysis."""
+    run, bank, resampling, probe_id = inputs.run, inputs.bank, inputs.resampling, record.probe_id
+    if record.kind == "selectors":
+        return partial(_selection, inputs, record)
+    if record.kind == "placebo":
+        return lambda: {PLACEBO_PANEL: panel_rows(run, probe_id, bank, inputs.normalised, inputs.raw)}
+    if record.kind == "lds":
+        return lambda: {ESTIMATES: lds_rows(run, probe_id, resampling)}
+    rows = {"isolated": isolated_rows, "predicted": predicted_rows}[record.kind]
+    return lambda: {ESTIMATES: rows(run, probe_id, bank, resampling)}
+
+
+def _selection(inputs: _Inputs, record: Record) -> Found:
+    cells = load_cells(inputs.run, record.probe_id, inputs.bank)
+    draws = draw_seeds_and_prompts(cells, inputs.resampling)
+    floor = float(record.results["noise_floor"])
+    agreement = agreement_rows(cells, draws) + released_rows(cells, inputs.bank, floor, draws)
+    return {SELECTION: selection_rows(cells, inputs.bank, floor, draws), ESTIMATES: agreement}
 
 
 def _over_same_rows(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
@@ -111,18 +191,17 @@ def _findings(estimates: pd.DataFrame, steps: Sequence[Step]) -> Rows:
     ]
 
 
-def _summarise(run: Path, bank: Bank, steps: Sequence[Step], tables: dict[Table, pa.Table]) -> dict[str, Any]:
+def _summarise(inputs: _Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     """Write `summary.md` and return the verdict and the headline numbers."""
-    estimates, findings, saturation = (tables[t].to_pandas() for t in (ESTIMATES, FINDINGS, SATURATION))
-    sentences = {
-        step.real.probe_id: list(at_headline(findings, step.real.probe_id)["sentence"])
-        + obstacle_sentences(select_outcomes(step, bank))
-        for step in steps
-    }
-    write_text(summary_markdown(run, sentences, estimates, findings, saturation), run / "summary.md")
+    read = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL)
+    results = Results(*(tables[table].to_pandas() for table in read))
+    left_out = {s.real.probe_id: obstacle_sentences(select_outcomes(s, inputs.bank)) for s in inputs.steps}
+    sentences = {r.probe_id: verdict(r, results) + left_out.get(r.probe_id, []) for r in inputs.records}
+    write_text(summary_markdown(inputs.run, inputs.records, sentences, results), inputs.run / "summary.md")
+    alone = len(sentences) == 1
     return {
-        "verdict": [s if len(steps) == 1 else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
-        "headline": {probe: _headline(estimates, probe) for probe in sentences},
+        "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
+        "headline": {s.real.probe_id: _headline(results.estimates, s.real.probe_id) for s in inputs.steps},
     }
 
 
@@ -140,6 +219,15 @@ def _write(run: Path, table: Table, content: pa.Table) -> list[str]:
     place = Path(table.place) / table.name
     write_parquet(content, run / f"{place}.parquet")
     text = io.BytesIO()
-    pyarrow.csv.write_csv(content, text)
+    pyarrow.csv.write_csv(_flat(content), text)
     write_text(text.getvalue().decode(), run / f"{place}.csv")
     return [f"{place}.parquet", f"{place}.csv"]
+
+
+def _flat(content: pa.Table) -> pa.Table:
+    """Write lists as text, which CSV has no other place for."""
+    for place, field in enumerate(content.schema):
+        if pa.types.is_list(field.type):
+            texts = [" ".join(map(repr, row)) for row in content[place].to_pylist()]
+            content = content.set_column(place, field.name, pa.array(texts, pa.string()))
+    return content

@@ -19,10 +19,24 @@ Mask = npt.NDArray[np.bool_]
 OUTCOMES = {"gain": "nats", "gain_reverse": "nats", "gain_relative": "1", "gain_log": "1"}  # outcome: unit
 
 _KEY = ["context_id", "position", "prompt_id"]
+_PROBE_COLUMNS = ["probe_id", "update", "update_on", "loss", *_KEY, *OUTCOMES, "noise_floor"]
 _PREDICTORS = (
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
     *(f"{name}_k{k}" for name in ("disagreement", "compatibility") for k in SUPPORT_SIZES),
 )
+
+
+STEP_KINDS = ("one_step", "checkpoint")  # kinds of probe whose gains go through the full analysis
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished probe: its name, its kind, and the settings and results of its JSON."""
+
+    probe_id: str
+    kind: str
+    settings: dict[str, Any]
+    results: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,14 @@ class Bank:
 
 @dataclass(frozen=True)
 class Probe:
-    """One update and its gains, aligned with the bank's rows."""
+    """One update and its gains, aligned with the bank's rows. `draw`: number of the placebo's draw."""
 
     probe_id: str
     update: str
     update_on: str
     loss: str
     gains: pd.DataFrame
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,34 @@ def load_bank(run: Path) -> Bank:
     return Bank(positions, prompts.astype(np.int64), len(names))
 
 
+def finished_probes(run: Path) -> list[Record]:
+    """Return every probe of the run, in the order of probe_id.
+
+    Raises:
+        RunError: there is none, one is unfinished, or a table is no longer what its probe wrote.
+    """
+    names = _probe_names(run)
+    if not names:
+        raise RunError(f"{run} has no probe: run `teachdiag probe --run {run}` first")
+    notes = {name: Stage(run, f"probes/{name}").read() for name in names}
+    unfinished = [name for name, note in notes.items() if note is None or note["status"] != "complete"]
+    if unfinished:
+        raise RunError(
+            f"unfinished probes in {run}: {', '.join(unfinished)}; run `teachdiag probe --run {run}` again with "
+            "their settings to continue them"
+        )
+    return [_record(name, Stage(run, f"probes/{name}").require()) for name in names]
+
+
+def read_records(run: Path) -> list[Record]:
+    """Return every probe of an analysed run without reading its tables again, in the order of probe_id.
+
+    Raises:
+        RunError: a probe is unfinished.
+    """
+    return [_record(name, Stage(run, f"probes/{name}").record()) for name in _probe_names(run)]
+
+
 def load_steps(run: Path, bank: Bank) -> list[Step]:
     """Read every real step of the run with its placebos, in the order of probe_id.
 
@@ -144,7 +187,32 @@ def load_steps(run: Path, bank: Bank) -> list[Step]:
         RunError: there is no probe, or one is unfinished.
         ArtefactError: a probe's gains are missing, or are not of this bank.
     """
-    return [_load_step(run, probe_id, bank) for probe_id in _finished_probes(run)]
+    return [load_step(run, p.probe_id, bank) for p in finished_probes(run) if p.kind in STEP_KINDS]
+
+
+def load_step(run: Path, probe_id: str, bank: Bank) -> Step:
+    """Read one real step and its placebos, one draw each.
+
+    Raises:
+        ArtefactError: the gains are missing, or are not of this bank.
+    """
+    placebos = tuple(_load_probe(folder, bank) for folder in _placebo_folders(run, probe_id))
+    return Step(_load_probe(run / "gains" / probe_id, bank), placebos)
+
+
+def load_draws(run: Path, probe_id: str, bank: Bank) -> tuple[Probe, dict[str, list[Probe]]]:
+    """Read one real step and every draw of its placebos, by their update.
+
+    Raises:
+        ArtefactError: the gains are missing, or are not of this bank.
+    """
+    placebos = {}
+    for folder in _placebo_folders(run, probe_id):
+        gains = GAINS.read(folder, [*_PROBE_COLUMNS, "draw"])
+        numbers = sorted(int(draw) for draw in gains["draw"].unique())
+        draws = [_aligned(gains[gains["draw"] == number], folder, bank, number) for number in numbers]
+        placebos[draws[0].update] = draws
+    return _load_probe(run / "gains" / probe_id, bank), placebos
 
 
 def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
@@ -159,38 +227,33 @@ def select_outcomes(step: Step, bank: Bank) -> list[Outcome]:
     return [select_outcome(probe, name, bank) for probe in step.probes for name in OUTCOMES]
 
 
-def _finished_probes(run: Path) -> list[str]:
-    probes = sorted(note.stem for note in (run / "probes").glob("*.json"))
-    if not probes:
-        raise RunError(f"{run} has no probe: run `teachdiag probe --run {run}` first")
-    notes = {probe: Stage(run, f"probes/{probe}").read() for probe in probes}
-    unfinished = [probe for probe, note in notes.items() if note is None or note["status"] != "complete"]
-    if unfinished:
-        raise RunError(
-            f"unfinished probes in {run}: {', '.join(unfinished)}; run `teachdiag probe --run {run}` again with "
-            "their settings to continue them"
-        )
-    for probe in probes:
-        Stage(run, f"probes/{probe}").require()
-    return probes
+def _probe_names(run: Path) -> list[str]:
+    return sorted(note.stem for note in (run / "probes").glob("*.json"))
 
 
-def _load_step(run: Path, probe_id: str, bank: Bank) -> Step:
+def _record(probe_id: str, note: dict[str, Any]) -> Record:
+    kind = note["settings"].get("kind", "one_step")  # what probes were before they had kinds
+    return Record(probe_id, kind, note["settings"], note.get("results", {}))
+
+
+def _placebo_folders(run: Path, probe_id: str) -> list[Path]:
     # The name of a real step holds no dot, so this pattern finds its placebos alone.
-    placebos = tuple(_load_probe(folder, bank) for folder in sorted((run / "gains").glob(f"{probe_id}.*")))
-    return Step(_load_probe(run / "gains" / probe_id, bank), placebos)
+    return sorted((run / "gains").glob(f"{probe_id}.*"))
 
 
 def _load_probe(folder: Path, bank: Bank) -> Probe:
-    columns = ["probe_id", "update", "update_on", "loss", *_KEY, *OUTCOMES, "noise_floor"]
-    gains = _ordered(GAINS.read(folder, columns), f"gains of {folder.name}")
+    return _aligned(GAINS.read(folder, _PROBE_COLUMNS), folder, bank)
+
+
+def _aligned(rows: pd.DataFrame, folder: Path, bank: Bank, draw: int = 0) -> Probe:
+    gains = _ordered(rows, f"gains of {folder.name}")
     if len(gains) != len(bank.positions) or not (gains[_KEY] == bank.positions[_KEY]).all(axis=None):
         raise ArtefactError(
             f"{folder} holds gains of {len(gains)} positions that are not the bank's {len(bank.positions)}, by "
             "context, position and prompt: run the probe again in this run directory"
         )
-    probe_id, update, update_on, loss = (str(gains[name].iloc[0]) for name in columns[:4])
-    return Probe(probe_id, update, update_on, loss, gains[[*OUTCOMES, "noise_floor"]].astype(np.float64))
+    probe_id, update, update_on, loss = (str(gains[name].iloc[0]) for name in _PROBE_COLUMNS[:4])
+    return Probe(probe_id, update, update_on, loss, gains[[*OUTCOMES, "noise_floor"]].astype(np.float64), draw)
 
 
 def _ordered(frame: pd.DataFrame, what: str) -> pd.DataFrame:

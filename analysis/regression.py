@@ -61,6 +61,25 @@ def regressions(outcome: Outcome, bank: Bank, normalised: Scores, resampling: Re
     return [row for sample in samples for row in _rows(sample, resampling)]
 
 
+def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) -> dict[tuple[str, str], float]:
+    """Return the coefficients of every model at one K without uncertainty, by (analysis, term) of the estimates table.
+
+    Raises:
+        EstimationError: a predictor is constant, or a combination of others; the message names it.
+    """
+    sample = _sample(outcome, bank, normalised, k, np.ones((1, bank.n_prompts)))
+    found: dict[tuple[str, str], float] = {}
+    for model, terms in MODELS.items():
+        places = [PREDICTORS.index(term) for term in terms]
+        _refuse_collinear(sample.scaled[:, places], terms, k)
+        estimate, (contrasts, names) = fit(sample.totals, places), _contrasts(terms)
+        slopes = estimate.slopes * sample.spread[-1] / sample.spread[places]
+        for scale, coefficients in (("standardized", estimate.standardized), ("slope", slopes)):
+            values = (coefficients @ contrasts.T)[0]
+            found |= {(f"{scale}_{model}", name): float(value) for name, value in zip(names, values, strict=True)}
+    return found
+
+
 def moments(columns: Array, prompts: Codes, n_prompts: int) -> Array:
     """Return each prompt's cross-products of [1, columns]: (positions, q) to (prompts, q + 1, q + 1)."""
     extended = np.column_stack([np.ones(len(columns)), columns])

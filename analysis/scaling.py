@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.bootstrap import Array
-from teachdiag.errors import EstimationError
+from teachdiag.scores import norm, q3_mask, quantile_range, soft_or
 from teachdiag.settings import SUPPORT_SIZES
 
 Key = tuple[str, int | None]  # name of a score, and its support size K where it has one
@@ -16,40 +16,6 @@ Scores = Mapping[Key, Array]
 BUDGETS = (1, 3, 5, 10, 30)  # percent of positions that a selector would keep
 _PER_SUPPORT = ("disagreement", "compatibility")
 _COMBINED = ("learnable", "incompatible", "tip", "learnable_entropy")
-
-
-def quantile_range(values: Array, column: str) -> tuple[float, float]:
-    """Return the 5% and 95% quantiles (linear interpolation between order statistics, type 7).
-
-    Raises:
-        EstimationError: they are equal, so that nothing is left to normalise.
-    """
-    low, high = np.quantile(values, [0.05, 0.95])
-    if low == high:
-        raise EstimationError(
-            f"column {column} is {low:.6g} at both its 5% and its 95% quantile, so it cannot be normalised: "
-            "capture another pair, or more and later positions"
-        )
-    return float(low), float(high)
-
-
-def norm(values: Array, column: str) -> Array:
-    """Scale to [0, 1]: clip((z - Q05) / (Q95 - Q05), 0, 1), quantiles over all the values given.
-
-    Args:
-        values: shape (positions,), any unit.
-        column: the name that an error gives.
-
-    Raises:
-        EstimationError: the two quantiles are equal.
-    """
-    low, high = quantile_range(values, column)
-    return np.clip((values - low) / (high - low), 0.0, 1.0)
-
-
-def soft_or(a: Array, b: Array) -> Array:
-    """Combine two scores of [0, 1] so that either suffices: a + b - a b (paper Eq. 16)."""
-    return a + b - a * b
 
 
 def normalised_scores(bank: pd.DataFrame) -> dict[Key, Array]:
@@ -101,9 +67,7 @@ def raw_scores(bank: pd.DataFrame, normalised: Scores) -> dict[Key, Array]:
 
 def in_q3(bank: pd.DataFrame) -> tuple[np.ndarray, float, float]:
     """Return the Q3 mask and the medians that bound it: student entropy <= its median, forward KL >= its median."""
-    entropy, kl = _raw(bank, "student_entropy"), _raw(bank, "forward_kl")
-    entropy_median, kl_median = float(np.median(entropy)), float(np.median(kl))
-    return (entropy <= entropy_median) & (kl >= kl_median), entropy_median, kl_median
+    return q3_mask(_raw(bank, "student_entropy"), _raw(bank, "forward_kl"))
 
 
 def saturation_rows(bank: pd.DataFrame, normalised: Scores) -> list[dict[str, Any]]:

@@ -114,13 +114,13 @@ def batched(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
     return batches
 
 
-def relaid(contexts: Sequence[Context], batch_tokens: int, limit: int) -> list[Batch]:
-    """Lay out the same work otherwise, so that rounding shows as noise: half-sized batches, padded further.
+def relaid(contexts: Sequence[Context], batch_tokens: int, limit: int, draw: int = 0) -> list[Batch]:
+    """Lay out the same work otherwise, so that rounding shows as noise: smaller batches, padded further.
 
-    The padding stops at `limit`, the longest sequence that the model was made for.
+    Each draw is another layout. The padding stops at `limit`, the longest sequence that the model was made for.
     """
-    halves = batched(contexts, batch_tokens // 2)
-    return [replace(b, extra_padding=min(7, limit - max(c.cost for c in b.contexts))) for b in halves]
+    smaller = batched(contexts, batch_tokens // (2 + draw))
+    return [replace(b, extra_padding=min(7 + draw, limit - max(c.cost for c in b.contexts))) for b in smaller]
 
 
 def in_shards(contexts: Iterable[Context], size: int) -> Iterator[tuple[Context, ...]]:

@@ -68,13 +68,26 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of shape (N, size), float32, from hidden states of shape (N, width) of any float type."""
-        bias = None if self.bias is None else self.bias[: self.size]
-        logits = F.linear(hidden.float(), self.weight[: self.size], bias)
-        if self.scale != 1.0:
-            logits = logits * self.scale
+        logits = self._linear(hidden, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
+        """Directional derivative of the logits, shape (N, size), float32.
+
+        Args:
+            hidden: shape (N, width).
+            hidden_slope: derivative of `hidden` along the direction.
+            weight_slope: the direction's part of `weight`, of its shape.
+            bias_slope: the direction's part of `bias`, or None.
+        """
+        slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
         if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+            slope = slope * (1 - (self(hidden) / self.softcap).square())
+        return slope
+
+    def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
+        return logits if self.scale == 1.0 else logits * self.scale
 
 
 class LanguageModel:

@@ -1,16 +1,19 @@
-"""Updates of the student: one optimizer step, a random direction, and the exact way back to theta0."""
+"""Updates of the student: where it is moved, by what, and the exact way back to theta0.
+
+A direction is one tensor a parameter, in the order of `LanguageModel.parameters()`.
+"""
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Context, batched
-from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.alignment import Batch, Context, batched
+from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
@@ -18,53 +21,128 @@ from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
 
+Direction = list[Tensor]
+
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did.
+    """What one update did.
 
     Attributes:
-        loss: mean loss over the update's positions at theta0, nats.
+        loss: mean loss over the update's positions at theta0, nats; of several steps, the first's, like the next two.
         gradient_norm: before clipping.
-        update_norm: Euclidean norm of theta1 - theta0.
         positions: positions in the update batch.
+        update_norm: Euclidean norm of theta1 - theta0, all steps together.
     """
 
     loss: float
     gradient_norm: float
-    update_norm: float
     positions: int
+    update_norm: float
 
 
-class Snapshot:
-    """theta0, kept on the CPU, and the assertion that it was restored bit for bit."""
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss over positions: what a step descends (paper Eq. 7), or what a gradient is taken of.
+
+    Attributes:
+        contexts: where the positions are.
+        teacher: the teacher's states at them.
+        loss: the loss of one position.
+        kept: response positions that count, ascending, for every context_id; None keeps all of them.
+    """
+
+    contexts: Sequence[Context]
+    teacher: TeacherStates
+    loss: PositionLoss
+    kept: Mapping[int, np.ndarray] | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions that the mean is over."""
+        if self.kept is None:
+            return sum(len(c.response) for c in self.contexts)
+        return sum(len(self.kept[c.context_id]) for c in self.contexts)
+
+    def batches(self, batch_tokens: int) -> list[Batch]:
+        """Batches of the contexts, each cut behind the last position that counts; those without any are left out."""
+        if self.kept is None:
+            return batched(self.contexts, batch_tokens)
+        wanted = [(c, self.kept[c.context_id]) for c in self.contexts]
+        return batched([replace(c, response=c.response[: at[-1] + 1]) for c, at in wanted if len(at)], batch_tokens)
+
+    def counted(self, batch: Batch) -> np.ndarray:
+        """Rows of a batch that count, int64."""
+        if self.kept is None:
+            return np.arange(batch.rows)
+        lengths = [len(c.response) for c in batch.contexts]
+        starts = np.cumsum(lengths) - lengths
+        return np.concatenate([s + self.kept[c.context_id] for c, s in zip(batch.contexts, starts, strict=True)])
+
+
+class Theta0:
+    """The student's weights at the start, never written to; whatever leaves them works on a copy.
+
+    Parameters point either at theta0's own memory or at the copy's, so the way back is exact and costs nothing.
+    """
 
     def __init__(self, student: LanguageModel) -> None:
-        """Copy the student's parameters."""
+        """Take the student's present weights as theta0."""
         self._student = student
-        self._theta0 = {name: p.detach().to("cpu", copy=True) for name, p in student.parameters()}
+        self._parameters = [p for _, p in student.parameters()]
+        self._weights = [p.data for p in self._parameters]
+        self._copy: list[Tensor] = []
         self._digest = parameter_digest(student)
 
-    @torch.no_grad()
+    def leave(self) -> None:
+        """Point the parameters at a fresh copy of theta0, which may be changed in place."""
+        for parameter, copy, weight in zip(self._parameters, self._room(), self._weights, strict=True):
+            parameter.data = copy.copy_(weight)
+
+    def displace(self, direction: Direction, scale: float) -> None:
+        """Move the student to theta0 + scale * direction."""
+        for parameter, copy, weight, along in zip(
+            self._parameters, self._room(), self._weights, direction, strict=True
+        ):
+            parameter.data = torch.add(weight, along, alpha=scale, out=copy)
+
+    def stretch(self, factor: float) -> None:
+        """Move the student from theta to theta0 + factor * (theta - theta0)."""
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            torch.lerp(weight, parameter.data, factor, out=parameter.data)
+
+    def displacement(self) -> Direction:
+        """Return theta - theta0 for the present theta."""
+        return [p.data - w for p, w in zip(self._parameters, self._weights, strict=True)]
+
+    def distance(self) -> float:
+        """Euclidean norm of theta - theta0, summed in float64."""
+        return math.sqrt(
+            sum(
+                float((p.data - w).double().square().sum())
+                for p, w in zip(self._parameters, self._weights, strict=True)
+            )
+        )
+
     def restore(self) -> None:
-        """Put theta0 back.
+        """Put theta0 back, without gradients."""
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            parameter.data = weight
+            parameter.grad = None
+
+    def verify(self) -> None:
+        """Assert that the student is at theta0, bit for bit.
 
         Raises:
-            RuntimeError: the parameters are not bit for bit those of theta0.
+            RuntimeError: it is not.
         """
-        for name, parameter in self._student.parameters():
-            parameter.copy_(self._theta0[name])
-            parameter.grad = None
         if parameter_digest(self._student) != self._digest:
             raise RuntimeError("theta0 was not restored bit for bit")
 
-    @torch.no_grad()
-    def distance(self) -> float:
-        """Euclidean norm of the student's parameters minus theta0, summed in float64."""
-        squares = [
-            (p.detach().cpu() - self._theta0[name]).double().square().sum() for name, p in self._student.parameters()
-        ]
-        return float(torch.stack(squares).sum().sqrt())
+    def _room(self) -> list[Tensor]:
+        if not self._copy:
+            self._copy = [torch.empty_like(w) for w in self._weights]
+        return self._copy
 
 
 def parameter_digest(student: LanguageModel) -> str:
@@ -76,98 +154,121 @@ def parameter_digest(student: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def optimizer_step(
-    student: LanguageModel,
-    contexts: Sequence[Context],
-    teacher: TeacherStates,
-    settings: ProbeSettings,
-    theta0: Snapshot,
-    reporter: Reporter,
-    replaced: np.ndarray | None = None,
+def inner(a: Direction, b: Direction) -> float:
+    """Inner product of two directions: rows in float32, their sum in float64."""
+    return sum(float(torch.linalg.vecdot(x, y).double().sum()) for x, y in zip(a, b, strict=True))
+
+
+def optimize(
+    student: LanguageModel, objectives: Iterable[Objective], settings: ProbeSettings, theta0: Theta0, reporter: Reporter
 ) -> Step:
-    """Take one optimizer step from theta0 on the mean loss over every kept position (paper Eq. 7, all tokens).
+    """Take one optimizer step from theta0 on each objective in turn, with one optimizer state.
 
     Args:
         student: float32 master weights at theta0; afterwards at theta1.
-        contexts: the update batch.
-        teacher: the teacher's stored states.
-        settings: loss, optimizer and sizes of batches and tiles.
-        theta0: where the step started, to measure its length.
+        objectives: one a step; each is asked for when the step before it has been taken.
+        settings: optimizer and sizes of batches and tiles.
+        theta0: where the steps start.
         reporter: progress.
-        replaced: shape (all positions,), the row that stands in for each teacher row, in a placebo.
 
     Raises:
         SettingsError: gradient or step is not finite.
     """
-    loss = accumulate_gradient(student, contexts, teacher, settings, reporter, replaced)
-    parameters = [p for _, p in student.parameters()]
-    limit = settings.clip_norm or float("inf")
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    step = Step(loss, norm, theta0.distance(), sum(len(c.response) for c in contexts))
-    if not math.isfinite(step.gradient_norm + step.update_norm):
+    theta0.leave()
+    optimizer = _optimizer(student, settings)
+    taken = [_optimizer_step(student, optimizer, objective, settings, reporter) for objective in objectives]
+    loss, gradient_norm, positions = taken[0]
+    step = Step(loss, gradient_norm, positions, theta0.distance())
+    if not math.isfinite(sum(norm for _, norm, _ in taken) + step.update_norm):
         raise SettingsError(
-            f"the step is not finite (gradient norm {norm:.3g}, update norm {step.update_norm:.3g}): choose a smaller "
-            f"--learning-rate than {settings.learning_rate:g}, or capture with --dtype float32"
+            f"the step is not finite (gradient norm {gradient_norm:.3g}, update norm {step.update_norm:.3g}): choose a "
+            f"smaller --learning-rate than {settings.step_size:g}, or capture with --dtype float32"
         )
     return step
 
 
-def accumulate_gradient(
+def _optimizer(student: LanguageModel, settings: ProbeSettings) -> torch.optim.Optimizer:
+    parameters = [p for _, p in student.parameters()]
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+    return kind(parameters, lr=settings.step_size, weight_decay=settings.weight_decay)
+
+
+def _optimizer_step(
     student: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    settings: ProbeSettings,
+    reporter: Reporter,
+) -> tuple[float, float, int]:
+    loss = accumulate_gradient(student, objective, settings, reporter)
+    parameters = [p for _, p in student.parameters()]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf")))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm, objective.positions
+
+
+def step_objective(
     contexts: Sequence[Context],
     teacher: TeacherStates,
     settings: ProbeSettings,
-    reporter: Reporter,
-    replaced: np.ndarray | None = None,
+    kept: Mapping[int, np.ndarray] | None = None,
+) -> Objective:
+    """Return the mean of the probe's OPD loss over some positions."""
+    return Objective(contexts, teacher, position_loss(settings.loss, settings.jsd_beta), kept)
+
+
+def accumulate_gradient(
+    student: LanguageModel, objective: Objective, settings: ProbeSettings, reporter: Reporter
 ) -> float:
-    """Put the gradient of the mean loss into every parameter's `.grad`, which was empty; return that mean, in nats.
+    """Put the gradient of an objective into every parameter's `.grad`, which was empty; return its value, in nats.
 
     The backward pass is cut at the hidden states that feed the LM head: each tile of logits sends its gradient there
     and is freed before the next is made, so that memory grows with neither the update batch nor the vocabulary. The
     sum of the losses is propagated and the gradient divided at the end: in half precision, terms of a mean over many
     positions would vanish.
     """
-    measure = position_loss(settings.loss, settings.jsd_beta)
-    total = sum(len(c.response) for c in contexts)
+    batches = objective.batches(settings.batch_tokens)
     loss_sum = 0.0
-    with reporter.bar("Gradient", total=len(contexts)) as advance:
-        for batch in batched(contexts, settings.batch_tokens):
-            hidden = batch.gather(student.hidden(batch.input_ids("student", student.device)), "student")
-            cut = hidden.detach().requires_grad_()
-            rows = teacher.rows(batch)
-            taught = teacher.at(rows if replaced is None else replaced[rows], student.device)
-            tokens = torch.from_numpy(batch.tokens).long().to(student.device)
-            for tile in tiles(batch.rows, settings.tile_positions):
-                with torch.no_grad():
-                    teacher_logits = teacher.head(taught[tile])
-                losses = measure(student.head(cut[tile]), teacher_logits, tokens[tile])
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                loss_sum += losses.detach().double().sum().item()
-            assert cut.grad is not None
-            hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
+    with reporter.bar("Gradient", total=sum(len(b.contexts) for b in batches)) as advance:
+        for batch in batches:
+            loss_sum += _backward(student, objective, batch, settings.tile_positions)
             advance(len(batch.contexts))
     for _, parameter in student.parameters():
         if parameter.grad is not None:
-            parameter.grad /= total
-    return loss_sum / total
+            parameter.grad /= objective.positions
+    return loss_sum / objective.positions
 
 
-@torch.no_grad()
-def random_direction(student: LanguageModel, norm: float, seed: int) -> None:
-    """Move the student from where it is by a Gaussian direction over all parameters, of that Euclidean norm."""
-    squares = sum(float(noise.double().square().sum()) for _, noise in _noise(student, seed))
-    for parameter, noise in _noise(student, seed):  # drawn again, so that no second copy of the model is kept
-        parameter.add_(noise.to(parameter.device), alpha=norm / squares**0.5)
+def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_positions: int) -> float:
+    """Add the gradient of a batch's summed losses to `.grad`; return their sum."""
+    counted = objective.counted(batch)
+    hidden = batch.gather(student.hidden(batch.input_ids("student", student.device)), "student")[counted]
+    cut = hidden.detach().requires_grad_()
+    taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)
+    tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)
+    loss_sum = 0.0
+    for tile in tiles(len(counted), tile_positions):
+        with torch.no_grad():
+            teacher_logits = objective.teacher.head(taught[tile])
+        losses = objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        loss_sum += losses.detach().double().sum().item()
+    assert cut.grad is not None
+    hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
+    return loss_sum
 
 
-def _noise(student: LanguageModel, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
+def gradient(student: LanguageModel, objective: Objective, settings: ProbeSettings, reporter: Reporter) -> Direction:
+    """Gradient of an objective at the student's present weights; leaves no `.grad` behind."""
+    accumulate_gradient(student, objective, settings, reporter)
+    along = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in student.parameters()]
     for _, parameter in student.parameters():
-        yield parameter, torch.randn(parameter.shape, generator=generator)
+        parameter.grad = None
+    return along
+
+
+def random_direction(student: LanguageModel, seed: int) -> Direction:
+    """Gaussian direction over all parameters, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(p.shape, generator=generator).to(p.device) for _, p in student.parameters()]

@@ -30,8 +30,8 @@ def draw_coefficients(rows: pd.DataFrame, ax: Axes) -> Axes:
 def coefficients_figure(step: StepTables) -> Figure:
     """Draw the panels of one real step and its placebos."""
     figure = blank_figure(2.7)
-    panels = figure.subplots(1, len(step.probes), sharey=True, squeeze=False)[0]
-    for ax, update in zip(panels, step.probes, strict=True):
+    panels = figure.subplots(1, len(step.updates), sharey=True, squeeze=False)[0]
+    for ax, update in zip(panels, step.updates, strict=True):
         rows = step.coefficients(update)
         if rows.empty:
             mark_missing(ax)

@@ -15,10 +15,12 @@ _SCORES = {
     "incompatible": "$D^I$ incompatible",
     "logit_alignment": "logit alignment A",
 }
-_LINES = (("--", "v"), (":", "^"), ("-.", "D"))  # placebos differ in line and marker, not in colour
+Line = str | tuple[int, tuple[int, ...]]
+# Placebos differ in line and marker, not in colour.
+_LINES: tuple[tuple[Line, str], ...] = (("--", "v"), (":", "^"), ("-.", "D"), ((0, (1, 4)), "s"))
 
 
-def draw_profile(rows: pd.DataFrame, ax: Axes, colour: object, line: str, marker: str, label: str) -> Axes:
+def draw_profile(rows: pd.DataFrame, ax: Axes, colour: object, line: Line, marker: str, label: str) -> Axes:
     """Draw mean gain by decile and its interval; reads decile, estimate, ci_low and ci_high."""
     rows = rows.sort_values("decile")
     ax.fill_between(rows["decile"], rows["ci_low"], rows["ci_high"], color=colour, alpha=0.18, linewidth=0)
@@ -39,7 +41,7 @@ def deciles_figure(step: StepTables) -> Figure:
     """Draw one panel a score, real step over placebos."""
     figure = blank_figure(4.3)
     panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    real, *placebos = step.probes
+    real, *placebos = step.updates
     for ax, (score, title) in zip(panels, _SCORES.items(), strict=False):
         ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
         for update, (line, marker) in zip(placebos, _LINES, strict=False):

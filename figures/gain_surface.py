@@ -24,8 +24,8 @@ def draw_gain_surface(cells: pd.DataFrame, ax: Axes, limit: float) -> QuadMesh:
 def gain_surface_figure(step: StepTables) -> Figure:
     """Draw the panels of one real step and its placebos."""
     figure = blank_figure(2.75)
-    panels = figure.subplots(1, len(step.probes), sharey=True, squeeze=False)[0]
-    cells = {update: step.surface(_SURFACE, HEADLINE_K, update) for update in step.probes}
+    panels = figure.subplots(1, len(step.updates), sharey=True, squeeze=False)[0]
+    cells = {update: step.surface(_SURFACE, HEADLINE_K, update) for update in step.updates}
     real = next(iter(cells.values()))
     limit = float(shown_cells(real)["value"].abs().quantile(_SCALE_QUANTILE)) or 1.0
     for ax, (update, content) in zip(panels, cells.items(), strict=True):

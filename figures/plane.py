@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from teachdiag.figures.grid import draw_grid, shown_cells
 from teachdiag.figures.style import SEQUENTIAL, add_caption, add_colour_bar, blank_figure
-from teachdiag.figures.tables import StepTables
+from teachdiag.figures.tables import RunTables
 from teachdiag.settings import HEADLINE_K
 
 _MAPS = (("learnable_on_plane", "$D^L$ learnable"), ("incompatible_on_plane", "$D^I$ incompatible"))
@@ -26,11 +26,11 @@ def draw_plane(cells: pd.DataFrame, ax: Axes, highest: float) -> QuadMesh:
     return mesh
 
 
-def plane_figure(step: StepTables) -> Figure:
+def plane_figure(tables: RunTables) -> Figure:
     """Draw both maps of the bank; every step of a run shares them."""
     figure = blank_figure(4.0)
     panels = figure.subplots(1, 2, sharey=True)
-    maps = [step.surface(surface, HEADLINE_K) for surface, _ in _MAPS]
+    maps = [tables.bank_surface(surface, HEADLINE_K) for surface, _ in _MAPS]
     highest = max(float(shown_cells(cells)["value"].max()) for cells in maps)
     for ax, cells, (_, title) in zip(panels, maps, _MAPS, strict=True):
         mesh = draw_plane(cells, ax, highest)
@@ -40,8 +40,8 @@ def plane_figure(step: StepTables) -> Figure:
     add_caption(
         figure,
         f"Before any update, K={HEADLINE_K}; grey: too few positions. Q3: student entropy at most "
-        f"{step.q3('median_student_entropy'):.3g} nats and KL(teacher || student) at least "
-        f"{step.q3('median_forward_kl'):.3g} nats, their medians; {step.q3('share'):.0%} of {step.population}. "
+        f"{tables.q3('median_student_entropy'):.3g} nats and KL(teacher || student) at least "
+        f"{tables.q3('median_forward_kl'):.3g} nats, their medians; {tables.q3('share'):.0%} of {tables.population}. "
         "No intervals are drawn.",
     )
     return figure

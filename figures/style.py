@@ -16,15 +16,18 @@ from matplotlib.figure import Figure
 WIDTH = 7.2  # inches: two columns of a paper
 _CAPTION_CHARACTERS = 140  # what fits that width
 
-_COLOURS = sns.color_palette("colorblind")
-LEARNABLE, INCOMPATIBLE, REAL, PLACEBO = _COLOURS[0], _COLOURS[1], _COLOURS[0], "0.55"
+PALETTE = sns.color_palette("colorblind")
+LEARNABLE, INCOMPATIBLE, REAL, PLACEBO = PALETTE[0], PALETTE[1], PALETTE[0], "0.55"
 DIVERGING, SEQUENTIAL = "PuOr", "cividis"
 BLANK = "0.88"  # cells that hold too few positions to show
 
 TITLES = {
     "one_step": "real step\n",
+    "multi_step": "real steps\n",
+    "checkpoint": "trained student\n",
     "theta0": "placebo:\nno step",
     "shuffled_teacher": "placebo:\nshuffled teacher",
+    "shuffled_rollouts": "placebo:\nshuffled rollouts",
     "random_direction": "placebo:\nrandom direction",
 }
 _RC = {

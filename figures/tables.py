@@ -1,53 +1,72 @@
-"""What the figures read: the analysis tables of one real step and its placebos."""
+"""What the figures read: the analysis tables of a run, of one real step, and of its other probes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from teachdiag.artefacts import DECILES, ESTIMATES, SURFACES, probes_by_step
+from teachdiag.artefacts import DECILES, ESTIMATES, PLACEBO_PANEL, SELECTION, SURFACES, probes_by_step
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 
-@dataclass(frozen=True)
-class StepTables:
-    """The tables of a run, and which of their probes belong to one real step.
+@dataclass(frozen=True, kw_only=True)
+class RunTables:
+    """The tables of a run."""
 
-    `probes`: probe_id by update, the real step first.
-    """
-
-    probe_id: str
-    probes: dict[str, str]
     estimates: pd.DataFrame
     deciles: pd.DataFrame
     surfaces: pd.DataFrame
+    selection: pd.DataFrame
+    panel: pd.DataFrame
 
-    def coefficients(self, update: str) -> pd.DataFrame:
-        """Return the standardised decomposition of one update, all K."""
-        rows = self.estimates[self.estimates["analysis"] == "standardized_decomposition"]
-        return rows[(rows["probe_id"] == self.probes[update]) & (rows["outcome"] == OUTCOME)]
-
-    def profile(self, update: str, score: str, k: int) -> pd.DataFrame:
-        """Return mean outcome by decile of one score; K where the score has one."""
-        rows = self.deciles[(self.deciles["probe_id"] == self.probes[update]) & (self.deciles["outcome"] == OUTCOME)]
-        return rows[(rows["score"] == score) & (rows["k"].isna() | (rows["k"] == k))]
-
-    def surface(self, name: str, k: int, update: str | None = None) -> pd.DataFrame:
-        """Return the cells of one map; maps of the bank alone have no update."""
+    def bank_surface(self, name: str, k: int) -> pd.DataFrame:
+        """Return the cells of one map of the bank alone."""
         rows = self.surfaces[(self.surfaces["surface"] == name) & (self.surfaces["k"] == k)]
-        return rows[rows["probe_id"].isna() if update is None else rows["probe_id"] == self.probes[update]]
+        return rows[rows["probe_id"].isna()]
 
     def q3(self, term: str) -> float:
         """Return one number that describes Q3."""
-        rows = self.estimates[(self.estimates["analysis"] == "q3") & (self.estimates["term"] == term)]
-        return float(rows["estimate"].iloc[0])
+        return float(self._q3[self._q3["term"] == term]["estimate"].iloc[0])
+
+    def probes(self, kind: str) -> list[str]:
+        """Return the probes of a kind that the estimates table tells apart by its update."""
+        return list(dict.fromkeys(self.estimates[self.estimates["update"] == kind]["probe_id"]))
 
     @property
     def population(self) -> str:
         """Say on whom everything was measured."""
-        rows = self.estimates[(self.estimates["analysis"] == "mean") & (self.estimates["term"] == "bank")]
-        row = rows[(rows["probe_id"] == self.probe_id) & (rows["outcome"] == OUTCOME)].iloc[0]
+        row = self._q3.iloc[0]
         return f"{row['n_positions']:,} bank positions of {row['n_prompts']} prompts"
+
+    @property
+    def _q3(self) -> pd.DataFrame:
+        return self.estimates[self.estimates["analysis"] == "q3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTables(RunTables):
+    """The tables of a run, and which of their probes belong to one real step.
+
+    `updates`: probe_id by update, the real step first.
+    """
+
+    probe_id: str
+    updates: dict[str, str]
+
+    def coefficients(self, update: str) -> pd.DataFrame:
+        """Return the standardised decomposition of one update, all K."""
+        rows = self.estimates[self.estimates["analysis"] == "standardized_decomposition"]
+        return rows[(rows["probe_id"] == self.updates[update]) & (rows["outcome"] == OUTCOME)]
+
+    def profile(self, update: str, score: str, k: int) -> pd.DataFrame:
+        """Return mean outcome by decile of one score; K where the score has one."""
+        rows = self.deciles[(self.deciles["probe_id"] == self.updates[update]) & (self.deciles["outcome"] == OUTCOME)]
+        return rows[(rows["score"] == score) & (rows["k"].isna() | (rows["k"] == k))]
+
+    def surface(self, name: str, k: int, update: str) -> pd.DataFrame:
+        """Return the cells of one map of an update."""
+        rows = self.surfaces[(self.surfaces["surface"] == name) & (self.surfaces["k"] == k)]
+        return rows[rows["probe_id"] == self.updates[update]]
 
     @property
     def intervals(self) -> str:
@@ -56,12 +75,19 @@ class StepTables:
         return f"95% intervals: {rows['method'].iloc[0].removeprefix('mean; ')}"
 
 
-def load_tables(run: Path) -> list[StepTables]:
-    """Read the analysis tables once, and return them for every real step.
+def load_tables(run: Path) -> RunTables:
+    """Read the analysis tables of a run.
 
     Raises:
         ArtefactError: a table is missing.
     """
-    estimates, deciles, surfaces = (t.read(run / t.place / f"{t.name}.parquet") for t in (ESTIMATES, DECILES, SURFACES))
-    steps = probes_by_step(estimates)
-    return [StepTables(real, probes, estimates, deciles, surfaces) for real, probes in steps.items()]
+    tables = (ESTIMATES, DECILES, SURFACES, SELECTION, PLACEBO_PANEL)
+    names = ("estimates", "deciles", "surfaces", "selection", "panel")
+    read = (table.read(run / table.place / f"{table.name}.parquet") for table in tables)
+    return RunTables(**dict(zip(names, read, strict=True)))
+
+
+def steps_of(tables: RunTables) -> list[StepTables]:
+    """Return the tables of every real step that went through the full analysis."""
+    steps = probes_by_step(tables.estimates[tables.estimates["analysis"] == "mean"])
+    return [StepTables(**vars(tables), probe_id=real, updates=updates) for real, updates in steps.items()]

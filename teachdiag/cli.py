@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from teachdiag import __version__
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings, help_text
+from teachdiag.terminal import show_analysis, show_capture, show_probe
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
 
     [bold]teachdiag capture[/bold]   sample the student's rollouts, score both models at every position
-    [bold]teachdiag probe[/bold]     take one optimizer step, measure how far each position moved to the teacher
+    [bold]teachdiag probe[/bold]     step on the teacher's signals, whole or one by one, and measure what each does
     [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
 
     Each stage reads and writes one run directory (--run). With no options at all the three do the demo: an embedded
@@ -33,8 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_TABLE_WIDTH = 124  # columns that the analysis tables need to stay readable
 
 _STAGES = ("capture", "probe", "analyze")
 
@@ -153,37 +150,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _show_capture(summary: dict[str, Any], run: Path) -> None:
-    bank, update = (summary["contexts"].get(split, 0) for split in ("bank", "update"))
-    print(
-        f"{run}: {bank} bank and {update} update contexts, {summary['positions']['bank']} bank positions\n"
-        f"mean forward KL {summary['bank_mean_forward_kl']:.4f} nats, mean C (K=16) "
-        f"{summary['bank_mean_compatibility_k16']:.3f}, mean student entropy "
-        f"{summary['bank_mean_student_entropy']:.3f} nats"
-    )
-
-
-def _show_probe(summary: dict[str, Any], run: Path) -> None:
-    table = Table(title=f"{run}: probe {summary['probe_id']}")
-    for heading in ("update", "mean gain [nats]", "positions that gain", "update norm"):
-        table.add_column(heading, justify="left" if heading == "update" else "right")
-    for name, facts in summary["updates"].items():
-        table.add_row(name, f"{facts['mean_gain']:.3g}", f"{facts['share_gaining']:.1%}", f"{facts['update_norm']:.3g}")
-    Console().print(table)
-    print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
-
-
-def _show_analysis(summary: dict[str, Any], run: Path) -> None:
-    from teachdiag.analysis.summary import terminal_tables
-
-    console = Console(width=max(Console().width, _TABLE_WIDTH))
-    for table in terminal_tables(run):
-        console.print(table)
-    for sentence in summary["verdict"]:
-        print(f"- {sentence}")
-    print(f"Tables, figures and summary.md are in {run}")
-
-
 @app.callback()
 def _version(
     version: Annotated[
@@ -194,7 +160,7 @@ def _version(
     pass
 
 
-@_stage_command(CaptureSettings, _show_capture)
+@_stage_command(CaptureSettings, show_capture)
 def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Freeze student rollouts into a bank, and score student and teacher at every position of it."""
     _need_models()
@@ -203,11 +169,12 @@ def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return run_capture(run, settings, reporter)
 
 
-@_stage_command(ProbeSettings, _show_probe)
+@_stage_command(ProbeSettings, show_probe)
 def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Take one optimizer step, and measure how far each position of the bank moved towards the teacher.
+    """Take steps from theta0, and measure how far each position of the bank moves towards the teacher.
 
-    Placebo steps of the same size are taken and measured beside it.
+    By default one optimizer step with its placebos. --kind asks otherwise: one position's loss at a time, first-order
+    predictions for all of them, many placebos, or what each way of selecting positions gains.
     """
     _need_models()
     from teachdiag.diagnostics.probe import run_probe
@@ -215,7 +182,7 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     return run_probe(run, settings, reporter)
 
 
-@_stage_command(AnalyzeSettings, _show_analysis)
+@_stage_command(AnalyzeSettings, show_analysis)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis

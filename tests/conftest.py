@@ -1,6 +1,7 @@
 """Fixtures: a tiny random Qwen3 pair on disk, with a byte tokenizer, and prompts of a few words."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path
 
 def tables(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}
+
+
+class Killed(Exception):
+    """Stands for a kill signal."""
+
+
+def dying(function: Callable, after: int) -> Callable:
+    calls = 0
+
+    def wrapper(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 @pytest.fixture

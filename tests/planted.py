@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.artefacts import GAINS, POSITIONS, TOP
+from teachdiag.artefacts import GAINS, ISOLATED, POSITIONS, PREDICTIONS, TOP
 from teachdiag.runs import Stage
-from teachdiag.settings import SUPPORT_SIZES, CaptureSettings, ProbeSettings
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
+from teachdiag.tables import Table, shard_path, write_parquet
 
 PLACEBOS = ("theta0", "shuffled_teacher", "random_direction")
 
@@ -84,7 +84,13 @@ def gains_frame(bank: pd.DataFrame, world: World, rng: np.random.Generator, prob
     measurable = before > np.quantile(before, 0.1)
     after = np.maximum(before - gain, 1e-6)
     real = update == "one_step"
-    text = {"update": update, "placebo_of": None if real else probe_id, "update_on": "update", "loss": "reverse_kl"}
+    text = {
+        "update": update,
+        "draw": 0,
+        "placebo_of": None if real else probe_id,
+        "update_on": "update",
+        "loss": "reverse_kl",
+    }
     return pd.DataFrame(
         {"probe_id": probe_id if real else f"{probe_id}.{update}"}
         | text
@@ -160,7 +166,63 @@ def _gain(bank: pd.DataFrame, world: World, rng: np.random.Generator, update: st
     return gain + world.placebo_slope_learnable * learnable
 
 
-def _finish(run: Path, name: str, settings: dict[str, Any], inputs: dict[str, Any] | None = None) -> None:
+def _finish(
+    run: Path,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+) -> None:
     stage = Stage(run, name)
     stage.claim(settings, inputs or {})
-    stage.complete({})
+    stage.complete(results or {})
+
+
+def plant_isolated(run: Path, table: pd.DataFrame, probe_id: str = "alone", **results: Any) -> None:  # noqa: ANN401
+    """Write one more finished probe of kind isolated into a run, with the table of its steps."""
+    write_parquet(_built(ISOLATED, table.assign(probe_id=probe_id)), shard_path(run / "isolated" / probe_id, 0))
+    _finish(run, f"probes/{probe_id}", ProbeSettings(name=probe_id, kind="isolated").as_dict(), results=results)
+
+
+def plant_predicted(run: Path, table: pd.DataFrame, probe_id: str = "ahead", **results: Any) -> None:  # noqa: ANN401
+    """Write one more finished probe of kind predicted into a run, with the table of its predictions."""
+    write_parquet(_built(PREDICTIONS, table.assign(probe_id=probe_id)), shard_path(run / "predictions" / probe_id, 0))
+    _finish(run, f"probes/{probe_id}", ProbeSettings(name=probe_id, kind="predicted").as_dict(), results=results)
+
+
+def isolated_frame(positions: pd.DataFrame, rng: np.random.Generator, step_size: float = 1e-3) -> pd.DataFrame:
+    """Make isolated steps on the given positions: own_inner follows logit_alignment, fix_inner follows D^L.
+
+    gain = eta own_inner - eta^2 curvature, and the same for L_fix with a tenth of either.
+    """
+    n, learnable = len(positions), decomposition(positions)[0]
+    own = positions["hidden_norm_sq"] * positions["logit_alignment"] + rng.normal(0, 2, n)
+    fix = 0.1 * learnable + rng.normal(0, 0.01, n)
+    gain = step_size * own - step_size**2 * rng.uniform(0, 400, n)
+    fix_gain = step_size * fix - step_size**2 * rng.uniform(0, 4, n)
+    return pd.DataFrame(
+        {name: positions[name] for name in ("context_id", "position", "prompt_id", "split")}
+        | {"loss": "reverse_kl", "stratum": 0, "weight": 1.0, "step_size": step_size, "gradient_norm_sq": own**2}
+        | {"forward_kl_before": positions["forward_kl"], "forward_kl_after": positions["forward_kl"] - gain}
+        | {"gain": gain, "own_inner": own, "own_remainder": gain - step_size * own}
+        | {"fix_before": 0.5, "fix_gain": fix_gain, "fix_inner": fix, "fix_remainder": fix_gain - step_size * fix}
+    )
+
+
+def predicted_frame(
+    bank: pd.DataFrame, rng: np.random.Generator, curvature: float = 0.02, rounding: float = 0.0
+) -> pd.DataFrame:
+    """Make predictions over a bank: the gain of a share s is s p - curvature s^2 h + rounding, p and h standard."""
+    n = len(bank)
+    p, h = rng.normal(0, 0.05, n), rng.normal(0, 1, n)
+    gains = {f"gain_at_{round(1 / s)}": s * p - curvature * s**2 * h + rounding * rng.normal(0, 1, n) for s in SHRINKS}
+    return pd.DataFrame(
+        {name: bank[name] for name in ("context_id", "position", "prompt_id", "split")}
+        | {"loss": "reverse_kl", "fix_inner": bank["forward_kl"] + rng.normal(0, 0.2, n), "predicted_gain": p}
+        | {"bank_inner": np.full(n, np.nan)}
+        | gains
+    )
+
+
+def _built(table: Table, frame: pd.DataFrame) -> pa.Table:
+    return table.build({name: pa.array(frame[name], from_pandas=True) for name in frame})

@@ -1,8 +1,14 @@
 """The definitions of every measured column, written slowly: float64, plain loops, no shared code with the product."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from teachdiag.diagnostics.alignment import Context
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -56,3 +62,34 @@ def support_columns(p: np.ndarray, q: np.ndarray, k: int) -> dict[str, float]:
 
 def top(a: np.ndarray, k: int) -> list[int]:
     return sorted(range(len(a)), key=lambda v: -a[v])[:k]
+
+
+def loss_term_gradients(student: str, teacher: str, context: Context, loss: str) -> list[list[Tensor]]:
+    """Gradient of every position's loss on its own: float64 models, one backward pass a position."""
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for path in (student, teacher)]
+    vocabulary = min(m.get_output_embeddings().weight.shape[0] for m in models)
+    logp = plain_logp(models[0], context, "student", vocabulary)
+    logq = plain_logp(models[1], context, "teacher", vocabulary).detach()
+    parameters = list(models[0].parameters())
+    values = [LOSSES[loss](logp[t], logq[t], context.response[t]) for t in range(len(context.response))]
+    return [list(torch.autograd.grad(value, parameters, retain_graph=True)) for value in values]
+
+
+def _jsd(p: Tensor, q: Tensor) -> Tensor:
+    m = (p.exp() + q.exp()) / 2
+    return ((p.exp() * (p - m.log())).sum() + (q.exp() * (q - m.log())).sum()) / 2
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "reverse_kl": lambda p, q, _: (p.exp() * (p - q)).sum(),
+    "forward_kl": lambda p, q, _: (q.exp() * (q - p)).sum(),
+    "jsd": lambda p, q, _: _jsd(p, q),
+    "sampled_reverse_kl": lambda p, q, y: -(q[y] - p[y].detach()) * p[y],
+}
+
+
+def plain_logp(model: PreTrainedModel, context: Context, side: str, vocabulary: int) -> Tensor:
+    """Log-probabilities at every kept position of a context, from one whole forward pass: (positions, vocabulary)."""
+    prompt = context.student_prompt if side == "student" else context.teacher_prompt
+    logits = model(torch.tensor([prompt + context.response])).logits[0, :, :vocabulary]
+    return logits[len(prompt) - 1 : len(prompt) - 1 + len(context.response)].log_softmax(-1)

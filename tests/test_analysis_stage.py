@@ -12,7 +12,8 @@ from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_posi
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.regression import GAP
-from teachdiag.analysis.summary import coefficient_table, terminal_tables, validity_table
+from teachdiag.analysis.step_tables import coefficient_table, validity_table
+from teachdiag.analysis.summary import terminal_tables
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES
 from teachdiag.errors import ArtefactError, EstimationError, InputError, RunError
 from teachdiag.progress import Reporter

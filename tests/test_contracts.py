@@ -239,6 +239,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     ours = {n for n in names if ".dist-info/" not in n}
     assert all(n.startswith("teachdiag/") for n in ours)
     rooms = {room: ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests")}
+    rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors")}
     expected = {f"teachdiag/{f.name}" for f in (ROOT / "teachdiag").glob("*.py")} | {"teachdiag/py.typed"}
     expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
     expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}

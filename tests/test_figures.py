@@ -15,7 +15,7 @@ from teachdiag.figures.deciles import draw_profile
 from teachdiag.figures.gain_surface import draw_gain_surface
 from teachdiag.figures.grid import MIN_POSITIONS
 from teachdiag.figures.plane import plane_figure
-from teachdiag.figures.tables import StepTables, load_tables
+from teachdiag.figures.tables import StepTables, load_tables, steps_of
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def step(run: Path) -> StepTables:
-    return load_tables(run)[0]
+    return steps_of(load_tables(run))[0]
 
 
 def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
@@ -59,7 +59,7 @@ def test_coefficients_are_those_of_the_table(step: StepTables) -> None:
 def test_what_could_not_be_estimated_is_said(step: StepTables) -> None:
     panels = coefficients_figure(step).axes
     said = [any("not estimable" in text.get_text() for text in ax.texts) for ax in panels]
-    assert said == [update == "theta0" for update in step.probes]
+    assert said == [update == "theta0" for update in step.updates]
 
 
 def test_profile_is_that_of_the_table(step: StepTables) -> None:

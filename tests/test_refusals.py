@@ -13,12 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics import capture as capture_stage
-from teachdiag.diagnostics import probe as probe_stage
+from teachdiag.diagnostics import stepped
 from teachdiag.diagnostics.capture import load_pair, run_capture
 from teachdiag.diagnostics.models import LanguageModel, resolve
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
-from teachdiag.diagnostics.updates import Step, optimizer_step
+from teachdiag.diagnostics.updates import Step, optimize
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
 from teachdiag.progress import Reporter
@@ -192,12 +192,12 @@ def test_the_sampled_loss_needs_rollouts_of_the_student_itself(
 
 def test_a_step_that_breaks_the_student_is_named(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaking(student: LanguageModel, *arguments: object) -> Step:
-        step = optimizer_step(student, *arguments)
+        step = optimize(student, *arguments)
         with torch.no_grad():
             student.model.model.norm.weight[0] = float("inf")
         return step
 
-    monkeypatch.setattr(probe_stage, "optimizer_step", breaking)
+    monkeypatch.setattr(stepped, "optimize", breaking)
     blame = "after the update one_step: the student gives NaN or infinite logits .* smaller --learning-rate"
     with pytest.raises(ContextError, match=blame):
         run_probe(run, PROBE, quiet)

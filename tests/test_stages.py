@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PROBE, byte_tokenizer, tables
+from conftest import PROBE, Killed, byte_tokenizer, dying, tables
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
-from teachdiag.diagnostics import probe as probe_stage
+from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import load_pair, run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
@@ -84,23 +83,6 @@ def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSetting
         assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(expected.max() / 4000)
 
 
-class Killed(Exception):
-    """Stands for a kill signal."""
-
-
-def dying(function: Callable, after: int) -> Callable:
-    calls = 0
-
-    def wrapper(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise Killed
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
 @pytest.mark.parametrize(("victim", "after"), [("sample", 0), ("score", 3)])
 def test_a_killed_capture_ends_with_the_same_bytes(
     run: Path,
@@ -130,7 +112,7 @@ def test_a_killed_probe_ends_with_the_same_bytes(
     shutil.copytree(run, whole)
     run_probe(whole, PROBE, quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(probe_stage, "rescore", dying(probe_stage.rescore, after))
+        patch.setattr(workbench, "rescore", dying(workbench.rescore, after))
         with pytest.raises(Killed):
             run_probe(run, PROBE, quiet)
     run_probe(run, PROBE, quiet)

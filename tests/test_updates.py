@@ -15,8 +15,16 @@ from teachdiag.diagnostics.capture import Pair
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_loss, reverse_kl, sampled_reverse_kl
 from teachdiag.diagnostics.models import Head
-from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states, shuffled_across_contexts
-from teachdiag.diagnostics.updates import Snapshot, accumulate_gradient, optimizer_step, random_direction
+from teachdiag.diagnostics.shuffles import shuffle_rollouts, shuffle_teacher
+from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.updates import (
+    Theta0,
+    accumulate_gradient,
+    inner,
+    optimize,
+    random_direction,
+    step_objective,
+)
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
@@ -81,10 +89,12 @@ def contexts() -> list[Context]:
 
 @pytest.fixture
 def teacher(pair: Pair, contexts: list[Context], tmp_path: Path, quiet: Reporter) -> TeacherStates:
-    return compute_teacher_states(pair.teacher, contexts, 60, tmp_path / "teacher.npy", quiet)
+    return compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", quiet)
 
 
-def plain_gradients(pair: Pair, contexts: list[Context], loss: str) -> tuple[float, dict[str, Tensor]]:
+def plain_gradients(
+    pair: Pair, contexts: list[Context], loss: str, kept: dict[int, np.ndarray] | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """One whole forward pass a context, whole logits, one backward pass of the mean loss."""
     measure = position_loss(loss, 0.5)
     losses = []
@@ -93,7 +103,8 @@ def plain_gradients(pair: Pair, contexts: list[Context], loss: str) -> tuple[flo
         for model, prompt in ((pair.student.model, c.student_prompt), (pair.teacher.model, c.teacher_prompt)):
             logits = model(torch.tensor([prompt + c.response])).logits[0, :, : pair.vocabulary]
             rows.append(logits[len(prompt) - 1 : len(prompt) - 1 + len(c.response)])
-        losses.append(measure(rows[0], rows[1].detach(), torch.tensor(c.response)))
+        of_context = measure(rows[0], rows[1].detach(), torch.tensor(c.response))
+        losses.append(of_context if kept is None else of_context[kept[c.context_id]])
     mean = torch.cat(losses).mean()
     names, parameters = zip(*pair.student.parameters(), strict=True)
     return mean.item(), dict(zip(names, torch.autograd.grad(mean, parameters), strict=True))
@@ -101,6 +112,7 @@ def plain_gradients(pair: Pair, contexts: list[Context], loss: str) -> tuple[flo
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("batch_tokens", "tile"), [(10_000, 1000), (25, 2)])
+@pytest.mark.parametrize("masked", [False, True])
 def test_tiled_gradient_is_the_plain_gradient(
     pair: Pair,
     contexts: list[Context],
@@ -109,12 +121,21 @@ def test_tiled_gradient_is_the_plain_gradient(
     loss: str,
     batch_tokens: int,
     tile: int,
+    masked: bool,
 ) -> None:
-    mean, truth = plain_gradients(pair, contexts, loss)
+    kept = {0: np.array([1, 4, 5]), 1: np.array([], int), 2: np.array([0])} if masked else None
+    mean, truth = plain_gradients(pair, contexts, loss, kept)
     probe = ProbeSettings(loss=loss, batch_tokens=batch_tokens, tile_positions=tile)
-    assert accumulate_gradient(pair.student, contexts, teacher, probe, quiet) == pytest.approx(mean, rel=1e-4)
+    objective = step_objective(contexts, teacher, probe, kept)
+    assert accumulate_gradient(pair.student, objective, probe, quiet) == pytest.approx(mean, rel=1e-4)
     for name, parameter in pair.student.parameters():
         torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_masked_step_reads_no_further_than_its_last_position(contexts: list[Context], teacher: TeacherStates) -> None:
+    kept = {0: np.array([1, 2]), 1: np.array([], int), 2: np.array([0])}
+    batches = step_objective(contexts, teacher, ProbeSettings(), kept).batches(10_000)
+    assert {c.context_id: len(c.response) for b in batches for c in b.contexts} == {0: 3, 2: 1}
 
 
 def test_first_adamw_step_has_its_closed_form(
@@ -123,9 +144,9 @@ def test_first_adamw_step_has_its_closed_form(
     """-lr * (g / (|g| + eps) + decay * theta): bias correction makes of the first step the gradient's sign."""
     _, truth = plain_gradients(pair, contexts, "reverse_kl")
     before = {name: p.detach().clone() for name, p in pair.student.parameters()}
-    probe = ProbeSettings(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.0)
-    theta0 = Snapshot(pair.student)
-    step = optimizer_step(pair.student, contexts, teacher, probe, theta0, quiet)
+    probe = ProbeSettings(learning_rate=1e-3, weight_decay=0.1)
+    theta0 = Theta0(pair.student)
+    step = optimize(pair.student, [step_objective(contexts, teacher, probe)], probe, theta0, quiet)
     total = 0.0
     for name, parameter in pair.student.parameters():
         g = truth[name]
@@ -136,11 +157,35 @@ def test_first_adamw_step_has_its_closed_form(
         total += moved.double().square().sum().item()
     assert step.update_norm == pytest.approx(total**0.5, rel=1e-5)
     assert step.gradient_norm == pytest.approx(sum(g.square().sum().item() for g in truth.values()) ** 0.5, rel=1e-3)
+    assert step.positions == sum(len(c.response) for c in contexts)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_several_steps_are_those_of_torch(
+    pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter, optimizer: str
+) -> None:
+    """Three steps with one optimizer state, on other contexts each, written out plainly."""
+    probe = ProbeSettings(optimizer=optimizer, learning_rate=1e-3)
+    batches = [contexts[:2], contexts[1:], contexts]
+    theta0 = Theta0(pair.student)
+    optimize(pair.student, (step_objective(b, teacher, probe) for b in batches), probe, theta0, quiet)
+    ours = [p.detach().clone() for _, p in pair.student.parameters()]
+    theta0.restore()
+    theta0.leave()
+    parameters = [p for _, p in pair.student.parameters()]
+    torch_step = (torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD)(parameters, lr=1e-3, weight_decay=0)
+    for batch in batches:
+        truth = plain_gradients(pair, batch, "reverse_kl")[1]
+        for name, parameter in pair.student.parameters():
+            parameter.grad = truth[name]
+        torch_step.step()
+    torch.testing.assert_close(ours, [p.detach() for p in parameters], rtol=1e-3, atol=3e-5)
 
 
 def test_sgd_step_is_clipped(pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter) -> None:
     probe = ProbeSettings(optimizer="sgd", learning_rate=0.5, clip_norm=0.01)
-    step = optimizer_step(pair.student, contexts, teacher, probe, Snapshot(pair.student), quiet)
+    objective = step_objective(contexts, teacher, probe)
+    step = optimize(pair.student, [objective], probe, Theta0(pair.student), quiet)
     assert step.gradient_norm > 0.01
     assert step.update_norm == pytest.approx(0.5 * 0.01, rel=1e-3)
 
@@ -148,26 +193,36 @@ def test_sgd_step_is_clipped(pair: Pair, contexts: list[Context], teacher: Teach
 def test_a_step_that_is_not_finite_is_refused(
     pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter
 ) -> None:
-    theta0 = Snapshot(pair.student)
     with torch.no_grad():
         pair.student.model.model.norm.weight[0] = float("nan")
+    theta0 = Theta0(pair.student)
     with pytest.raises(SettingsError, match="the step is not finite"):
-        optimizer_step(pair.student, contexts, teacher, ProbeSettings(), theta0, quiet)
+        optimize(pair.student, [step_objective(contexts, teacher, ProbeSettings())], ProbeSettings(), theta0, quiet)
 
 
 def test_theta0_comes_back_bit_for_bit(pair: Pair) -> None:
-    theta0 = Snapshot(pair.student)
-    before = {name: p.detach().clone() for name, p in pair.student.parameters()}
-    random_direction(pair.student, norm=0.25, seed=3)
+    before = [p.detach().clone() for _, p in pair.student.parameters()]
+    theta0 = Theta0(pair.student)
+    now = lambda: [p.detach() for _, p in pair.student.parameters()]  # noqa: E731
+    direction = random_direction(pair.student, seed=3)
+    length = inner(direction, direction) ** 0.5
+    theta0.displace(direction, 0.25 / length)
     assert theta0.distance() == pytest.approx(0.25, rel=1e-5)
-    once = {name: p.detach().clone() for name, p in pair.student.parameters()}
-    theta0.restore()
-    assert all(torch.equal(p, before[name]) for name, p in pair.student.parameters())
-    random_direction(pair.student, norm=0.25, seed=4)
-    assert any(not torch.equal(p, once[name]) for name, p in pair.student.parameters())  # the seed is wired
-    theta0._theta0["model.norm.weight"] += 1  # the assertion can fail
+    torch.testing.assert_close(now(), [p + d * (0.25 / length) for p, d in zip(before, direction, strict=True)])
     with pytest.raises(RuntimeError, match="not restored"):
-        theta0.restore()
+        theta0.verify()
+    theta0.stretch(0.5)
+    assert theta0.distance() == pytest.approx(0.125, rel=1e-4)
+    torch.testing.assert_close(theta0.displacement(), [d * (0.125 / length) for d in direction], rtol=1e-3, atol=1e-7)
+    theta0.restore()
+    assert all(torch.equal(p, q) for p, q in zip(now(), before, strict=True))
+    theta0.leave()
+    with torch.no_grad():
+        next(iter(pair.student.parameters()))[1].add_(1)
+    theta0.restore()
+    theta0.verify()
+    other = random_direction(pair.student, seed=4)
+    assert not torch.equal(other[0], direction[0])  # the seed is wired
 
 
 def fake_states(lengths: list[int]) -> tuple[TeacherStates, list[Context]]:
@@ -180,21 +235,51 @@ def fake_states(lengths: list[int]) -> tuple[TeacherStates, list[Context]]:
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=12), st.integers(0, 1000))
 def test_shuffled_teacher_rows_all_leave_their_context(lengths: list[int], seed: int) -> None:
     states, contexts = fake_states(lengths)
+    entropy = np.random.default_rng(seed).exponential(size=sum(lengths)).round(1)  # with ties
     if 2 * max(lengths) > sum(lengths):
         with pytest.raises(EstimationError, match="use more update contexts"):
-            shuffled_across_contexts(states, contexts, seed)
+            shuffle_teacher(states, contexts, entropy, seed)
         return
-    stand_in = shuffled_across_contexts(states, contexts, seed)
+    stand_in = shuffle_teacher(states, contexts, entropy, seed).stand_in
     owner = np.repeat(np.arange(len(lengths)), lengths)
     assert sorted(stand_in) == list(range(sum(lengths)))
     assert (owner[stand_in] != owner).all()
 
 
+def test_shuffled_teacher_rows_keep_their_entropy() -> None:
+    states, contexts = fake_states([40] * 25)
+    entropy = np.random.default_rng(0).exponential(size=1000)
+    first, second = (shuffle_teacher(states, contexts, entropy, seed).stand_in for seed in (0, 1))
+    order = np.argsort(np.argsort(entropy))
+    assert (order[first] // 100 == order // 100).all()  # within its decile
+    assert (first != second).mean() > 0.9
+
+
 def test_shuffling_leaves_other_contexts_alone() -> None:
     states, contexts = fake_states([3, 3, 3, 3])
-    stand_in = shuffled_across_contexts(states, contexts[2:], 0)
+    stand_in = shuffle_teacher(states, contexts[2:], np.zeros(6), 0).stand_in
     assert stand_in[:6].tolist() == list(range(6))
     assert set(stand_in[6:9]) == {9, 10, 11}
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=9), st.integers(0, 1000))
+def test_shuffled_rollouts_all_leave_their_prompt(responses: list[int], seed: int) -> None:
+    contexts = [
+        Context(10 * p + r, f"p/{p}", "update", (p,) * (p + 1), (p,), (100 * p + r,) * 20)
+        for p, n in enumerate(responses)
+        for r in range(n)
+    ]
+    if 2 * max(responses) > sum(responses):
+        with pytest.raises(EstimationError, match="use more update contexts"):
+            shuffle_rollouts(contexts, 24, -1, seed)
+        return
+    dealt = shuffle_rollouts(contexts, 24, -1, seed)
+    assert all(c.response[0] // 100 != c.student_prompt[0] for c in dealt)
+    assert sorted(c.response[0] for c in dealt) == sorted(c.response[0] for c in contexts)
+    assert sorted(c.student_prompt for c in dealt) == sorted(c.student_prompt for c in contexts)
+    assert all(len(c.inputs("student")) <= 24 for c in dealt)
+    assert len({c.context_id for c in dealt}) == len(dealt)
+    assert max(c.context_id for c in dealt) == -1
 
 
 def kls(forward: list[float], reverse: list[float]) -> pa.Table:

@@ -1,0 +1,215 @@
+"""The selector experiment: what each selector's step gained at each budget, and what it kept.
+
+Means are over update seeds. Gains are resampled over seeds and bank prompts; what was kept depends on the update batch
+alone, and is resampled over seeds. All selectors share batches, prompts and draws, so differences are paired.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.cells import GROUP, Cells
+from teachdiag.analysis.frame import Bank, Mask
+from teachdiag.analysis.released_gap import SAFETY, arm_gap, arms
+from teachdiag.analysis.scaling import in_q3
+from teachdiag.analysis.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
+from teachdiag.analysis.validity import explained, rank_correlation
+from teachdiag.errors import EstimationError
+from teachdiag.settings import HEADLINE_K
+
+RANDOM, ALL = "random", "all"
+_OF_THE_BATCH = {  # columns of `interventions` that are averaged over seeds as they stand: unit
+    "keep": "1",
+    "tied": "1",
+    "topped_up": "positions",
+    "q3_share": "1",
+    "mean_disagreement": "nats",
+    "mean_compatibility": "1",
+    "mean_learnable": "1",
+    "mean_incompatible": "1",
+    "mean_student_entropy": "nats",
+    "mean_position": "tokens",
+    "update_norm": "1",
+    "first_order_gain": "nats",
+}
+Rows = list[dict[str, Any]]
+
+
+class Statistic(NamedTuple):
+    """One number of every cell in every draw.
+
+    `values`: shape (draws, cells), or (1, cells) where no prompt enters; NaN where a cell has none.
+    """
+
+    name: str
+    unit: str
+    what: str
+    values: Array
+    n_positions: int
+    n_dropped: int = 0
+
+
+def selection_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -> Rows:
+    """Return the rows of the selection table of one probe.
+
+    Args:
+        cells: the experiment.
+        bank: the bank that was rescored, or of which a part was.
+        noise_floor: that of the probe, nats: bounds the positions of the released statistic.
+        draws: of seeds and prompts.
+    """
+    groups, group = cells.groups
+    rows: Rows = []
+    for statistic in (*gain_statistics(cells, bank, noise_floor, draws.prompts), *_composition(cells)):
+        samples = over_seeds(statistic.values, group, cells.seeds, draws.seeds)
+        of_prompts = len(statistic.values) > 1
+        found = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
+        method = draws.method(statistic.what) if of_prompts else draws.seed_method(statistic.what)
+        rows += [
+            {"probe_id": cells.probe_id, "statistic": statistic.name, "unit": statistic.unit}
+            | {name: place[name] for name in GROUP}
+            | interval.columns()
+            | {"method": method, "n_seeds": len(np.unique(cells.seeds[group == number]))}
+            | {"n_positions": statistic.n_positions, "n_prompts": cells.n_prompts, "n_dropped": statistic.n_dropped}
+            for number, (place, interval) in enumerate(zip(groups.to_dict("records"), found, strict=True))
+            if not np.isnan(interval.estimate)
+        ]
+    return rows
+
+
+def draw_seeds_and_prompts(cells: Cells, resampling: Resampling) -> TwoWay:
+    """Draw the update seeds, and the prompts that were rescored.
+
+    Raises:
+        EstimationError: these are too few.
+    """
+    if cells.n_prompts < MIN_PROMPTS:
+        raise EstimationError(
+            f"probe {cells.probe_id} rescored {cells.n_prompts} prompts and intervals need at least {MIN_PROMPTS}: "
+            "probe again with more --bank-contexts"
+        )
+    return two_way(replace(resampling, n_prompts=cells.n_prompts), int(cells.seeds.max()) + 1)
+
+
+def agreement_rows(cells: Cells, draws: TwoWay) -> Rows:
+    """Say how well the first-order form foretells the real mean gain over cells: rows of the estimates table.
+
+    `spearman` ranks cells; `r2` is 1 - sum (real - first order)^2 / sum (real - mean)^2, without any fitted slope, so
+    that it falls below 0 where the form has the wrong size. Draws re-weight seeds.
+    """
+    real, predicted = cells.gains.mean(axis=1), cells.table["first_order_gain"].to_numpy(np.float64)
+    rows: Rows = []
+    for match in sorted(cells.table["match"].unique()):
+        mine = (cells.table["match"] == match).to_numpy()
+        if mine.sum() < 3 or np.ptp(real[mine]) == 0 or np.ptp(predicted[mine]) == 0:
+            continue
+        y, x, seeds = real[mine], predicted[mine], cells.seeds[mine]
+        total, unexplained = (y - y.mean()) ** 2, ((y - x) ** 2)[:, None]
+        for term, samples in (
+            ("spearman", rank_correlation(y, x[:, None], seeds, draws.seeds)),
+            ("r2", explained(total, unexplained, seeds, draws.seeds)),
+        ):
+            interval = seed_intervals(samples, draws.n_seeds)[0]
+            method = draws.seed_method(f"real mean gain against its first-order form, {mine.sum()} cells")
+            rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, method))
+    return rows
+
+
+def released_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -> Rows:
+    """Say whether the released statistic orders selectors as their mean gain does: rows of the estimates table.
+
+    Spearman over selectors and budgets below 1, both means over seeds; ranks are made anew in each draw.
+    """
+    groups, group = cells.groups
+    found = {s.name: s.values for s in gain_statistics(cells, bank, noise_floor, draws.prompts)}
+    if "released_gap" not in found:
+        return []
+    gain, gap = (over_seeds(found[name], group, cells.seeds, draws.seeds) for name in ("mean_gain", "released_gap"))
+    rows: Rows = []
+    for match in sorted(groups["match"].unique()):
+        mine = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
+        if mine.sum() < 3:
+            continue
+        interval = intervals(_rowwise_spearman(gain[:, mine], gap[:, mine])[:, None])[0]
+        method = draws.method(f"released gap against mean gain, {mine.sum()} selectors and budgets")
+        if not np.isnan(interval.estimate):
+            rows.append(_agreement(cells, "released_agreement", f"spearman ({match})", interval, method))
+    return rows
+
+
+def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array) -> list[Statistic]:
+    """Return what the steps did to the bank, in every cell and draw; `weights` are those of the prompts."""
+    everywhere = np.ones(len(cells.rows), bool)
+    q3 = in_q3(bank.positions.iloc[cells.rows])[0]
+    gain = _mean(cells, everywhere, weights)
+    n_kept = cells.table["n_kept"].to_numpy(np.float64)
+    whole, inside, itself = len(cells.rows), int(q3.sum()), np.arange(len(cells.table))
+    found = [
+        Statistic("mean_gain", "nats", "mean gain", gain, whole),
+        Statistic("gain_per_kept", "nats per position", "mean gain / n_kept", gain / n_kept, whole),
+    ]
+    for name, partner in ((RANDOM, cells.partners(RANDOM)), (ALL, cells.partners(ALL, 1.0))):
+        if (partner >= 0).any():
+            less = np.where((partner >= 0) & (partner != itself), gain - gain[:, partner], np.nan)
+            what = f"mean gain less that of {name} on the same batches, paired"
+            found.append(Statistic(f"mean_gain_vs_{name}", "nats", what, less, whole))
+    if inside:
+        of_q3 = _mean(cells, q3, weights)
+        found.append(Statistic("gain_q3", "nats", "mean gain inside Q3 of the rescored bank", of_q3, inside))
+    return found + _released(cells, bank, q3, noise_floor, weights)
+
+
+def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: Array) -> list[Statistic]:
+    compatibility = bank.positions[f"compatibility_k{HEADLINE_K}"].to_numpy(np.float64)[cells.rows]
+    measurable = (cells.before >= SAFETY * noise_floor) & (cells.before > 0)
+    cut = arms(q3, compatibility, measurable)
+    if not cut:
+        return []
+    relative = np.divide(cells.gains, cells.before, out=np.zeros_like(cells.gains), where=measurable)
+    gaps = arm_gap(relative.T, cut, cells.prompts, weights)
+    what = f"relative gain inside Q3, C (K={HEADLINE_K}) in its upper third less lower third, as released"
+    return [Statistic("released_gap", "1", what, gaps, cut.size, cut.n_dropped)]
+
+
+def _composition(cells: Cells) -> list[Statistic]:
+    """Return what the selectors kept of their update batches."""
+    n_batch = int(cells.table["n_batch"].mean())
+    return [
+        Statistic(name, unit, name.replace("_", " "), cells.table[name].to_numpy(np.float64)[None], n_batch)
+        for name, unit in _OF_THE_BATCH.items()
+    ]
+
+
+def _mean(cells: Cells, inside: Mask, weights: Array) -> Array:
+    """Return the mean gain of every cell over the marked positions, shape (draws, cells)."""
+    gains, prompts = cells.gains[:, inside].T, cells.prompts[inside]
+    sums = prompt_sums(np.column_stack([np.ones(len(gains)), gains]), prompts, cells.n_prompts)
+    return cell_means(sums[:, 1:].T, sums[:, 0], weights)
+
+
+def _rowwise_spearman(x: Array, y: Array) -> Array:
+    """Return Spearman's correlation of each row of x with that of y, shape (draws,); NaN without spread."""
+    ranks = [rankdata(values, axis=1) for values in (x, y)]
+    a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
+    return ratio((a * b).sum(axis=1), np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))
+
+
+def _agreement(cells: Cells, analysis: str, term: str, interval: Interval, method: str) -> dict[str, Any]:
+    return {
+        "analysis": analysis,
+        "probe_id": cells.probe_id,
+        "update": "selectors",
+        "outcome": "mean_gain",
+        "k": None,
+        "term": term,
+        "unit": "1",
+        **interval.columns(),
+        "std_error": None,
+        "method": method,
+        "n_positions": len(cells.rows),
+        "n_prompts": cells.n_prompts,
+        "n_dropped": 0,
+    }

@@ -1,0 +1,194 @@
+"""The placebo panel: every headline statistic of a real step beside what it prints when there is nothing to learn.
+
+Each placebo was drawn several times, so that it has a distribution. The bank is the same for all draws: the panel says
+whether a number is of the step or of the statistic, not whether it would hold on other prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata, t
+
+from teachdiag.analysis.bootstrap import Array
+from teachdiag.analysis.frame import Bank, Mask, Probe, load_draws, select_outcome
+from teachdiag.analysis.regression import GAP, point_estimates
+from teachdiag.analysis.released_gap import arm_gap, arms
+from teachdiag.analysis.scaling import Scores, in_q3
+from teachdiag.settings import HEADLINE_K as K
+
+RANKED = (("forward_kl", None), ("compatibility", K), ("learnable", K), ("incompatible", K), ("logit_alignment", None))
+_MEAN, _RELEASED = "mean gain", "released gap"
+_REGRESSED = {  # statistic: its analysis and term in the regressions
+    "beta_L": ("standardized_decomposition", "learnable"),
+    "beta_I": ("standardized_decomposition", "incompatible"),
+    "beta_L - beta_I": ("standardized_decomposition", GAP),
+    "beta_L - beta_I beside H x D": ("standardized_nested", GAP),
+    "beta_L per unit of norm": ("slope_decomposition", "learnable"),
+    "beta_I per unit of norm": ("slope_decomposition", "incompatible"),
+    "beta_L - beta_I per unit of norm": ("slope_decomposition", GAP),
+    "beta_L - beta_I per unit of norm, beside H x D": ("slope_nested", GAP),
+}
+_RANKS = {f"Spearman with {name}": (name, k) for name, k in RANKED}
+STATISTICS = {  # in the order of the panel: unit
+    _MEAN: "nats",
+    **{name: "nats" if analysis.startswith("slope") else "1" for name, (analysis, _) in _REGRESSED.items()},
+    **dict.fromkeys(_RANKS, "1"),
+    _RELEASED: "1",
+}
+_LEVEL = 0.95
+
+
+class Spread(NamedTuple):
+    """What a placebo's draws say of one statistic; `low` to `high` is the 95% range for one more draw."""
+
+    mean: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def panel_rows(run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Scores) -> list[dict[str, Any]]:
+    """Return the rows of the placebo panel of one probe.
+
+    Args:
+        run: the run directory.
+        probe_id: a probe of kind placebo.
+        bank: the run's bank.
+        normalised: normalised scores of the bank.
+        raw: scores as measured.
+
+    Raises:
+        ArtefactError: gains are missing, or are not of this bank.
+        EstimationError: a predictor of the regressions is constant.
+    """
+    real, placebos = load_draws(run, probe_id, bank)
+    measured = headline(real, bank, normalised, raw)
+    drawn = {update: [headline(probe, bank, normalised, raw) for probe in draws] for update, draws in placebos.items()}
+    return [
+        _row(probe_id, name, measured[name], update, [found.get(name) for found in draws])
+        for name in STATISTICS
+        if name in measured
+        for update, draws in drawn.items()
+    ]
+
+
+def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores) -> dict[str, float]:
+    """Return the headline statistics of one update, without uncertainty; those that it leaves undefined are missing."""
+    outcome = select_outcome(probe, "gain", bank)
+    found = {_MEAN: float(outcome.values.mean())}
+    if not outcome.obstacle:
+        fitted = point_estimates(outcome, bank, normalised, K)
+        found |= {name: fitted[key] for name, key in _REGRESSED.items()}
+        found |= {name: _spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
+    relative = select_outcome(probe, "gain_relative", bank)
+    gap = _released_gap(relative.rows, probe.gains["gain_relative"].to_numpy(), bank)
+    return {name: value for name, value in (found | {_RELEASED: gap}).items() if np.isfinite(value)}
+
+
+def spread(draws: Sequence[float]) -> Spread:
+    """Return mean, standard deviation, and the 95% range for one more draw: mean -+ t_{n-1} sd sqrt(1 + 1/n).
+
+    The range takes draws as normal. There is none for fewer than two, nor where all are the same to the last digit:
+    these are one draw that was repeated.
+    """
+    n = len(draws)
+    if n == 0:
+        return Spread(None, None, None, None)
+    mean = float(np.mean(draws))
+    if n == 1:
+        return Spread(mean, None, None, None)
+    sd = float(np.std(draws, ddof=1)) if min(draws) < max(draws) else 0.0
+    if sd == 0:
+        return Spread(mean, sd, None, None)
+    reach = float(t.ppf((1 + _LEVEL) / 2, n - 1)) * sd * np.sqrt(1 + 1 / n)
+    return Spread(mean, sd, mean - reach, mean + reach)
+
+
+def survives(real: float, draws: Sequence[float], found: Spread) -> bool | None:
+    """Say whether the real number lies further out, on its own side of 0, than one more draw of the placebo would.
+
+    It must lie beyond the range, or, without a range, beyond every draw. A placebo that shows more of the same is no
+    comfort, so a number between 0 and the placebo's does not survive. None where no draw has the statistic.
+    """
+    if not draws:
+        return None
+    side = np.sign(real)
+    edges = draws if found.low is None or found.high is None else (found.low, found.high)
+    return bool(side != 0 and all(side * real > side * edge for edge in edges))
+
+
+def panel_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of each statistic, in order, whether it survives all its placebos, or which show it too."""
+    return [_verdict(list(group)) for _, group in groupby(rows, key=lambda row: row["statistic"])]
+
+
+def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[float | None]) -> dict[str, Any]:
+    draws = [value for value in drawn if value is not None]
+    found = spread(draws)
+    row = {
+        "probe_id": probe_id,
+        "statistic": name,
+        "unit": STATISTICS[name],
+        "update": update,
+        "estimate": real,
+        "draws": draws,
+        "n_draws": len(draws),
+        "n_undefined": len(drawn) - len(draws),
+        "draw_mean": found.mean,
+        "draw_sd": found.sd,
+        "range_low": found.low,
+        "range_high": found.high,
+        "survives": survives(real, draws, found),
+    }
+    return row | {"sentence": _sentence(row)}
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    what = f"{row['statistic']} {row['estimate']:.3g}{_unit(row)}"
+    if row["survives"] is None:
+        return f"{what}: no draw of {row['update']} has this statistic, as its gains do not vary."
+    verdict = "lies beyond" if row["survives"] else "does not lie beyond"
+    aside = ": there is no range for one more draw" if pd.isna(row["range_low"]) else ""
+    return f"{what} {verdict} {_told(row)}{aside}."
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return one sentence on one statistic over all its placebos."""
+    judged = [row for row in rows if not pd.isna(row["survives"])]
+    shown = [row for row in judged if not row["survives"]]
+    opening = f"{rows[0]['statistic']} {rows[0]['estimate']:.3g}{_unit(rows[0])}"
+    unknown = [row["update"] for row in rows if pd.isna(row["survives"])]
+    aside = f" (not defined on {', '.join(unknown)})" if unknown else ""
+    if not judged:
+        return f"Not comparable: {opening}: no placebo has this statistic."
+    if not shown:
+        return f"Survives: {opening} lies beyond every placebo{aside}: {'; '.join(_told(row) for row in judged)}."
+    return f"Does not survive: {opening} does not lie beyond {'; '.join(_told(row) for row in shown)}{aside}."
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    if pd.isna(row["range_low"]):
+        count = "one draw" if row["n_draws"] == 1 else f"{row['n_draws']} equal draws"
+        return f"{row['update']} {row['draws'][0]:.3g} ({count})"
+    return f"{row['update']} [{row['range_low']:.3g}, {row['range_high']:.3g}] ({row['n_draws']} draws)"
+
+
+def _unit(row: Mapping[str, Any]) -> str:
+    return " nats" if row["unit"] == "nats" else ""
+
+
+def _spearman(gain: Array, score: Array) -> float:
+    x, y = rankdata(gain), rankdata(score)
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else np.nan
+
+
+def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:
+    q3 = in_q3(bank.positions)[0]
+    cut = arms(q3, bank.positions[f"compatibility_k{K}"].to_numpy(np.float64), measurable)
+    if not cut:
+        return np.nan
+    return float(arm_gap(relative[:, None], cut, bank.prompts, np.ones((1, bank.n_prompts)))[0, 0])

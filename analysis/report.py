@@ -1,0 +1,231 @@
+"""What every kind of probe has to say to people: a sentence on how it was made, its verdict, its tables and figures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from teachdiag.analysis.comparison_report import lds_sentences, lds_table, panel_table
+from teachdiag.analysis.findings import at_headline
+from teachdiag.analysis.frame import STEP_KINDS, Record
+from teachdiag.analysis.panel import panel_sentences
+from teachdiag.analysis.selection_report import selection_sentences, selection_tables
+from teachdiag.analysis.step_tables import further, status_table, titled
+from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
+from teachdiag.analysis.text_tables import bullets, markdown
+from teachdiag.artefacts import ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION
+from teachdiag.runs import Stage
+from teachdiag.settings import EMBEDDED
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of the analysis that people read."""
+
+    estimates: pd.DataFrame
+    findings: pd.DataFrame
+    saturation: pd.DataFrame
+    selection: pd.DataFrame
+    panel: pd.DataFrame
+
+
+def read_results(run: Path) -> Results:
+    """Read them from a run.
+
+    Raises:
+        ArtefactError: the analysis has not been run.
+    """
+    tables = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL)
+    return Results(*(table.read(run / table.place / f"{table.name}.parquet") for table in tables))
+
+
+def verdict(record: Record, results: Results) -> list[str]:
+    """Return what one probe shows, in sentences."""
+    return list(_VERDICTS[record.kind](record, results))
+
+
+def section(record: Record, sentences: Sequence[str], results: Results, suffix: str) -> list[str]:
+    """Return one probe's part of `summary.md`, paragraph by paragraph.
+
+    Args:
+        record: the probe.
+        sentences: its verdict.
+        results: the tables of the analysis.
+        suffix: what its figures' names end in.
+    """
+    tables = _TABLES[record.kind](record, results)
+    parts = [f"## {_TITLES[record.kind]} `{record.probe_id}`", probe_text(record), "### Verdict", bullets(sentences)]
+    parts += [part for title, table in tables.items() if len(table) for part in (f"### {title}", markdown(table))]
+    return [*parts, " ".join(f"![{name}](figures/{name}{suffix}.png)" for name in _FIGURES[record.kind])]
+
+
+def pair_text(run: Path, results: Results) -> str:
+    """Say which pair, which prompts, how large the bank is, and what brackets are."""
+    capture = Stage(run, "capture").record()
+    settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
+    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    bank = results.estimates[results.estimates["analysis"] == "q3"].iloc[0]
+    return (
+        f"Student: {_model(settings['student'])}{without}. Teacher: {_model(settings['teacher'])}, with the "
+        f"{settings['teacher_prompt']} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
+        f"`{settings['prompts']}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where nothing else "
+        "is said. Gain: by how much KL(teacher || student) fell, in nats."
+    )
+
+
+def probe_text(record: Record) -> str:
+    """Say how one probe's steps were taken, and what its placebos are."""
+    return _TEXTS[record.kind](record)
+
+
+def _model(name: str) -> str:
+    return "SmolLM2-135M-Instruct (embedded)" if name == EMBEDDED else f"`{name}`"
+
+
+def _step_text(record: Record) -> str:
+    settings = record.settings
+    prompts = "held-out prompts" if settings["update_on"] == "update" else "the bank itself"
+    steps = settings.get("steps", 1)
+    count = "One" if steps == 1 else f"{steps} {settings.get('rollouts', 'fixed')}-rollout"
+    return (
+        f"{count} {settings['optimizer']} step{'s' * (steps > 1)}, learning rate {settings['learning_rate']:g}, on the "
+        f"mean {settings['loss']} loss of the student's rollouts on {prompts}. Placebos went through the same "
+        "analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's teacher, "
+        "`shuffled_rollouts` from the true teacher on responses dealt to other prompts, `random_direction` has the "
+        "real step's length."
+    )
+
+
+def _checkpoint_text(record: Record) -> str:
+    return (
+        f"The student trained elsewhere, {_model(record.settings['student_after'])}, beside theta0 in another batch "
+        "layout and a random direction of the same length."
+    )
+
+
+def _placebo_text(record: Record) -> str:
+    return (
+        f"{_step_text(record)} Each placebo was drawn {record.settings['draws']} times. Brackets here are 95% ranges "
+        "for one more draw on the same bank, mean -+ t sd sqrt(1 + 1/n); a number survives a placebo if it lies beyond "
+        "that range on its own side of 0. A star marks the placebos that it does not lie beyond."
+    )
+
+
+def _selectors_text(record: Record) -> str:
+    settings = record.settings
+    return (
+        f"{settings['optimizer']} steps, learning rate {settings['learning_rate']:g}, each on the mean "
+        f"{settings['loss']} loss of the selected positions of one update batch; {settings['seeds']} batches, the same "
+        "for every selector. Compared at equal learning rate (rate), and with every step stretched to the length of "
+        "that on the whole batch (norm). Brackets: bootstrap over batches and bank prompts."
+    )
+
+
+def _lds_text(record: Record) -> str:
+    settings = record.settings
+    return (
+        f"{settings['masks']} {settings['optimizer']} steps, learning rate {settings['learning_rate']:g}, each on the "
+        f"mean {settings['loss']} loss of {100 * settings['mask_budget']:g}% random positions of one update batch. "
+        "Token-LDS: Spearman over masks of measured gain and summed predictor. Brackets: bootstrap over masks."
+    )
+
+
+def _isolated_text(record: Record) -> str:
+    settings = record.settings
+    length = "one step size" if settings["match"] == "rate" else "one update norm"
+    return (
+        f"One SGD step at a time on the {settings['loss']} loss of a single position, from theta0, {length} for all "
+        f"({settings['learning_rate']:g}). L_fix is the mean forward KL of {settings['fix_contexts']} contexts that "
+        "were set aside."
+    )
+
+
+def _predicted_text(record: Record) -> str:
+    settings = record.settings
+    return (
+        f"First-order gains ({settings['method']} derivatives) of one {settings['optimizer']} step, learning rate "
+        f"{settings['learning_rate']:g}, on the mean {settings['loss']} loss, against what the step and its parts gain."
+    )
+
+
+def _step_tables(record: Record, results: Results) -> Tables:
+    claims = status_table(results.findings, record.probe_id)
+    return (
+        {"The same claims at every K and on every outcome": claims}
+        | titled(results.estimates, record.probe_id)
+        | further(results.estimates, record.probe_id)
+    )
+
+
+def _isolated_tables(record: Record, results: Results) -> Tables:
+    return {
+        "Rank correlation of every predictor with isolated steps": isolated_table(results.estimates, record.probe_id),
+        "What first order explains": first_order_table(results.estimates, record.probe_id),
+    }
+
+
+def _predicted_tables(record: Record, results: Results) -> Tables:
+    return {
+        "First order against measured gain": predicted_table(results.estimates, record.probe_id),
+        "Rank correlation of every predictor with fix_inner": inner_table(results.estimates, record.probe_id),
+    }
+
+
+def _panel_verdict(record: Record, results: Results) -> list[str]:
+    mine = results.panel[results.panel["probe_id"] == record.probe_id]
+    return panel_sentences([{str(name): value for name, value in row.items()} for row in mine.to_dict("records")])
+
+
+def _of_step(record: Record, results: Results) -> list[str]:
+    return list(at_headline(results.findings, record.probe_id)["sentence"])
+
+
+def _of_study(record: Record, results: Results) -> list[str]:
+    return study_sentences(results.estimates, record.probe_id)
+
+
+_TITLES = {
+    "one_step": "Step",
+    "checkpoint": "Checkpoint",
+    "placebo": "Placebos of the step",
+    "selectors": "Selectors",
+    "lds": "Token-LDS",
+    "isolated": "Isolated steps",
+    "predicted": "First-order predictions",
+}
+_TEXTS: dict[str, Callable[[Record], str]] = {
+    "one_step": _step_text,
+    "checkpoint": _checkpoint_text,
+    "placebo": _placebo_text,
+    "selectors": _selectors_text,
+    "lds": _lds_text,
+    "isolated": _isolated_text,
+    "predicted": _predicted_text,
+}
+_VERDICTS: dict[str, Callable[[Record, Results], list[str]]] = {
+    **dict.fromkeys(STEP_KINDS, _of_step),
+    "placebo": _panel_verdict,
+    "selectors": lambda record, r: selection_sentences(r.selection, r.estimates, record.probe_id),
+    "lds": lambda record, r: lds_sentences(r.estimates, record.probe_id, int(record.settings["masks"])),
+    "isolated": _of_study,
+    "predicted": _of_study,
+}
+_TABLES: dict[str, Callable[[Record, Results], Tables]] = {
+    **dict.fromkeys(STEP_KINDS, _step_tables),
+    "placebo": lambda record, r: {"Headline statistics beside placebos": panel_table(r.panel, record.probe_id)},
+    "selectors": lambda record, r: selection_tables(r.selection, record.probe_id),
+    "lds": lambda record, r: {"Token-LDS of every predictor": lds_table(r.estimates, record.probe_id)},
+    "isolated": _isolated_tables,
+    "predicted": _predicted_tables,
+}
+_FIGURES: dict[str, Sequence[str]] = {
+    **dict.fromkeys(STEP_KINDS, ("coefficients", "gain_surface", "deciles")),
+    "placebo": ("placebo_panel",),
+    "selectors": ("budget_curve",),
+    "lds": ("lds",),
+    "isolated": ("isolated",),
+    "predicted": ("predicted",),
+}

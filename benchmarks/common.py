@@ -1,0 +1,50 @@
+"""What the benchmarks share: the embedded pair, contexts of random tokens, and a stopwatch."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from teachdiag.diagnostics.alignment import Batch, Context
+from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+Row = tuple[str, str, str]
+PROMPT = 110  # length of a typical gsm_symbolic chat prompt
+REPEATS = 3
+QUIET = Reporter(quiet=True)
+
+
+def load_bench_pair(*, master: bool = False) -> Pair:
+    """The embedded pair of the demo, on the CPU."""
+    return load_pair(resolve_pair(CaptureSettings(), QUIET), "float32", "cpu", QUIET, master=master)
+
+
+def random_contexts(count: int, positions: int, split: str, first: int = 0) -> list[Context]:
+    """Contexts of random tokens, which cost what real ones do."""
+    rng = np.random.default_rng(first)
+    contexts = []
+    for number in range(first, first + count):
+        prompt = tuple(rng.integers(5, 40_000, PROMPT + int(rng.integers(-20, 20))).tolist())
+        response = tuple(rng.integers(5, 40_000, positions).tolist())
+        contexts.append(Context(number, f"bench/{number}", split, prompt, prompt, response))
+    return contexts
+
+
+@torch.no_grad()
+def bare_pass(model: LanguageModel, batch: Batch) -> None:
+    """One forward pass as transformers gives it, logits of every token and all."""
+    model.model(input_ids=batch.input_ids("student", model.device), use_cache=False)
+
+
+def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The shortest of a few durations, s."""
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        durations.append(time.perf_counter() - start)
+    return min(durations)

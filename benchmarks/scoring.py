@@ -1,0 +1,86 @@
+"""What capture's exact scoring costs beyond the models' own forward passes, and what memory it takes.
+
+Both are measured on the loop that capture runs: shards of contexts, batches of similar length, tiles, Parquet files.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
+
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.alignment import batched, in_shards
+from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS, Pair, read_contexts, score_contexts
+from teachdiag.settings import CaptureSettings
+from teachdiag.tables import shard_path, write_parquet
+
+POSITIONS = 192  # response positions a context
+SETTINGS = CaptureSettings(positions=POSITIONS)
+CONTEXT_COUNTS = (16, 64)
+
+
+def time_rows(pair: Pair) -> list[Row]:
+    """Scoring against the two bare forward passes (`model(input_ids)`, logits and all) over the same batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        _write_contexts(run, CONTEXT_COUNTS[0])
+        shards = in_shards(read_contexts(run, POSITIONS), SETTINGS.shard_contexts)
+        batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
+        models = (pair.student, pair.teacher)
+        bare = best(lambda: [bare_pass(model, batch) for batch in batches for model in models])
+        scored = best(lambda: _score_anew(run, pair))
+    return [
+        (f"two bare forward passes, {POSITIONS} positions a context", f"{bare:.2f} s", "1"),
+        ("exact scoring of the same batches", f"{scored:.2f} s", f"{scored / bare:.3f}"),
+    ]
+
+
+def memory_rows() -> list[Row]:
+    """Peak resident memory of whole processes that score few and many contexts."""
+    command = (sys.executable, sys.argv[0], "peak")
+    few, many = (
+        int(subprocess.run([*command, str(n)], check=True, capture_output=True, text=True).stdout)
+        for n in CONTEXT_COUNTS
+    )
+    return [
+        (f"peak memory, {CONTEXT_COUNTS[0]} contexts", f"{few / 1024:.0f} MiB", "1"),
+        (f"peak memory, {CONTEXT_COUNTS[1]} contexts", f"{many / 1024:.0f} MiB", f"{many / few:.3f}"),
+    ]
+
+
+def peak_memory(contexts: int) -> int:
+    """Score that many contexts and return this process's peak resident memory, in KiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_contexts(Path(folder), contexts)
+        score_contexts(Path(folder), SETTINGS, load_bench_pair(), QUIET)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _write_contexts(run: Path, count: int) -> None:
+    rows = [
+        {
+            "context_id": c.context_id,
+            "prompt_id": c.prompt_id,
+            "split": c.split,
+            "source_row": None,
+            "prompt_token_ids": c.student_prompt,
+            "teacher_prompt_token_ids": c.teacher_prompt,
+            "response_token_ids": c.response,
+            "finish_reason": "length",
+            "sampling_seed": None,
+        }
+        for c in random_contexts(count, POSITIONS, "bank")
+    ]
+    for index, start in enumerate(range(0, count, ROLLOUT_CONTEXTS)):
+        shard = CONTEXTS.build_rows(rows[start : start + ROLLOUT_CONTEXTS])
+        write_parquet(shard, shard_path(run / "contexts", index))
+
+
+def _score_anew(run: Path, pair: Pair) -> None:
+    for shard in (run / "positions").glob("*.parquet"):
+        os.unlink(shard)
+    score_contexts(run, SETTINGS, pair, QUIET)

@@ -1,0 +1,171 @@
+"""Kinds selectors and lds: steps whose loss is restricted to selected positions, and what each gains on the bank.
+
+All selectors see the same update batches, and each masked step is measured twice: at the learning rate, and stretched
+to the length of the step that keeps everything. A cell is one selection from one draw of the update batch.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
+from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
+from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.predicted import fix_inner, slopes_along, write_predictions
+from teachdiag.diagnostics.updates import Direction, Objective, Step, gradient, optimize, step_objective
+from teachdiag.diagnostics.workbench import KEY, Workbench, rows_of
+from teachdiag.progress import Reporter
+from teachdiag.scores import q3_mask
+from teachdiag.tables import shard_path, write_parquet, write_text
+
+_MATCHES = {"selectors": ("rate", "norm"), "lds": ("rate",)}
+_KEYS = ["context_id", "position"]
+
+
+def measure_interventions(bench: Workbench) -> dict[str, Any]:
+    """Take every masked step and write `interventions`, `intervention_gains` and `predictions`; return the results."""
+    bench.student.half = None  # selectors differ by less than half precision rounds
+    began = time.perf_counter()
+    inner_products = _inner_products(bench)
+    cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, inner_products)
+    bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {time.perf_counter() - began:.0f} s")
+    before, floor = _at_theta0(bench)
+    lengths: dict[int, float] = {}
+    for cell in bench.reporter.track(cells, "Masked steps"):
+        step = _measured(bench, cell, lengths.get(cell.draw.number), before)
+        if cell.selector == EVERYTHING:
+            lengths[cell.draw.number] = step.update_norm
+    bench.theta0.verify()
+    rows = [row for cell in cells for row in _rows(bench, cell, lengths.get(cell.draw.number), before)]
+    write_parquet(INTERVENTIONS.build_rows(rows), shard_path(bench.run / "interventions" / bench.probe_id, 0))
+    if bench.settings.kind == "selectors":
+        _write_gains(bench, cells, before)
+    return {
+        "cells": len(cells),
+        "noise_floor": floor,
+        "fix_contexts": sorted(c.context_id for c in bench.fix),
+        "bank_positions": before.num_rows,
+        "selectors": _summary(rows),
+    }
+
+
+def _inner_products(bench: Workbench) -> pa.Table:
+    """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
+    objective = Objective(bench.bank, bench.teacher, position_loss("forward_kl", bench.settings.jsd_beta))
+
+    def along() -> Direction:
+        return gradient(bench.student, objective, bench.settings, bench.reporter)
+
+    loss = {"loss": position_loss(bench.settings.loss, bench.settings.jsd_beta)}
+    fix, _ = fix_inner(bench, bench.update)
+    bank, _ = slopes_along(bench, "bank", along, bench.update, loss)
+    columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
+    write_predictions(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
+    return pa.table({name: fix[name] for name in _KEYS} | columns)
+
+
+def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
+    """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
+    path = bench.scratch / "theta0.parquet"
+    if not path.exists():
+        again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
+        table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
+        write_parquet(table, path)
+    table = pq.read_table(path)
+    noise = np.abs(table["forward_kl"].to_numpy() - table["again"].to_numpy())
+    facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
+    q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
+    return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), float(
+        np.quantile(noise, 0.99)
+    )
+
+
+def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
+    """Forward KL of the rescored bank at the student's present weights, by (context_id, position)."""
+    scored = pa.concat_tables([bench.rescored(batch) for batch in batches]).sort_by(KEY)
+    return scored.select([*_KEYS, "forward_kl"])
+
+
+def _measured(bench: Workbench, cell: Cell, length: float | None, before: pa.Table) -> Step:
+    """Take a cell's step and keep what it gained, or read what an earlier process did.
+
+    Args:
+        bench: the student at theta0, where it is again afterwards.
+        cell: what is kept.
+        length: norm that the step is stretched to for the second measurement; None takes none.
+        before: the bank at theta0.
+    """
+    path, note = bench.scratch / f"{cell.place}.parquet", bench.scratch / f"{cell.place}.json"
+    if path.exists() and note.exists():
+        return Step(**json.loads(note.read_text()))
+    kept = cell.draw.kept(cell.selection.kept)
+    objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, kept)
+    step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
+    gains = {"rate": _gain(bench, before)}
+    if "norm" in _MATCHES[bench.settings.kind]:
+        gains["norm"] = gains["rate"]
+        if length is not None and step.update_norm > 0:
+            bench.theta0.stretch(length / step.update_norm)
+            gains["norm"] = _gain(bench, before)
+    bench.theta0.restore()
+    write_parquet(pa.table(gains), path)
+    write_text(json.dumps(asdict(step)), note)
+    return step
+
+
+def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:
+    after = _bank_kl(bench, bench.batched(bench.bank))["forward_kl"].to_numpy()
+    gain: np.ndarray = before["forward_kl"].to_numpy() - after
+    return gain
+
+
+def _rows(bench: Workbench, cell: Cell, length: float | None, before: pa.Table) -> list[dict[str, Any]]:
+    """Rows of `interventions`: one for each way of matching steps."""
+    step = Step(**json.loads((bench.scratch / f"{cell.place}.json").read_text()))
+    gains = pq.read_table(bench.scratch / f"{cell.place}.parquet")
+    inside = before["q3"].to_numpy()
+    common = {"probe_id": bench.probe_id, "loss": bench.settings.loss} | cell.facts()
+    rows = []
+    for match in gains.column_names:
+        norm = step.update_norm if match == "rate" or length is None else length
+        gain = gains[match].to_numpy().astype(np.float64)
+        first_order = norm / step.gradient_norm * cell.mean("bank_inner") if step.gradient_norm else 0.0
+        rows.append(
+            common
+            | {"match": match, "step_loss": step.loss, "gradient_norm": step.gradient_norm, "update_norm": norm}
+            | {"mean_gain": gain.mean(), "gain_q3": gain[inside].mean(), "first_order_gain": first_order}
+        )
+    return rows
+
+
+def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> None:
+    """Write the gain of every rescored position, one shard a cell."""
+    for place, cell in enumerate(cells):
+        gains = pq.read_table(bench.scratch / f"{cell.place}.parquet")
+        n = before.num_rows
+        keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.draw.number}
+        shared = {name: [value] * n for name, value in keys.items()}
+        shared |= {name: before[name] for name in (*_KEYS, "prompt_id")} | {"forward_kl_before": before["forward_kl"]}
+        tables = [
+            INTERVENTION_GAINS.build(shared | {"match": [match] * n, "gain": gains[match]})
+            for match in gains.column_names
+        ]
+        write_parquet(pa.concat_tables(tables), shard_path(bench.run / "intervention_gains" / bench.probe_id, place))
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean gain and its first-order form of each selector, budget and match, over the draws."""
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["selector"], row["budget"], row["match"]), []).append(row)
+    return [
+        {"selector": selector, "budget": budget, "match": match}
+        | {name: float(np.mean([row[name] for row in group])) for name in ("keep", "mean_gain", "first_order_gain")}
+        for (selector, budget, match), group in groups.items()
+    ]

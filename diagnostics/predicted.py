@@ -1,0 +1,138 @@
+"""Kind predicted: the first-order gain of every bank position, and what the step does when it is really taken.
+
+Two directions are differentiated along: that of a whole one-step update, which predicts each position's gain; and the
+gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every position at once (paper Eq. 2).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from teachdiag.artefacts import PREDICTIONS
+from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.losses import PositionLoss, position_loss
+from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
+from teachdiag.diagnostics.updates import Direction, gradient, optimize, step_objective
+from teachdiag.diagnostics.workbench import Workbench
+from teachdiag.settings import SHRINKS
+from teachdiag.tables import shard_path, write_parquet, write_text
+
+
+def measure_predicted(bench: Workbench) -> dict[str, Any]:
+    """Predict every bank position's gain, take the step at several lengths, and write the `predictions` table."""
+    bench.student.half = None  # in half precision, rounding exceeds a difference quotient
+    direction: list[Direction] = []  # made at most once, and only if something is still to be computed
+
+    def step() -> Direction:
+        if not direction:
+            objective = step_objective(bench.update, bench.teacher, bench.settings)
+            optimize(bench.student, [objective], bench.settings, bench.theta0, bench.reporter)
+            direction.append(bench.theta0.displacement())
+            bench.theta0.restore()
+        return direction[0]
+
+    losses = {"kl": position_loss("forward_kl", bench.settings.jsd_beta)}
+    slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
+    fix, fix_facts = fix_inner(bench, bench.bank)
+    bench.rescore_shards("theta0", bench.batched, "theta0")
+    bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
+    for shrink in SHRINKS:
+        state = _state(shrink)
+        if bench.unscored(state):
+            bench.theta0.displace(step(), shrink)
+            bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
+            bench.theta0.restore()
+    bench.theta0.verify()
+    return _assemble(bench, -slopes["kl"].to_numpy(), fix) | {"step": slope_facts, "fix": fix_facts}
+
+
+def fix_inner(bench: Workbench, contexts: list[Context]) -> tuple[pa.Table, dict[str, float | None]]:
+    """Return <grad L_fix, grad l_t> for the loss term of every position of some contexts, column `loss`, and how."""
+    loss = {"loss": position_loss(bench.settings.loss, bench.settings.jsd_beta)}
+
+    def along() -> Direction:
+        return gradient(bench.student, bench.fix_objective(), bench.settings, bench.reporter)
+
+    return slopes_along(bench, "fix", along, contexts, loss)
+
+
+def slopes_along(
+    bench: Workbench,
+    name: str,
+    direction: Callable[[], Direction],
+    contexts: list[Context],
+    functions: dict[str, PositionLoss],
+) -> tuple[pa.Table, dict[str, float | None]]:
+    """Return derivatives along a direction at every position of some contexts, or read those that are there.
+
+    Returns:
+        The table of `derivatives`; and the step of the central differences with the relative change of the derivatives
+        when it is halved, both null for the exact method.
+    """
+    path, note = bench.scratch / f"{name}.parquet", bench.scratch / f"{name}.json"
+    if not (path.exists() and note.exists()):
+        exact = Along(bench.student, bench.theta0, direction(), None)
+        step, change = None, None
+        if bench.settings.method == "central":
+            function = next(iter(functions.values()))
+            step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
+        along = Along(bench.student, bench.theta0, exact.direction, step)
+        found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
+        write_parquet(found, path)
+        write_text(json.dumps({"central_step": step, "change_when_halved": change}), note)
+    facts: dict[str, float | None] = json.loads(note.read_text())
+    return pq.read_table(path), facts
+
+
+def write_predictions(
+    bench: Workbench, contexts: list[Context], columns: dict[str, np.ndarray | pa.Array], folder: Path
+) -> None:
+    """Write the `predictions` table of some contexts; columns that the kind of probe does not have become null."""
+    rows = sum(len(c.response) for c in contexts)
+    ordered = sorted(contexts, key=lambda c: c.context_id)
+    lengths = [len(c.response) for c in ordered]
+    whole = {name: pa.nulls(rows, pa.float32()) for name in PREDICTIONS.schema.names} | {
+        "probe_id": [bench.probe_id] * rows,
+        "loss": [bench.settings.loss] * rows,
+        "context_id": np.repeat([c.context_id for c in ordered], lengths),
+        "position": np.concatenate([np.arange(n) for n in lengths]),
+        "prompt_id": pa.array(np.repeat([c.prompt_id for c in ordered], lengths).tolist()),
+        "split": pa.array(np.repeat([c.split for c in ordered], lengths).tolist()),
+    }
+    write_parquet(PREDICTIONS.build(whole | columns), shard_path(folder, 0))
+
+
+def _state(shrink: float) -> str:
+    return f"step-{round(1 / shrink)}"
+
+
+def _assemble(bench: Workbench, predicted: np.ndarray, fix: pa.Table) -> dict[str, Any]:
+    before, again = (_forward_kl(bench, state) for state in ("theta0", "relaid"))
+    gains = {shrink: before - _forward_kl(bench, _state(shrink)) for shrink in SHRINKS}
+    columns = {"fix_inner": fix["loss"], "predicted_gain": predicted}
+    columns |= {f"gain_at_{round(1 / shrink)}": gain for shrink, gain in gains.items()}
+    write_predictions(bench, bench.bank, columns, bench.run / "predictions" / bench.probe_id)
+    return {
+        "noise_floor": float(np.quantile(np.abs(before - again), 0.99)),
+        "mean_predicted_gain": float(predicted.mean(dtype=np.float64)),
+        "mean_gain": {f"1/{round(1 / s)}": float(gain.mean(dtype=np.float64)) for s, gain in gains.items()},
+        "r2": {f"1/{round(1 / s)}": _r2(gain, s * predicted) for s, gain in gains.items()},
+    }
+
+
+def _forward_kl(bench: Workbench, state: str) -> np.ndarray:
+    """Forward KL of every bank position in a state, in the order of (context_id, position)."""
+    whole = pa.concat_tables(bench.shards(state)).sort_by([("context_id", "ascending"), ("position", "ascending")])
+    values: np.ndarray = whole["forward_kl"].to_numpy()
+    return values
+
+
+def _r2(gain: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of the variance of the measured gain that the prediction explains, without fitting anything."""
+    centred = gain - gain.mean(dtype=np.float64)
+    return 1 - float(np.square(gain - predicted).sum() / max(np.square(centred).sum(), 1e-30))

@@ -1,0 +1,254 @@
+"""Kinds one_step, placebo and checkpoint: one update, placebos of its size, and the bank rescored after each.
+
+Every state of the weights is rescored into shards; the `gains` tables are assembled from these at the end.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.gains import gain_columns
+from teachdiag.diagnostics.models import load, resolve
+from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
+from teachdiag.diagnostics.teacher_states import compute_teacher_states
+from teachdiag.diagnostics.updates import (
+    Objective,
+    Step,
+    inner,
+    optimize,
+    random_direction,
+    step_objective,
+)
+from teachdiag.diagnostics.workbench import Workbench, rows_of
+from teachdiag.errors import ContextError, ModelError
+from teachdiag.progress import Reporter
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import ProbeSettings
+from teachdiag.tables import shard_path, write_parquet, write_text
+
+NOTHING, ROLLOUTS = "theta0", "shuffled_rollouts"
+_RANDOM = "random_direction"
+_BEFORE = "theta0"  # the state against which all others are measured; its layout is theirs
+
+
+class Update(NamedTuple):
+    """One draw of one update. The real one comes first in every list of them."""
+
+    name: str
+    draw: int = 0
+
+    @property
+    def state(self) -> str:
+        """Folder of its shards."""
+        return f"{self.name}-{self.draw}"
+
+
+def real_update(settings: ProbeSettings) -> str:
+    """Name of the update that the probe is about."""
+    if settings.kind == "checkpoint":
+        return "checkpoint"
+    return "one_step" if settings.steps == 1 else "multi_step"
+
+
+def placebo_names(settings: ProbeSettings) -> tuple[str, ...]:
+    """Placebos of a kind of probe. A checkpoint, or fresh rollouts, cannot be shuffled after the fact.
+
+    Shuffled rollouts still have their true teacher: the panel tells what they teach, the verdict on one step does not.
+    """
+    if settings.kind == "placebo":
+        return (NOTHING, "shuffled_teacher", ROLLOUTS, _RANDOM)
+    if settings.kind == "checkpoint" or settings.rollouts == "fresh":
+        return (NOTHING, _RANDOM)
+    return (NOTHING, "shuffled_teacher", _RANDOM)
+
+
+def gains_folders(settings: ProbeSettings, probe_id: str) -> tuple[str, ...]:
+    """Folders of the gains tables that the probe writes."""
+    return tuple(f"gains/{_own_id(probe_id, settings, n)}" for n in (real_update(settings), *placebo_names(settings)))
+
+
+def further_contexts(settings: ProbeSettings, update: list[Context], limit: int) -> list[Context]:
+    """The rollouts of the shuffled-rollouts placebo, every draw of it, where the probe has that.
+
+    Raises:
+        EstimationError: there are too few contexts to shuffle among.
+    """
+    if "shuffled_teacher" in placebo_names(settings):
+        refuse_unshufflable(update)
+    if ROLLOUTS not in placebo_names(settings):
+        return []
+    seeds = [derive_seed(settings.seed, ROLLOUTS, draw) for draw in range(_draws(settings))]
+    firsts = [-1 - draw * len(update) for draw in range(len(seeds))]
+    return [c for first, seed in zip(firsts, seeds, strict=True) for c in shuffle_rollouts(update, limit, first, seed)]
+
+
+def measure_steps(bench: Workbench) -> dict[str, Any]:
+    """Take every update, rescore the bank after it, and write the gains; return the probe's results."""
+    settings = bench.settings
+    real = Update(real_update(settings))
+    placebos = [Update(name, draw) for name in placebo_names(settings) for draw in range(_draws(settings))]
+    half = bench.student.half
+    bench.rescore_shards(_BEFORE, bench.batched, "theta0")
+    bench.student.half = None  # the noise of a half-precision model shows against float32
+    for update in placebos:
+        if update.name == NOTHING:
+            bench.rescore_shards(update.state, bench.relaid(update.draw), f"theta0, layout {update.draw + 1}")
+    bench.student.half = half
+    steps = {update: Step(0.0, 0.0, 0, 0.0) for update in placebos if update.name == NOTHING}
+    for update in (real, *(p for p in placebos if p.name != NOTHING)):
+        steps[update] = _take_and_rescore(bench, update, steps.get(real))
+    return _assemble(bench, real, placebos, steps)
+
+
+def _draws(settings: ProbeSettings) -> int:
+    return settings.draws if settings.kind == "placebo" else 1
+
+
+def _own_id(probe_id: str, settings: ProbeSettings, name: str) -> str:
+    return probe_id if name == real_update(settings) else f"{probe_id}.{name}"
+
+
+def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> Step:
+    """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
+    note = bench.scratch / update.state / "step.json"
+    if note.exists() and bench.unscored(update.state) == []:
+        return Step(**json.loads(note.read_text()))
+    step = _take(bench, update)
+    if real is not None:
+        bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
+        step = replace(step, update_norm=bench.theta0.distance())
+    write_text(json.dumps(asdict(step)), note)
+    try:
+        bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
+    except ContextError as error:
+        raise ContextError(f"after the update {update.name}: {error}, or a smaller --learning-rate") from error
+    bench.theta0.restore()
+    bench.theta0.verify()
+    return step
+
+
+def _take(bench: Workbench, update: Update) -> Step:
+    """Move the student from theta0 by an update."""
+    if update.name == "checkpoint":
+        return _take_checkpoint(bench)
+    seed = derive_seed(bench.settings.seed, update.name, update.draw)
+    if update.name == _RANDOM:
+        direction = random_direction(bench.student, seed)
+        bench.theta0.displace(direction, 1.0)
+        return Step(0.0, 0.0, 0, inner(direction, direction) ** 0.5)
+    if bench.settings.rollouts == "fresh":
+        return _take_fresh_steps(bench)
+    contexts, teacher = bench.update, bench.teacher
+    if update.name == ROLLOUTS:
+        size = len(bench.update)
+        contexts = bench.further[update.draw * size : (update.draw + 1) * size]
+    elif update.name == "shuffled_teacher":
+        entropy = rows_of(bench.run, bench.update, ["teacher_entropy"])["teacher_entropy"].to_numpy()
+        teacher = shuffle_teacher(bench.teacher, bench.update, entropy, seed)
+    objectives = [step_objective(batch, teacher, bench.settings) for batch in _step_batches(bench.settings, contexts)]
+    return optimize(bench.student, objectives, bench.settings, bench.theta0, bench.reporter)
+
+
+def _step_batches(settings: ProbeSettings, contexts: Sequence[Context]) -> list[list[Context]]:
+    """The contexts of each step: the next `update_contexts` of them, from the start again when they are used up."""
+    size = settings.update_contexts or len(contexts)
+    return [[contexts[(step * size + i) % len(contexts)] for i in range(size)] for step in range(settings.steps)]
+
+
+def _take_fresh_steps(bench: Workbench) -> Step:
+    """Take steps on responses that are sampled, before each, from the student as it is then."""
+    batches = _step_batches(bench.settings, bench.update)
+    objectives = (_fresh_objective(bench, batch, number) for number, batch in enumerate(batches))
+    return optimize(bench.student, objectives, bench.settings, bench.theta0, bench.reporter)
+
+
+def _fresh_objective(bench: Workbench, batch: Sequence[Context], number: int) -> Objective:
+    assert bench.teacher_model is not None, "the teacher is kept where rollouts are fresh"
+    seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in range(len(batch))]
+    prompts = [c.student_prompt for c in batch]
+    sampled = sample(bench.student, prompts, seeds, bench.capture, bench.student.head.size)
+    contexts = [
+        replace(c, context_id=place, response=rollout.token_ids[: bench.capture.positions])
+        for place, (c, rollout) in enumerate(zip(batch, sampled, strict=True))
+    ]
+    file = bench.scratch / "fresh.npy"
+    file.unlink(missing_ok=True)
+    states = compute_teacher_states(
+        bench.teacher_model, [contexts], bench.settings.batch_tokens, file, Reporter(quiet=True)
+    )
+    return step_objective(contexts, states, bench.settings)
+
+
+@torch.no_grad()
+def _take_checkpoint(bench: Workbench) -> Step:
+    """Give the student the weights of a student that was trained elsewhere.
+
+    Raises:
+        ModelError: it has other parameters than the student.
+    """
+    path = bench.settings.student_after
+    trained = load(resolve(path, "main", (), bench.reporter), "float32", str(bench.student.device))
+    theirs = dict(trained.parameters())
+    ours = dict(bench.student.parameters())
+    if theirs.keys() != ours.keys() or any(ours[name].shape != p.shape for name, p in theirs.items()):
+        raise ModelError(f"--student-after {path!r} has other parameters than the student {bench.student.name!r}")
+    bench.theta0.leave()
+    for name, parameter in theirs.items():
+        ours[name].data.copy_(parameter)
+    return Step(0.0, 0.0, 0, bench.theta0.distance())
+
+
+def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps: dict[Update, Step]) -> dict[str, Any]:
+    """Write the `gains` table of the real update and of each placebo, and summarise them."""
+    before, again = (_forward_kl(bench, state) for state in (_BEFORE, Update(NOTHING).state))
+    floor = float(np.quantile(np.abs(before - again), 0.99))
+    positions = POSITIONS.read(bench.run / "positions", ["split", "forward_kl"])
+    captured = positions["forward_kl"].to_numpy()[(positions["split"] == "bank").to_numpy()]
+    updates: dict[str, Any] = {}
+    for update in (real, *placebos):
+        facts = _write_gains(bench, update, update == real, floor) | asdict(steps[update])
+        updates.setdefault(update.name, []).append(facts)
+    return {
+        "noise_floor": floor,
+        "largest_difference_from_capture": float(np.abs(captured - before).max()),
+        "updates": {name: found[0] if len(found) == 1 else {"draws": found} for name, found in updates.items()},
+    }
+
+
+def _forward_kl(bench: Workbench, state: str) -> np.ndarray:
+    values: np.ndarray = pa.concat_tables(bench.shards(state))["forward_kl"].to_numpy()
+    return values
+
+
+def _write_gains(bench: Workbench, update: Update, real: bool, floor: float) -> dict[str, float]:
+    settings, own_id = bench.settings, _own_id(bench.probe_id, bench.settings, update.name)
+    states = (bench.shards(state) for state in (_BEFORE, Update(NOTHING).state, update.state))
+    prompts = {c.context_id: c.prompt_id for c in bench.bank}
+    gains = []
+    for index, (before, again, after) in enumerate(zip(*states, strict=True)):
+        noise = np.abs(before["forward_kl"].to_numpy() - again["forward_kl"].to_numpy())
+        rows = before.num_rows
+        columns = gain_columns(before, after, noise, floor) | {
+            "probe_id": [own_id] * rows,
+            "update": [update.name] * rows,
+            "draw": np.full(rows, update.draw),
+            "placebo_of": [None if real else bench.probe_id] * rows,
+            "update_on": [settings.update_on] * rows,
+            "loss": [settings.loss] * rows,
+            "context_id": before["context_id"],
+            "position": before["position"],
+            "prompt_id": [prompts[i] for i in before["context_id"].to_pylist()],
+        }
+        shard = update.draw * len(bench.shards(_BEFORE)) + index
+        write_parquet(GAINS.build(columns), shard_path(bench.run / "gains" / own_id, shard))
+        gains.append(columns["gain"])
+    gain = np.concatenate(gains)
+    return {"mean_gain": float(gain.mean(dtype=np.float64)), "share_gaining": float((gain > 0).mean())}

@@ -1,0 +1,207 @@
+"""What every kind of probe works with: the pair, the frozen contexts, the way back to theta0, shards to resume from.
+
+Intermediate results lie under `scratch/` as shards, so that a killed probe continues; tables are made from them at the
+end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from teachdiag.artefacts import POSITIONS
+from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards, relaid
+from teachdiag.diagnostics.capture import load_pair, read_contexts
+from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.models import LanguageModel, ModelSource
+from teachdiag.diagnostics.scoring import rescore
+from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.updates import Objective, Theta0
+from teachdiag.errors import RunError
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.tables import shard_path, write_parquet
+
+KEY = [("context_id", "ascending"), ("position", "ascending")]
+Layout = Callable[[Sequence[Context]], list[Batch]]
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything one probe works with.
+
+    Attributes:
+        run: the run directory.
+        probe_id: name of the probe.
+        scratch: folder of what is needed only until the probe ends.
+        settings: the probe's.
+        capture: the settings that the run was captured with.
+        student: float32 master weights, at theta0 unless something moved them.
+        teacher_model: the teacher itself, where an update needs it again; else None.
+        teacher: the teacher's states at every context below.
+        theta0: the way back.
+        bank: contexts on which gains are measured.
+        update: contexts of the update split (or of the bank, where the update is on the bank).
+        fix: contexts set aside from the update split, on which L_fix is measured.
+        further: contexts that the kind of probe made beside the run's.
+        reporter: progress.
+    """
+
+    run: Path
+    probe_id: str
+    scratch: Path
+    settings: ProbeSettings
+    capture: CaptureSettings
+    student: LanguageModel
+    teacher_model: LanguageModel | None
+    teacher: TeacherStates
+    theta0: Theta0
+    bank: list[Context]
+    update: list[Context]
+    fix: list[Context]
+    further: list[Context]
+    reporter: Reporter
+
+    def batched(self, contexts: Sequence[Context]) -> list[Batch]:
+        """The usual layout."""
+        return batched(contexts, self.settings.batch_tokens)
+
+    def relaid(self, draw: int) -> Layout:
+        """Another layout of the same work; rounding differs, and nothing else."""
+        return lambda contexts: relaid(contexts, self.settings.batch_tokens, self.student.limit, draw)
+
+    def rescored(self, batch: Batch) -> pa.Table:
+        """Forward and reverse KL of a batch's positions at the student's present weights, with their keys."""
+        taught = self.teacher.at(self.teacher.rows(batch), self.student.device)
+        columns = rescore(self.student, batch, taught, self.teacher.head, self.settings.tile_positions)
+        return pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns)
+
+    def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
+        """Rescore the bank at the student's present weights into the shards of a state; skip those that are there."""
+        missing = dict(self.unscored(state))
+        with self.reporter.bar(f"Rescoring: {label}", total=len(self.bank)) as advance:
+            for index, shard in enumerate(in_shards(self.bank, self.capture.shard_contexts)):
+                if index in missing:
+                    scored = pa.concat_tables([self.rescored(batch) for batch in layout(shard)])
+                    write_parquet(scored.sort_by(KEY), missing[index])
+                advance(len(shard))
+
+    def unscored(self, state: str) -> list[tuple[int, Path]]:
+        """Number and place of the shards of a state that are still to be written."""
+        shards = -(-len(self.bank) // self.capture.shard_contexts)
+        paths = [shard_path(self.scratch / state, index) for index in range(shards)]
+        return [(index, path) for index, path in enumerate(paths) if not path.exists()]
+
+    def shards(self, state: str) -> list[pa.Table]:
+        """The shards of a state, in order."""
+        return [pq.read_table(path) for path in sorted((self.scratch / state).glob("part-*.parquet"))]
+
+    def fix_objective(self) -> Objective:
+        """L_fix: the mean forward KL over the contexts that were set aside (paper Eq. 2)."""
+        return Objective(self.fix, self.teacher, position_loss("forward_kl", self.settings.jsd_beta))
+
+
+def set_up(
+    stage: Stage,
+    probe_id: str,
+    settings: ProbeSettings,
+    capture: CaptureSettings,
+    sources: tuple[ModelSource, ModelSource],
+    device: str,
+    reporter: Reporter,
+    further: Callable[[list[Context], int], list[Context]],
+) -> Workbench:
+    """Load the pair, store the teacher's states of every context, and keep only its head unless it is needed again.
+
+    Args:
+        stage: the probe's stage, claimed.
+        probe_id: its name.
+        settings: the probe's settings.
+        capture: the settings of the run's capture.
+        sources: student and teacher.
+        device: torch device.
+        reporter: progress.
+        further: makes the contexts that the kind of probe needs beside the run's, from the update batch and the longest
+            sequence that both models can read.
+    """
+    contexts = list(read_contexts(stage.run, capture.positions))
+    bank = [c for c in contexts if c.split == "bank"]
+    fix, update = update_contexts(stage.run, settings, contexts)
+    pair = load_pair(sources, capture.dtype, device, reporter, master=True)
+    more = further(update, min(pair.student.limit, pair.teacher.limit))
+    groups = [bank, [c for c in contexts if c.split == "update"], more]
+    scratch = stage.run / stage.scratch
+    teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, scratch / "teacher.npy", reporter)
+    return Workbench(
+        run=stage.run,
+        probe_id=probe_id,
+        scratch=scratch,
+        settings=settings,
+        capture=capture,
+        student=pair.student,
+        teacher_model=pair.teacher if settings.rollouts == "fresh" else None,
+        teacher=teacher,
+        theta0=Theta0(pair.student),
+        bank=bank[: settings.bank_contexts or None],
+        update=update,
+        fix=fix,
+        further=more,
+        reporter=reporter,
+    )
+
+
+def update_contexts(
+    run: Path, settings: ProbeSettings, contexts: Sequence[Context]
+) -> tuple[list[Context], list[Context]]:
+    """Return the contexts set aside for L_fix, and those that an update may use.
+
+    Raises:
+        RunError: there are too few.
+    """
+    chosen = [c for c in contexts if c.split == settings.update_on]
+    fix: list[Context] = []
+    if settings.kind in ("isolated", "predicted", "selectors", "lds"):
+        fix = _set_aside(run, settings, [c for c in contexts if c.split == "update"])
+    if settings.kind != "predicted":  # there the update is that of a one_step probe with the same settings
+        aside = {c.context_id for c in fix}
+        chosen = [c for c in chosen if c.context_id not in aside]
+    wanted = settings.update_contexts or len(chosen)
+    if settings.kind not in ("checkpoint", "isolated") and (not chosen or wanted > len(chosen)):
+        raise RunError(
+            f"{run} has {len(chosen)} contexts to update on ({settings.update_on}), --update-contexts asks for "
+            f"{wanted or 'some'}: capture more --update-prompts, or use --update-on bank"
+        )
+    drawn = settings.kind == "selectors" or settings.steps > 1  # these draw --update-contexts at a time themselves
+    return fix, chosen if drawn else chosen[:wanted]
+
+
+def rows_of(run: Path, contexts: Sequence[Context], columns: Sequence[str]) -> pa.Table:
+    """Rows of the `positions` table at some contexts, context by context, position by position."""
+    keys = ["context_id", "position"]
+    table = POSITIONS.read_arrow(run / "positions", [*keys, *columns])
+    order = {c.context_id: place for place, c in enumerate(contexts)}
+    table = table.filter(pc.is_in(table["context_id"], pa.array(list(order))))
+    place = np.array([order[i] for i in table["context_id"].to_pylist()])
+    return table.take(np.lexsort((table["position"].to_numpy(), place)))
+
+
+def _set_aside(run: Path, settings: ProbeSettings, contexts: Sequence[Context]) -> list[Context]:
+    """Draw whole prompts until there are enough contexts, so that L_fix shares no prompt with a loss term."""
+    prompts = sorted({c.prompt_id for c in contexts})
+    rng = np.random.default_rng(derive_seed(settings.seed, "fix"))
+    fix: list[Context] = []
+    for prompt in rng.permutation(prompts):
+        if len(fix) < settings.fix_contexts:
+            fix += [c for c in contexts if c.prompt_id == prompt]
+    if len(fix) < settings.fix_contexts or len(fix) == len(contexts):
+        raise RunError(
+            f"{run} has {len(contexts)} update contexts, and --fix-contexts {settings.fix_contexts} of them are to be "
+            "set aside for L_fix: capture more --update-prompts, or set fewer aside"
+        )
+    return fix

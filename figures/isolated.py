@@ -1,0 +1,70 @@
+"""Which predictor foresees what a step on one token does: rank correlations with intervals, best at the top."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, add_caption, blank_figure, mark_missing
+
+_PANELS = {"gain": "gain at its own context", "fix_gain": "drop of $L_{fix}$, on other prompts"}
+_LEADING = "fix_gain"  # predictors are sorted by their correlation with this
+_COLOURS = {"learnable": LEARNABLE, "incompatible": INCOMPATIBLE, "forward_kl": "black"}
+_OTHERS = "0.5"
+_NAMES = {"forward_kl": "raw KL", "learnable": "$D^L$ learnable", "incompatible": "$D^I$ incompatible"}
+_ROW = 0.155  # inches a predictor
+
+
+def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
+    """Draw a dot and a bar for each predictor, the first at the top; reads term, estimate, ci_low and ci_high."""
+    shown = rows.set_index("term").reindex(order).dropna(subset="estimate")
+    y = [-order.index(term) for term in shown.index]
+    colours = [_COLOURS.get(term, _OTHERS) for term in shown.index]
+    ax.hlines(y, shown["ci_low"], shown["ci_high"], colors=colours, linewidth=1.4)
+    ax.scatter(shown["estimate"], y, c=colours, s=14, zorder=3)
+    ax.axvline(0, color="0.3", linewidth=0.7, zorder=0)
+    ax.set_ylim(-len(order) + 0.4, 0.6)
+    ax.set_yticks([-place for place in range(len(order))], [_NAMES.get(term, term) for term in order])
+    ax.set_xlabel("Spearman correlation")
+    return ax
+
+
+def isolated_figure(estimates: pd.DataFrame, probe_id: str) -> Figure:
+    """Draw both panels of one isolated probe.
+
+    Args:
+        estimates: the estimates table.
+        probe_id: the probe.
+    """
+    rows = estimates[(estimates["probe_id"] == probe_id) & (estimates["analysis"] == "isolated_spearman")]
+    order = _order(rows)
+    figure = blank_figure(1.35 + _ROW * max(len(order), 8))
+    for ax, (outcome, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), _PANELS.items(), strict=True):
+        part = rows[rows["outcome"] == outcome]
+        if part.empty:
+            mark_missing(ax)
+        else:
+            draw_correlations(part, order, ax)
+        ax.set_title(title)
+        ax.spines[["top", "right"]].set_visible(False)
+    add_caption(figure, _caption(rows, probe_id))
+    return figure
+
+
+def _order(rows: pd.DataFrame) -> list[str]:
+    """Return the predictors, by falling correlation with the leading outcome; those without it last."""
+    leading = rows[rows["outcome"] == _LEADING].sort_values("estimate", ascending=False, kind="stable")
+    drawn = rows[rows["outcome"].isin(list(_PANELS))]
+    return list(dict.fromkeys([*leading["term"], *drawn["term"]]))
+
+
+def _caption(rows: pd.DataFrame, probe_id: str) -> str:
+    opening = "One step on one position's loss at a time: what its own forward KL, and that of other prompts, falls by."
+    if rows.empty:
+        return f"{opening} Probe {probe_id}."
+    row = rows.iloc[0]
+    sizes = rows["k"].dropna()
+    return (
+        f"{opening} {row['n_positions']:,} positions of {row['n_prompts']} prompts, weighted to stand for their split; "
+        f"probe {probe_id}{f'; K={sizes.iloc[0]:.0f}' if len(sizes) else ''}. Sorted by the right panel. "
+        f"95% intervals: {row['method'].rpartition('; ')[2]}."
+    )

@@ -1,0 +1,108 @@
+"""The data dictionary: every table of a run directory, with each column's type, unit and meaning.
+
+`python -m teachdiag.artefacts` prints the page `docs/artefacts.md`, which is made from nothing else.
+"""
+
+import pandas as pd
+
+from teachdiag.artefacts.columns import TOP
+from teachdiag.artefacts.estimated import DECILES, ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION, SURFACES
+from teachdiag.artefacts.measured import (
+    CONTEXTS,
+    GAINS,
+    INTERVENTION_GAINS,
+    INTERVENTIONS,
+    ISOLATED,
+    POSITIONS,
+    PREDICTIONS,
+)
+
+__all__ = [
+    "CONTEXTS",
+    "DECILES",
+    "ESTIMATES",
+    "FINDINGS",
+    "GAINS",
+    "INTERVENTIONS",
+    "INTERVENTION_GAINS",
+    "ISOLATED",
+    "PLACEBO_PANEL",
+    "POSITIONS",
+    "PREDICTIONS",
+    "SATURATION",
+    "SELECTION",
+    "SURFACES",
+    "TABLES",
+    "TOP",
+    "data_dictionary",
+    "probes_by_step",
+]
+
+TABLES = (
+    CONTEXTS,
+    POSITIONS,
+    GAINS,
+    ISOLATED,
+    PREDICTIONS,
+    INTERVENTIONS,
+    INTERVENTION_GAINS,
+    ESTIMATES,
+    DECILES,
+    SURFACES,
+    SATURATION,
+    FINDINGS,
+    SELECTION,
+    PLACEBO_PANEL,
+)
+
+
+def probes_by_step(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return the real steps in a table of estimates, each with its probe_ids by update: its own, then its placebos'."""
+    of_steps = estimates[estimates["analysis"] == "mean"]  # which only steps and their placebos have
+    probes = of_steps[["probe_id", "update"]].drop_duplicates()
+    steps: dict[str, dict[str, str]] = {}
+    for probe_id, update in probes.itertuples(index=False):
+        steps.setdefault(probe_id.removesuffix(f".{update}"), {})[update] = probe_id
+    return steps
+
+
+def data_dictionary() -> str:
+    """Return `docs/artefacts.md`: every table and column, made from the schemas above."""
+    parts = ["# Artefacts\n", _PREAMBLE]
+    for t in TABLES:
+        parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.place}`, written by `teachdiag {t.written_by}`; ")
+        parts.append(
+            f"one row for each ({', '.join(t.key)}).\n\n| column | type | unit | meaning |\n| --- | --- | --- | --- |\n"
+        )
+        for c in t.columns:
+            unit, kind = c.unit.replace("|", "\\|"), str(c.type) + (", nullable" if c.nullable else "")
+            parts.append(f"| `{c.name}` | {kind} | {unit} | {c.meaning.replace('|', chr(92) + '|')} |\n")
+    return "".join(parts)
+
+
+_PREAMBLE = """
+A run directory holds Parquet tables, and one JSON for each stage that says how they were made: resolved settings,
+versions, digests of models and data, device. A table is complete when its stage's JSON says so; a shard is complete
+when it has its final name. Each table reads as a whole, shards or not:
+
+```python
+import pandas as pd
+
+positions = pd.read_parquet("runs/demo/positions")
+gains = pd.read_parquet("runs/demo/gains")  # every probe and placebo, told apart by `probe_id` and `update`
+bank = gains.merge(positions, on=["context_id", "position", "prompt_id"])
+```
+
+Units and meanings also lie in the Parquet field metadata (`pyarrow.parquet.read_schema(file).field(name).metadata`).
+Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are never null unless marked so.
+
+| file | what |
+| --- | --- |
+| `capture.json`, `probes/<probe_id>.json`, `analyze.json` | how each stage was run, and its summary |
+| `events.jsonl` | when each stage began and ended, and how long it took |
+| `contexts/`, `positions/` | the tables of capture, in shards |
+| `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
+| `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
+| `figures/*.png`, `figures/*.svg` | every figure |
+| `summary.md` | the verdict and its tables, for people |
+"""

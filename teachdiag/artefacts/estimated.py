@@ -1,0 +1,194 @@
+"""Tables that analyze writes."""
+
+import pyarrow as pa
+
+from teachdiag.artefacts.columns import (
+    CI,
+    DOUBLE,
+    INT,
+    LONG,
+    N_POSITIONS,
+    N_PROMPTS,
+    OUTCOME,
+    PROBE_ID,
+    TEXT,
+    UPDATE,
+    K,
+)
+from teachdiag.tables import Column, Table
+
+ESTIMATES = Table(
+    name="estimates",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Every number of the analysis, one a row, with its interval; real steps and placebos side by side.",
+    key=("analysis", "term", "outcome", "k", "probe_id"),
+    columns=(
+        Column("analysis", TEXT, "", "which estimate: see docs/analysis.md"),
+        PROBE_ID,
+        UPDATE,
+        OUTCOME,
+        K,
+        Column("term", TEXT, "", "coefficient, predictor set, or difference of two"),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("estimate", DOUBLE, "see unit", "point estimate"),
+        *CI,
+        Column(
+            "std_error",
+            DOUBLE,
+            "as estimate",
+            "statsmodels' cluster-robust (CRV1) error; takes the spread of outcome and predictors as known",
+            nullable=True,
+        ),
+        Column("method", TEXT, "", "how estimate and interval were made"),
+        N_POSITIONS,
+        N_PROMPTS,
+        Column("n_dropped", LONG, "positions", "positions of the bank left out: the outcome is under the noise floor"),
+    ),
+)
+
+DECILES = Table(
+    name="deciles",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Mean outcome by decile of each score, with prompt-cluster bootstrap intervals.",
+    key=("probe_id", "outcome", "score", "k", "decile"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        OUTCOME,
+        Column("score", TEXT, "", "score whose deciles are formed, at theta0"),
+        K,
+        Column("decile", INT, "1", "1 (lowest) to 10; ties share a decile, so saturated scores have fewer"),
+        Column("score_mean", DOUBLE, "as score", "mean score in the decile"),
+        Column("estimate", DOUBLE, "as outcome", "mean outcome in the decile"),
+        *CI,
+        N_POSITIONS,
+        N_PROMPTS,
+    ),
+)
+
+SURFACES = Table(
+    name="surfaces",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Means over a grid of two percentile-binned quantities at theta0: what the map figures draw.",
+    key=("surface", "probe_id", "k", "x_bin", "y_bin"),
+    columns=(
+        Column("surface", TEXT, "", "which map: see docs/analysis.md"),
+        Column("probe_id", TEXT, "", "probe whose gain is averaged; null if the map needs none", nullable=True),
+        K,
+        Column("x", TEXT, "", "quantity along x"),
+        Column("y", TEXT, "", "quantity along y"),
+        Column("x_bin", INT, "1", "bin along x, from 0"),
+        Column("y_bin", INT, "1", "bin along y, from 0"),
+        Column("x_low", DOUBLE, "as x", "lower edge"),
+        Column("x_high", DOUBLE, "as x", "upper edge"),
+        Column("y_low", DOUBLE, "as y", "lower edge"),
+        Column("y_high", DOUBLE, "as y", "upper edge"),
+        Column("value", DOUBLE, "see surface", "mean in the cell"),
+        N_POSITIONS,
+    ),
+)
+
+SATURATION = Table(
+    name="saturation",
+    place="analysis/",
+    written_by="analyze",
+    meaning="How much of each normalised score is decided by clipping and ties rather than by the score.",
+    key=("score", "k"),
+    columns=(
+        Column("score", TEXT, "", "normalised score"),
+        K,
+        Column("q05", DOUBLE, "as raw score", "5% quantile that maps to 0; null for combined scores", nullable=True),
+        Column("q95", DOUBLE, "as raw score", "95% quantile that maps to 1; null for combined scores", nullable=True),
+        Column("share_at_lowest", DOUBLE, "1", "share of positions at the score's lowest value"),
+        Column("share_at_highest", DOUBLE, "1", "share of positions at the score's highest value"),
+        *(
+            Column(f"tied_at_{b:02d}pct", DOUBLE, "1", f"share of a {b}% budget that a tie at its edge decides")
+            for b in (1, 3, 5, 10, 30)
+        ),
+        N_POSITIONS,
+    ),
+)
+
+FINDINGS = Table(
+    name="findings",
+    place="analysis/",
+    written_by="analyze",
+    meaning="The verdict, one claim a row: what holds, what does not, and what a placebo shows too.",
+    key=("finding", "probe_id", "outcome", "k"),
+    columns=(
+        Column("finding", TEXT, "", "the claim, in a few words"),
+        Column("probe_id", TEXT, "", "the real step that it was tested on"),
+        OUTCOME,
+        K,
+        Column(
+            "status",
+            TEXT,
+            "",
+            "'holds' or 'reversed' (the interval leaves 0 out, and so do the differences from every placebo); "
+            "'artefact' (not beyond a placebo that shows it too); 'unclear' (not told apart from another placebo); "
+            "'not shown'",
+        ),
+        Column("estimate", DOUBLE, "see unit", "the number behind it"),
+        *CI,
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("placebos", TEXT, "", "the same number for every placebo, with intervals"),
+        Column("sentence", TEXT, "", "the finding in plain words"),
+    ),
+)
+
+SELECTION = Table(
+    name="selection",
+    place="analysis/",
+    written_by="analyze",
+    meaning="The selector experiment: each statistic of each selector at each budget, mean over update seeds.",
+    key=("probe_id", "selector", "budget", "match", "statistic"),
+    columns=(
+        PROBE_ID,
+        Column("selector", TEXT, "", "which positions were kept; 'all' is the whole batch"),
+        Column("budget", DOUBLE, "1", "share of the update batch that was asked for"),
+        Column("match", TEXT, "", "'rate': same learning rate; 'norm': the update norm of the unselective step"),
+        Column("statistic", TEXT, "", "which number: see docs/analysis.md"),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("estimate", DOUBLE, "see unit", "mean over update seeds"),
+        *CI,
+        Column("method", TEXT, "", "how estimate and interval were made"),
+        Column("n_seeds", LONG, "1", "update batches behind the number"),
+        Column("n_positions", LONG, "positions", "positions behind the number: of the bank, or of an update batch"),
+        Column("n_prompts", LONG, "prompts", "prompts of the rescored bank"),
+        Column("n_dropped", LONG, "positions", "positions left out: their KL is under ten noise floors"),
+    ),
+)
+
+PLACEBO_PANEL = Table(
+    name="placebo_panel",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Every headline statistic of a real step beside the draws of each placebo.",
+    key=("probe_id", "statistic", "update"),
+    columns=(
+        PROBE_ID,
+        Column("statistic", TEXT, "", "which number (K=16 where it has one): see docs/analysis.md"),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("update", TEXT, "", "the placebo"),
+        Column("estimate", DOUBLE, "see unit", "the real step's number"),
+        Column("draws", pa.list_(DOUBLE), "as estimate", "the placebo's number in each draw that has one"),
+        Column("n_draws", LONG, "draws", "how many these are"),
+        Column("n_undefined", LONG, "draws", "draws that leave the number undefined"),
+        Column("draw_mean", DOUBLE, "as estimate", "mean of the draws", nullable=True),
+        Column("draw_sd", DOUBLE, "as estimate", "their standard deviation (n - 1)", nullable=True),
+        Column("range_low", DOUBLE, "as estimate", "lower end of the 95% range for one more draw", nullable=True),
+        Column("range_high", DOUBLE, "as estimate", "its upper end", nullable=True),
+        Column(
+            "survives",
+            pa.bool_(),
+            "",
+            "whether the real number lies beyond that range (or, without one, beyond every draw) on its own side of 0; "
+            "null where no draw has the number",
+            nullable=True,
+        ),
+        Column("sentence", TEXT, "", "the comparison in plain words"),
+    ),
+)

@@ -1,0 +1,281 @@
+"""Tables that capture and probe write."""
+
+import pyarrow as pa
+
+from teachdiag.artefacts.columns import (
+    BUDGET,
+    CONTEXT_ID,
+    DOUBLE,
+    IDS,
+    INT,
+    KL_BEFORE,
+    LONG,
+    LOSS,
+    MATCH,
+    POSITION,
+    PROBE_ID,
+    PROMPT_ID,
+    REAL,
+    SEED,
+    SELECTOR,
+    SPLIT,
+    TEXT,
+    TOP,
+    TOP_IDS,
+    TOP_LOGP,
+    UPDATE,
+)
+from teachdiag.settings import SHRINKS, SUPPORT_SIZES
+from teachdiag.tables import Column, Table
+
+
+def _per_support(name: str, meaning: str, unit: str = "1") -> tuple[Column, ...]:
+    return tuple(Column(f"{name}_k{k}", REAL, unit, meaning.format(k=k)) for k in SUPPORT_SIZES)
+
+
+CONTEXTS = Table(
+    name="contexts",
+    place="contexts/",
+    written_by="capture",
+    meaning="Frozen rollouts: prompts, and responses sampled from the student at theta0.",
+    key=("context_id",),
+    columns=(
+        CONTEXT_ID,
+        PROMPT_ID,
+        SPLIT,
+        Column("source_row", LONG, "1", "row of the prompt in its source file; null if unknown", nullable=True),
+        Column("prompt_token_ids", IDS, "token ids", "the student's prompt, chat template included"),
+        Column("teacher_prompt_token_ids", IDS, "token ids", "the teacher's prompt; differs if privileged"),
+        Column("response_token_ids", IDS, "token ids", "the response, end-of-text token included where sampled"),
+        Column("finish_reason", TEXT, "", "'stop': end-of-text was sampled; 'length': cut at max_new_tokens"),
+        Column("sampling_seed", LONG, "1", "seed of this rollout's own random stream; null if unknown", nullable=True),
+    ),
+)
+
+POSITIONS = Table(
+    name="positions",
+    place="positions/",
+    written_by="capture",
+    meaning="Both models' next-token distributions at every kept response position, at theta0. p is the student, q "
+    "the teacher, both at temperature 1 over the shared vocabulary; S and T are their top-K ids, U = S | T.",
+    key=("context_id", "position"),
+    columns=(
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        SPLIT,
+        Column("token_id", INT, "token id", "the realised token y_t"),
+        Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = kept positions of the context"),
+        Column("student_entropy", REAL, "nats", "H(p), full vocabulary"),
+        Column("teacher_entropy", REAL, "nats", "H(q), full vocabulary"),
+        Column("forward_kl", REAL, "nats", "KL(q || p), full vocabulary: 'raw KL'"),
+        Column("reverse_kl", REAL, "nats", "KL(p || q), full vocabulary: the OPD token loss (paper Eq. 6)"),
+        Column("jsd", REAL, "nats", "Jensen-Shannon divergence, full vocabulary"),
+        Column("student_logp", REAL, "nats", "log p(y_t)"),
+        Column("teacher_logp", REAL, "nats", "log q(y_t)"),
+        Column("student_topk_ids", TOP_IDS, "token ids", f"the student's top {TOP} ids, by falling probability"),
+        Column("student_topk_logp", TOP_LOGP, "nats", "log p at student_topk_ids"),
+        Column("teacher_logp_at_student_topk", TOP_LOGP, "nats", "log q at student_topk_ids, from the full softmax"),
+        Column("teacher_topk_ids", TOP_IDS, "token ids", f"the teacher's top {TOP} ids, by falling probability"),
+        Column("teacher_topk_logp", TOP_LOGP, "nats", "log q at teacher_topk_ids"),
+        Column("student_logp_at_teacher_topk", TOP_LOGP, "nats", "log p at teacher_topk_ids, from the full softmax"),
+        *_per_support("disagreement", "D (K={k}): KL(q || p) with both renormalised on U (paper Eq. 3)", "nats"),
+        *_per_support("compatibility", "C (K={k}): the teacher's mass on S, exact (paper Eq. 4)"),
+        *_per_support("compatibility_bound", "lower bound of C (K={k}): the teacher's mass on S & T (paper Eq. 17)"),
+        *_per_support("bhattacharyya", "sum of sqrt(p q) (K={k}), both renormalised on U (the paper's CBC)"),
+        *_per_support("overlap", "|S & T| / K (K={k})"),
+        *_per_support("jaccard", "|S & T| / |S | T| (K={k})"),
+        *_per_support("teacher_top1_in_support", "1 where the teacher's first choice is in S (K={k}), else 0"),
+        Column("logit_alignment", REAL, "nats", "A = sum_v (p_v - q_v) p_v (log p_v/q_v - KL(p || q))"),
+        Column("forward_logit_energy", REAL, "1", "sum_v (p_v - q_v)^2"),
+        Column("hidden_norm_sq", REAL, "1", "squared norm of the student's hidden state that feeds the LM head"),
+    ),
+)
+
+GAINS = Table(
+    name="gains",
+    place="gains/<probe_id>/",
+    written_by="probe",
+    meaning="The bank's positions before and after one update, against the same teacher. 'Before' is theta0, rescored "
+    "by the probe in the same batches as 'after', so that an update of nothing gains exactly 0.",
+    key=("probe_id", "draw", "context_id", "position"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        Column("draw", INT, "1", "number of the placebo's draw, from 0; 0 for the real step"),
+        Column("placebo_of", TEXT, "", "the probe that this is a placebo of; null for the real step", nullable=True),
+        Column("update_on", TEXT, "", "'update': the step saw held-out prompts; 'bank': these very contexts"),
+        LOSS,
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        KL_BEFORE,
+        Column("forward_kl_after", REAL, "nats", "KL(q || p) at theta1"),
+        Column("reverse_kl_before", REAL, "nats", "KL(p || q) at theta0"),
+        Column("reverse_kl_after", REAL, "nats", "KL(p || q) at theta1"),
+        Column("gain", REAL, "nats", "forward_kl_before - forward_kl_after (paper Eq. 1): the default outcome"),
+        Column("gain_reverse", REAL, "nats", "reverse_kl_before - reverse_kl_after"),
+        Column(
+            "gain_relative",
+            REAL,
+            "1",
+            "gain / forward_kl_before (the release's outcome); null where forward_kl_before is under 10 noise floors",
+            nullable=True,
+        ),
+        Column(
+            "gain_log",
+            REAL,
+            "1",
+            "log(forward_kl_before / forward_kl_after); null where either KL is under 10 noise floors",
+            nullable=True,
+        ),
+        Column(
+            "noise_floor",
+            REAL,
+            "nats",
+            "|gain| here when theta0 itself is rescored in another batch layout (and in float32, for half-precision "
+            "models). 'Under 10 noise floors' compares with the larger of this and its 99th percentile over the bank",
+        ),
+    ),
+)
+
+ISOLATED = Table(
+    name="isolated",
+    place="isolated/<probe_id>/",
+    written_by="probe --kind isolated",
+    meaning="One SGD step at a time, from theta0, on the loss l_t of a single position. L_fix is the mean forward KL "
+    "of a fixed sample of contexts of other prompts, set aside from the update split (paper Eq. 2).",
+    key=("probe_id", "context_id", "position"),
+    columns=(
+        PROBE_ID,
+        LOSS,
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        SPLIT,
+        Column("stratum", INT, "1", "stratum of the draw: 3 * decile of forward KL + third of C (K=16), from 0"),
+        Column("weight", DOUBLE, "positions", "positions of the split that this one stands for: its inverse draw rate"),
+        Column("step_size", DOUBLE, "1", "eta of this step: one for all, or that which gives all one update norm"),
+        Column("gradient_norm_sq", REAL, "1", "squared norm of grad l_t"),
+        KL_BEFORE,
+        Column("forward_kl_after", REAL, "nats", "KL(q || p) at the same position after the step"),
+        Column("gain", REAL, "nats", "forward_kl_before - forward_kl_after, at the position whose loss was stepped on"),
+        Column("own_inner", REAL, "nats", "<grad KL(q || p)_t, grad l_t>, from the KL at theta0 -+ eta grad l_t"),
+        Column("own_remainder", REAL, "nats", "gain - eta own_inner"),
+        Column("fix_before", DOUBLE, "nats", "L_fix at theta0"),
+        Column("fix_gain", DOUBLE, "nats", "L_fix at theta0 - L_fix after the step"),
+        Column("fix_inner", REAL, "nats", "<grad L_fix, grad l_t>: the drop of L_fix per unit of eta, to first order"),
+        Column("fix_remainder", DOUBLE, "nats", "fix_gain - eta fix_inner: what paper Eq. 2 bounds by beta eta^2"),
+    ),
+)
+
+PREDICTIONS = Table(
+    name="predictions",
+    place="predictions/<probe_id>/",
+    written_by="probe --kind predicted, selectors, lds",
+    meaning="First-order predictions for every position, from directional derivatives at theta0. In a probe of kind "
+    "predicted the positions are the bank's; in the others, those of the update split, whose loss terms are selected.",
+    key=("probe_id", "context_id", "position"),
+    columns=(
+        PROBE_ID,
+        LOSS,
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        SPLIT,
+        Column("fix_inner", REAL, "nats", "<grad L_fix, grad l_t> for the loss term l_t of this position"),
+        Column(
+            "bank_inner",
+            REAL,
+            "nats",
+            "<grad L_bank, grad l_t>, with L_bank the mean forward KL of the rescored bank contexts; null for kind "
+            "predicted",
+            nullable=True,
+        ),
+        Column(
+            "predicted_gain",
+            REAL,
+            "nats",
+            "first-order gain here of the whole step of the probe's update batch; null for the other kinds",
+            nullable=True,
+        ),
+        *(
+            Column(
+                f"gain_at_{round(1 / shrink)}",
+                REAL,
+                "nats",
+                f"measured gain of the step divided by {round(1 / shrink)}; null for the other kinds",
+                nullable=True,
+            )
+            for shrink in SHRINKS
+        ),
+    ),
+)
+
+INTERVENTIONS = Table(
+    name="interventions",
+    place="interventions/<probe_id>/",
+    written_by="probe --kind selectors, lds",
+    meaning="Steps whose loss was restricted to selected positions of the update batch, one cell a row: what was kept, "
+    "and what the step gained on the rescored bank. Composition means are over the kept positions, at theta0, K=16.",
+    key=("probe_id", "selector", "budget", "seed", "match"),
+    columns=(
+        PROBE_ID,
+        LOSS,
+        SELECTOR,
+        BUDGET,
+        SEED,
+        MATCH,
+        Column("n_batch", INT, "positions", "positions of the update batch"),
+        Column("n_kept", INT, "positions", "kept positions, topped-up ones included"),
+        Column("keep", DOUBLE, "1", "n_kept / n_batch: the actual budget"),
+        Column("topped_up", INT, "positions", "positions kept beyond the budget by --min-keep"),
+        Column("tied", DOUBLE, "1", "share of the budget that the tie rule decided"),
+        Column("kept_context_ids", pa.list_(LONG), "1", "contexts of the kept positions"),
+        Column("kept_positions", pa.list_(INT), "tokens", "their positions, in the same order"),
+        Column("q3_share", DOUBLE, "1", "share of the kept positions inside Q3 of the update batch"),
+        *(
+            Column(f"mean_{name}", DOUBLE, unit, f"mean {what} of the kept positions")
+            for name, unit, what in (
+                ("disagreement", "nats", "D"),
+                ("compatibility", "1", "C"),
+                ("learnable", "1", "D^L (normalised over the update batch)"),
+                ("incompatible", "1", "D^I (normalised over the update batch)"),
+                ("student_entropy", "nats", "student entropy"),
+                ("position", "tokens", "response position"),
+            )
+        ),
+        Column("step_loss", REAL, "nats", "mean loss over the kept positions at theta0"),
+        Column("gradient_norm", REAL, "1", "norm of its gradient, before clipping"),
+        Column("update_norm", REAL, "1", "Euclidean norm of theta1 - theta0"),
+        Column("mean_gain", DOUBLE, "nats", "mean gain over the rescored bank: the real KL reduction"),
+        Column("gain_q3", DOUBLE, "nats", "mean gain inside Q3 of the rescored bank"),
+        Column(
+            "first_order_gain",
+            DOUBLE,
+            "nats",
+            "the same mean gain to first order, for an SGD step without clipping of this update_norm along the masked "
+            "gradient: learning rate * mean bank_inner of the kept, times the scaling to the norm",
+        ),
+    ),
+)
+
+INTERVENTION_GAINS = Table(
+    name="intervention_gains",
+    place="intervention_gains/<probe_id>/",
+    written_by="probe --kind selectors",
+    meaning="Gain of every rescored bank position in every cell of the selector experiment.",
+    key=("probe_id", "selector", "budget", "seed", "match", "context_id", "position"),
+    columns=(
+        PROBE_ID,
+        SELECTOR,
+        BUDGET,
+        SEED,
+        MATCH,
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        KL_BEFORE,
+        Column("gain", REAL, "nats", "forward KL at theta0 less that after the cell's step"),
+    ),
+)

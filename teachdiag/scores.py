@@ -1,0 +1,89 @@
+"""Formulas on columns of token statistics that analysis and selectors share: scaling, ranking, combining, cutting."""
+
+import numpy as np
+import numpy.typing as npt
+
+from teachdiag.errors import EstimationError
+
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int64]
+
+
+def quantile_range(values: Array, column: str) -> tuple[float, float]:
+    """Return the 5% and 95% quantiles (linear interpolation between order statistics, type 7).
+
+    Raises:
+        EstimationError: they are equal, so that nothing is left to normalise.
+    """
+    low, high = np.quantile(values, [0.05, 0.95])
+    if low == high:
+        raise EstimationError(
+            f"column {column} is {low:.6g} at both its 5% and its 95% quantile, so it cannot be normalised: "
+            "capture another pair, or more and later positions"
+        )
+    return float(low), float(high)
+
+
+def norm(values: Array, column: str) -> Array:
+    """Scale to [0, 1]: clip((z - Q05) / (Q95 - Q05), 0, 1), quantiles over all the values given.
+
+    Args:
+        values: shape (positions,), any unit.
+        column: the name that an error gives.
+
+    Raises:
+        EstimationError: the two quantiles are equal.
+    """
+    low, high = quantile_range(values, column)
+    return np.clip((values - low) / (high - low), 0.0, 1.0)
+
+
+def mid_ranks(values: Array) -> Array:
+    """Return each value's place among all, in (0, 1): (number below + half the number equal) / N. NaN stays NaN.
+
+    Repeating every value changes none of them.
+
+    Args:
+        values: shape (N,), any unit.
+    """
+    shares = _mid_places(values) / len(values)
+    shares[np.isnan(values)] = np.nan
+    return shares
+
+
+def quantile_bins(values: Array, n: int) -> Codes:
+    """Cut into n bins of equal size, numbered from 0, shape (N,). Equal values share the bin of their mid-rank."""
+    return np.floor(n * _mid_places(values) / len(values)).astype(np.int64)
+
+
+def soft_or(a: Array, b: Array) -> Array:
+    """Combine two scores of [0, 1] so that either suffices: a + b - a b (arXiv 2605.26844, Eq. 16).
+
+    Written so that it is exactly 1 where either is: rounding must not order what the formula ties.
+    """
+    return a + b * (1 - a)
+
+
+def q3_mask(student_entropy: Array, forward_kl: Array) -> tuple[Flags, float, float]:
+    """Return the mask of Q3 and the two medians that bound it, in nats: entropy <= its median, KL >= its median.
+
+    Q3 is the confident student that is far from its teacher (arXiv 2604.14084; quadrants of arXiv 2605.26844).
+
+    Args:
+        student_entropy: H(p), shape (N,), nats.
+        forward_kl: KL(q || p), shape (N,), nats.
+    """
+    entropy_median, kl_median = float(np.median(student_entropy)), float(np.median(forward_kl))
+    return (student_entropy <= entropy_median) & (forward_kl >= kl_median), entropy_median, kl_median
+
+
+def _mid_places(values: Array) -> Array:
+    """Return (number below) + (number equal) / 2 for each value, itself among the equals."""
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.diff(np.r_[starts, len(values)])
+    places = np.empty(len(values))
+    places[order] = np.repeat(starts + counts / 2, counts)
+    return places

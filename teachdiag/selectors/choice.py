@@ -1,0 +1,161 @@
+"""Selection: from scores to exactly as many positions as the budget buys."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import get_args
+
+import numpy as np
+
+from teachdiag.errors import SettingsError
+from teachdiag.scores import Array, Codes, Flags
+from teachdiag.selectors.registry import Selector
+from teachdiag.selectors.tokens import Tokens
+from teachdiag.settings import Normalisation, Scope, Ties
+
+_CHOICES = {"normalisation": get_args(Normalisation), "scope": get_args(Scope), "ties": get_args(Ties)}
+Key = Callable[[], Array]  # a score of shape (N,), computed when it is first needed; no NaN
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which positions carry the loss.
+
+    Attributes:
+        kept: shape (N,), in the order of the tokens.
+        topped_up: positions kept beyond the budget for the sake of a per-sequence minimum; they are in `kept`.
+        tied: share of the budget's places, in [0, 1], that only the tie rule decided.
+    """
+
+    kept: Flags
+    topped_up: int
+    tied: float
+
+
+def select(
+    tokens: Tokens,
+    selector: Selector,
+    budget: float,
+    normalisation: Normalisation = "quantile",
+    scope: Scope = "global",
+    minimum: int = 0,
+    ties: Ties = "random",
+) -> Selection:
+    """Keep the best-scored positions: exactly ceil(budget N) of all N, or ceil(budget R) of each context's R.
+
+    Normalisation, medians and maxima inside a score are over all N positions whatever the scope. Positions that the
+    quantile clip made equal are ranked by the same formula under rank normalisation, which orders like the unclipped
+    values; only then by the tie rule. The order of rows changes nothing.
+
+    Args:
+        tokens: the positions that compete.
+        selector: gives their scores; NaN ranks last.
+        budget: share of positions to keep, in (0, 1].
+        normalisation: how the scores' columns are normalised.
+        scope: 'global': positions of all contexts compete; 'sequence': those of each context among themselves.
+        minimum: positions that every context keeps at least (all of them, if it has fewer), beyond the budget; 0 is
+            off.
+        ties: 'random': by seed, context and position; 'earliest': smaller positions first.
+
+    Raises:
+        SettingsError: an argument is impossible, a column is missing, or the scores are no scores.
+        EstimationError: a column cannot be normalised.
+    """
+    _check(budget, minimum, normalisation=normalisation, scope=scope, ties=ties)
+    keys = _ranking(tokens, selector, normalisation, ties)
+    ties_from = len(keys) - _TIE_KEYS[ties]
+    competing = np.zeros(len(tokens), np.int64) if scope == "global" else context_codes(tokens)
+    kept, tied = best(competing, places(budget, np.bincount(competing)), keys, ties_from)
+    topped_up = top_up(kept, context_codes(tokens), minimum, keys) if minimum else 0
+    return Selection(kept, topped_up, tied)
+
+
+def places(budget: float, sizes: Codes) -> Codes:
+    """Return ceil(budget * size) for each group size, at least 1; shape (groups,).
+
+    A product that only rounding lifts above a whole number counts as that number: 0.1 of 30 is 3.
+    """
+    counts: Codes = np.maximum(np.ceil(budget * sizes * (1 - 1e-12)), 1).astype(np.int64)
+    return counts
+
+
+def best(groups: Codes, wanted: Codes, keys: Sequence[Key], ties_from: int) -> tuple[Flags, float]:
+    """Take the best `wanted[g]` rows of every group g.
+
+    Args:
+        groups: group of each row from 0, shape (N,); -1 does not compete.
+        wanted: rows to take, at most the group's size; shape (groups,).
+        keys: scores by falling importance. A later one is computed only if rows equal in all earlier ones straddle an
+            edge; what is equal in all of them is taken in the order of rows.
+        ties_from: index of the first key that is a tie rule and no score.
+
+    Returns:
+        The rows taken, shape (N,), and the share of places that tie rules decided.
+    """
+    taken = np.zeros(len(groups), bool)
+    rows, left, tied = np.flatnonzero(groups >= 0), wanted.copy(), 0
+    by_row: Key = lambda: -np.arange(len(groups), dtype=np.float64)  # noqa: E731
+    for number, key in enumerate((*keys, by_row)):
+        if not len(rows):
+            break
+        if number == ties_from:
+            tied = int(left.sum())
+        codes, values = groups[rows], key()[rows]
+        edge = _edges(codes, values, left)
+        above, level = values > edge[codes], values == edge[codes]
+        left -= np.bincount(codes[above], minlength=len(left))
+        fitting = np.bincount(codes[level], minlength=len(left)) == left
+        taken[rows[above | (level & fitting[codes])]] = True
+        left[fitting] = 0
+        rows = rows[level & ~fitting[codes]]
+    return taken, tied / max(int(wanted.sum()), 1)
+
+
+def top_up(kept: Flags, contexts: Codes, minimum: int, keys: Sequence[Key]) -> int:
+    """Add to `kept` the best of what each context with fewer than `minimum` has left; return how many were added."""
+    have, size = np.bincount(contexts[kept], minlength=contexts.max() + 1), np.bincount(contexts)
+    lacking = np.maximum(np.minimum(minimum, size) - have, 0)
+    added, _ = best(np.where(kept | (lacking[contexts] == 0), -1, contexts), lacking, keys, len(keys))
+    kept |= added
+    return int(added.sum())
+
+
+def context_codes(tokens: Tokens) -> Codes:
+    """Number the contexts from 0, shape (N,)."""
+    return np.unique(tokens.stored("context_id"), return_inverse=True)[1]
+
+
+_TIE_KEYS: dict[Ties, int] = {"random": 1, "earliest": 2}
+
+
+def _ranking(tokens: Tokens, selector: Selector, normalisation: Normalisation, ties: Ties) -> list[Key]:
+    """Return the keys by which positions are ranked; the last `_TIE_KEYS[ties]` of them are the tie rule."""
+    readings: list[Normalisation] = ["quantile", "rank"] if normalisation == "quantile" else [normalisation]
+    keys: list[Key] = [_score_key(tokens.under(reading), selector) for reading in readings]
+    if ties == "earliest":
+        keys.append(lambda: -tokens.column("position"))
+    return [cache(key) for key in (*keys, lambda: tokens.uniform("ties"))]
+
+
+def _score_key(tokens: Tokens, selector: Selector) -> Key:
+    return lambda: np.nan_to_num(selector.scores(tokens), nan=-np.inf)
+
+
+def _edges(codes: Codes, values: Array, wanted: Codes) -> Array:
+    """Return the `wanted[g]`-th largest value of every group, shape (groups,); infinity where none is wanted."""
+    if len(wanted) == 1:
+        place = len(values) - int(wanted[0])
+        return np.partition(values, place)[place : place + 1] if wanted[0] else np.array([np.inf])
+    order = np.lexsort((values, codes))
+    ends = np.cumsum(np.bincount(codes, minlength=len(wanted)))
+    return np.where(wanted > 0, values[order[np.maximum(ends - wanted, 0).clip(max=len(order) - 1)]], np.inf)
+
+
+def _check(budget: float, minimum: int, **choices: str) -> None:
+    if not 0 < budget <= 1:
+        raise SettingsError(f"the budget is {budget}: it must be a share of positions in (0, 1]")
+    if minimum < 0:
+        raise SettingsError(f"the minimum is {minimum}: it must be a number of positions, 0 for none")
+    for name, value in choices.items():
+        if value not in _CHOICES[name]:
+            raise SettingsError(f"{name} is {value!r}: it must be one of {', '.join(_CHOICES[name])}")

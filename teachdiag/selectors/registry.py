@@ -1,0 +1,227 @@
+"""Selectors: pure functions from a table of token statistics to a score a position; higher is kept first.
+
+The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.selectors`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import numpy as np
+
+from teachdiag.artefacts import POSITIONS
+from teachdiag.errors import SettingsError, cause
+from teachdiag.scores import Array
+from teachdiag.selectors import published
+from teachdiag.selectors.parts import Score, column, complement, normed, product, soft_or, within_q3
+from teachdiag.selectors.tokens import KEYS, Tokens, stored_name
+
+GROUP = "teachdiag.selectors"  # entry points of this group are selectors
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A score with a name and the source it comes from."""
+
+    name: str
+    score: Score
+    source: str
+
+    def columns(self, k: int) -> tuple[str, ...]:
+        """Return the stored columns that a table must have for this selector at support size K, keys included."""
+        return tuple(dict.fromkeys((*KEYS, *(stored_name(name, k) for name in self.score.columns))))
+
+    def scores(self, tokens: Tokens) -> Array:
+        """Return one score a position, shape (N,), float64; NaN means unknown and ranks last.
+
+        Raises:
+            SettingsError: a column is missing, or the scores are not one finite (or unknown) number a position.
+            EstimationError: a column cannot be normalised.
+        """
+        values = np.asarray(self.score.of(tokens))
+        if values.shape != (len(tokens),) or values.dtype.kind not in "biuf":
+            raise SettingsError(
+                f"selector {self.name} returned {values.dtype} of shape {values.shape}, where one number for each of "
+                f"{len(tokens)} positions is due"
+            )
+        scores = values.astype(np.float64)
+        if np.isinf(scores).any():
+            first = int(np.flatnonzero(np.isinf(scores))[0])
+            raise SettingsError(
+                f"selector {self.name} scored row {first} as {scores[first]}: scores are finite, or NaN"
+            )
+        return scores
+
+
+_STUDENT_LISTS = ("student_topk_ids", "student_topk_logp", "teacher_logp_at_student_topk")
+_TEACHER_LISTS = ("teacher_topk_ids", "teacher_topk_logp", "student_logp_at_teacher_topk")
+_REALISED = ("token_id", "student_logp", "teacher_logp")
+
+
+def _lists(tokens: Tokens) -> published.Lists:
+    return published.Lists(
+        student_ids=tokens.top_list("student_topk_ids"),
+        teacher_ids=tokens.top_list("teacher_topk_ids"),
+        student_logp=tokens.top_list("student_topk_logp"),
+        teacher_logp=tokens.top_list("teacher_topk_logp"),
+        teacher_logp_at_student=tokens.top_list("teacher_logp_at_student_topk"),
+        student_logp_at_teacher=tokens.top_list("student_logp_at_teacher_topk"),
+    )
+
+
+def _realised(tokens: Tokens) -> published.Realised:
+    return published.Realised(*(tokens.stored(name) for name in _REALISED))
+
+
+_UNIFORM = Score(lambda tokens: tokens.uniform("selectors/random"), (), "random(seed, context_id, position)")
+_PREFIX = Score(lambda tokens: -tokens.column("position"), ("position",), "-position")
+_H, _D, _C = normed("student_entropy"), normed("disagreement"), normed("compatibility")
+_LEARNABLE, _INCOMPATIBLE = product(_D, _C), product(_D, complement(_C))
+_IER = Score(
+    lambda tokens: published.information_ratio(_lists(tokens), _realised(tokens)),
+    (*_STUDENT_LISTS, *_TEACHER_LISTS, *_REALISED),
+    "Var_p[c] / max(E_p[(c - b)² L] - Var_p[c], 1e-8) on U and y; c = log p/q, L = 1/p - 1, b = E_p[cL] / E_p[L]",
+)
+_PGT = Score(
+    lambda tokens: published.ratio_variance(_lists(tokens)),
+    (*_STUDENT_LISTS, *_TEACHER_LISTS),
+    "Var of log q/p under p renormalised on U",
+)
+_DIAL = Score(
+    lambda tokens: published.log_mean_ratio(tokens.column("student_logp"), tokens.column("teacher_logp")),
+    ("student_logp", "teacher_logp"),
+    "abs(log q(y) - log p(y)) · L(p(y), q(y))^½; L is the logarithmic mean",
+)
+_SELECTKD = Score(
+    lambda tokens: published.first_choice_weight(
+        tokens.top_list("student_topk_ids"), tokens.top_list("teacher_topk_ids")
+    ),
+    ("student_topk_ids", "teacher_topk_ids"),
+    "1 if the student's first choice is among the teacher's five, else 0.01",
+)
+_FIRE = Score(
+    lambda tokens: published.confidence_weight(tokens.column("teacher_entropy"), tokens.column("student_entropy")),
+    ("teacher_entropy", "student_entropy"),
+    "(2 - H(q) / max H(q)) · (1 + H(p) / max H(p))",
+)
+_IW_OPD = Score(
+    lambda tokens: published.early_weight(
+        tokens.stored("context_id"),
+        tokens.stored("position"),
+        tokens.column("teacher_logp") - tokens.column("student_logp"),
+    ),
+    ("teacher_logp", "student_logp"),
+    "1 + ½ (1 - Σ_{s<t} abs(r_s) / Σ_s abs(r_s)), r = log q(y) - log p(y), sums within the context",
+)
+
+_TA_OPD, _OWN = "TA-OPD, arXiv 2605.26844", "this project"
+SELECTORS: dict[str, Selector] = {
+    name: Selector(name, score, source)
+    for name, score, source in (
+        ("random", _UNIFORM, "baseline"),
+        ("prefix", _PREFIX, "first positions; arXiv 2605.27028"),
+        ("entropy", column("student_entropy"), "80/20 rule, arXiv 2506.01939"),
+        ("forward_kl", column("forward_kl"), f"raw KL; {_TA_OPD}"),
+        ("disagreement", column("disagreement"), f"{_TA_OPD}, Eq. 3"),
+        ("compatibility", column("compatibility"), f"{_TA_OPD}, Eq. 4"),
+        ("learnable", _LEARNABLE, _TA_OPD),
+        ("incompatible", _INCOMPATIBLE, _TA_OPD),
+        ("tip", soft_or(_H, _D), "TIP, arXiv 2604.14084 (there with min-max normalisation)"),
+        ("learnable_entropy", soft_or(_H, _LEARNABLE), f"{_TA_OPD}, Eq. 16"),
+        ("q3", within_q3(_UNIFORM), "TIP, arXiv 2604.14084"),
+        ("q3_high_c", within_q3(_C), _TA_OPD),
+        ("q3_low_c", within_q3(complement(_C)), _TA_OPD),
+        ("q3_learnable_high", within_q3(_LEARNABLE), _TA_OPD),
+        ("q3_learnable_low", within_q3(complement(_LEARNABLE)), _TA_OPD),
+        ("q3_incompatible_high", within_q3(_INCOMPATIBLE), _TA_OPD),
+        ("logit_alignment", column("logit_alignment"), _OWN),
+        ("hidden_x_logit_alignment", product(column("hidden_norm_sq"), column("logit_alignment")), _OWN),
+        ("predicted", column("fix_inner"), f"{_OWN}, after {_TA_OPD}, Eq. 2"),
+        ("oracle", column("isolated_gain"), _OWN),
+        ("ier", _IER, "IER, arXiv 2609.24432"),
+        ("pgt", _PGT, "code of jta-opd"),
+        ("dial", _DIAL, "DIAL, arXiv 2610.11659"),
+        ("selectkd", _SELECTKD, "SelecTKD, arXiv 2510.24021"),
+        ("fire", _FIRE, "FiRe-OPD, arXiv 2606.02684"),
+        ("iw_opd", _IW_OPD, "IW-OPD, arXiv 2606.22600"),
+    )
+}
+
+
+def resolve_selector(spec: str) -> Selector:
+    """Return a selector by its name here, by the name of an installed entry point, or as `module:function`.
+
+    What an entry point or `module:function` names is a `Score`, or a function of `Tokens` that returns one number a
+    position. A function may say which columns it reads in an attribute `columns`; else it gets the whole table.
+
+    Raises:
+        SettingsError: nothing is found there; the message says what failed, or which names exist.
+    """
+    if spec in SELECTORS:
+        return SELECTORS[spec]
+    installed = entry_points(group=GROUP)
+    module, _, function = spec.partition(":")
+    if spec in installed.names:
+        return _users_own(spec, installed[spec].load)
+    if module and function:
+        return _users_own(spec, lambda: getattr(import_module(module), function))
+    known = ", ".join([*SELECTORS, *sorted(installed.names)])
+    raise SettingsError(f"no selector {spec!r}: choose from {known}, or give your own as module:function")
+
+
+def _users_own(spec: str, load: Callable[[], object]) -> Selector:
+    try:
+        found = load()
+    except Exception as error:  # whatever the user's module does when it is imported
+        hint = "; its folder must be on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise SettingsError(f"selector {spec} cannot be loaded: {cause(error)}{hint}") from error
+    if isinstance(found, Score):
+        return Selector(spec, found, "user")
+    if not callable(found):
+        raise SettingsError(f"selector {spec} is {type(found).__name__}, neither a function of Tokens nor a Score")
+    everything = tuple(c.name for c in POSITIONS.columns)
+    return Selector(spec, Score(found, tuple(getattr(found, "columns", everything)), spec), "user")
+
+
+def selectors_page() -> str:
+    """Return `docs/selectors.md`: every selector, made from the registry."""
+    rows = [f"| `{s.name}` | {s.score.formula} | {s.source} |\n" for s in SELECTORS.values()]
+    return "".join([_PREAMBLE, "| selector | score | source |\n| --- | --- | --- |\n", *rows])
+
+
+_PREAMBLE = """# Selectors
+
+A selector scores every position from statistics measured before the update; the highest scores are kept.
+
+```python
+from teachdiag.artefacts import POSITIONS
+from teachdiag.selectors import Tokens, resolve_selector, select
+
+selector = resolve_selector("learnable")
+table = POSITIONS.read_arrow(run / "positions", selector.columns(k=16))
+chosen = select(Tokens.from_table(table, k=16), selector, budget=0.1)
+chosen.kept  # one boolean a position
+```
+
+- **Normalisation** is chosen when selecting, over all positions given: `quantile`, clip((z - Q05) / (Q95 - Q05), 0, 1);
+  `rank`, mid-rank / N; or `none`.
+- **Budget**: exactly ⌈budget · N⌉ positions of the whole table, or with `scope="sequence"` exactly ⌈budget · R⌉ of
+  every context with R positions. `minimum` tops up each context that has fewer, beyond the budget, and counts what it
+  added.
+- **Ties.** Positions that clipping made equal are ordered by the same formula under rank normalisation. What is still
+  equal is decided by `ties`: `random` (by seed, context and position, so that the order of rows does not matter) or
+  `earliest`. The share of places that this last rule decided is reported as `tied`.
+- **Unknown** scores (NaN) rank last.
+- **Your own**: `module:function`, a function of `Tokens` that returns one number a position; a `Score` made of the
+  parts in `teachdiag.selectors.parts`; or either under a name of the entry-point group `teachdiag.selectors`. Set
+  `function.columns` to the names that it reads, and no others need loading.
+- **The released code** of TA-OPD selects otherwise: `teachdiag.selectors.released.select_released`, on the command line
+  `--selector released:MASK`, reproduces its arithmetic.
+
+p is the student, q the teacher, y the realised token, U the union of both top-K lists. `disagreement`, `compatibility`
+and U are those of the chosen K. Q3 holds the positions whose student entropy is at most its median and whose forward KL
+is at least its median. `predicted` reads `fix_inner`, the inner product of the gradient of a position's loss with that
+of the held-out KL; `oracle` reads `isolated_gain`; the caller adds both columns.
+
+"""

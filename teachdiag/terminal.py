@@ -1,0 +1,97 @@
+"""What a stage prints for people when it has ended: its summary as short tables and lines."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 124  # columns that the analysis tables need to stay readable
+
+Summary = dict[str, Any]
+
+
+def show_capture(summary: Summary, run: Path) -> None:
+    """Print how large the bank is, and how far apart the models are on it."""
+    bank, update = (summary["contexts"].get(split, 0) for split in ("bank", "update"))
+    print(
+        f"{run}: {bank} bank and {update} update contexts, {summary['positions']['bank']} bank positions\n"
+        f"mean forward KL {summary['bank_mean_forward_kl']:.4f} nats, mean C (K=16) "
+        f"{summary['bank_mean_compatibility_k16']:.3f}, mean student entropy "
+        f"{summary['bank_mean_student_entropy']:.3f} nats"
+    )
+
+
+def show_probe(summary: Summary, run: Path) -> None:
+    """Print what a probe measured, kind by kind."""
+    shown = {
+        "isolated": _isolated,
+        "predicted": _predicted,
+        "selectors": _interventions,
+        "lds": _interventions,
+    }.get(summary["kind"], _updates)
+    shown(summary, f"{run}: probe {summary['probe_id']}")
+
+
+def show_analysis(summary: Summary, run: Path) -> None:
+    """Print the central tables and the verdict."""
+    from teachdiag.analysis.summary import terminal_tables
+
+    console = Console(width=max(Console().width, _WIDTH))
+    for table in terminal_tables(run):
+        console.print(table)
+    for sentence in summary["verdict"]:
+        print(f"- {sentence}")
+    print(f"Tables, figures and summary.md are in {run}")
+
+
+def _updates(summary: Summary, title: str) -> None:
+    table = _table(title, "update", "mean gain [nats]", "positions that gain", "update norm")
+    for name, facts in summary["updates"].items():
+        draws = facts.get("draws", [facts])
+        for number, draw in enumerate(draws, start=1):
+            label = name if len(draws) == 1 else f"{name}, draw {number}"
+            cells = f"{draw['mean_gain']:.3g}", f"{draw['share_gaining']:.1%}", f"{draw['update_norm']:.3g}"
+            table.add_row(label, *cells)
+    Console().print(table)
+    print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
+
+
+def _isolated(summary: Summary, title: str) -> None:
+    table = _table(title, "one step on one position's loss", "mean gain [nats]", "steps that gain")
+    table.add_row("at the position itself", f"{summary['mean_gain']:.3g}", f"{summary['share_gaining']:.1%}")
+    others = f"{summary['mean_fix_gain']:.3g}", f"{summary['share_helping_others']:.1%}"
+    table.add_row("L_fix, at other prompts", *others)
+    Console().print(table)
+    print(
+        f"{summary['steps']} steps, weighted to stand for their whole split; noise floors {summary['noise_floor']:.2g} "
+        f"and {summary['fix_noise_floor']:.2g} nats"
+    )
+
+
+def _predicted(summary: Summary, title: str) -> None:
+    table = _table(title, "share of the step", "mean gain [nats]", "R2 of the first-order prediction")
+    for share, r2 in summary["r2"].items():
+        table.add_row(share, f"{summary['mean_gain'][share]:.3g}", f"{r2:.4f}")
+    Console().print(table)
+    print(f"mean predicted gain of the whole step: {summary['mean_predicted_gain']:.3g} nats")
+
+
+def _interventions(summary: Summary, title: str) -> None:
+    columns = ("kept by", "budget", "matched", "kept", "mean gain [nats]", "to first order")
+    table = _table(title, *columns)
+    for row in summary["selectors"]:
+        numbers = f"{row['keep']:.1%}", f"{row['mean_gain']:.3g}", f"{row['first_order_gain']:.3g}"
+        table.add_row(row["selector"], f"{row['budget']:g}", row["match"], *numbers)
+    Console().print(table)
+    print(
+        f"{summary['cells']} masked steps, measured on {summary['bank_positions']} bank positions; matched by learning "
+        "rate, or by the length of the step that keeps everything"
+    )
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    return table

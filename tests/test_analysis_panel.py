@@ -1,0 +1,217 @@
+"""The placebo panel: its statistics against the full analysis, its range by hand, and worlds whose answer is known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted import World, plant_probe
+from planted_interventions import DRAWN, plant_bank, plant_placebos
+from scipy.stats import spearmanr
+
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.analysis.comparison_report import panel_table
+from teachdiag.analysis.panel import STATISTICS, panel_sentences, spread, survives
+from teachdiag.artefacts import ESTIMATES, FINDINGS, GAINS, PLACEBO_PANEL, POSITIONS
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings
+from teachdiag.tables import Table
+
+QUIET = Reporter(quiet=True)
+QUICK = AnalyzeSettings(draws=200)
+EFFECT = World(prompts=16, positions=30, slope_learnable=0.06, slope_incompatible=0.01)
+NO_EFFECT_OF_C = replace(EFFECT, slope_incompatible=0.06)
+GAP = "beta_L - beta_I per unit of norm"
+CLAIM = "beta_L > beta_I (decomposition, per unit of norm)"
+
+
+def _run(folder: Path, world: World, draws: int = 5, step: bool = True) -> Path:
+    run = folder / "run"
+    positions = plant_bank(run, world)
+    if step:
+        plant_probe(run, positions, world, np.random.default_rng(11), "step")
+    plant_placebos(run, positions, world, draws)
+    run_analysis(run, QUICK, QUIET)
+    return run
+
+
+def _read(run: Path, table: Table) -> pd.DataFrame:
+    return table.read(run / "analysis" / f"{table.name}.parquet")
+
+
+def _survives(run: Path, statistic: str) -> dict[str, bool | None]:
+    rows = _read(run, PLACEBO_PANEL)
+    return dict(rows[rows["statistic"] == statistic][["update", "survives"]].itertuples(index=False))
+
+
+def _verdict(run: Path, statistic: str) -> str:
+    said = panel_sentences(_read(run, PLACEBO_PANEL).to_dict("records"))
+    return next(s for s in said if f": {statistic} " in s)
+
+
+@pytest.fixture(scope="module")
+def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run(tmp_path_factory.mktemp("effect"), EFFECT)
+
+
+def test_the_numbers_are_those_of_the_full_analysis(effect_run: Path) -> None:
+    """The real step and draw 0 of a placebo, analysed as a step of their own, give the same point estimates."""
+    panel = _read(effect_run, PLACEBO_PANEL)
+    plain = effect_run.parent / "plain"
+    plant_bank(plain, EFFECT)
+    (plain / "gains").mkdir()
+    for folder in sorted((effect_run / "gains").glob("many*")):
+        rows = GAINS.read(folder)
+        _copy(rows[rows["draw"] == 0], plain, folder.name)
+    note = (effect_run / "probes" / "step.json").read_text()
+    (plain / "probes").mkdir()
+    (plain / "probes" / "many.json").write_text(note)
+    run_analysis(plain, QUICK, QUIET)
+    estimates = _read(plain, ESTIMATES)
+    estimates = estimates[(estimates["outcome"] == "gain") & (estimates["k"].isna() | (estimates["k"] == 16))]
+    for statistic, analysis, term in (
+        ("mean gain", "mean", "bank"),
+        ("beta_L", "standardized_decomposition", "learnable"),
+        ("beta_I per unit of norm", "slope_decomposition", "incompatible"),
+        (GAP, "slope_decomposition", "learnable - incompatible"),
+        ("beta_L - beta_I beside H x D", "standardized_nested", "learnable - incompatible"),
+        ("Spearman with compatibility", "spearman", "compatibility"),
+    ):
+        mine = panel[panel["statistic"] == statistic].set_index("update")
+        found = estimates[(estimates["analysis"] == analysis) & (estimates["term"] == term)].set_index("update")
+        assert mine["estimate"].iloc[0] == pytest.approx(found["estimate"]["one_step"], rel=1e-9)
+        for update in DRAWN:
+            assert mine["draws"][update][0] == pytest.approx(found["estimate"][update], rel=1e-9, abs=1e-12)
+
+
+def test_spearman_and_released_gap_are_those_of_plain_formulas(effect_run: Path) -> None:
+    bank = GAINS.read(effect_run / "gains" / "many").merge(
+        POSITIONS.read(effect_run / "positions"), on=["context_id", "position"]
+    )
+    panel = _read(effect_run, PLACEBO_PANEL).drop_duplicates("statistic").set_index("statistic")["estimate"]
+    expected = spearmanr(bank["gain"], bank["logit_alignment"]).statistic
+    assert panel["Spearman with logit_alignment"] == pytest.approx(expected, abs=1e-9)
+    q3 = bank[
+        (bank["student_entropy"] <= bank["student_entropy"].median())
+        & (bank["forward_kl"] >= bank["forward_kl"].median())
+        & bank["gain_relative"].notna()
+    ]
+    low, high = q3["compatibility_k16"].quantile([1 / 3, 2 / 3])
+    gap = q3[q3["compatibility_k16"] >= high]["gain_relative"].mean()
+    gap -= q3[q3["compatibility_k16"] <= low]["gain_relative"].mean()
+    assert panel["released gap"] == pytest.approx(gap, rel=1e-6)
+
+
+def test_the_range_by_hand() -> None:
+    # Of 1, 2, 3, 4, 5: mean 3, sd sqrt(2.5) = 1.5811; t_4 at 97.5% is 2.7764; sqrt(1 + 1/5) = 1.0954.
+    found = spread([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found == pytest.approx((3.0, 1.5811, 3 - 4.8089, 3 + 4.8089), abs=2e-4)
+    assert spread([2.0]) == (2.0, None, None, None)
+    assert spread([2.0, 2.0, 2.0]) == (2.0, 0.0, None, None)  # one draw, repeated
+    assert spread([]) == (None, None, None, None)
+
+
+def test_the_range_holds_one_more_draw_as_often_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for draws in rng.normal(2, 3, (4000, 6)):
+        found = spread(list(draws[:5]))
+        inside += bool(found.low <= draws[5] <= found.high)
+    assert inside / 4000 == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("real", "draws", "expected"),
+    [
+        (1.0, [0.0, 0.1, -0.1], True),
+        (-1.0, [0.0, 0.1, -0.1], True),
+        (0.05, [0.0, 0.1, -0.1], False),
+        (0.5, [2.0, 2.1, 1.9], False),  # a placebo that shows more of the same
+        (0.5, [-2.0, -2.1, -1.9], True),
+        (1.0, [0.9], True),
+        (1.0, [1.1], False),
+        (1.0, [1.1, 1.1], False),
+        (0.0, [-1.0, -1.1], False),
+        (1.0, [], None),
+    ],
+)
+def test_survival_is_further_out_than_the_placebo(real: float, draws: list[float], expected: bool | None) -> None:
+    assert survives(real, draws, spread(draws)) is expected
+
+
+def test_an_effect_of_c_survives_and_holds(effect_run: Path) -> None:
+    assert set(_survives(effect_run, GAP).values()) == {True}
+    assert _verdict(effect_run, GAP).startswith("Survives: ")
+    findings = _read(effect_run, FINDINGS)
+    claim = findings[(findings["finding"] == CLAIM) & (findings["k"] == 16)].iloc[0]
+    assert claim["status"] == "holds"
+    table = panel_table(_read(effect_run, PLACEBO_PANEL), "many")
+    assert table["statistic"].tolist() == list(STATISTICS)
+    assert table.set_index("statistic")["survives"][GAP] == "yes"
+
+
+def test_without_an_effect_of_c_neither_says_there_is_one(tmp_path: Path) -> None:
+    """Gain rises with D alone: both coefficients are real, and their difference is nothing."""
+    run = _run(tmp_path, NO_EFFECT_OF_C)
+    assert False in _survives(run, GAP).values()
+    assert _verdict(run, GAP).startswith("Does not survive: ")
+    assert _verdict(run, "Spearman with forward_kl").startswith("Survives: ")
+    findings = _read(run, FINDINGS)
+    claim = findings[(findings["finding"] == CLAIM) & (findings["k"] == 16)].iloc[0]
+    assert claim["status"] == "not shown"
+
+
+def test_a_placebo_that_shows_the_gap_too_is_named(tmp_path: Path) -> None:
+    run = _run(tmp_path, replace(EFFECT, placebo_slope_learnable=0.06), step=False)
+    found = _survives(run, GAP)
+    assert [found[name] for name in ("shuffled_teacher", "random_direction", "shuffled_rollouts")] == [False] * 3
+    assert found["theta0"] is True or found["theta0"] == True  # noqa: E712
+    sentence = _verdict(run, GAP)
+    assert sentence.startswith("Does not survive: ")
+    assert "random_direction [" in sentence
+    assert "theta0" not in sentence
+
+
+def test_draws_that_are_all_equal_are_told_as_such(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    positions = plant_bank(run, EFFECT)
+    plant_placebos(run, positions, EFFECT, draws=3)
+    theta0 = GAINS.read(run / "gains" / "many.theta0")
+    first = theta0[theta0["draw"] == 0]
+    _copy(pd.concat([first.assign(draw=draw) for draw in range(3)]), run, "many.theta0")
+    run_analysis(run, QUICK, QUIET)
+    assert "theta0 " in _verdict(run, GAP)
+    assert "(3 equal draws)" in _verdict(run, GAP)
+
+
+def test_one_draw_has_no_range(tmp_path: Path) -> None:
+    run = _run(tmp_path, EFFECT, draws=1, step=False)
+    rows = _read(run, PLACEBO_PANEL)
+    assert rows[["range_low", "range_high", "draw_sd"]].isna().all(axis=None)
+    sentence = rows[(rows["statistic"] == GAP) & (rows["update"] == "random_direction")]["sentence"].item()
+    assert "lies beyond random_direction" in sentence
+    assert "(one draw): there is no range for one more draw." in sentence
+
+
+def test_a_placebo_without_spread_is_not_compared(tmp_path: Path) -> None:
+    run = _run(tmp_path, replace(EFFECT, null_theta0=True), step=False)
+    rows = _read(run, PLACEBO_PANEL)
+    theta0 = rows[(rows["update"] == "theta0") & (rows["statistic"] == GAP)].iloc[0]
+    assert theta0["n_undefined"] == 5
+    assert theta0["survives"] is None
+    assert "no draw of theta0 has this statistic" in theta0["sentence"]
+    assert "(not defined on theta0)" in _verdict(run, GAP)
+    assert "## Placebos of the step `many`" in (run / "summary.md").read_text()
+
+
+def test_csv_holds_the_draws_as_text(effect_run: Path) -> None:
+    table = pd.read_csv(effect_run / "analysis" / "placebo_panel.csv")
+    draws = [float(x) for x in table["draws"][0].split()]
+    assert draws == pytest.approx(list(_read(effect_run, PLACEBO_PANEL)["draws"][0]))
+
+
+def _copy(rows: pd.DataFrame, run: Path, name: str) -> None:
+    from planted import write_gains
+
+    write_gains(run, rows, name)
