@@ -10,15 +10,17 @@ demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs
 	$(BIN)/teachdiag probe --run $(RUN)
 	$(BIN)/teachdiag analyze --run $(RUN)
 
-study: demo  ## every kind of probe on both embedded pairs, into runs/demo and runs/privileged: about two hours
+study: demo  ## every kind of probe on both embedded pairs, into runs/demo and runs/privileged: over an hour
 	$(BIN)/teachdiag capture --run runs/privileged --teacher-prompt privileged
 	$(BIN)/teachdiag probe --run runs/privileged
 	for run in runs/demo runs/privileged; do \
-	  for kind in isolated predicted placebo lds selectors; do \
+	  for kind in isolated predicted placebo selectors; do \
 	    $(BIN)/teachdiag probe --run $$run --recipe docs/study/$$kind.toml || exit 1; \
 	  done; \
-	  $(BIN)/teachdiag analyze --run $$run || exit 1; \
 	done
+	$(BIN)/teachdiag probe --run runs/demo --recipe docs/study/lds.toml
+	$(BIN)/teachdiag analyze --run runs/demo
+	$(BIN)/teachdiag analyze --run runs/privileged
 
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term

@@ -47,8 +47,13 @@ class Interval:
 
     def __str__(self) -> str:
         if np.isnan(self.low):
-            return f"{self.estimate:.3g}"
-        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+            return shown(self.estimate)
+        return f"{shown(self.estimate)} [{shown(self.low)}, {shown(self.high)}]"
+
+
+def shown(value: float) -> str:
+    """Write a number with three significant digits, or with as many as tell it from 1."""
+    return next((text for digits in (3, 4, 6) if (text := f"{value:.{digits}g}") != "1"), "1")
 
 
 @dataclass(frozen=True)

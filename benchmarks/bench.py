@@ -6,12 +6,12 @@
 import sys
 
 import torch
-from common import QUIET, Row, load_bench_pair
 from probes import probe_rows
 from rich.console import Console
 from rich.table import Table
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
+from workload import QUIET, Row, load_bench_pair
 
 
 def main() -> None:

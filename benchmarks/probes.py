@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from common import Row, bare_pass, best, random_contexts
+from workload import Row, bare_pass, best, random_contexts
 
 from teachdiag.diagnostics.alignment import Batch, Context, batched
 from teachdiag.diagnostics.capture import Pair

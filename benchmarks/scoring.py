@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
+from workload import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.alignment import batched, in_shards

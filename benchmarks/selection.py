@@ -1,7 +1,7 @@
 """How long each selector takes over one million positions."""
 
 import numpy as np
-from common import Row, best
+from workload import Row, best
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.selectors import SELECTORS, Tokens, select

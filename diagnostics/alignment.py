@@ -8,7 +8,7 @@ padded on the right without an attention mask: under causal attention no kept po
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from teachdiag.errors import ContextError
 
 Side = Literal["student", "teacher"]
+T = TypeVar("T")
+KEY = [("context_id", "ascending"), ("position", "ascending")]  # the order of rows in every table of positions
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,18 @@ def batched(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
 def relaid(contexts: Sequence[Context], batch_tokens: int, limit: int, draw: int = 0) -> list[Batch]:
     """Lay out the same work otherwise, so that rounding shows as noise: smaller batches, padded further.
 
-    Each draw is another layout. The padding stops at `limit`, the longest sequence that the model was made for.
+    Each draw is another layout: batches of a half, a third, ... of the tokens allowed, or of the tokens there are where
+    these all fit. The padding stops at `limit`, the longest sequence that the model was made for.
     """
-    smaller = batched(contexts, batch_tokens // (2 + draw))
+    usual, smaller = batched(contexts, batch_tokens), batched(contexts, batch_tokens // (2 + draw))
+    if len(smaller) < min(2 + draw, len(contexts)) and len(usual) == 1:
+        smaller = batched(contexts, len(contexts) * usual[0].contexts[0].cost // (2 + draw))
     return [replace(b, extra_padding=min(7 + draw, limit - max(c.cost for c in b.contexts))) for b in smaller]
 
 
-def in_shards(contexts: Iterable[Context], size: int) -> Iterator[tuple[Context, ...]]:
-    """Yield runs of consecutive contexts."""
-    remaining = iter(contexts)
+def in_shards(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Yield runs of consecutive items."""
+    remaining = iter(items)
     while shard := tuple(islice(remaining, size)):
         yield shard
 

@@ -1,8 +1,10 @@
 """The cells of an intervention: draws of the update batch, and which of its positions each selection keeps."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from teachdiag.artefacts import ISOLATED, POSITIONS
-from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.workbench import KEY, Workbench, rows_of
-from teachdiag.errors import RunError
+from teachdiag.diagnostics.alignment import KEY, Context
+from teachdiag.diagnostics.workbench import Workbench, rows_of
+from teachdiag.errors import RunError, SettingsError
 from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Selection, Selector, Tokens, places, resolve_selector, select, stored_name
-from teachdiag.selectors.released import select_released, with_live_statistics
+from teachdiag.selectors.released import METHODS, select_released, with_live_statistics
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 
 EVERYTHING, RANDOM_MASK = "all", "random_mask"
 _RELEASED = "released:"  # names a mask of the released code
+_KEYS = [name for name, _ in KEY]
 _DESCRIBED = ("disagreement", "compatibility", "student_entropy", "position", "forward_kl")
 
 
@@ -29,7 +32,6 @@ _DESCRIBED = ("disagreement", "compatibility", "student_entropy", "position", "f
 class Draw:
     """One update batch: its contexts by rising context_id, and the statistics of their positions, row by row."""
 
-    number: int
     contexts: list[Context]
     tokens: Tokens
 
@@ -61,17 +63,19 @@ class Chooser:
 
 @dataclass(frozen=True)
 class Cell:
-    """One selection from one draw."""
+    """One selection from one update batch. `seed` numbers the draws of the batch, or of the mask."""
 
     selector: str
     budget: float
+    seed: int
     draw: Draw
     selection: Selection
 
     @property
-    def place(self) -> str:
-        """Where its results lie in the scratch folder, without ending."""
-        return f"cells/{self.draw.number:04d}-{self.budget:g}-{self.selector.replace(':', '.')}"
+    def digest(self) -> str:
+        """Of what is kept: results of another selection under the same name are not taken for this one's."""
+        ids, positions = (self.draw.tokens.stored(name)[self.selection.kept] for name in _KEYS)
+        return hashlib.sha256(np.stack([ids, positions]).astype(np.int64).tobytes()).hexdigest()
 
     def mean(self, column: str) -> float:
         """Mean of a column of the tokens over the kept positions, in its unit."""
@@ -85,7 +89,7 @@ class Cell:
         return {
             "selector": self.selector,
             "budget": self.budget,
-            "seed": self.draw.number,
+            "seed": self.seed,
             "n_batch": len(kept),
             "n_kept": int(kept.sum()),
             "keep": float(kept.mean()),
@@ -110,73 +114,68 @@ def selector_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
         EstimationError: a column cannot be normalised.
     """
     settings = bench.settings
-    oracle = isolated_gains(bench)
-    choosers = _choosers(bench, oracle is not None)
-    table = _statistics(bench, choosers, inner_products, oracle)
+    choosers = resolve_choosers(bench.run, settings)
+    table = _statistics(bench, choosers, inner_products)
     cells = []
-    for number in range(settings.seeds):
-        draw = _drawn(bench, number, table)
-        cells.append(Cell(EVERYTHING, 1.0, draw, Selection(np.ones(len(draw.tokens), bool), 0, 0.0)))
+    for seed in range(settings.seeds):
+        draw = _drawn(bench, seed, table)
+        cells.append(Cell(EVERYTHING, 1.0, seed, draw, Selection(np.ones(len(draw.tokens), bool), 0, 0.0)))
         for budget in settings.budget_shares:
             for chooser in choosers if budget < 1 else ():
                 chosen = chooser.choose(draw.tokens, budget)
                 if chosen is None:
-                    bench.reporter.say(f"{chooser.name} knows too few positions of draw {number} for {budget:g} of it")
+                    bench.reporter.say(f"{chooser.name} knows too few positions of draw {seed} for {budget:g} of it")
                 else:
-                    cells.append(Cell(chooser.name, budget, draw, chosen))
+                    cells.append(Cell(chooser.name, budget, seed, draw, chosen))
     return cells
 
 
 def mask_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
-    """Random masks of one and the same update batch, all of one size; `number` of the draw is that of the mask."""
-    tokens = Tokens.from_table(_statistics(bench, [], inner_products, None))
-    contexts = sorted(bench.update, key=lambda c: c.context_id)
+    """Random masks of one and the same update batch, all of one size."""
+    tokens = Tokens.from_table(_statistics(bench, [], inner_products))
+    draw = Draw(sorted(bench.update, key=lambda c: c.context_id), tokens)
     size = int(places(bench.settings.mask_budget, np.array([len(tokens)]))[0])
     cells = []
-    for number in range(bench.settings.masks):
-        rng = np.random.default_rng(derive_seed(bench.settings.seed, RANDOM_MASK, number))
+    for seed in range(bench.settings.masks):
+        rng = np.random.default_rng(derive_seed(bench.settings.seed, RANDOM_MASK, seed))
         kept = np.zeros(len(tokens), bool)
         kept[rng.choice(len(tokens), size, replace=False)] = True
-        draw = Draw(number, contexts, tokens)
-        cells.append(Cell(RANDOM_MASK, bench.settings.mask_budget, draw, Selection(kept, 0, 0.0)))
+        cells.append(Cell(RANDOM_MASK, bench.settings.mask_budget, seed, draw, Selection(kept, 0, 0.0)))
     return cells
 
 
-def isolated_gains(bench: Workbench) -> pa.Table | None:
-    """What is known of the gain on L_fix of isolated steps in the update split: the fullest isolated probe of the run.
+def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
+    """Return the selectors that a probe compares, each with its rules.
 
-    Returns:
-        `context_id`, `position` and `isolated_gain` (nats), or None if the run has no such probe with this loss.
+    Raises:
+        SettingsError: a selector is unknown, or a mask of the released code is given rules other than its own.
+        RunError: the oracle is asked for by name, and the run has no isolated gains for it.
     """
-    best: pa.Table | None = None
-    for note in sorted((bench.run / "probes").glob("*.json")):
-        stage = Stage(bench.run, f"probes/{note.stem}")
-        found = stage.read()
-        asked = {"kind": "isolated", "sample_from": "update", "loss": bench.settings.loss}
-        if found is None or found["status"] != "complete" or not asked.items() <= found["settings"].items():
-            continue
-        table = ISOLATED.read_arrow(bench.run / "isolated" / note.stem, [*_KEYS, "fix_gain"])
-        if best is None or table.num_rows > best.num_rows:
-            best = table.rename_columns([*_KEYS, "isolated_gain"])
-    return best
-
-
-_KEYS = ["context_id", "position"]
-
-
-def _choosers(bench: Workbench, oracle: bool) -> list[Chooser]:
-    settings = bench.settings
+    known = oracle_probe(run, settings) is not None
     if settings.selector == "all":
-        return [_chooser(settings, s) for s in SELECTORS.values() if oracle or s.name != "oracle"]
+        return [_chooser(settings, s) for s in SELECTORS.values() if known or s.name != "oracle"]
     names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
-    if "oracle" in names and not oracle:
+    if "oracle" in names and not known:
         raise RunError(
-            f"the selector oracle needs isolated gains in the update split of {bench.run}: run `teachdiag probe --run "
-            f"{bench.run} --kind isolated --sample-from update` with the same --loss first"
+            f"the selector oracle needs the isolated gains of the whole update split of {run}: first run `teachdiag "
+            f"probe --run {run} --kind isolated --sample-from update --sample 0` with the same --loss, --seed and "
+            "--fix-contexts"
         )
     return [
-        _released(name) if name.startswith(_RELEASED) else _chooser(settings, resolve_selector(name)) for name in names
+        _released(settings, name) if name.startswith(_RELEASED) else _chooser(settings, resolve_selector(name))
+        for name in names
     ]
+
+
+def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:
+    """Name of the finished isolated probe that knows every position which may be selected, with the same L_fix."""
+    asked = {"kind": "isolated", "sample_from": "update", "sample": 0, "match": "rate"}
+    asked |= {name: getattr(settings, name) for name in ("loss", "jsd_beta", "seed", "fix_contexts")}
+    for note in sorted((run / "probes").glob("*.json")):
+        found = Stage(run, f"probes/{note.stem}").read()
+        if found is not None and found["status"] == "complete" and asked.items() <= found["settings"].items():
+            return note.stem
+    return None
 
 
 def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
@@ -184,42 +183,59 @@ def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
     rules = (settings.normalisation, settings.scope, settings.min_keep, settings.ties)
 
     def choose(tokens: Tokens, budget: float) -> Selection | None:
-        known = int((~np.isnan(selector.scores(tokens))).sum())
+        known = int((~np.isnan(selector.scores(tokens.under(settings.normalisation)))).sum())
         wanted = int(places(budget, np.array([len(tokens)]))[0])
         return None if known < wanted else select(tokens, selector, budget, *rules)
 
     return Chooser(selector.name, selector.columns(HEADLINE_K), choose)
 
 
-def _released(name: str) -> Chooser:
+def _released(settings: ProbeSettings, name: str) -> Chooser:
     """A mask of the released code, with its own rules."""
+    if (settings.normalisation, settings.scope, settings.min_keep, settings.ties) != (
+        "quantile",
+        "global",
+        0,
+        "random",
+    ):
+        raise SettingsError(
+            f"{name} has its own rules: leave --normalisation, --scope, --min-keep and --ties out, or compare it in a "
+            "probe of its own"
+        )
     method = name.removeprefix(_RELEASED)
+    if method not in METHODS:
+        raise SettingsError(f"the released code has no mask {method!r}: choose from {', '.join(METHODS)}")
     lists = tuple(c.name for c in POSITIONS.columns if "topk" in c.name)
     return Chooser(name, lists, lambda tokens, budget: select_released(with_live_statistics(tokens), method, budget))
 
 
-def _statistics(
-    bench: Workbench, choosers: Sequence[Chooser], inner_products: pa.Table, oracle: pa.Table | None
-) -> pa.Table:
+def _statistics(bench: Workbench, choosers: Sequence[Chooser], inner_products: pa.Table) -> pa.Table:
     """Every column that the choosers and the description of what they keep need, by (context_id, position)."""
-    k = HEADLINE_K
     added = {"fix_inner", "bank_inner", "isolated_gain"}
-    needed = {name for c in choosers for name in c.columns} | {stored_name(name, k) for name in _DESCRIBED}
+    needed = {name for c in choosers for name in c.columns} | {stored_name(name, HEADLINE_K) for name in _DESCRIBED}
     table = rows_of(bench.run, bench.update, sorted(needed - added - set(_KEYS))).sort_by(KEY)
     for name in ("fix_inner", "bank_inner"):
         table = table.append_column(name, inner_products[name])
+    oracle = oracle_probe(bench.run, bench.settings) if "isolated_gain" in needed else None
     if oracle is None:
         return table
-    joined = table.select(_KEYS).join(oracle, keys=_KEYS).sort_by(KEY)  # unknown gains come out null
-    return table.append_column("isolated_gain", pc.fill_null(joined["isolated_gain"], np.nan))
+    gains = ISOLATED.read_arrow(bench.run / "isolated" / oracle, [*_KEYS, "fix_gain"])
+    joined = table.select(_KEYS).join(gains, keys=_KEYS).sort_by(KEY)
+    return table.append_column("isolated_gain", joined["fix_gain"])
 
 
 def _drawn(bench: Workbench, number: int, table: pa.Table) -> Draw:
-    """Draw the contexts of an update batch without replacement: `update_contexts` of them, or half."""
+    """Draw the contexts of an update batch without replacement: `update_contexts` of them, or half.
+
+    Raises:
+        EstimationError: D or C of the batch cannot be normalised; better now than after the first step.
+    """
     pool = sorted(bench.update, key=lambda c: c.context_id)
     size = bench.settings.update_contexts or -(-len(pool) // 2)
     rng = np.random.default_rng(derive_seed(bench.settings.seed, "update batch", number))
     contexts = [pool[i] for i in sorted(rng.choice(len(pool), size, replace=False))]
     rows = pc.is_in(table["context_id"], pa.array([c.context_id for c in contexts]))
     seed = derive_seed(bench.settings.seed, "selection", number)
-    return Draw(number, contexts, Tokens.from_table(table.filter(rows), HEADLINE_K, seed))
+    draw = Draw(contexts, Tokens.from_table(table.filter(rows), HEADLINE_K, seed))
+    draw.described  # noqa: B018 (cached)
+    return draw

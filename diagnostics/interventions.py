@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
+from teachdiag.diagnostics.alignment import KEY
 from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.predicted import fix_inner, slopes_along, write_predictions
 from teachdiag.diagnostics.updates import Direction, Objective, Step, gradient, optimize, step_objective
-from teachdiag.diagnostics.workbench import KEY, Workbench, rows_of
+from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
 from teachdiag.tables import shard_path, write_parquet, write_text
 
 _MATCHES = {"selectors": ("rate", "norm"), "lds": ("rate",)}
-_KEYS = ["context_id", "position"]
+_KEYS = [name for name, _ in KEY]
 
 
 def measure_interventions(bench: Workbench) -> dict[str, Any]:
@@ -37,12 +39,13 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
     bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {time.perf_counter() - began:.0f} s")
     before, floor = _at_theta0(bench)
     lengths: dict[int, float] = {}
-    for cell in bench.reporter.track(cells, "Masked steps"):
-        step = _measured(bench, cell, lengths.get(cell.draw.number), before)
+    rows: list[dict[str, Any]] = []
+    for place, cell in enumerate(bench.reporter.track(cells, "Masked steps")):
+        step, gains = _measured(bench, cell, _place(bench, place), lengths.get(cell.seed), before)
         if cell.selector == EVERYTHING:
-            lengths[cell.draw.number] = step.update_norm
+            lengths[cell.seed] = step.update_norm
+        rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
     bench.theta0.verify()
-    rows = [row for cell in cells for row in _rows(bench, cell, lengths.get(cell.draw.number), before)]
     write_parquet(INTERVENTIONS.build_rows(rows), shard_path(bench.run / "interventions" / bench.probe_id, 0))
     if bench.settings.kind == "selectors":
         _write_gains(bench, cells, before)
@@ -78,12 +81,10 @@ def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
         table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
         write_parquet(table, path)
     table = pq.read_table(path)
-    noise = np.abs(table["forward_kl"].to_numpy() - table["again"].to_numpy())
+    floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
     facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
     q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
-    return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), float(
-        np.quantile(noise, 0.99)
-    )
+    return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), floor
 
 
 def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
@@ -92,18 +93,31 @@ def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
     return scored.select([*_KEYS, "forward_kl"])
 
 
-def _measured(bench: Workbench, cell: Cell, length: float | None, before: pa.Table) -> Step:
+def _place(bench: Workbench, number: int) -> Path:
+    """Where a cell's gains lie until the probe ends."""
+    return shard_path(bench.scratch / "cells", number)
+
+
+def _measured(
+    bench: Workbench, cell: Cell, path: Path, length: float | None, before: pa.Table
+) -> tuple[Step, pa.Table]:
     """Take a cell's step and keep what it gained, or read what an earlier process did.
 
     Args:
         bench: the student at theta0, where it is again afterwards.
         cell: what is kept.
+        path: where its gains lie.
         length: norm that the step is stretched to for the second measurement; None takes none.
         before: the bank at theta0.
+
+    Returns:
+        The step, and the gain of every rescored position, one column a way of matching steps.
     """
-    path, note = bench.scratch / f"{cell.place}.parquet", bench.scratch / f"{cell.place}.json"
+    note = path.with_suffix(".json")
     if path.exists() and note.exists():
-        return Step(**json.loads(note.read_text()))
+        done = json.loads(note.read_text())
+        if done.pop("kept") == cell.digest:
+            return Step(**done), pq.read_table(path)
     kept = cell.draw.kept(cell.selection.kept)
     objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, kept)
     step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
@@ -114,9 +128,10 @@ def _measured(bench: Workbench, cell: Cell, length: float | None, before: pa.Tab
             bench.theta0.stretch(length / step.update_norm)
             gains["norm"] = _gain(bench, before)
     bench.theta0.restore()
+    note.unlink(missing_ok=True)  # it vouches for the gains, so it comes after them
     write_parquet(pa.table(gains), path)
-    write_text(json.dumps(asdict(step)), note)
-    return step
+    write_text(json.dumps(asdict(step) | {"kept": cell.digest}), note)
+    return step, pa.table(gains)
 
 
 def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:
@@ -125,10 +140,10 @@ def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:
     return gain
 
 
-def _rows(bench: Workbench, cell: Cell, length: float | None, before: pa.Table) -> list[dict[str, Any]]:
+def _rows(
+    bench: Workbench, cell: Cell, step: Step, gains: pa.Table, length: float | None, before: pa.Table
+) -> list[dict[str, Any]]:
     """Rows of `interventions`: one for each way of matching steps."""
-    step = Step(**json.loads((bench.scratch / f"{cell.place}.json").read_text()))
-    gains = pq.read_table(bench.scratch / f"{cell.place}.parquet")
     inside = before["q3"].to_numpy()
     common = {"probe_id": bench.probe_id, "loss": bench.settings.loss} | cell.facts()
     rows = []
@@ -147,9 +162,9 @@ def _rows(bench: Workbench, cell: Cell, length: float | None, before: pa.Table) 
 def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> None:
     """Write the gain of every rescored position, one shard a cell."""
     for place, cell in enumerate(cells):
-        gains = pq.read_table(bench.scratch / f"{cell.place}.parquet")
+        gains = pq.read_table(_place(bench, place))
         n = before.num_rows
-        keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.draw.number}
+        keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.seed}
         shared = {name: [value] * n for name, value in keys.items()}
         shared |= {name: before[name] for name in (*_KEYS, "prompt_id")} | {"forward_kl_before": before["forward_kl"]}
         tables = [

@@ -25,9 +25,10 @@ from teachdiag.diagnostics.workbench import Workbench, rows_of
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import HEADLINE_K
+from teachdiag.settings import HEADLINE_K, ProbeSettings
 from teachdiag.tables import shard_path, write_parquet
 
+_NOISE_DRAWS = 3  # layouts in which L_fix is measured at theta0
 _STRATIFIED_BY = (("forward_kl", 10), (f"compatibility_k{HEADLINE_K}", 3))
 
 
@@ -43,11 +44,7 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
     """Step on every sampled position's loss alone, and write the `isolated` table; return the probe's results."""
     bench.student.half = None  # in half precision, rounding exceeds what one position does
     contexts = bench.bank if bench.settings.sample_from == "bank" else bench.update
-    drawn = draw_positions(
-        rows_of(bench.run, contexts, ["prompt_id", "split", *(name for name, _ in _STRATIFIED_BY)]),
-        bench.settings.sample,
-        derive_seed(bench.settings.seed, "sample"),
-    )
+    drawn = _drawn(bench.run, bench.settings, contexts)
     by_context = {c.context_id: c for c in contexts}
     ids = drawn["context_id"].to_numpy()
     groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
@@ -59,8 +56,17 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
                 write_parquet(steps_in_context(bench, context, rows, held), path)
             advance(rows.num_rows)
     bench.theta0.verify()
-    relaid = mean_kl(bench, bench.relaid(0)(bench.fix))
-    return _assemble(bench, len(groups)) | {"fix_noise_floor": abs(held.value - relaid)}
+    relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
+    return _assemble(bench, len(groups)) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+
+
+def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
+    """Refuse a sample that cannot be drawn.
+
+    Raises:
+        EstimationError: too few or too many positions are asked for.
+    """
+    _drawn(run, settings, bank if settings.sample_from == "bank" else update)
 
 
 def hold_out(bench: Workbench) -> Held:
@@ -102,6 +108,11 @@ def draw_positions(positions: pa.Table, sample: int, seed: int) -> pa.Table:
     weight = (held / np.maximum(taken, 1))[stratum[chosen]]
     drawn = positions.take(chosen).append_column("stratum", pa.array(stratum[chosen]))
     return drawn.append_column("weight", pa.array(weight))
+
+
+def _drawn(run: Path, settings: ProbeSettings, contexts: list[Context]) -> pa.Table:
+    rows = rows_of(run, contexts, ["prompt_id", "split", *(name for name, _ in _STRATIFIED_BY)])
+    return draw_positions(rows, settings.sample, derive_seed(settings.seed, "sample"))
 
 
 def _allotted(held: np.ndarray, sample: int) -> np.ndarray:
@@ -174,7 +185,7 @@ def _one_step(bench: Workbench, context: Context, position: int, loss: Tensor, h
 def _kl_at(bench: Workbench, context: Context, position: int) -> float:
     """Forward KL at a position from a pass over its prefix alone, at the student's present weights, nats."""
     prefix = Batch((replace(context, response=context.response[: position + 1]),))
-    return float(bench.rescored(prefix)["forward_kl"][-1].as_py())
+    return float(bench.rescored(prefix, slice(position, None))["forward_kl"][0].as_py())
 
 
 def _step_size(bench: Workbench, norm_sq: float, context_id: int, position: int) -> float:

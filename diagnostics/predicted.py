@@ -18,7 +18,7 @@ from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.updates import Direction, gradient, optimize, step_objective
-from teachdiag.diagnostics.workbench import Workbench
+from teachdiag.diagnostics.workbench import Workbench, noise_floor
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import shard_path, write_parquet, write_text
 
@@ -38,7 +38,6 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
 
     losses = {"kl": position_loss("forward_kl", bench.settings.jsd_beta)}
     slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
-    fix, fix_facts = fix_inner(bench, bench.bank)
     bench.rescore_shards("theta0", bench.batched, "theta0")
     bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
     for shrink in SHRINKS:
@@ -47,6 +46,8 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
             bench.theta0.displace(step(), shrink)
             bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
             bench.theta0.restore()
+    direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
+    fix, fix_facts = fix_inner(bench, bench.bank)
     bench.theta0.verify()
     return _assemble(bench, -slopes["kl"].to_numpy(), fix) | {"step": slope_facts, "fix": fix_facts}
 
@@ -112,24 +113,17 @@ def _state(shrink: float) -> str:
 
 
 def _assemble(bench: Workbench, predicted: np.ndarray, fix: pa.Table) -> dict[str, Any]:
-    before, again = (_forward_kl(bench, state) for state in ("theta0", "relaid"))
-    gains = {shrink: before - _forward_kl(bench, _state(shrink)) for shrink in SHRINKS}
+    before, again = (bench.forward_kl(state) for state in ("theta0", "relaid"))
+    gains = {shrink: before - bench.forward_kl(_state(shrink)) for shrink in SHRINKS}
     columns = {"fix_inner": fix["loss"], "predicted_gain": predicted}
     columns |= {f"gain_at_{round(1 / shrink)}": gain for shrink, gain in gains.items()}
     write_predictions(bench, bench.bank, columns, bench.run / "predictions" / bench.probe_id)
     return {
-        "noise_floor": float(np.quantile(np.abs(before - again), 0.99)),
+        "noise_floor": noise_floor(before, again),
         "mean_predicted_gain": float(predicted.mean(dtype=np.float64)),
         "mean_gain": {f"1/{round(1 / s)}": float(gain.mean(dtype=np.float64)) for s, gain in gains.items()},
         "r2": {f"1/{round(1 / s)}": _r2(gain, s * predicted) for s, gain in gains.items()},
     }
-
-
-def _forward_kl(bench: Workbench, state: str) -> np.ndarray:
-    """Forward KL of every bank position in a state, in the order of (context_id, position)."""
-    whole = pa.concat_tables(bench.shards(state)).sort_by([("context_id", "ascending"), ("position", "ascending")])
-    values: np.ndarray = whole["forward_kl"].to_numpy()
-    return values
 
 
 def _r2(gain: np.ndarray, predicted: np.ndarray) -> float:

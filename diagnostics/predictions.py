@@ -9,6 +9,7 @@ to each *loss term*. Gradients hooked at a position's activations are something 
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards
+from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.losses import PositionLoss
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
 from teachdiag.diagnostics.updates import Direction, Theta0, inner
-from teachdiag.errors import EstimationError
+from teachdiag.errors import EstimationError, ModelError, cause
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
 
@@ -32,7 +33,8 @@ _FIRST_LENGTH = 0.02  # Euclidean length of the first step that is tried
 _HALVINGS = 14
 _SETTLED = 1e-3  # relative change from one halving to the next that is good enough
 _TOLERATED = 0.05  # and that beyond which nothing is reported
-_TRIAL_POSITIONS = 96  # positions on which the step is chosen
+_TRIAL_POSITIONS = 96  # positions on which the step is chosen, and the share of all contexts that these may take
+_TRIAL_SHARE = 1 / 32
 _GROUP = 8  # contexts between two moves of the weights
 
 
@@ -102,12 +104,23 @@ class Along:
             return hidden
 
         # Fused attention kernels have no forward mode. torch warns of its own use of TorchScript there.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), _refusing():
             warnings.simplefilter("ignore", DeprecationWarning)
             hidden, slope = torch.func.jvp(  # type: ignore[misc]
                 states, tuple(p.detach() for p in named.values()), tuple(part[id(p)] for p in named.values())
             )
         return Tangent(batch.gather(hidden, "student"), batch.gather(slope, "student"))
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say what to do where an architecture uses an operation that torch cannot differentiate forwards."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelError(
+            f"torch has no forward mode for this student ({cause(error)}): use --method central"
+        ) from error
 
 
 def derivatives(
@@ -133,7 +146,7 @@ def derivatives(
                 columns = _contracted(along, batch, tangent, teacher, functions, settings.tile_positions)
                 found.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
                 advance(len(batch.contexts))
-    return pa.concat_tables(found).sort_by([("context_id", "ascending"), ("position", "ascending")])
+    return pa.concat_tables(found).sort_by(KEY)
 
 
 def choose_step(
@@ -149,12 +162,18 @@ def choose_step(
         root mean square over the trial positions, by that of the derivatives.
 
     Raises:
-        EstimationError: no step settles.
+        EstimationError: no step settles, or the direction is not finite.
     """
+    length = math.sqrt(inner(along.direction, along.direction))
+    if not math.isfinite(length) or length == 0:
+        raise EstimationError(
+            f"there is nothing to differentiate along: the direction has length {length:g}; choose another "
+            "--learning-rate, or capture with --dtype float32"
+        )
     trial = _some(contexts)
     quiet = Reporter(quiet=True)
     best = (0.0, math.inf)
-    step = _FIRST_LENGTH / max(math.sqrt(inner(along.direction, along.direction)), 1e-30)
+    step = _FIRST_LENGTH / length
     previous: np.ndarray | None = None
     for _ in range(_HALVINGS):
         tried = Along(along.student, along.theta0, along.direction, step)
@@ -211,6 +230,7 @@ def _hidden(student: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _some(contexts: Sequence[Context]) -> list[Context]:
-    """The first contexts that hold enough positions for a trial."""
+    """The first contexts that hold enough positions for a trial, or the small share of all that it may cost."""
     held = np.cumsum([len(c.response) for c in contexts])
-    return list(contexts[: int(np.searchsorted(held, _TRIAL_POSITIONS)) + 1])
+    enough = int(np.searchsorted(held, _TRIAL_POSITIONS)) + 1
+    return list(contexts[: min(enough, max(1, round(_TRIAL_SHARE * len(contexts))))])

@@ -9,30 +9,36 @@ from typing import Any, NamedTuple
 
 from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.capture import resolve_pair
+from teachdiag.diagnostics.cells import oracle_probe, resolve_choosers
 from teachdiag.diagnostics.interventions import measure_interventions
-from teachdiag.diagnostics.isolated import measure_isolated
-from teachdiag.diagnostics.models import ModelSource, machine_facts, pick_device
+from teachdiag.diagnostics.isolated import check_sample, measure_isolated
+from teachdiag.diagnostics.models import ModelSource, machine_facts, pick_device, resolve
 from teachdiag.diagnostics.predicted import measure_predicted
-from teachdiag.diagnostics.stepped import further_contexts, gains_folders, measure_steps
-from teachdiag.diagnostics.workbench import Workbench, set_up
+from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
+from teachdiag.diagnostics.workbench import Check, Workbench, set_up
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, writing
 from teachdiag.settings import CaptureSettings, Kind, ProbeSettings
 
 
+def _no_check(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
+    pass
+
+
 class _Measurement(NamedTuple):
-    """How a kind of probe works: what it does on the bench, and which folders it fills."""
+    """How a kind of probe works: what it does on the bench, which folders it fills, and what it refuses at once."""
 
     measure: Callable[[Workbench], dict[str, Any]]
     folders: tuple[str, ...] = ()
+    check: Check = _no_check
 
 
 _KINDS: dict[Kind, _Measurement] = {
-    "one_step": _Measurement(measure_steps),
-    "placebo": _Measurement(measure_steps),
+    "one_step": _Measurement(measure_steps, check=check_steps),
+    "placebo": _Measurement(measure_steps, check=check_steps),
     "checkpoint": _Measurement(measure_steps),
-    "isolated": _Measurement(measure_isolated, ("isolated",)),
+    "isolated": _Measurement(measure_isolated, ("isolated",), check_sample),
     "predicted": _Measurement(measure_predicted, ("predictions",)),
     "selectors": _Measurement(measure_interventions, ("interventions", "intervention_gains", "predictions")),
     "lds": _Measurement(measure_interventions, ("interventions", "predictions")),
@@ -57,15 +63,26 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         sources = resolve_pair(capture, reporter)
         _refuse_other_models(run, captured, sources)
         device = pick_device(settings.device)
-        if stage.claim(settings.as_dict(), captured["inputs"] | captured["tables"], machine_facts(device)):
+        inputs = captured["inputs"] | captured["tables"] | _further_inputs(run, settings, reporter)
+        if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            further = partial(_further, settings)
-            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, further)
-            results = {"probe_id": probe_id, "kind": settings.kind} | _KINDS[settings.kind].measure(bench)
+            kind, further = _KINDS[settings.kind], partial(_further, settings)
+            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, further)
+            results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
             stage.complete(results)
     return results
+
+
+def _further_inputs(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[str, Any]:
+    """What goes into a probe beside the capture; a change of it between two processes is a change of the probe."""
+    if settings.kind == "checkpoint":
+        return {"student_after": resolve(settings.student_after, "main", (), reporter).digest}
+    if settings.kind == "selectors" and any(c.name == "oracle" for c in resolve_choosers(run, settings)):
+        oracle = oracle_probe(run, settings)
+        return {"oracle": Stage(run, f"probes/{oracle}").require()["tables"]}
+    return {}
 
 
 def _further(settings: ProbeSettings, update: list[Context], limit: int) -> list[Context]:
@@ -105,6 +122,11 @@ def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, repor
         raise RunError(
             "--loss sampled_reverse_kl is biased on rollouts sampled with temperature, top-p or top-k other than 1, 1 "
             "and 0: capture with these, or choose a full-vocabulary loss"
+        )
+    if settings.steps > 1 and settings.rollouts == "fixed":
+        raise RunError(
+            "--loss sampled_reverse_kl is biased from the second step on, whose rollouts are of an earlier student: "
+            "use --rollouts fresh, or choose a full-vocabulary loss"
         )
 
 

@@ -55,7 +55,9 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
 
 
 @torch.no_grad()
-def rescore(student: LanguageModel, batch: Batch, taught: Tensor, head: Head, tile_positions: int) -> Columns:
+def rescore(
+    student: LanguageModel, batch: Batch, taught: Tensor, head: Head, tile_positions: int, rows: slice = slice(None)
+) -> Columns:
     """Forward and reverse KL of a batch's kept positions against stored teacher states.
 
     Args:
@@ -64,13 +66,14 @@ def rescore(student: LanguageModel, batch: Batch, taught: Tensor, head: Head, ti
         taught: the teacher's hidden states, shape (rows, width).
         head: the teacher's LM head.
         tile_positions: positions whose logits exist at the same time.
+        rows: which of the batch's positions to score; `taught` is theirs.
 
     Raises:
         ContextError: a logit is NaN or infinite; the message names model, context and position.
     """
-    states = States(hidden_rows(student, batch, "student"), student.head, taught, head)
+    states = States(hidden_rows(student, batch, "student")[rows], student.head, taught, head)
     columns = _tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
-    _refuse_non_finite(columns, batch, states)
+    _refuse_non_finite(columns, batch, states, rows)
     return columns
 
 
@@ -106,11 +109,11 @@ def _prompts_differ(batch: Batch) -> bool:
     return any(c.student_prompt != c.teacher_prompt for c in batch.contexts)
 
 
-def _refuse_non_finite(columns: Columns, batch: Batch, states: States) -> None:
+def _refuse_non_finite(columns: Columns, batch: Batch, states: States, rows: slice = slice(None)) -> None:
     """Name the first position whose statistics are not finite, and the model to blame: a NaN logit reaches them all."""
-    bad = np.zeros(batch.rows, bool)
+    bad = np.zeros(len(states.student), bool)
     for values in columns.values():
-        bad |= ~np.isfinite(values.reshape(batch.rows, -1)).all(axis=1)
+        bad |= ~np.isfinite(values.reshape(len(bad), -1)).all(axis=1)
     if not bad.any():
         return
     row = int(np.flatnonzero(bad)[0])
@@ -118,8 +121,9 @@ def _refuse_non_finite(columns: Columns, batch: Batch, states: States) -> None:
         "student": states.student_head(states.student[row : row + 1]),
         "teacher": states.teacher_head(states.teacher[row : row + 1]),
     }
+    context_id, position = batch.context_ids[rows][row], batch.positions[rows][row]
     blamed = [side for side, values in logits.items() if not torch.isfinite(values).all()]
     raise ContextError(
-        f"the {' and '.join(blamed) or 'pair'} gives NaN or infinite logits in context {batch.context_ids[row]} at "
-        f"position {batch.positions[row]}: try --dtype float32, or check the model's weights"
+        f"the {' and '.join(blamed) or 'pair'} gives NaN or infinite logits in context {context_id} at position "
+        f"{position}: try --dtype float32, or check the model's weights"
     )

@@ -15,9 +15,9 @@ _BINS = 10  # of teacher entropy
 def shuffle_teacher(
     states: TeacherStates, contexts: Sequence[Context], entropy: np.ndarray, seed: int
 ) -> TeacherStates:
-    """Deal the teacher's rows among positions of similar teacher entropy, so that none stays in its own context.
+    """Deal the teacher's rows among positions of similar teacher entropy, so that none stays with its own prompt.
 
-    Positions are sorted by teacher entropy and cut into ten bins of equal size; a bin in which one context holds more
+    Positions are sorted by teacher entropy and cut into ten bins of equal size; a bin in which one prompt holds more
     than half of the positions is joined with the next. Rows move within their bin.
 
     Args:
@@ -27,12 +27,12 @@ def shuffle_teacher(
         seed: of this draw.
 
     Raises:
-        EstimationError: one context holds more than half of the positions.
+        EstimationError: one prompt holds more than half of the positions.
     """
     refuse_unshufflable(contexts)
     rng = np.random.default_rng(seed)
     rows = states.rows(Batch(tuple(contexts)))
-    owner = np.repeat(np.arange(len(contexts)), [len(c.response) for c in contexts])
+    owner = np.repeat(_prompt_codes(contexts), [len(c.response) for c in contexts])
     stand_in = np.arange(len(states.states))
     for members in _mixed_bins(np.argsort(entropy, kind="stable"), owner):
         given, taken = _derange(members, owner[members], rng)
@@ -52,7 +52,7 @@ def shuffle_rollouts(contexts: Sequence[Context], limit: int, first_id: int, see
     Raises:
         EstimationError: one prompt holds more than half of the contexts.
     """
-    prompts = np.unique([c.prompt_id for c in contexts], return_inverse=True)[1]
+    prompts = _prompt_codes(contexts)
     if 2 * np.bincount(prompts).max() > len(contexts):
         raise EstimationError(
             f"the shuffled-rollouts placebo needs an update batch in which no prompt holds more than half of the "
@@ -70,14 +70,20 @@ def refuse_unshufflable(contexts: Sequence[Context]) -> None:
     """Refuse contexts among which the teacher's rows cannot be shuffled.
 
     Raises:
-        EstimationError: one context holds more than half of the positions, so that its rows cannot all leave it.
+        EstimationError: one prompt holds more than half of the positions, so that its rows cannot all leave it.
     """
-    lengths = [len(context.response) for context in contexts]
-    if 2 * max(lengths) > sum(lengths):
+    held = np.bincount(_prompt_codes(contexts), weights=[len(c.response) for c in contexts])
+    if 2 * held.max() > held.sum():
         raise EstimationError(
-            f"the shuffled-teacher placebo needs an update batch in which no context holds more than half of the "
-            f"positions: {len(lengths)} contexts with {sum(lengths)} positions do not do; use more update contexts"
+            f"the shuffled-teacher placebo needs an update batch in which no prompt holds more than half of the "
+            f"positions: {len(contexts)} contexts of {len(held)} prompts do not do; use more update contexts"
         )
+
+
+def _prompt_codes(contexts: Sequence[Context]) -> np.ndarray:
+    """Number the prompts of some contexts in the order in which they appear, shape (contexts,)."""
+    seen = {prompt: code for code, prompt in enumerate(dict.fromkeys(c.prompt_id for c in contexts))}
+    return np.array([seen[c.prompt_id] for c in contexts])
 
 
 def _prompts(context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:

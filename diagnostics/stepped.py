@@ -6,17 +6,18 @@ Every state of the weights is rescored into shards; the `gains` tables are assem
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from teachdiag.artefacts import GAINS, POSITIONS
-from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.alignment import Context, Side, in_shards
+from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.models import load, resolve
-from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.updates import (
@@ -27,7 +28,7 @@ from teachdiag.diagnostics.updates import (
     random_direction,
     step_objective,
 )
-from teachdiag.diagnostics.workbench import Workbench, rows_of
+from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.errors import ContextError, ModelError
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
@@ -36,7 +37,7 @@ from teachdiag.tables import shard_path, write_parquet, write_text
 
 NOTHING, ROLLOUTS = "theta0", "shuffled_rollouts"
 _RANDOM = "random_direction"
-_BEFORE = "theta0"  # the state against which all others are measured; its layout is theirs
+_BEFORE = "before"  # the state, theta0 in the layout of all others, against which these are measured
 
 
 class Update(NamedTuple):
@@ -81,13 +82,21 @@ def further_contexts(settings: ProbeSettings, update: list[Context], limit: int)
     Raises:
         EstimationError: there are too few contexts to shuffle among.
     """
-    if "shuffled_teacher" in placebo_names(settings):
-        refuse_unshufflable(update)
     if ROLLOUTS not in placebo_names(settings):
         return []
     seeds = [derive_seed(settings.seed, ROLLOUTS, draw) for draw in range(_draws(settings))]
     firsts = [-1 - draw * len(update) for draw in range(len(seeds))]
     return [c for first, seed in zip(firsts, seeds, strict=True) for c in shuffle_rollouts(update, limit, first, seed)]
+
+
+def check_steps(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
+    """Refuse an update batch among which the placebos cannot be shuffled.
+
+    Raises:
+        EstimationError: one prompt holds more than half of it.
+    """
+    if "shuffled_teacher" in placebo_names(settings):
+        refuse_unshufflable(update)
 
 
 def measure_steps(bench: Workbench) -> dict[str, Any]:
@@ -165,6 +174,11 @@ def _step_batches(settings: ProbeSettings, contexts: Sequence[Context]) -> list[
 
 def _take_fresh_steps(bench: Workbench) -> Step:
     """Take steps on responses that are sampled, before each, from the student as it is then."""
+    room = bench.capture.max_new_tokens
+    for model in (bench.student, bench.teacher_model):
+        if model is not None:
+            side: Side = "student" if model is bench.student else "teacher"
+            check_prompts_fit([(c.prompt_id, c.prompt(side)) for c in bench.update], model, room)
     batches = _step_batches(bench.settings, bench.update)
     objectives = (_fresh_objective(bench, batch, number) for number, batch in enumerate(batches))
     return optimize(bench.student, objectives, bench.settings, bench.theta0, bench.reporter)
@@ -172,9 +186,11 @@ def _take_fresh_steps(bench: Workbench) -> Step:
 
 def _fresh_objective(bench: Workbench, batch: Sequence[Context], number: int) -> Objective:
     assert bench.teacher_model is not None, "the teacher is kept where rollouts are fresh"
-    seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in range(len(batch))]
-    prompts = [c.student_prompt for c in batch]
-    sampled = sample(bench.student, prompts, seeds, bench.capture, bench.student.head.size)
+    sampled: list[Rollout] = []
+    for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
+        seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
+        prompts = [batch[place].student_prompt for place in places]
+        sampled += sample(bench.student, prompts, seeds, bench.capture, bench.student.head.size)
     contexts = [
         replace(c, context_id=place, response=rollout.token_ids[: bench.capture.positions])
         for place, (c, rollout) in enumerate(zip(batch, sampled, strict=True))
@@ -208,8 +224,8 @@ def _take_checkpoint(bench: Workbench) -> Step:
 
 def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps: dict[Update, Step]) -> dict[str, Any]:
     """Write the `gains` table of the real update and of each placebo, and summarise them."""
-    before, again = (_forward_kl(bench, state) for state in (_BEFORE, Update(NOTHING).state))
-    floor = float(np.quantile(np.abs(before - again), 0.99))
+    before, again = (bench.forward_kl(state) for state in (_BEFORE, Update(NOTHING).state))
+    floor = noise_floor(before, again)
     positions = POSITIONS.read(bench.run / "positions", ["split", "forward_kl"])
     captured = positions["forward_kl"].to_numpy()[(positions["split"] == "bank").to_numpy()]
     updates: dict[str, Any] = {}
@@ -221,11 +237,6 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
         "largest_difference_from_capture": float(np.abs(captured - before).max()),
         "updates": {name: found[0] if len(found) == 1 else {"draws": found} for name, found in updates.items()},
     }
-
-
-def _forward_kl(bench: Workbench, state: str) -> np.ndarray:
-    values: np.ndarray = pa.concat_tables(bench.shards(state))["forward_kl"].to_numpy()
-    return values
 
 
 def _write_gains(bench: Workbench, update: Update, real: bool, floor: float) -> dict[str, float]:

@@ -156,7 +156,8 @@ def parameter_digest(student: LanguageModel) -> str:
 
 def inner(a: Direction, b: Direction) -> float:
     """Inner product of two directions: rows in float32, their sum in float64."""
-    return sum(float(torch.linalg.vecdot(x, y).double().sum()) for x, y in zip(a, b, strict=True))
+    rows = ((x.reshape(-1, *x.shape[-1:]), y.reshape(-1, *y.shape[-1:])) for x, y in zip(a, b, strict=True))
+    return sum(float(torch.linalg.vecdot(x, y).double().sum()) for x, y in rows)
 
 
 def optimize(

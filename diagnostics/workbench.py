@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.alignment import Batch, Context, batched, in_shards, relaid
+from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.capture import load_pair, read_contexts
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.models import LanguageModel, ModelSource
@@ -28,8 +28,8 @@ from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
 from teachdiag.tables import shard_path, write_parquet
 
-KEY = [("context_id", "ascending"), ("position", "ascending")]
 Layout = Callable[[Sequence[Context]], list[Batch]]
+Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Workbench:
         """Another layout of the same work; rounding differs, and nothing else."""
         return lambda contexts: relaid(contexts, self.settings.batch_tokens, self.student.limit, draw)
 
-    def rescored(self, batch: Batch) -> pa.Table:
-        """Forward and reverse KL of a batch's positions at the student's present weights, with their keys."""
-        taught = self.teacher.at(self.teacher.rows(batch), self.student.device)
-        columns = rescore(self.student, batch, taught, self.teacher.head, self.settings.tile_positions)
-        return pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns)
+    def rescored(self, batch: Batch, rows: slice = slice(None)) -> pa.Table:
+        """Forward and reverse KL of a batch's positions (or some of its rows) at the student's present weights."""
+        taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)
+        columns = rescore(self.student, batch, taught, self.teacher.head, self.settings.tile_positions, rows)
+        return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
 
     def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
         """Rescore the bank at the student's present weights into the shards of a state; skip those that are there."""
@@ -102,6 +102,11 @@ class Workbench:
         """The shards of a state, in order."""
         return [pq.read_table(path) for path in sorted((self.scratch / state).glob("part-*.parquet"))]
 
+    def forward_kl(self, state: str) -> np.ndarray:
+        """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""
+        values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)["forward_kl"].to_numpy()
+        return values
+
     def fix_objective(self) -> Objective:
         """L_fix: the mean forward KL over the contexts that were set aside (paper Eq. 2)."""
         return Objective(self.fix, self.teacher, position_loss("forward_kl", self.settings.jsd_beta))
@@ -115,6 +120,7 @@ def set_up(
     sources: tuple[ModelSource, ModelSource],
     device: str,
     reporter: Reporter,
+    check: Check,
     further: Callable[[list[Context], int], list[Context]],
 ) -> Workbench:
     """Load the pair, store the teacher's states of every context, and keep only its head unless it is needed again.
@@ -127,12 +133,16 @@ def set_up(
         sources: student and teacher.
         device: torch device.
         reporter: progress.
+        check: what the kind of probe refuses before a model is loaded, from the bank and the update batch.
         further: makes the contexts that the kind of probe needs beside the run's, from the update batch and the longest
             sequence that both models can read.
     """
     contexts = list(read_contexts(stage.run, capture.positions))
     bank = [c for c in contexts if c.split == "bank"]
+    if settings.bank_contexts > len(bank):
+        raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
     fix, update = update_contexts(stage.run, settings, contexts)
+    check(stage.run, settings, bank, update)
     pair = load_pair(sources, capture.dtype, device, reporter, master=True)
     more = further(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
@@ -168,17 +178,22 @@ def update_contexts(
     fix: list[Context] = []
     if settings.kind in ("isolated", "predicted", "selectors", "lds"):
         fix = _set_aside(run, settings, [c for c in contexts if c.split == "update"])
-    if settings.kind != "predicted":  # there the update is that of a one_step probe with the same settings
+    if settings.kind != "predicted":  # there the update batch is that of a one_step probe
         aside = {c.context_id for c in fix}
         chosen = [c for c in chosen if c.context_id not in aside]
     wanted = settings.update_contexts or len(chosen)
     if settings.kind not in ("checkpoint", "isolated") and (not chosen or wanted > len(chosen)):
         raise RunError(
-            f"{run} has {len(chosen)} contexts to update on ({settings.update_on}), --update-contexts asks for "
-            f"{wanted or 'some'}: capture more --update-prompts, or use --update-on bank"
+            f"{run} has {len(chosen)} contexts to update on ({settings.update_on}{', L_fix aside' if fix else ''}), "
+            f"--update-contexts asks for {wanted or 'some'}: capture more --update-prompts, or ask for fewer contexts"
         )
     drawn = settings.kind == "selectors" or settings.steps > 1  # these draw --update-contexts at a time themselves
     return fix, chosen if drawn else chosen[:wanted]
+
+
+def noise_floor(before: np.ndarray, again: np.ndarray) -> float:
+    """99th percentile of what another batch layout changes in a position's KL, nats."""
+    return float(np.quantile(np.abs(before - again), 0.99))
 
 
 def rows_of(run: Path, contexts: Sequence[Context], columns: Sequence[str]) -> pa.Table:

@@ -46,7 +46,7 @@ def budget_figure(tables: RunTables, probe_id: str) -> Figure:
     rows = tables.selection[(tables.selection["probe_id"] == probe_id) & (tables.selection["statistic"] == "mean_gain")]
     figure = blank_figure(3.2)
     matches = [match for match in _MATCHES if match in set(rows["match"])]
-    panels = figure.subplots(1, len(matches), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(matches), squeeze=False)[0]  # scales of their own: equal rates can overshoot
     for ax, match in zip(panels, matches, strict=True):
         draw_budgets(rows[rows["match"] == match], ax)
         ax.set_title(_MATCHES[match])

@@ -222,6 +222,9 @@ class ProbeSettings(_Checked):
         self._check_at_least(0, "learning_rate", "weight_decay", "clip_norm", "update_contexts", "bank_contexts")
         self._check_at_least(0, "sample", "min_keep", "seed")
         self._require(self.step_size < 1e38, "learning_rate", "a number that float32 holds")
+        self._require(
+            self.step_size > 0 or self.kind not in _TERMS, "learning_rate", f"above 0 with --kind {self.kind}"
+        )
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
         self._require(0 < self.mask_budget <= 1, "mask_budget", "in (0, 1]")
         self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")

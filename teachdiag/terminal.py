@@ -78,16 +78,15 @@ def _predicted(summary: Summary, title: str) -> None:
 
 
 def _interventions(summary: Summary, title: str) -> None:
-    columns = ("kept by", "budget", "matched", "kept", "mean gain [nats]", "to first order")
+    columns = ("kept by", "budget", "matched", "kept", "mean gain [nats]", "SGD to first order")
     table = _table(title, *columns)
     for row in summary["selectors"]:
         numbers = f"{row['keep']:.1%}", f"{row['mean_gain']:.3g}", f"{row['first_order_gain']:.3g}"
         table.add_row(row["selector"], f"{row['budget']:g}", row["match"], *numbers)
     Console().print(table)
-    print(
-        f"{summary['cells']} masked steps, measured on {summary['bank_positions']} bank positions; matched by learning "
-        "rate, or by the length of the step that keeps everything"
-    )
+    matched = {row["match"] for row in summary["selectors"]}
+    how = "; matched by learning rate, or by the length of the step that keeps everything" if len(matched) > 1 else ""
+    print(f"{summary['cells']} masked steps, measured on {summary['bank_positions']} bank positions{how}")
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -1,6 +1,8 @@
 """Masked steps: what is kept, and every number against explicit steps; resumption; the oracle."""
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ from transformers import AutoModelForCausalLM
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS, POSITIONS, PREDICTIONS
 from teachdiag.diagnostics import interventions as interventions_kind
 from teachdiag.diagnostics.capture import read_contexts
+from teachdiag.diagnostics.cells import resolve_choosers
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.errors import RunError, SettingsError
+from teachdiag.errors import EstimationError, RunError, SettingsError
 from teachdiag.progress import Reporter
+from teachdiag.selectors import Tokens
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
 SMALL = {"batch_tokens": 100, "tile_positions": 7, "fix_contexts": 2}
@@ -151,7 +155,9 @@ def test_random_masks_are_of_one_size_and_one_batch(run: Path, quiet: Reporter) 
 
 def test_the_oracle_needs_isolated_gains_and_ranks_by_them(run: Path, quiet: Reporter) -> None:
     settings = SELECTORS | {"selector": "oracle", "budgets": "0.2"}
-    with pytest.raises(RunError, match="--kind isolated --sample-from update"):
+    part = ProbeSettings(**SMALL, kind="isolated", name="part", sample_from="update", sample=35)
+    run_probe(run, part, quiet)  # knows too little to be the best that selection can do
+    with pytest.raises(RunError, match="--kind isolated --sample-from update --sample 0"):
         run_probe(run, ProbeSettings(**settings), quiet)
     isolated = ProbeSettings(**SMALL, kind="isolated", name="i", sample_from="update", sample=0)
     run_probe(run, isolated, quiet)
@@ -165,6 +171,42 @@ def test_the_oracle_needs_isolated_gains_and_ranks_by_them(run: Path, quiet: Rep
         assert kept == set(known.sort_values().index[-cell.n_kept :])
 
 
+def test_cells_of_another_selection_are_not_taken_up(
+    run: Path, quiet: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's selector that is edited between a kill and the next start: its cells are measured anew."""
+    own = tmp_path / "edited.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ProbeSettings(**(SELECTORS | {"selector": "edited:score", "budgets": "0.2", "seeds": 1}))
+    own.write_text("def score(tokens):\n    return tokens.column('position')\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(interventions_kind, "_write_gains", dying(interventions_kind._write_gains, 0))
+        with pytest.raises(Killed):
+            run_probe(run, settings, quiet)
+    own.write_text("def score(tokens):\n    return -1.0 * tokens.column('position')  # the other way round\n")
+    monkeypatch.delitem(sys.modules, "edited")
+    run_probe(run, settings, quiet)
+    resumed = tables(run)
+    shutil.rmtree(run / "probes")
+    for folder in ("interventions", "intervention_gains", "predictions"):
+        shutil.rmtree(run / folder)
+    run_probe(run, settings, quiet)
+    assert tables(run) == resumed
+
+
+def test_saturated_compatibility_is_fine_under_ranks(run: Path, quiet: Reporter) -> None:
+    """What the settings say is what is scored: ranks exist where quantiles do not."""
+    tokens = Tokens(
+        {"context_id": np.arange(40), "position": np.arange(40), "compatibility_k16": np.r_[0.5, np.ones(39)]}
+    )
+    by_rank = ProbeSettings(kind="selectors", selector="q3_high_c", normalisation="rank")
+    (chooser,) = resolve_choosers(run, by_rank)
+    more = {"student_entropy": np.arange(40.0), "forward_kl": np.arange(40.0)[::-1]}
+    assert chooser.choose(Tokens(tokens.columns | more), 0.1).kept.sum() == 4
+    with pytest.raises(EstimationError, match="compatibility_k16 is 1 at both"):
+        resolve_choosers(run, replace(by_rank, normalisation="quantile"))[0].choose(Tokens(tokens.columns | more), 0.1)
+
+
 def test_a_selector_of_ones_own_and_a_misspelt_one(
     run: Path, quiet: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +216,9 @@ def test_a_selector_of_ones_own_and_a_misspelt_one(
     run_probe(run, ProbeSettings(**settings), quiet)
     cells = INTERVENTIONS.read(run / "interventions/s").set_index("selector")
     assert cells.loc["mine:last", "mean_position"].mean() > cells.loc["all", "mean_position"].mean()
+    (tmp_path / "broken.py").write_text("def score(tokens):\n    return 1 / 0\n")
+    with pytest.raises(SettingsError, match="selector broken:score failed: ZeroDivisionError: division by zero"):
+        run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": "broken:score"})), quiet)
     with pytest.raises(SettingsError, match="no selector 'learnible'"):
         run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": "learnible"})), quiet)
 

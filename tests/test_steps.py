@@ -10,9 +10,10 @@ from conftest import PROBE, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.artefacts import GAINS
+from teachdiag.diagnostics.alignment import batched, relaid
 from teachdiag.diagnostics.capture import read_contexts
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.errors import ModelError
+from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -86,6 +87,15 @@ def test_a_checkpoint_is_measured_against_the_same_bank(
     assert results["random_direction"]["update_norm"] == pytest.approx(results["checkpoint"]["update_norm"], rel=1e-3)
 
 
+def test_a_checkpoint_that_changed_is_another_probe(run: Path, tmp_path: Path, quiet: Reporter) -> None:
+    path = save_model(tmp_path / "after", seed=1)
+    probe = ProbeSettings(**SMALL, kind="checkpoint", name="c", student_after=path)
+    run_probe(run, probe, quiet)
+    save_model(tmp_path / "after", seed=5)
+    with pytest.raises(RunError, match=r"another configuration \(student_after"):
+        run_probe(run, probe, quiet)
+
+
 def test_a_checkpoint_of_another_shape_is_refused(run: Path, tmp_path: Path, quiet: Reporter) -> None:
     path = save_model(tmp_path / "other", seed=3, hidden_size=48)
     probe = ProbeSettings(**SMALL, kind="checkpoint", student_after=path)
@@ -98,3 +108,14 @@ def test_the_noise_floor_does_not_depend_on_the_placebos(run: Path, quiet: Repor
     two = run_probe(run, ProbeSettings(**SMALL, kind="placebo", name="q", draws=2), quiet)["noise_floor"]
     assert one == two
     assert len(list(read_contexts(run, 10))) == 16
+
+
+def test_every_layout_draw_is_another_layout(run: Path) -> None:
+    contexts = list(read_contexts(run, 10))[:8]
+    shapes = [
+        [(len(b.contexts), b.input_ids("student", torch.device("cpu")).shape) for b in batches]
+        for batches in (batched(contexts, 100_000), *(relaid(contexts, 100_000, 256, draw) for draw in range(4)))
+    ]
+    assert len({str(shape) for shape in shapes}) == 5
+    assert len(shapes[0]) == 1
+    assert len(shapes[1]) > 1  # though all would fit into one batch

@@ -1,5 +1,6 @@
 """Losses, gradients, steps, placebos and the way back, against autograd and torch written out plainly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,7 @@ def test_theta0_comes_back_bit_for_bit(pair: Pair) -> None:
 
 
 def fake_states(lengths: list[int]) -> tuple[TeacherStates, list[Context]]:
-    contexts = [Context(i, "p", "update", (1,), (1,), (0,) * n) for i, n in enumerate(lengths)]
+    contexts = [Context(i, f"p/{i}", "update", (1,), (1,), (0,) * n) for i, n in enumerate(lengths)]
     starts = np.cumsum([0, *lengths])
     head = Head(torch.zeros(1, 1), None, 1.0, None, 1)
     return TeacherStates(np.zeros((starts[-1], 1)), {i: int(s) for i, s in enumerate(starts[:-1])}, head), contexts
@@ -253,6 +254,13 @@ def test_shuffled_teacher_rows_keep_their_entropy() -> None:
     order = np.argsort(np.argsort(entropy))
     assert (order[first] // 100 == order // 100).all()  # within its decile
     assert (first != second).mean() > 0.9
+
+
+def test_shuffled_teacher_rows_leave_their_prompt_too() -> None:
+    states, contexts = fake_states([10] * 8)
+    contexts = [replace(c, prompt_id=f"p/{c.context_id // 2}") for c in contexts]  # two responses a prompt
+    stand_in = shuffle_teacher(states, contexts, np.zeros(80), 0).stand_in
+    assert (stand_in // 20 != np.arange(80) // 20).all()
 
 
 def test_shuffling_leaves_other_contexts_alone() -> None:

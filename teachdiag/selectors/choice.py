@@ -44,8 +44,9 @@ def select(
     """Keep the best-scored positions: exactly ceil(budget N) of all N, or ceil(budget R) of each context's R.
 
     Normalisation, medians and maxima inside a score are over all N positions whatever the scope. Positions that the
-    quantile clip made equal are ranked by the same formula under rank normalisation, which orders like the unclipped
-    values; only then by the tie rule. The order of rows changes nothing.
+    quantile clip made equal are ranked by the same formula under rank normalisation, which orders every column like its
+    unclipped values and stays within (0, 1), where products keep their meaning; only then by the tie rule. The order of
+    rows changes nothing.
 
     Args:
         tokens: the positions that compete.

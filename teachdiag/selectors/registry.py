@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import numpy as np
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.errors import SettingsError, cause
+from teachdiag.errors import InputError, SettingsError, cause
 from teachdiag.scores import Array
 from teachdiag.selectors import published
 from teachdiag.selectors.parts import Score, column, complement, normed, product, soft_or, within_q3
@@ -181,7 +181,19 @@ def _users_own(spec: str, load: Callable[[], object]) -> Selector:
     if not callable(found):
         raise SettingsError(f"selector {spec} is {type(found).__name__}, neither a function of Tokens nor a Score")
     everything = tuple(c.name for c in POSITIONS.columns)
-    return Selector(spec, Score(found, tuple(getattr(found, "columns", everything)), spec), "user")
+    return Selector(spec, Score(_guarded(spec, found), tuple(getattr(found, "columns", everything)), spec), "user")
+
+
+def _guarded(spec: str, function: Callable[[Tokens], Array]) -> Callable[[Tokens], Array]:
+    def scores(tokens: Tokens) -> Array:
+        try:
+            return function(tokens)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's function does
+            raise SettingsError(f"selector {spec} failed: {type(error).__name__}: {cause(error)}") from error
+
+    return scores
 
 
 def selectors_page() -> str:

@@ -1,6 +1,6 @@
 """The selection arithmetic of the code released with TA-OPD (arXiv 2605.26844), to reproduce its masks.
 
-It differs from `selection` on purpose: ties go to the earliest positions, Q3 masks fall short of the budget when Q3 is
+It differs from `choice` on purpose: ties go to the earliest positions, Q3 masks fall short of the budget when Q3 is
 small, every sequence keeps at least one token beyond the budget, TA-OPD+Ent normalises D C after the product, and a
 score without spread is zero.
 """
