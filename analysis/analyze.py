@@ -171,7 +171,7 @@ def _selection(inputs: _Inputs, record: Record) -> Found:
     cells = load_cells(inputs.run, record.probe_id, inputs.bank)
     draws = draw_seeds_and_prompts(cells, inputs.resampling)
     floor = float(record.results["noise_floor"])
-    agreement = agreement_rows(cells, draws) + released_rows(cells, inputs.bank, floor, draws)
+    agreement = agreement_rows(cells) + released_rows(cells, inputs.bank, floor, draws)
     return {SELECTION: selection_rows(cells, inputs.bank, floor, draws), ESTIMATES: agreement}
 
 

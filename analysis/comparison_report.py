@@ -125,7 +125,7 @@ def _range(row: pd.Series) -> str:
         told = f"{row['draw_mean']:.3g} (no range)"
     else:
         told = f"{row['draw_mean']:.3g} [{row['range_low']:.3g}, {row['range_high']:.3g}]"
-    return told if row["survives"] else f"{told} *"
+    return told if pd.isna(row["survives"]) or row["survives"] else f"{told} *"
 
 
 def _named(row: pd.Series) -> str:

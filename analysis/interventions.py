@@ -16,7 +16,6 @@ from teachdiag.analysis.frame import Bank, Mask
 from teachdiag.analysis.released_gap import SAFETY, arm_gap, arms
 from teachdiag.analysis.scaling import in_q3
 from teachdiag.analysis.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
-from teachdiag.analysis.validity import explained, rank_correlation
 from teachdiag.errors import EstimationError
 from teachdiag.settings import HEADLINE_K
 
@@ -94,34 +93,36 @@ def draw_seeds_and_prompts(cells: Cells, resampling: Resampling) -> TwoWay:
     return two_way(replace(resampling, n_prompts=cells.n_prompts), int(cells.seeds.max()) + 1)
 
 
-def agreement_rows(cells: Cells, draws: TwoWay) -> Rows:
+def agreement_rows(cells: Cells) -> Rows:
     """Say how well the first-order form foretells the real mean gain over cells: rows of the estimates table.
 
-    `spearman` ranks cells; `r2` is 1 - sum (real - first order)^2 / sum (real - mean)^2, without any fitted slope, so
-    that it falls below 0 where the form has the wrong size. Draws re-weight seeds.
+    Selectors of the same batch and budget are compared with one another, as batches and budgets move both sides alike:
+    `spearman` ranks the cells' deviations from their group's mean, `r2` is 1 - sum (real - first order)^2 / sum (real -
+    group mean)^2, without any fitted slope. No interval: ranks made anew in draws of few batches do not surround them.
     """
-    real, predicted = cells.gains.mean(axis=1), cells.table["first_order_gain"].to_numpy(np.float64)
+    table = cells.table.assign(real=cells.gains.mean(axis=1))
+    table = table[table["selector"] != ALL]
+    table = table.assign(form=table["first_order_gain"].astype(np.float64))
+    groups = table.groupby(["match", "seed", "budget"])[["real", "form"]]
+    table[["real_centred", "form_centred"]] = table[["real", "form"]] - groups.transform("mean")
     rows: Rows = []
-    for match in sorted(cells.table["match"].unique()):
-        mine = (cells.table["match"] == match).to_numpy()
-        if mine.sum() < 3 or np.ptp(real[mine]) == 0 or np.ptp(predicted[mine]) == 0:
+    for match, mine in table.groupby("match"):
+        y, x = mine["real_centred"].to_numpy(), mine["form_centred"].to_numpy()
+        if len(mine) < 3 or np.ptp(y) == 0 or np.ptp(x) == 0:
             continue
-        y, x, seeds = real[mine], predicted[mine], cells.seeds[mine]
-        total, unexplained = (y - y.mean()) ** 2, ((y - x) ** 2)[:, None]
-        for term, samples in (
-            ("spearman", rank_correlation(y, x[:, None], seeds, draws.seeds)),
-            ("r2", explained(total, unexplained, seeds, draws.seeds)),
-        ):
-            interval = seed_intervals(samples, draws.n_seeds)[0]
-            method = draws.seed_method(f"real mean gain against its first-order form, {mine.sum()} cells")
-            rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, method))
+        r2 = 1 - ((mine["real"] - mine["form"]) ** 2).sum() / (y**2).sum()
+        what = f"real mean gain against its first-order form, {len(mine)} cells, within batch and budget"
+        for term, value in (("spearman", np.corrcoef(rankdata(y), rankdata(x))[0, 1]), ("r2", float(r2))):
+            interval = Interval(float(value), np.nan, np.nan)
+            rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, what))
     return rows
 
 
 def released_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -> Rows:
     """Say whether the released statistic orders selectors as their mean gain does: rows of the estimates table.
 
-    Spearman over selectors and budgets below 1, both means over seeds; ranks are made anew in each draw.
+    Spearman over selectors and budgets below 1, both means over seeds; no interval, as ranks of noisy means shrink in
+    every draw.
     """
     groups, group = cells.groups
     found = {s.name: s.values for s in gain_statistics(cells, bank, noise_floor, draws.prompts)}
@@ -133,8 +134,8 @@ def released_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -
         mine = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
         if mine.sum() < 3:
             continue
-        interval = intervals(_rowwise_spearman(gain[:, mine], gap[:, mine])[:, None])[0]
-        method = draws.method(f"released gap against mean gain, {mine.sum()} selectors and budgets")
+        interval = Interval(float(_rowwise_spearman(gain[:1, mine], gap[:1, mine])[0]), np.nan, np.nan)
+        method = f"released gap against mean gain, {mine.sum()} selectors and budgets"
         if not np.isnan(interval.estimate):
             rows.append(_agreement(cells, "released_agreement", f"spearman ({match})", interval, method))
     return rows

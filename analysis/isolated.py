@@ -31,6 +31,7 @@ from teachdiag.selectors import Tokens
 FIRST_ORDER = {"gain": "own_inner", "fix_gain": "fix_inner"}  # outcome: the inner product that foresees it
 PER_STEP = "{}_per_step"  # an outcome divided by its own step size
 LOWERS, WITHIN_NOISE = "lowers", "within noise"  # shares of steps: gain above 0, gain of the size of rounding
+WITHOUT_LARGEST = "first order, without the largest miss"
 _NOISE_FLOORS = {"gain": "noise_floor", "fix_gain": "fix_noise_floor"}  # outcome: where the probe's results have it
 _KEY = ["context_id", "position"]
 _NUMBERS = ("gain", "fix_gain", "own_inner", "fix_inner")
@@ -131,6 +132,8 @@ def _first_order_rows(sample: Sample, explained: Mapping[str, Array], split: str
         columns = np.column_stack([np.ones_like(y), y, y**2, miss**2, np.abs(miss), np.abs(y), y > 0])
         n, total, squares, missed, off, size, helped = sample.totals(columns, counts).T
         r2 = 1 - ratio(missed, n * variance(n, total, squares))
+        others = np.arange(len(y)) != np.argmax(sample.stands_for * miss**2)
+        without = _r2(y[others], miss[others], sample.stands_for[others])
         names = (
             ("isolated_mean", split, "nats", ratio(total, n), "weighted mean"),
             ("isolated_share", LOWERS, "1", ratio(helped, n), "weighted share of steps with gain above 0"),
@@ -141,7 +144,15 @@ def _first_order_rows(sample: Sample, explained: Mapping[str, Array], split: str
             sample.row(analysis, outcome, term, unit, found_intervals(drawn[:, None])[0], what)
             for analysis, term, unit, drawn, what in names
         ]
+        what = "the same without the position that the first order misses most"
+        rows.append(sample.row("isolated_r2", outcome, WITHOUT_LARGEST, "1", Interval(without, np.nan, np.nan), what))
     return [row for row in rows if not np.isnan(row["estimate"])]
+
+
+def _r2(y: Array, miss: Array, weights: Array) -> float:
+    centred = y - np.average(y, weights=weights)
+    spread = float((weights * centred**2).sum())
+    return 1 - float((weights * miss**2).sum()) / spread if spread else np.nan
 
 
 def _noise_rows(sample: Sample, results: Mapping[str, Any], split: str) -> list[dict[str, Any]]:

@@ -51,6 +51,11 @@ class Spread(NamedTuple):
     high: float | None
 
 
+# Shuffled rollouts learn from the true teacher: they show what needs no rollout of one's own, not what nothing teaches.
+NULLS = ("theta0", "shuffled_teacher", "random_direction")
+MIN_DRAWS = 3  # with fewer, no verdict
+
+
 def panel_rows(run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Scores) -> list[dict[str, Any]]:
     """Return the rows of the placebo panel of one probe.
 
@@ -112,9 +117,10 @@ def survives(real: float, draws: Sequence[float], found: Spread) -> bool | None:
     """Say whether the real number lies further out, on its own side of 0, than one more draw of the placebo would.
 
     It must lie beyond the range, or, without a range, beyond every draw. A placebo that shows more of the same is no
-    comfort, so a number between 0 and the placebo's does not survive. None where no draw has the statistic.
+    comfort, so a number between 0 and the placebo's does not survive. None where too few draws have the statistic to
+    judge: to lie beyond one or two is a toss of a coin.
     """
-    if not draws:
+    if len(draws) < MIN_DRAWS:
         return None
     side = np.sign(real)
     edges = draws if found.low is None or found.high is None else (found.low, found.high)
@@ -142,15 +148,19 @@ def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[flo
         "draw_sd": found.sd,
         "range_low": found.low,
         "range_high": found.high,
-        "survives": survives(real, draws, found),
+        "survives": survives(real, draws, found) if update in NULLS else None,
     }
     return row | {"sentence": _sentence(row)}
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
     what = f"{row['statistic']} {row['estimate']:.3g}{_unit(row)}"
+    if row["n_draws"] == 0:
+        return f"{what}: no draw of {row['update']} has this statistic."
+    if row["update"] not in NULLS:
+        return f"{what}, where {_told(row)} learns from the true teacher too."
     if row["survives"] is None:
-        return f"{what}: no draw of {row['update']} has this statistic, as its gains do not vary."
+        return f"{what} is not judged against {_told(row)}: {MIN_DRAWS} draws are needed."
     verdict = "lies beyond" if row["survives"] else "does not lie beyond"
     aside = ": there is no range for one more draw" if pd.isna(row["range_low"]) else ""
     return f"{what} {verdict} {_told(row)}{aside}."
@@ -161,13 +171,17 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     judged = [row for row in rows if not pd.isna(row["survives"])]
     shown = [row for row in judged if not row["survives"]]
     opening = f"{rows[0]['statistic']} {rows[0]['estimate']:.3g}{_unit(rows[0])}"
-    unknown = [row["update"] for row in rows if pd.isna(row["survives"])]
-    aside = f" (not defined on {', '.join(unknown)})" if unknown else ""
+    unknown = [row["update"] for row in rows if pd.isna(row["survives"]) and row["update"] in NULLS]
+    aside = f" (not judged against {', '.join(unknown)})" if unknown else ""
+    others = [_told(row) for row in rows if row["update"] not in NULLS and row["n_draws"]]
+    taught = f" The true teacher on dealt responses: {'; '.join(others)}." if others else ""
     if not judged:
-        return f"Not comparable: {opening}: no placebo has this statistic."
+        return f"Not comparable: {opening}: no placebo has {MIN_DRAWS} draws with this statistic.{taught}"
     if not shown:
-        return f"Survives: {opening} lies beyond every placebo{aside}: {'; '.join(_told(row) for row in judged)}."
-    return f"Does not survive: {opening} does not lie beyond {'; '.join(_told(row) for row in shown)}{aside}."
+        told = "; ".join(_told(row) for row in judged)
+        return f"Survives: {opening} lies beyond every null placebo{aside}: {told}.{taught}"
+    told = "; ".join(_told(row) for row in shown)
+    return f"Does not survive: {opening} does not lie beyond {told}{aside}.{taught}"
 
 
 def _told(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from teachdiag.analysis.comparison_report import lds_sentences, lds_table, panel
 from teachdiag.analysis.findings import at_headline
 from teachdiag.analysis.frame import STEP_KINDS, Record
 from teachdiag.analysis.panel import panel_sentences
-from teachdiag.analysis.selection_report import selection_sentences, selection_tables
+from teachdiag.analysis.selection_report import MIN_SEEDS, selection_sentences, selection_tables
 from teachdiag.analysis.step_tables import further, status_table, titled
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
 from teachdiag.analysis.text_tables import bullets, markdown
@@ -94,8 +94,7 @@ def _step_text(record: Record) -> str:
         f"{count} {settings['optimizer']} step{'s' * (steps > 1)}, learning rate {settings['learning_rate']:g}, on the "
         f"mean {settings['loss']} loss of the student's rollouts on {prompts}. Placebos went through the same "
         "analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's teacher, "
-        "`shuffled_rollouts` from the true teacher on responses dealt to other prompts, `random_direction` has the "
-        "real step's length."
+        "`random_direction` has the real step's length."
     )
 
 
@@ -108,9 +107,11 @@ def _checkpoint_text(record: Record) -> str:
 
 def _placebo_text(record: Record) -> str:
     return (
-        f"{_step_text(record)} Each placebo was drawn {record.settings['draws']} times. Brackets here are 95% ranges "
-        "for one more draw on the same bank, mean -+ t sd sqrt(1 + 1/n); a number survives a placebo if it lies beyond "
-        "that range on its own side of 0. A star marks the placebos that it does not lie beyond."
+        f"{_step_text(record)} `shuffled_rollouts` learns from the true teacher on responses dealt to other prompts: "
+        f"no null, and nothing is judged against it. Each was drawn {record.settings['draws']} times. Brackets are 95% "
+        "ranges for one more draw on the same bank, mean -+ t sd sqrt(1 + 1/n), wide where draws are few; a number "
+        "survives if it lies beyond that range on its own side of 0. A star marks the placebos that it does not lie "
+        "beyond."
     )
 
 
@@ -120,7 +121,8 @@ def _selectors_text(record: Record) -> str:
         f"{settings['optimizer']} steps, learning rate {settings['learning_rate']:g}, each on the mean "
         f"{settings['loss']} loss of the selected positions of one update batch; {settings['seeds']} batches, the same "
         "for every selector. Compared at equal learning rate (rate), and with every step stretched to the length of "
-        "that on the whole batch (norm). Brackets: bootstrap over batches and bank prompts."
+        "that on the whole batch (norm). `random` is the control. Brackets: bootstrap over batches and bank prompts"
+        f"{'; they are too short with so few batches, so nothing is judged' if settings['seeds'] < MIN_SEEDS else ''}."
     )
 
 

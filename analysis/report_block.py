@@ -11,6 +11,7 @@ from teachdiag.analysis.frame import STEP_KINDS, Record, read_records
 from teachdiag.analysis.report import Results, pair_text, probe_text, read_results, verdict
 from teachdiag.analysis.selection_report import headline_budget, selection_sentences, selection_table
 from teachdiag.analysis.step_tables import at_headline_k, coefficient_table, outcome_table, validity_table
+from teachdiag.analysis.study import isolated_table
 from teachdiag.analysis.text_tables import bullets, markdown
 from teachdiag.settings import HEADLINE_K
 
@@ -75,8 +76,15 @@ def _panel_sentences(panel: pd.DataFrame, probe_id: str) -> list[str]:
         elif rows["survives"].notna().any():
             survivors.append(number)
     count = f"{len(survivors)} of {len(survivors) + len(others)}"
-    told = [f"Beyond every placebo, {count} headline statistics: {'; '.join(survivors) or 'none'}."]
-    return told + [f"Not beyond the placebos in brackets: {'; '.join(others)}."] * bool(others)
+    told = [f"Beyond every null placebo, {count} headline statistics: {'; '.join(survivors) or 'none'}."]
+    told += [f"Not beyond the placebos in brackets: {'; '.join(others)}."] * bool(others)
+    means = panel[(panel["probe_id"] == probe_id) & (panel["statistic"] == "mean gain")]
+    dealt = means[(means["update"] == "shuffled_rollouts") & (means["n_draws"] > 0)]
+    return told + [
+        f"No null: the true teacher on responses dealt to other prompts gains {row['draw_mean']:.3g} nats, where the "
+        f"student's own rollouts gain {row['estimate']:.3g}."
+        for row in dealt.to_dict("records")
+    ]
 
 
 def _compact(record: Record, results: Results) -> tuple[str, pd.DataFrame]:
@@ -95,10 +103,19 @@ def _compact(record: Record, results: Results) -> tuple[str, pd.DataFrame]:
     if record.kind == "lds":
         table = lds_table(results.estimates, probe_id)
         return f"Token-LDS: the first {_TOP} of {len(table)} predictors, and some", _cut(table, "predictor")
+    if record.kind == "isolated":
+        table = isolated_table(results.estimates, probe_id)
+        wanted = [c for c in table.columns if c in ("predictor", "own gain", "drop of L_fix")]
+        title = (
+            f"Rank correlation with what one token's step does: the first {_TOP} of {len(table)} predictors, and some"
+        )
+        return title, _cut(table, "predictor")[wanted] if len(table) else table
     return "", pd.DataFrame()
 
 
 def _cut(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    if table.empty:
+        return table
     names = table[column]
     return table[(table.index < _TOP) | names.str.startswith(_FOLLOWED) | names.isin(("learnable", "incompatible"))]
 

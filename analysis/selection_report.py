@@ -11,6 +11,7 @@ from teachdiag.analysis.text_tables import row_interval
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
 MATCHES = {"norm": "equal update norm", "rate": "equal learning rate"}
+MIN_SEEDS = 5  # update batches below which intervals over them are too short for a verdict
 _HEADLINE_BUDGET = 0.1
 _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}
@@ -112,7 +113,7 @@ def _contender_sentence(mine: pd.DataFrame, budget: float) -> str:
         less = _interval(mine, CONTENDER, budget, match, "mean_gain_vs_random")
         gain = _interval(mine, CONTENDER, budget, match, "mean_gain")
         if less is not None and gain is not None:
-            told.append(f"{_judged(less)} random positions at {how} ({gain} nats, difference {less})")
+            told.append(f"{_judged(less, _n_seeds(mine))} random positions at {how} ({gain} nats, difference {less})")
     whole = f"At {_percent(budget)} of the batch, `{CONTENDER}` (TA-OPD) "
     return f"{whole}{', and '.join(told)}." if told else ""
 
@@ -139,7 +140,9 @@ def _followed(ranked: Sequence[str]) -> list[str]:
 
 
 def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
-    """Say which selectors gain more than the whole batch."""
+    """Say which selectors gain more than the whole batch; of many comparisons, one in forty does so by chance."""
+    if _n_seeds(mine) < MIN_SEEDS:
+        return ""
     told = []
     for match, how in MATCHES.items():
         better, compared = [], 0
@@ -151,7 +154,7 @@ def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
             ]
         if compared:
             told.append(f"{len(better)} of {compared} at {how}{_listed(better)}")
-    opening = "Selectors whose kept part gains more than the whole batch"
+    opening = "Selectors whose kept part gains more than the whole batch (one in forty does by chance)"
     return f"{opening}: {'; '.join(told)}." if told else ""
 
 
@@ -169,7 +172,8 @@ def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
         )
         if rank is not None and r2 is not None:
             told.append(f"Spearman {rank}, R2 {r2} at {how}")
-    return f"Real mean gain of the cells against its first-order form: {'; '.join(told)}." if told else ""
+    opening = "Real mean gain of the selectors against its first-order form, within each batch and budget"
+    return f"{opening}: {'; '.join(told)}." if told else ""
 
 
 def _released_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
@@ -189,8 +193,14 @@ def _estimate(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str) 
     return None if rows.empty else row_interval(rows.iloc[0])
 
 
-def _judged(less: Interval) -> str:
+def _judged(less: Interval, n_seeds: int) -> str:
+    if n_seeds < MIN_SEEDS:
+        return f"is not judged ({n_seeds} batches are too few) against"
     return "has no interval beside" if np.isnan(less.low) else _VERDICTS[less.side()]
+
+
+def _n_seeds(mine: pd.DataFrame) -> int:
+    return int(mine["n_seeds"].max())
 
 
 def _of(selection: pd.DataFrame, probe_id: str) -> pd.DataFrame:

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
-from teachdiag.analysis.isolated import FIRST_ORDER, LOWERS, PER_STEP, WITHIN_NOISE
+from teachdiag.analysis.isolated import FIRST_ORDER, LOWERS, PER_STEP, WITHIN_NOISE, WITHOUT_LARGEST
 from teachdiag.analysis.predicted import CLEAN, share_name
+from teachdiag.analysis.ranking import PREDICTED
 from teachdiag.analysis.validity import BASE, label, versus_base
 from teachdiag.settings import SHRINKS
 
@@ -121,10 +122,14 @@ def _rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str])
     sentences = []
     for outcome, what in outcomes.items():
         rows = _ranked(mine, analysis, outcome)
+        is_form = (rows["term"] == PREDICTED) & outcome.startswith("fix")  # the derivative of that very outcome
+        form, rows = rows[is_form], rows[~is_form]
         if rows.empty:
             sentences.append(f"No rank correlation with {what} can be estimated: it does not vary.")
             continue
         sentences.append(_order_sentence(rows, what))
+        if len(form):
+            sentences.append(f"`predicted`, the derivative of L_fix itself, has {_interval(form.iloc[0])} with {what}.")
         best = str(rows.iloc[0]["term"])
         rivals = [_CONTENDER] + [best] * (best not in (_CONTENDER, BASE))
         compared = [text for rival in rivals if (text := _versus(mine, analysis, outcome, rival))]
@@ -163,7 +168,8 @@ def _linear_sentences(mine: pd.DataFrame) -> list[str]:
         r2, remainder = _one(mine, "isolated_r2", outcome), _one(mine, "isolated_remainder", outcome)
         if r2 is not None:
             size = "" if remainder is None else f", mean absolute remainder {remainder} of the mean absolute gain"
-            parts.append(f"{what}: R2 {r2}{size}")
+            rest = _one(mine, "isolated_r2", outcome, WITHOUT_LARGEST)
+            parts.append(f"{what}: R2 {r2} ({rest} without the position that it misses most){size}")
     return [f"What first order (step size times inner product) explains of {'; of '.join(parts)}."] if parts else []
 
 
@@ -246,5 +252,5 @@ def _readable(name: str) -> str:
 
 def _percent(share: Interval) -> str:
     if np.isnan(share.low):
-        return f"{share.estimate:.0%}"
-    return f"{share.estimate:.0%} [{share.low:.0%}, {share.high:.0%}]"
+        return f"{share.estimate:.1%}"
+    return f"{share.estimate:.1%} [{share.low:.1%}, {share.high:.1%}]"

@@ -29,7 +29,7 @@ def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def panel_figure(tables: RunTables, probe_id: str) -> Figure:
-    """Draw one panel a statistic of one probe of kind placebo; titles in bold are those that survive every placebo."""
+    """Draw one panel a statistic of one probe of kind placebo; shaded are those that survive every null placebo."""
     mine = tables.panel[tables.panel["probe_id"] == probe_id]
     names = list(mine["statistic"].unique())
     n_rows = -(-len(names) // _COLUMNS)
@@ -39,8 +39,9 @@ def panel_figure(tables: RunTables, probe_id: str) -> Figure:
         rows = mine[mine["statistic"] == name]
         draw_statistic(rows, ax)
         known = rows["survives"].dropna().astype(bool)
-        weight = "bold" if len(known) and known.all() else "normal"
-        ax.set_title(_title(name, str(rows["unit"].iloc[0])), fontsize=7, weight=weight)
+        survives = len(known) > 0 and bool(known.all())
+        ax.set_title(_title(name, str(rows["unit"].iloc[0])), fontsize=7)
+        ax.set_facecolor("honeydew" if survives else "white")
         ax.tick_params(labelsize=6.5)
         ax.xaxis.get_offset_text().set_fontsize(6)
         ax.spines[["top", "right"]].set_visible(False)
@@ -48,9 +49,9 @@ def panel_figure(tables: RunTables, probe_id: str) -> Figure:
         ax.axis("off")
     add_caption(
         figure,
-        f"Blue: the real step. Ticks: draws of each placebo; bars: 95% range for one more draw. Bold: beyond every "
-        f"placebo on its own side of 0. K=16. {tables.population}, the same for all draws; probe {probe_id}. No "
-        "intervals over prompts are drawn.",
+        "Blue: the real step. Ticks: draws of each placebo; bars: 95% range for one more draw. Shaded: beyond every "
+        "null placebo on its own side of 0 (shuffled rollouts have their true teacher, so they are none). K=16. "
+        f"{tables.population}, the same for all draws; probe {probe_id}. No intervals over prompts are drawn.",
     )
     return figure
 

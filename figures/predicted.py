@@ -122,4 +122,4 @@ def _told(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
     if found.empty:
         return f"{name} not estimable"
     estimate, low, high = (float(x) for x in found[["estimate", "ci_low", "ci_high"]].astype(float).iloc[0])
-    return f"{name} {estimate:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+    return f"{name} {estimate:.4g}" + ("" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]")

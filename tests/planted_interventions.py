@@ -23,7 +23,7 @@ class Experiment:
 
     effects: Mapping[str, float]
     budgets: Sequence[float] = (0.1, 0.3)
-    seeds: int = 3
+    seeds: int = 5
     matches: Sequence[str] = ("rate", "norm")
     effect_of_all: float = 0.01
     high_c_bonus: float = 0.0  # share of the KL by which positions of C = 1 gain more than those of C = 0

@@ -186,7 +186,7 @@ PLACEBO_PANEL = Table(
             pa.bool_(),
             "",
             "whether the real number lies beyond that range (or, without one, beyond every draw) on its own side of 0; "
-            "null where no draw has the number",
+            "null where fewer than 3 draws have the number, and for 'shuffled_rollouts', which is no null",
             nullable=True,
         ),
         Column("sentence", TEXT, "", "the comparison in plain words"),
