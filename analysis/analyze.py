@@ -25,7 +25,13 @@ from teachdiag.analysis.frame import (
     load_step,
     select_outcomes,
 )
-from teachdiag.analysis.interventions import agreement_rows, draw_seeds_and_prompts, released_rows, selection_rows
+from teachdiag.analysis.interventions import (
+    agreement_rows,
+    draw_seeds_and_prompts,
+    gain_statistics,
+    released_rows,
+    selection_rows,
+)
 from teachdiag.analysis.isolated import isolated_rows
 from teachdiag.analysis.lds import lds_rows
 from teachdiag.analysis.panel import panel_rows
@@ -171,8 +177,9 @@ def _selection(inputs: _Inputs, record: Record) -> Found:
     cells = load_cells(inputs.run, record.probe_id, inputs.bank)
     draws = draw_seeds_and_prompts(cells, inputs.resampling)
     floor = float(record.results["noise_floor"])
-    agreement = agreement_rows(cells) + released_rows(cells, inputs.bank, floor, draws)
-    return {SELECTION: selection_rows(cells, inputs.bank, floor, draws), ESTIMATES: agreement}
+    gains = gain_statistics(cells, inputs.bank, floor, draws.prompts)
+    agreement = agreement_rows(cells) + released_rows(cells, gains)
+    return {SELECTION: selection_rows(cells, gains, draws), ESTIMATES: agreement}
 
 
 def _over_same_rows(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:

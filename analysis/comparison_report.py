@@ -5,8 +5,8 @@ import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.lds import ENOUGH_MASKS, FIRST_ORDER
-from teachdiag.analysis.text_tables import row_interval
-from teachdiag.analysis.validity import BASE, label, versus_base
+from teachdiag.analysis.text_tables import named, readable, row_interval
+from teachdiag.analysis.validity import BASE, versus_base
 
 _FOLLOWED = ("learnable", "logit_alignment", BASE)
 
@@ -16,7 +16,7 @@ def lds_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     rows = _lds(estimates, probe_id)
     return pd.DataFrame(
         [
-            {"predictor": _named(row), "token-LDS": str(row_interval(row))}
+            {"predictor": named(row), "token-LDS": str(row_interval(row))}
             | {"less raw KL's": _shown_difference(estimates, probe_id, str(row["term"]))}
             for _, row in rows.iterrows()
         ]
@@ -37,14 +37,14 @@ def lds_sentences(estimates: pd.DataFrame, probe_id: str, n_masks: int) -> list[
     form, rows = everyone[everyone["term"] == FIRST_ORDER], everyone[everyone["term"] != FIRST_ORDER]
     best, terms = rows.iloc[0], list(rows["term"])
     told = "".join(
-        f"; {_readable(name)} {row_interval(rows.iloc[place])} is number {place + 1}"
+        f"; {readable(name)} {row_interval(rows.iloc[place])} is number {place + 1}"
         for name in _FOLLOWED
         if name in terms and (place := terms.index(name))
     )
     ceiling = f" The first-order form for this very bank reaches {row_interval(form.iloc[0])}." if len(form) else ""
     rough = f" Fewer than {ENOUGH_MASKS} masks: take these as rough." if n_masks < ENOUGH_MASKS else ""
     sentences = [
-        f"Over {n_masks} random masks of one update batch, sums of {_named(best)} rank the measured gains best of "
+        f"Over {n_masks} random masks of one update batch, sums of {named(best)} rank the measured gains best of "
         f"{len(rows)} predictors (token-LDS {row_interval(best)}; the best of many flatters itself){told}."
         f"{ceiling}{rough}"
     ]
@@ -126,11 +126,3 @@ def _range(row: pd.Series) -> str:
     else:
         told = f"{row['draw_mean']:.3g} [{row['range_low']:.3g}, {row['range_high']:.3g}]"
     return told if pd.isna(row["survives"]) or row["survives"] else f"{told} *"
-
-
-def _named(row: pd.Series) -> str:
-    return label((_readable(str(row["term"])), None if pd.isna(row["k"]) else int(row["k"])))
-
-
-def _readable(name: str) -> str:
-    return "raw KL" if name == BASE else name

@@ -180,16 +180,6 @@ def read_records(run: Path) -> list[Record]:
     return [_record(name, Stage(run, f"probes/{name}").record()) for name in _probe_names(run)]
 
 
-def load_steps(run: Path, bank: Bank) -> list[Step]:
-    """Read every real step of the run with its placebos, in the order of probe_id.
-
-    Raises:
-        RunError: there is no probe, or one is unfinished.
-        ArtefactError: a probe's gains are missing, or are not of this bank.
-    """
-    return [load_step(run, p.probe_id, bank) for p in finished_probes(run) if p.kind in STEP_KINDS]
-
-
 def load_step(run: Path, probe_id: str, bank: Bank) -> Step:
     """Read one real step and its placebos, one draw each.
 

@@ -4,20 +4,21 @@ Means are over update seeds. Gains are resampled over seeds and bank prompts; wh
 alone, and is resampled over seeds. All selectors share batches, prompts and draws, so differences are paired.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
-from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums
 from teachdiag.analysis.cells import GROUP, Cells
 from teachdiag.analysis.frame import Bank, Mask
-from teachdiag.analysis.released_gap import SAFETY, arm_gap, arms
+from teachdiag.analysis.ranking import spearman
+from teachdiag.analysis.released_gap import arm_gap, arms
 from teachdiag.analysis.scaling import in_q3
 from teachdiag.analysis.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
 from teachdiag.errors import EstimationError
-from teachdiag.settings import HEADLINE_K
+from teachdiag.settings import HEADLINE_K, NOISE_SAFETY
 
 RANDOM, ALL = "random", "all"
 _OF_THE_BATCH = {  # columns of `interventions` that are averaged over seeds as they stand: unit
@@ -51,18 +52,17 @@ class Statistic(NamedTuple):
     n_dropped: int = 0
 
 
-def selection_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -> Rows:
+def selection_rows(cells: Cells, gains: Sequence[Statistic], draws: TwoWay) -> Rows:
     """Return the rows of the selection table of one probe.
 
     Args:
         cells: the experiment.
-        bank: the bank that was rescored, or of which a part was.
-        noise_floor: that of the probe, nats: bounds the positions of the released statistic.
+        gains: what `gain_statistics` made of it.
         draws: of seeds and prompts.
     """
     groups, group = cells.groups
     rows: Rows = []
-    for statistic in (*gain_statistics(cells, bank, noise_floor, draws.prompts), *_composition(cells)):
+    for statistic in (*gains, *_composition(cells)):
         samples = over_seeds(statistic.values, group, cells.seeds, draws.seeds)
         of_prompts = len(statistic.values) > 1
         found = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
@@ -112,29 +112,30 @@ def agreement_rows(cells: Cells) -> Rows:
             continue
         r2 = 1 - ((mine["real"] - mine["form"]) ** 2).sum() / (y**2).sum()
         what = f"real mean gain against its first-order form, {len(mine)} cells, within batch and budget"
-        for term, value in (("spearman", np.corrcoef(rankdata(y), rankdata(x))[0, 1]), ("r2", float(r2))):
-            interval = Interval(float(value), np.nan, np.nan)
+        for term, value in (("spearman", spearman(y, x)), ("r2", float(r2))):
+            interval = Interval(value, np.nan, np.nan)
             rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, what))
     return rows
 
 
-def released_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -> Rows:
+def released_rows(cells: Cells, gains: Sequence[Statistic]) -> Rows:
     """Say whether the released statistic orders selectors as their mean gain does: rows of the estimates table.
 
     Spearman over selectors and budgets below 1, both means over seeds; no interval, as ranks of noisy means shrink in
     every draw.
     """
     groups, group = cells.groups
-    found = {s.name: s.values for s in gain_statistics(cells, bank, noise_floor, draws.prompts)}
+    found = {s.name: s.values[:1] for s in gains}  # the estimates alone
     if "released_gap" not in found:
         return []
-    gain, gap = (over_seeds(found[name], group, cells.seeds, draws.seeds) for name in ("mean_gain", "released_gap"))
+    every_seed = np.ones((1, int(cells.seeds.max()) + 1))
+    gain, gap = (over_seeds(found[name], group, cells.seeds, every_seed)[0] for name in ("mean_gain", "released_gap"))
     rows: Rows = []
     for match in sorted(groups["match"].unique()):
         mine = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
         if mine.sum() < 3:
             continue
-        interval = Interval(float(_rowwise_spearman(gain[:1, mine], gap[:1, mine])[0]), np.nan, np.nan)
+        interval = Interval(spearman(gain[mine], gap[mine]), np.nan, np.nan)
         method = f"released gap against mean gain, {mine.sum()} selectors and budgets"
         if not np.isnan(interval.estimate):
             rows.append(_agreement(cells, "released_agreement", f"spearman ({match})", interval, method))
@@ -142,7 +143,14 @@ def released_rows(cells: Cells, bank: Bank, noise_floor: float, draws: TwoWay) -
 
 
 def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array) -> list[Statistic]:
-    """Return what the steps did to the bank, in every cell and draw; `weights` are those of the prompts."""
+    """Return what the steps did to the bank, in every cell and draw.
+
+    Args:
+        cells: the experiment.
+        bank: the bank that was rescored, or of which a part was.
+        noise_floor: that of the probe, nats: bounds the positions of the released statistic.
+        weights: of the prompts, shape (draws, prompts).
+    """
     everywhere = np.ones(len(cells.rows), bool)
     q3 = in_q3(bank.positions.iloc[cells.rows])[0]
     gain = _mean(cells, everywhere, weights)
@@ -165,7 +173,7 @@ def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array
 
 def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: Array) -> list[Statistic]:
     compatibility = bank.positions[f"compatibility_k{HEADLINE_K}"].to_numpy(np.float64)[cells.rows]
-    measurable = (cells.before >= SAFETY * noise_floor) & (cells.before > 0)
+    measurable = (cells.before >= NOISE_SAFETY * noise_floor) & (cells.before > 0)
     cut = arms(q3, compatibility, measurable)
     if not cut:
         return []
@@ -189,13 +197,6 @@ def _mean(cells: Cells, inside: Mask, weights: Array) -> Array:
     gains, prompts = cells.gains[:, inside].T, cells.prompts[inside]
     sums = prompt_sums(np.column_stack([np.ones(len(gains)), gains]), prompts, cells.n_prompts)
     return cell_means(sums[:, 1:].T, sums[:, 0], weights)
-
-
-def _rowwise_spearman(x: Array, y: Array) -> Array:
-    """Return Spearman's correlation of each row of x with that of y, shape (draws,); NaN without spread."""
-    ranks = [rankdata(values, axis=1) for values in (x, y)]
-    a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
-    return ratio((a * b).sum(axis=1), np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))
 
 
 def _agreement(cells: Cells, analysis: str, term: str, interval: Interval, method: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, t
+from scipy.stats import t
 
 from teachdiag.analysis.bootstrap import Array
 from teachdiag.analysis.frame import Bank, Mask, Probe, load_draws, select_outcome
+from teachdiag.analysis.ranking import spearman
 from teachdiag.analysis.regression import GAP, point_estimates
 from teachdiag.analysis.released_gap import arm_gap, arms
 from teachdiag.analysis.scaling import Scores, in_q3
@@ -88,7 +89,7 @@ def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores) -> dict[
     if not outcome.obstacle:
         fitted = point_estimates(outcome, bank, normalised, K)
         found |= {name: fitted[key] for name, key in _REGRESSED.items()}
-        found |= {name: _spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
+        found |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
     relative = select_outcome(probe, "gain_relative", bank)
     gap = _released_gap(relative.rows, probe.gains["gain_relative"].to_numpy(), bank)
     return {name: value for name, value in (found | {_RELEASED: gap}).items() if np.isfinite(value)}
@@ -193,11 +194,6 @@ def _told(row: Mapping[str, Any]) -> str:
 
 def _unit(row: Mapping[str, Any]) -> str:
     return " nats" if row["unit"] == "nats" else ""
-
-
-def _spearman(gain: Array, score: Array) -> float:
-    x, y = rankdata(gain), rankdata(score)
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else np.nan
 
 
 def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:

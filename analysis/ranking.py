@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from scipy.stats import rankdata
 
 from teachdiag.analysis.bootstrap import (
     MIN_PROMPTS,
@@ -117,6 +118,12 @@ def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
     """
     scores = {(name, _own_k(name)): SELECTORS[name].scores(tokens) for name in _selectors()}
     return scores | {(name, None): tokens.column(name) for name in _FURTHER}
+
+
+def spearman(x: Array, y: Array) -> float:
+    """Return Spearman's correlation of two columns of shape (n,); NaN where one has no spread, or an unknown."""
+    a, b = rankdata(x), rankdata(y)
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
 
 
 def weighted_spearman(observed: Array, scores: Array, weights: Array, prompts: Codes, counts: Array) -> Array:

@@ -11,7 +11,6 @@ import numpy as np
 from teachdiag.analysis.bootstrap import Array, Codes, prompt_sums, ratio
 from teachdiag.analysis.frame import Mask
 
-SAFETY = 10.0  # a KL is compared with itself only from this many noise floors up
 _CUTS = (1 / 3, 2 / 3)
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.interventions import ALL, RANDOM
 from teachdiag.analysis.text_tables import row_interval
+from teachdiag.settings import MATCHES
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
-MATCHES = {"norm": "equal update norm", "rate": "equal learning rate"}
 MIN_SEEDS = 5  # update batches below which intervals over them are too short for a verdict
 _HEADLINE_BUDGET = 0.1
 _LISTED = 6  # names that a sentence lists

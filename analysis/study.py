@@ -7,12 +7,13 @@ from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.isolated import FIRST_ORDER, LOWERS, PER_STEP, WITHIN_NOISE, WITHOUT_LARGEST
 from teachdiag.analysis.predicted import CLEAN, share_name
 from teachdiag.analysis.ranking import PREDICTED
-from teachdiag.analysis.validity import BASE, label, versus_base
+from teachdiag.analysis.selection_report import CONTENDER
+from teachdiag.analysis.text_tables import named, readable, row_interval
+from teachdiag.analysis.validity import BASE, versus_base
 from teachdiag.settings import SHRINKS
 
 GAINS = {"gain": "the gain at its own context", "fix_gain": "the drop of L_fix"}
 _INNER = {"fix_inner": "the inner product with the gradient of L_fix"}
-_CONTENDER = "learnable"
 _HEADINGS = {
     "gain": "own gain",
     "fix_gain": "drop of L_fix",
@@ -129,9 +130,11 @@ def _rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str])
             continue
         sentences.append(_order_sentence(rows, what))
         if len(form):
-            sentences.append(f"`predicted`, the derivative of L_fix itself, has {_interval(form.iloc[0])} with {what}.")
+            sentences.append(
+                f"`predicted`, the derivative of L_fix itself, has {row_interval(form.iloc[0])} with {what}."
+            )
         best = str(rows.iloc[0]["term"])
-        rivals = [_CONTENDER] + [best] * (best not in (_CONTENDER, BASE))
+        rivals = [CONTENDER] + [best] * (best not in (CONTENDER, BASE))
         compared = [text for rival in rivals if (text := _versus(mine, analysis, outcome, rival))]
         sentences += [f"For {what}, {'; '.join(compared)}."] if compared else []
     return sentences
@@ -140,13 +143,13 @@ def _rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str])
 def _order_sentence(rows: pd.DataFrame, what: str) -> str:
     """Name the best of the predictors, the places of TA-OPD's score and of raw KL, and a stronger negative one."""
     best, worst = rows.iloc[0], rows.iloc[-1]
-    told = [f"Of {len(rows)} predictors, {_named(best)} ranks {what} best: Spearman {_interval(best)}"]
+    told = [f"Of {len(rows)} predictors, {named(best)} ranks {what} best: Spearman {row_interval(best)}"]
     told[0] += ", flattered by being picked as the best"
     for place, (_, row) in enumerate(rows.iterrows(), 1):
-        if place > 1 and row["term"] in (_CONTENDER, BASE):
-            told.append(f"{_readable(row['term'])} is number {place} with {_interval(row)}")
+        if place > 1 and row["term"] in (CONTENDER, BASE):
+            told.append(f"{readable(row['term'])} is number {place} with {row_interval(row)}")
     if -worst["estimate"] > best["estimate"]:
-        told.append(f"stronger, but against it: {_named(worst)} {_interval(worst)}")
+        told.append(f"stronger, but against it: {named(worst)} {row_interval(worst)}")
     return "; ".join(told) + "."
 
 
@@ -192,7 +195,7 @@ def _exponent_sentences(mine: pd.DataFrame) -> list[str]:
     if not told:
         return ["Too few shares of the step leave a remainder above the noise to say by which power it falls."]
     beta = mine[mine["analysis"] == "predicted_beta"]
-    size = "" if beta.empty else f"; beta {_interval(beta.iloc[0])} nats, read at share {beta['term'].iloc[0]}"
+    size = "" if beta.empty else f"; beta {row_interval(beta.iloc[0])} nats, read at share {beta['term'].iloc[0]}"
     return [
         f"The rms remainder falls as the share of the step to the power {', '.join(told)}; second order would give 2"
         f"{size}. 'Above noise' leaves out shares whose rms remainder is under {CLEAN:g} noise floors."
@@ -207,7 +210,7 @@ def _rank_table(estimates: pd.DataFrame, probe_id: str, analysis: str, leading: 
     predictors = pd.concat([order, rows]).drop_duplicates(["term", "k"])
     return pd.DataFrame(
         [
-            {"predictor": _named(row)}
+            {"predictor": named(row)}
             | {_HEADINGS[outcome]: _shown(mine, analysis, outcome, row["term"]) for outcome in outcomes}
             | {
                 f"{_HEADINGS[leading]} vs raw KL": _shown(
@@ -229,25 +232,12 @@ def _one(mine: pd.DataFrame, analysis: str, outcome: str, term: str | None = Non
     """Return one number of one probe, or None where it could not be estimated; without term, the first there is."""
     rows = mine[(mine["analysis"] == analysis) & (mine["outcome"] == outcome)]
     rows = rows if term is None else rows[rows["term"] == term]
-    return None if rows.empty else _interval(rows.iloc[0])
-
-
-def _interval(row: pd.Series) -> Interval:
-    estimate, low, high = (float(x) for x in row[["estimate", "ci_low", "ci_high"]].astype(float))
-    return Interval(estimate, low, high)
+    return None if rows.empty else row_interval(rows.iloc[0])
 
 
 def _shown(mine: pd.DataFrame, analysis: str, outcome: str, term: str | None = None) -> str:
     interval = _one(mine, analysis, outcome, term)
     return "-" if interval is None else str(interval)
-
-
-def _named(row: pd.Series) -> str:
-    return label((_readable(str(row["term"])), None if pd.isna(row["k"]) else int(row["k"])))
-
-
-def _readable(name: str) -> str:
-    return "raw KL" if name == BASE else name
 
 
 def _percent(share: Interval) -> str:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from teachdiag.analysis.bootstrap import Interval
+from teachdiag.analysis.validity import BASE, label
 
 _ENDS = ("estimate", "ci_low", "ci_high")
 
@@ -36,6 +37,16 @@ def row_interval(row: pd.Series) -> Interval:
     """Return the estimate of one row with its interval; reads estimate, ci_low and ci_high, which may be missing."""
     estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)
     return Interval(estimate, low, high)
+
+
+def named(row: pd.Series) -> str:
+    """Return the predictor that a row is about, with its K where it has one; reads term and k."""
+    return label((readable(str(row["term"])), None if pd.isna(row["k"]) else int(row["k"])))
+
+
+def readable(name: str) -> str:
+    """Return the name of a predictor for people."""
+    return "raw KL" if name == BASE else name
 
 
 def bullets(sentences: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def _prediction_rows(bench: Workbench) -> tuple[float, list[Row]]:
     batches = batched(bench.bank, bench.settings.batch_tokens)
     bare = best(lambda: [bare_pass(bench.student, batch) for batch in batches])
     loss = {"loss": position_loss("reverse_kl", 0.5)}
-    direction = gradient(bench.student, bench.fix_objective(), bench.settings, bench.reporter)
+    direction = gradient(bench.student, bench.mean_kl(bench.fix), bench.settings, bench.reporter)
     exact = Along(bench.student, bench.theta0, direction, None)
 
     def central() -> None:

@@ -192,12 +192,8 @@ def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
 
 def _released(settings: ProbeSettings, name: str) -> Chooser:
     """A mask of the released code, with its own rules."""
-    if (settings.normalisation, settings.scope, settings.min_keep, settings.ties) != (
-        "quantile",
-        "global",
-        0,
-        "random",
-    ):
+    usual = ProbeSettings(kind="selectors")
+    if any(getattr(settings, rule) != getattr(usual, rule) for rule in ("normalisation", "scope", "min_keep", "ties")):
         raise SettingsError(
             f"{name} has its own rules: leave --normalisation, --scope, --min-keep and --ties out, or compare it in a "
             "probe of its own"

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
+from teachdiag.settings import NOISE_SAFETY
 
 
 def gain_columns(
@@ -22,7 +22,7 @@ def gain_columns(
     """
     forward_0, forward_1 = _values(before, "forward_kl"), _values(after, "forward_kl")
     reverse_0, reverse_1 = _values(before, "reverse_kl"), _values(after, "reverse_kl")
-    threshold = SAFETY * np.maximum(noise, floor)
+    threshold = NOISE_SAFETY * np.maximum(noise, floor)
     measurable = (forward_0 >= threshold) & (forward_0 > 0)
     both = measurable & (forward_1 >= threshold) & (forward_1 > 0)
     gain = forward_0 - forward_1

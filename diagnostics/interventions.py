@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.diagnostics.alignment import KEY
 from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
-from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.predicted import fix_inner, slopes_along, write_predictions
-from teachdiag.diagnostics.updates import Direction, Objective, Step, gradient, optimize, step_objective
+from teachdiag.diagnostics.predicted import inner_products, write_predictions
+from teachdiag.diagnostics.updates import Step, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
@@ -34,8 +33,8 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
     """Take every masked step and write `interventions`, `intervention_gains` and `predictions`; return the results."""
     bench.student.half = None  # selectors differ by less than half precision rounds
     began = time.perf_counter()
-    inner_products = _inner_products(bench)
-    cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, inner_products)
+    predictions = _predictions(bench)
+    cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, predictions)
     bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {time.perf_counter() - began:.0f} s")
     before, floor = _at_theta0(bench)
     lengths: dict[int, float] = {}
@@ -58,16 +57,10 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
     }
 
 
-def _inner_products(bench: Workbench) -> pa.Table:
+def _predictions(bench: Workbench) -> pa.Table:
     """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
-    objective = Objective(bench.bank, bench.teacher, position_loss("forward_kl", bench.settings.jsd_beta))
-
-    def along() -> Direction:
-        return gradient(bench.student, objective, bench.settings, bench.reporter)
-
-    loss = {"loss": position_loss(bench.settings.loss, bench.settings.jsd_beta)}
-    fix, _ = fix_inner(bench, bench.update)
-    bank, _ = slopes_along(bench, "bank", along, bench.update, loss)
+    fix, _ = inner_products(bench, "fix", bench.fix, bench.update)
+    bank, _ = inner_products(bench, "bank", bench.bank, bench.update)
     columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
     write_predictions(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
     return pa.table({name: fix[name] for name in _KEYS} | columns)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
             advance(rows.num_rows)
     bench.theta0.verify()
     relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-    return _assemble(bench, len(groups)) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+    return _assemble(bench) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
 
 
 def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
@@ -72,7 +71,7 @@ def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update
 def hold_out(bench: Workbench) -> Held:
     """Measure L_fix at theta0, and its gradient."""
     batches = bench.batched(bench.fix)
-    along = gradient(bench.student, bench.fix_objective(), bench.settings, bench.reporter)
+    along = gradient(bench.student, bench.mean_kl(bench.fix), bench.settings, bench.reporter)
     return Held(batches, mean_kl(bench, batches), along)
 
 
@@ -143,8 +142,7 @@ def steps_in_context(bench: Workbench, context: Context, rows: pa.Table, held: H
     batch = Batch((context,))
     states = batch.gather(bench.student.hidden(batch.input_ids("student", bench.student.device)), "student")
     taught = bench.teacher.at(bench.teacher.rows(batch), bench.student.device)
-    with torch.no_grad():
-        before = bench.rescored(batch)["forward_kl"].to_numpy()
+    before = bench.rescored(batch)["forward_kl"].to_numpy()
     done: list[dict[str, float]] = []
     for position in rows["position"].to_pylist():
         at = slice(position, position + 1)
@@ -205,14 +203,12 @@ def _step_size(bench: Workbench, norm_sq: float, context_id: int, position: int)
 
 def mean_kl(bench: Workbench, batches: Sequence[Batch]) -> float:
     """Mean forward KL over the positions of some batches at the student's present weights, nats, in float64."""
-    with torch.no_grad():
-        values = [bench.rescored(batch)["forward_kl"].to_numpy() for batch in batches]
+    values = [bench.rescored(batch)["forward_kl"].to_numpy() for batch in batches]
     return float(np.concatenate(values).mean(dtype=np.float64))
 
 
-def _assemble(bench: Workbench, groups: int) -> dict[str, Any]:
-    paths: list[Path] = [shard_path(bench.scratch / "steps", place) for place in range(groups)]
-    steps = pa.concat_tables([pq.read_table(path) for path in paths])
+def _assemble(bench: Workbench) -> dict[str, Any]:
+    steps = pa.concat_tables(bench.shards("steps"))
     value = {name: steps[name].to_numpy() for name in steps.column_names}
     noise = value.pop("noise")
     gain = value["forward_kl_before"] - value["forward_kl_after"]

@@ -47,19 +47,24 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
             bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
             bench.theta0.restore()
     direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
-    fix, fix_facts = fix_inner(bench, bench.bank)
+    fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
     bench.theta0.verify()
     return _assemble(bench, -slopes["kl"].to_numpy(), fix) | {"step": slope_facts, "fix": fix_facts}
 
 
-def fix_inner(bench: Workbench, contexts: list[Context]) -> tuple[pa.Table, dict[str, float | None]]:
-    """Return <grad L_fix, grad l_t> for the loss term of every position of some contexts, column `loss`, and how."""
+def inner_products(
+    bench: Workbench, name: str, held_out: list[Context], contexts: list[Context]
+) -> tuple[pa.Table, dict[str, float | None]]:
+    """Return <grad L, grad l_t> for the loss term of every position of some contexts, column `loss`, and how.
+
+    L is the mean forward KL over the held-out contexts; `name` is that of the intermediate result.
+    """
     loss = {"loss": position_loss(bench.settings.loss, bench.settings.jsd_beta)}
 
     def along() -> Direction:
-        return gradient(bench.student, bench.fix_objective(), bench.settings, bench.reporter)
+        return gradient(bench.student, bench.mean_kl(held_out), bench.settings, bench.reporter)
 
-    return slopes_along(bench, "fix", along, contexts, loss)
+    return slopes_along(bench, name, along, contexts, loss)
 
 
 def slopes_along(

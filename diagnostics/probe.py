@@ -68,7 +68,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            kind, further = _KINDS[settings.kind], partial(_further, settings)
+            kind, further = _KINDS[settings.kind], partial(further_contexts, settings)
             bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, further)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
             stage.complete(results)
@@ -83,10 +83,6 @@ def _further_inputs(run: Path, settings: ProbeSettings, reporter: Reporter) -> d
         oracle = oracle_probe(run, settings)
         return {"oracle": Stage(run, f"probes/{oracle}").require()["tables"]}
     return {}
-
-
-def _further(settings: ProbeSettings, update: list[Context], limit: int) -> list[Context]:
-    return further_contexts(settings, update, limit) if settings.kind in ("one_step", "placebo") else []
 
 
 def _tables(settings: ProbeSettings, probe_id: str) -> tuple[str, ...]:

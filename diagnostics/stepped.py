@@ -16,7 +16,7 @@ from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
-from teachdiag.diagnostics.models import load, resolve
+from teachdiag.diagnostics.models import LanguageModel, load, resolve
 from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
@@ -174,18 +174,18 @@ def _step_batches(settings: ProbeSettings, contexts: Sequence[Context]) -> list[
 
 def _take_fresh_steps(bench: Workbench) -> Step:
     """Take steps on responses that are sampled, before each, from the student as it is then."""
-    room = bench.capture.max_new_tokens
-    for model in (bench.student, bench.teacher_model):
-        if model is not None:
-            side: Side = "student" if model is bench.student else "teacher"
-            check_prompts_fit([(c.prompt_id, c.prompt(side)) for c in bench.update], model, room)
+    teacher = bench.teacher_model
+    assert teacher is not None, "the teacher is kept where rollouts are fresh"
+    sides: tuple[tuple[LanguageModel, Side], ...] = ((bench.student, "student"), (teacher, "teacher"))
+    for model, side in sides:
+        prompts = [(c.prompt_id, c.prompt(side)) for c in bench.update]
+        check_prompts_fit(prompts, model, bench.capture.max_new_tokens)
     batches = _step_batches(bench.settings, bench.update)
-    objectives = (_fresh_objective(bench, batch, number) for number, batch in enumerate(batches))
+    objectives = (_fresh_objective(bench, teacher, batch, number) for number, batch in enumerate(batches))
     return optimize(bench.student, objectives, bench.settings, bench.theta0, bench.reporter)
 
 
-def _fresh_objective(bench: Workbench, batch: Sequence[Context], number: int) -> Objective:
-    assert bench.teacher_model is not None, "the teacher is kept where rollouts are fresh"
+def _fresh_objective(bench: Workbench, teacher: LanguageModel, batch: Sequence[Context], number: int) -> Objective:
     sampled: list[Rollout] = []
     for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
         seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
@@ -197,9 +197,7 @@ def _fresh_objective(bench: Workbench, batch: Sequence[Context], number: int) ->
     ]
     file = bench.scratch / "fresh.npy"
     file.unlink(missing_ok=True)
-    states = compute_teacher_states(
-        bench.teacher_model, [contexts], bench.settings.batch_tokens, file, Reporter(quiet=True)
-    )
+    states = compute_teacher_states(teacher, [contexts], bench.settings.batch_tokens, file, Reporter(quiet=True))
     return step_objective(contexts, states, bench.settings)
 
 

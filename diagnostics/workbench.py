@@ -107,9 +107,9 @@ class Workbench:
         values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)["forward_kl"].to_numpy()
         return values
 
-    def fix_objective(self) -> Objective:
-        """L_fix: the mean forward KL over the contexts that were set aside (paper Eq. 2)."""
-        return Objective(self.fix, self.teacher, position_loss("forward_kl", self.settings.jsd_beta))
+    def mean_kl(self, contexts: Sequence[Context]) -> Objective:
+        """The mean forward KL over some contexts; over those that were set aside it is L_fix (paper Eq. 2)."""
+        return Objective(contexts, self.teacher, position_loss("forward_kl", self.settings.jsd_beta))
 
 
 def set_up(

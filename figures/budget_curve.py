@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from teachdiag.figures.style import LEARNABLE, PALETTE, add_caption, blank_figure
 from teachdiag.figures.tables import RunTables
+from teachdiag.settings import MATCHES
 
-_MATCHES = {"norm": "equal update norm", "rate": "equal learning rate"}
 _FOLLOWED = {  # selectors in colour: name, colour, marker
     "learnable": ("learnable (TA-OPD)", LEARNABLE, "o"),
     "forward_kl": ("raw KL", "black", "s"),
@@ -45,11 +45,11 @@ def budget_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw the panels of one selector experiment."""
     rows = tables.selection[(tables.selection["probe_id"] == probe_id) & (tables.selection["statistic"] == "mean_gain")]
     figure = blank_figure(3.2)
-    matches = [match for match in _MATCHES if match in set(rows["match"])]
+    matches = [match for match in MATCHES if match in set(rows["match"])]
     panels = figure.subplots(1, len(matches), squeeze=False)[0]  # scales of their own: equal rates can overshoot
     for ax, match in zip(panels, matches, strict=True):
         draw_budgets(rows[rows["match"] == match], ax)
-        ax.set_title(_MATCHES[match])
+        ax.set_title(MATCHES[match])
         ax.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mean gain [nats]")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)

@@ -27,6 +27,8 @@ SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the leng
 HEADLINE_K = 16  # the K of sentences and figures that show a single one; the paper's
 HEADLINE_OUTCOME = "gain"  # likewise the outcome
 SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
+NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
+MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
 

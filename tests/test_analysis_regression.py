@@ -10,7 +10,7 @@ import statsmodels.api as sm
 from planted import World, plant
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_steps, select_outcomes
+from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
 from teachdiag.analysis.regression import GAP, MODELS, regressions
 from teachdiag.analysis.scaling import normalised_scores
 from teachdiag.errors import EstimationError
@@ -23,7 +23,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bank, list[Outcome]]
     world = World(prompts=12, positions=20, slope_learnable=0.03, slope_incompatible=0.01, mood=0.01)
     run = plant(tmp_path_factory.mktemp("regression") / "run", world)
     bank = load_bank(run)
-    return bank, select_outcomes(load_steps(run, bank)[0], bank)
+    return bank, select_outcomes(load_step(run, "step", bank), bank)
 
 
 def _estimates(case: tuple[Bank, list[Outcome]], place: int, resampling: Resampling | None = None) -> pd.DataFrame:
@@ -144,7 +144,7 @@ def test_slopes_are_recovered(tmp_path: Path) -> None:
     truth = World(prompts=60, positions=40, slope_learnable=0.03, slope_incompatible=0.01)
     run = plant(tmp_path / "run", truth)
     bank = load_bank(run)
-    estimates = _estimates((bank, select_outcomes(load_steps(run, bank)[0], bank)), 0)
+    estimates = _estimates((bank, select_outcomes(load_step(run, "step", bank), bank)), 0)
     for term, slope in (("learnable", 0.03), ("incompatible", 0.01), (GAP, 0.02)):
         row = _row(estimates, "slope_decomposition", term)
         assert abs(row["estimate"] - slope) < 3.5 * row["std_error"]
