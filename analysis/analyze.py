@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.bootstrap import Codes, Resampling
 from teachdiag.analysis.cells import load_cells
 from teachdiag.analysis.findings import CLAIMS, finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.frame import (
@@ -143,10 +143,10 @@ def _estimate(inputs: _Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
 
 def _step_tasks(inputs: _Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
     """Return the estimates of real steps and their placebos, each to be made in its turn."""
-    bank, settings, resampling = inputs.bank, inputs.settings, inputs.resampling
+    bank, resampling = inputs.bank, inputs.resampling
     if not outcomes:
         return []
-    folds = draw_folds(bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
+    folds = _folds(inputs)
     fitted = [outcome for outcome in outcomes if not outcome.obstacle]
     makers: list[Callable[[], Rows]] = [
         *(partial(mean_rows, outcome, bank, resampling) for outcome in outcomes if len(outcome.values)),
@@ -154,6 +154,11 @@ def _step_tasks(inputs: _Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
         *(partial(validity, group, bank, inputs.raw, folds, resampling) for group in _over_same_rows(fitted)),
     ]
     return [partial(_estimates_of, make) for make in makers]
+
+
+def _folds(inputs: _Inputs) -> Codes:
+    settings = inputs.settings
+    return draw_folds(inputs.bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
 
 
 def _estimates_of(make: Callable[[], Rows]) -> Found:
@@ -166,7 +171,8 @@ def _probe_task(inputs: _Inputs, record: Record) -> Task:
     if record.kind == "selectors":
         return partial(_selection, inputs, record)
     if record.kind == "placebo":
-        return lambda: {PLACEBO_PANEL: panel_rows(run, probe_id, bank, inputs.normalised, inputs.raw)}
+        folds = _folds(inputs)
+        return lambda: {PLACEBO_PANEL: panel_rows(run, probe_id, bank, inputs.normalised, inputs.raw, folds)}
     if record.kind == "lds":
         return lambda: {ESTIMATES: lds_rows(run, probe_id, resampling)}
     rows = {"isolated": isolated_rows, "predicted": predicted_rows}[record.kind]

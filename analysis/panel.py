@@ -5,6 +5,7 @@ whether a number is of the step or of the statistic, not whether it would hold o
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from teachdiag.analysis.bootstrap import Array
-from teachdiag.analysis.frame import Bank, Mask, Probe, load_draws, select_outcome
+from teachdiag.analysis.bootstrap import Array, Codes
+from teachdiag.analysis.frame import Bank, Mask, Outcome, Probe, load_draws, select_outcome
 from teachdiag.analysis.ranking import spearman
 from teachdiag.analysis.regression import GAP, point_estimates
 from teachdiag.analysis.released_gap import arm_gap, arms
 from teachdiag.analysis.scaling import Scores, in_q3
+from teachdiag.analysis.validity import cross_validated, predictor_sets
 from teachdiag.settings import HEADLINE_K as K
 
 RANKED = (("forward_kl", None), ("compatibility", K), ("learnable", K), ("incompatible", K), ("logit_alignment", None))
@@ -33,13 +35,18 @@ _REGRESSED = {  # statistic: its analysis and term in the regressions
     "beta_L - beta_I per unit of norm": ("slope_decomposition", GAP),
     "beta_L - beta_I per unit of norm, beside H x D": ("slope_nested", GAP),
 }
+_VALIDITY = {"CV R2": "cv_r2", "CV rank": "cv_rank"}
+_SETS = {"raw KL": ("forward_kl", None), "{D^L, D^I}": ("decomposition", K)}
+_LESS = "{D^L, D^I} less raw KL"
 _RANKS = {f"Spearman with {name}": (name, k) for name, k in RANKED}
 STATISTICS = {  # in the order of the panel: unit
     _MEAN: "nats",
     **{name: "nats" if analysis.startswith("slope") else "1" for name, (analysis, _) in _REGRESSED.items()},
     **dict.fromkeys(_RANKS, "1"),
+    **{f"{name} of {told}": "1" for name in _VALIDITY for told in (*_SETS, _LESS)},
     _RELEASED: "1",
 }
+_POSITIVE = {f"{name} of {told}" for name in _VALIDITY for told in _SETS}  # what predicts nothing may be below 0
 _LEVEL = 0.95
 
 
@@ -57,7 +64,9 @@ NULLS = ("theta0", "shuffled_teacher", "random_direction")
 MIN_DRAWS = 3  # with fewer, no verdict
 
 
-def panel_rows(run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Scores) -> list[dict[str, Any]]:
+def panel_rows(
+    run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Scores, folds: Codes
+) -> list[dict[str, Any]]:
     """Return the rows of the placebo panel of one probe.
 
     Args:
@@ -66,14 +75,16 @@ def panel_rows(run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Sc
         bank: the run's bank.
         normalised: normalised scores of the bank.
         raw: scores as measured.
+        folds: shape (repeats, prompts), the assignments that cross-validation averages over.
 
     Raises:
         ArtefactError: gains are missing, or are not of this bank.
         EstimationError: a predictor of the regressions is constant.
     """
     real, placebos = load_draws(run, probe_id, bank)
-    measured = headline(real, bank, normalised, raw)
-    drawn = {update: [headline(probe, bank, normalised, raw) for probe in draws] for update, draws in placebos.items()}
+    told = partial(headline, bank=bank, normalised=normalised, raw=raw, folds=folds)
+    measured = told(real)
+    drawn = {update: [told(probe) for probe in draws] for update, draws in placebos.items()}
     return [
         _row(probe_id, name, measured[name], update, [found.get(name) for found in draws])
         for name in STATISTICS
@@ -82,7 +93,7 @@ def panel_rows(run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Sc
     ]
 
 
-def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores) -> dict[str, float]:
+def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores, folds: Codes) -> dict[str, float]:
     """Return the headline statistics of one update, without uncertainty; those that it leaves undefined are missing."""
     outcome = select_outcome(probe, "gain", bank)
     found = {_MEAN: float(outcome.values.mean())}
@@ -90,6 +101,7 @@ def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores) -> dict[
         fitted = point_estimates(outcome, bank, normalised, K)
         found |= {name: fitted[key] for name, key in _REGRESSED.items()}
         found |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
+        found |= _validity(outcome, bank, raw, folds)
     relative = select_outcome(probe, "gain_relative", bank)
     gap = _released_gap(relative.rows, probe.gains["gain_relative"].to_numpy(), bank)
     return {name: value for name, value in (found | {_RELEASED: gap}).items() if np.isfinite(value)}
@@ -149,7 +161,7 @@ def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[flo
         "draw_sd": found.sd,
         "range_low": found.low,
         "range_high": found.high,
-        "survives": survives(real, draws, found) if update in NULLS else None,
+        "survives": survives(max(real, 0) if name in _POSITIVE else real, draws, found) if update in NULLS else None,
     }
     return row | {"sentence": _sentence(row)}
 
@@ -194,6 +206,18 @@ def _told(row: Mapping[str, Any]) -> str:
 
 def _unit(row: Mapping[str, Any]) -> str:
     return " nats" if row["unit"] == "nats" else ""
+
+
+def _validity(outcome: Outcome, bank: Bank, raw: Scores, folds: Codes) -> dict[str, float]:
+    """Cross-validated R2 and rank correlation of raw KL, of {D^L, D^I}, and the difference."""
+    members = {key: predictor_sets()[key] for key in _SETS.values()}
+    (samples,) = cross_validated([outcome], bank, raw, members, folds, np.ones((1, bank.n_prompts)))
+    found: dict[str, float] = {}
+    for name, analysis in _VALIDITY.items():
+        base, signal = (float(value) for value in samples[analysis][0])
+        values = (base, signal, signal - base)
+        found |= {f"{name} of {told}": value for told, value in zip((*_SETS, _LESS), values, strict=True)}
+    return found
 
 
 def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:

@@ -147,10 +147,30 @@ def validity(
         folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
     """
-    rows = outcomes[0].rows
-    scores = {key: values[rows] for key, values in raw.items()}
     sets = predictor_sets()
-    used = {key: scores[key] for members in sets.values() for key in members}
+    samples = cross_validated(outcomes, bank, raw, sets, folds, resampling.weights("validity"))
+    scores = {key: values[outcomes[0].rows] for key, values in raw.items()}
+    estimates: list[dict[str, Any]] = []
+    for outcome, drawn in zip(outcomes, samples, strict=True):
+        estimates += _validity_rows(outcome, list(sets), drawn, resampling)
+        estimates += _spearman_rows(outcome, scores, resampling.weights("validity"), resampling)
+    return estimates
+
+
+def cross_validated(
+    outcomes: Sequence[Outcome],
+    bank: Bank,
+    raw: Scores,
+    sets: Mapping[Key, Sequence[Key]],
+    folds: Codes,
+    weights: Array,
+) -> list[dict[str, Array]]:
+    """Return `cv_r2` and `cv_rank` of every set of predictors, shape (draws, sets) each, for each outcome.
+
+    Arguments as `validity` has them; `weights` has shape (draws, prompts).
+    """
+    rows = outcomes[0].rows
+    used = {key: raw[key][rows] for members in sets.values() for key in members}
     values = np.column_stack([outcome.values for outcome in outcomes])
     predicted = np.zeros((len(sets), *values.shape))
     unexplained, total = np.zeros_like(predicted), np.zeros_like(values)
@@ -160,16 +180,13 @@ def validity(
         predicted += stacked / len(folds)
         unexplained += (values - means - stacked) ** 2 / len(folds)
         total += (values - means) ** 2 / len(folds)
-    weights = resampling.weights("validity")
-    estimates: list[dict[str, Any]] = []
-    for place, outcome in enumerate(outcomes):
-        samples = {
+    return [
+        {
             "cv_r2": explained(total[:, place], unexplained[:, :, place].T, outcome.prompts, weights),
             "cv_rank": rank_correlation(outcome.values, predicted[:, :, place].T, outcome.prompts, weights),
         }
-        estimates += _validity_rows(outcome, list(sets), samples, resampling)
-        estimates += _spearman_rows(outcome, scores, weights, resampling)
-    return estimates
+        for place, outcome in enumerate(outcomes)
+    ]
 
 
 def explained(total: Array, unexplained: Array, prompts: Codes, weights: Array) -> Array:

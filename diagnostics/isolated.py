@@ -139,12 +139,13 @@ def steps_in_context(bench: Workbench, context: Context, rows: pa.Table, held: H
         at theta0, nats, NaN but for the first.
     """
     measure = position_loss(bench.settings.loss, bench.settings.jsd_beta)
-    batch = Batch((context,))
+    drawn = rows["position"].to_pylist()
+    batch = Batch((_prefix(context, max(drawn)),))  # nothing behind the last drawn position matters to any
     states = batch.gather(bench.student.hidden(batch.input_ids("student", bench.student.device)), "student")
     taught = bench.teacher.at(bench.teacher.rows(batch), bench.student.device)
-    before = bench.rescored(batch)["forward_kl"].to_numpy()
+    before = bench.rescored(batch, hidden=states.detach())["forward_kl"].to_numpy()
     done: list[dict[str, float]] = []
-    for position in rows["position"].to_pylist():
+    for position in drawn:
         at = slice(position, position + 1)
         with torch.no_grad():
             teacher_logits = bench.teacher.head(taught[at])
@@ -182,8 +183,13 @@ def _one_step(bench: Workbench, context: Context, position: int, loss: Tensor, h
 
 def _kl_at(bench: Workbench, context: Context, position: int) -> float:
     """Forward KL at a position from a pass over its prefix alone, at the student's present weights, nats."""
-    prefix = Batch((replace(context, response=context.response[: position + 1]),))
+    prefix = Batch((_prefix(context, position),))
     return float(bench.rescored(prefix, slice(position, None))["forward_kl"][0].as_py())
+
+
+def _prefix(context: Context, position: int) -> Context:
+    """A context up to and with a response position."""
+    return replace(context, response=context.response[: position + 1])
 
 
 def _step_size(bench: Workbench, norm_sq: float, context_id: int, position: int) -> float:

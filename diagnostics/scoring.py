@@ -55,23 +55,18 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
 
 
 @torch.no_grad()
-def rescore(
-    student: LanguageModel, batch: Batch, taught: Tensor, head: Head, tile_positions: int, rows: slice = slice(None)
-) -> Columns:
-    """Forward and reverse KL of a batch's kept positions against stored teacher states.
+def rescore(states: States, batch: Batch, tile_positions: int, rows: slice = slice(None)) -> Columns:
+    """Forward and reverse KL of a batch's kept positions, from hidden states of both models.
 
     Args:
-        student: the student, at whatever weights it has now.
-        batch: contexts to score.
-        taught: the teacher's hidden states, shape (rows, width).
-        head: the teacher's LM head.
+        states: the student's states at whatever weights it has now, and the teacher's.
+        batch: where they are from.
         tile_positions: positions whose logits exist at the same time.
-        rows: which of the batch's positions to score; `taught` is theirs.
+        rows: which of the batch's positions the states belong to.
 
     Raises:
         ContextError: a logit is NaN or infinite; the message names model, context and position.
     """
-    states = States(hidden_rows(student, batch, "student")[rows], student.head, taught, head)
     columns = _tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
     _refuse_non_finite(columns, batch, states, rows)
     return columns

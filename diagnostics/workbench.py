@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.capture import load_pair, read_contexts
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.models import LanguageModel, ModelSource
-from teachdiag.diagnostics.scoring import rescore
+from teachdiag.diagnostics.scoring import States, hidden_rows, rescore
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.updates import Objective, Theta0
 from teachdiag.errors import RunError
@@ -76,10 +77,15 @@ class Workbench:
         """Another layout of the same work; rounding differs, and nothing else."""
         return lambda contexts: relaid(contexts, self.settings.batch_tokens, self.student.limit, draw)
 
-    def rescored(self, batch: Batch, rows: slice = slice(None)) -> pa.Table:
-        """Forward and reverse KL of a batch's positions (or some of its rows) at the student's present weights."""
+    def rescored(self, batch: Batch, rows: slice = slice(None), hidden: Tensor | None = None) -> pa.Table:
+        """Forward and reverse KL of a batch's positions (or some of its rows) at the student's present weights.
+
+        `hidden` are the student's states at these rows, shape (rows, width), where a pass has made them already.
+        """
         taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)
-        columns = rescore(self.student, batch, taught, self.teacher.head, self.settings.tile_positions, rows)
+        hidden = hidden_rows(self.student, batch, "student")[rows] if hidden is None else hidden
+        states = States(hidden, self.student.head, taught, self.teacher.head)
+        columns = rescore(states, batch, self.settings.tile_positions, rows)
         return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
 
     def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
