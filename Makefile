@@ -3,24 +3,40 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: demo study test lint types bench docs readme clean
+
+PAIRS := demo privileged
+CAPTURE_privileged := --teacher-prompt privileged
+PROBES_privileged := one_step isolated predicted placebo selectors
+PROBES_demo := $(PROBES_privileged) lds
+FIGURES_privileged := plane coefficients gain_surface deciles isolated predicted placebo_panel budget_curve
+FIGURES_demo := $(FIGURES_privileged) lds
+
+.PHONY: demo figures $(PAIRS:%=figures-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
 	$(BIN)/teachdiag probe --run $(RUN)
-	$(BIN)/teachdiag analyze --run $(RUN)
+	$(BIN)/teachdiag analyze $(RUN)
 
-study: demo  ## every kind of probe on both embedded pairs, into runs/demo and runs/privileged: over an hour
-	$(BIN)/teachdiag capture --run runs/privileged --teacher-prompt privileged
-	$(BIN)/teachdiag probe --run runs/privileged
-	for run in runs/demo runs/privileged; do \
-	  for kind in isolated predicted placebo selectors; do \
-	    $(BIN)/teachdiag probe --run $$run --recipe docs/study/$$kind.toml || exit 1; \
-	  done; \
-	done
-	$(BIN)/teachdiag probe --run runs/demo --recipe docs/study/lds.toml
-	$(BIN)/teachdiag analyze --run runs/demo
-	$(BIN)/teachdiag analyze --run runs/privileged
+figures: $(PAIRS:%=figures-%)  ## every probe, table and figure of both embedded pairs: an hour the first time, seconds after
+
+# One run a pair. A mark in .made/ says that a stage has ended; a stage that was interrupted goes on where it stopped.
+define PAIR
+figures-$(1): $(FIGURES_$(1):%=runs/$(1)/figures/%.png)
+runs/$(1)/.made/capture: | .venv/installed
+	$$(BIN)/teachdiag capture --run runs/$(1) $(CAPTURE_$(1))
+	@mkdir -p $$(@D) && touch $$@
+runs/$(1)/.made/%: docs/study/%.toml runs/$(1)/.made/capture
+	$$(BIN)/teachdiag probe --run runs/$(1) --recipe $$<
+	@touch $$@
+runs/$(1)/analyze.json: $(PROBES_$(1):%=runs/$(1)/.made/%)
+	$$(BIN)/teachdiag analyze runs/$(1)
+runs/$(1)/figures/%.png: runs/$(1)/analyze.json
+	$$(BIN)/teachdiag figures runs/$(1) --only $$*
+endef
+$(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
+.SECONDARY:
+.DELETE_ON_ERROR:
 
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term
@@ -40,7 +56,7 @@ docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 
-readme: .venv/installed  ## put what was measured into the README (needs `make study`)
+readme: .venv/installed  ## put what was measured into the README (needs `make figures`)
 	$(BIN)/python docs/readme_result.py runs/demo runs/privileged
 
 clean:  ## remove the environment and every run

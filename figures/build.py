@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from teachdiag.errors import ArtefactError
 from teachdiag.figures.budget_curve import budget_figure
 from teachdiag.figures.coefficients import coefficients_figure
 from teachdiag.figures.deciles import deciles_figure
@@ -24,15 +25,28 @@ Make = Callable[[], Figure]
 _OF_A_STEP = {"coefficients": coefficients_figure, "gain_surface": gain_surface_figure, "deciles": deciles_figure}
 
 
-def draw_figures(run: Path, reporter: Reporter) -> list[Path]:
-    """Draw all figures into `figures/` of the run, PNG and SVG; with several probes of a kind, one file each.
+def draw_figures(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
+    """Draw figures into `figures/` of the run, as PNG, SVG and PDF; with several probes of a kind, one file each.
+
+    Args:
+        run: the run directory.
+        reporter: progress.
+        only: a figure's name; all of them by default.
 
     Raises:
-        ArtefactError: the analysis has not been run.
+        ArtefactError: the analysis has not been run, or nothing in the run gives that figure.
     """
     tables = load_tables(run)
     jobs: list[tuple[str, Make]] = [("plane", partial(plane_figure, tables))]
     jobs += [*_of_steps(tables), *_of_probes(run, tables)]
+    if only:
+        wanted = [job for job in jobs if job[0] == only or job[0].startswith(f"{only}-")]
+        if not wanted:
+            raise ArtefactError(
+                f"{run} has no figure {only!r}: it has {', '.join(name for name, _ in jobs)}; others need a probe of "
+                "their kind, and then `teachdiag analyze`"
+            )
+        jobs = wanted
     files: list[Path] = []
     for name, make in reporter.track(jobs, "Figures"):
         with theme():

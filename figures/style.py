@@ -21,6 +21,9 @@ LEARNABLE, INCOMPATIBLE, REAL, PLACEBO = PALETTE[0], PALETTE[1], PALETTE[0], "0.
 DIVERGING, SEQUENTIAL = "PuOr", "cividis"
 BLANK = "0.88"  # cells that hold too few positions to show
 
+# Formats, and what keeps the date out of each: the same tables give the same bytes.
+_UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
 TITLES = {
     "one_step": "real step\n",
     "multi_step": "real steps\n",
@@ -42,6 +45,7 @@ _RC = {
     "legend.frameon": False,
     "svg.hashsalt": "teachdiag",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # text stays text that journals accept
 }
 
 
@@ -79,12 +83,11 @@ def add_colour_bar(
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG (200 dpi) and SVG, whole or not at all; return both files."""
+    """Write a figure in every format (PNG at 200 dpi), whole or not at all; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
-    for file in files:
+    files = [folder / f"{name}.{kind}" for kind in _UNDATED]
+    for file, undated in zip(files, _UNDATED.values(), strict=True):
         part = file.with_name(file.name + ".part")
-        metadata = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=metadata)
+        figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=undated)
         os.replace(part, file)
     return files

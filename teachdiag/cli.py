@@ -15,8 +15,8 @@ import typer
 from teachdiag import __version__
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings, help_text
-from teachdiag.terminal import show_analysis, show_capture, show_probe
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings, help_text
+from teachdiag.terminal import show_analysis, show_capture, show_figures, show_probe
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
@@ -24,8 +24,9 @@ app = typer.Typer(
     [bold]teachdiag capture[/bold]   sample the student's rollouts, score both models at every position
     [bold]teachdiag probe[/bold]     step on the teacher's signals, whole or one by one, and measure what each does
     [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
+    [bold]teachdiag figures[/bold]   draw figures again, all or one
 
-    Each stage reads and writes one run directory (--run). With no options at all the three do the demo: an embedded
+    Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
     language model as teacher, the same model without one layer as student.""",
     rich_markup_mode="rich",
     no_args_is_help=True,
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STAGES = ("capture", "probe", "analyze")
+_STAGES = ("capture", "probe", "analyze", "figures")
 
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Show = Callable[[dict[str, Any], Path], None]
@@ -73,8 +74,20 @@ def _read_recipe(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+_DEFAULT_RUN = Path("runs/demo")
+_ONE_RUN: dict[str, tuple[Any, Any]] = {
+    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], _DEFAULT_RUN)
+}
+_RUNS: dict[str, tuple[Any, Any]] = {
+    "runs": (
+        Annotated[
+            list[Path] | None,
+            typer.Argument(metavar="[RUN]...", help=f"Run directories (default: {_DEFAULT_RUN})", show_default=False),
+        ],
+        None,
+    )
+}
 _COMMON: dict[str, tuple[Any, Any]] = {
-    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], Path("runs/demo")),
     "recipe": (
         Annotated[
             Path | None,
@@ -98,28 +111,33 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _stage_command(settings_class: type, show: _Show) -> Callable[[_Stage], _Stage]:
+def _stage_command(settings_class: type, show: _Show, *, many: bool = False) -> Callable[[_Stage], _Stage]:
     """Register a stage as a command whose options are the fields of its settings class.
 
     Args:
         settings_class: the stage's settings.
-        show: prints the stage's summary for people.
+        show: prints the summary of one run for people.
+        many: whether it takes any number of runs as arguments, one after the other, or one as an option.
     """
 
     def register(stage: _Stage) -> _Stage:
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in _COMMON}
+            runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
+            settings, reporter = settings_class(**values), Reporter(quiet=common["quiet"])
+            summaries = {}
             try:
-                summary = stage(common["run"], settings_class(**values), Reporter(quiet=common["quiet"]))
+                for run in runs:
+                    summaries[str(run)] = stage(run, settings, reporter)
+                    if not common["json"] and not common["quiet"]:
+                        show(summaries[str(run)], run)
             except KeyboardInterrupt:
                 print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
                 raise typer.Exit(1) from None
             if common["json"]:
-                print(json.dumps(summary, indent=2))
-            elif not common["quiet"]:
-                show(summary, common["run"])
+                print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
-        options = _COMMON | _settings_options(settings_class)
+        options = (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class)
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for name, (annotation, default) in options.items()
@@ -182,7 +200,7 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     return run_probe(run, settings, reporter)
 
 
-@_stage_command(AnalyzeSettings, show_analysis)
+@_stage_command(AnalyzeSettings, show_analysis, many=True)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis
@@ -191,6 +209,14 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     summary = run_analysis(run, settings, reporter)
     draw_figures(run, reporter)
     return summary
+
+
+@_stage_command(FiguresSettings, show_figures, many=True)
+def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Draw the figures of an analysed run again, all or one."""
+    from teachdiag.figures.build import draw_figures
+
+    return {"files": [str(file) for file in draw_figures(run, reporter, settings.only)]}
 
 
 def _need_models() -> None:

@@ -319,5 +319,12 @@ class AnalyzeSettings(_Checked):
         self._check_at_least(0, "seed")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FiguresSettings(_Checked):
+    """Which figures are drawn."""
+
+    only: str = option("", "Draw this figure alone, by its file's name without the ending; all by default", "name")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")

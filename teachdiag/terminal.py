@@ -45,6 +45,11 @@ def show_analysis(summary: Summary, run: Path) -> None:
     print(f"Tables, figures and summary.md are in {run}")
 
 
+def show_figures(summary: Summary, run: Path) -> None:
+    """Print where the figures are."""
+    print(f"{run}: {len(summary['files'])} files in {run / 'figures'}")
+
+
 def _updates(summary: Summary, title: str) -> None:
     table = _table(title, "update", "mean gain [nats]", "positions that gain", "update norm")
     for name, facts in summary["updates"].items():

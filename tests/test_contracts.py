@@ -23,7 +23,7 @@ from teachdiag.cli import app
 from teachdiag.errors import ArtefactError, InputError, RunError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings
 from teachdiag.tables import Column, Table, write_parquet
 
 ROOT = Path(__file__).parents[1]
@@ -189,10 +189,17 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
     code = "import sys, teachdiag.cli; assert not {'torch', 'statsmodels', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    assert list(commands) == ["capture", "probe", "analyze"]
-    for name, settings in (("capture", CaptureSettings), ("probe", ProbeSettings), ("analyze", AnalyzeSettings)):
+    stages = {
+        "capture": CaptureSettings,
+        "probe": ProbeSettings,
+        "analyze": AnalyzeSettings,
+        "figures": FiguresSettings,
+    }
+    assert list(commands) == list(stages)
+    for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
-        assert {p.name for p in commands[name].params} - {"help"} == own | {"run", "recipe", "quiet", "json"}
+        place = "run" if name in ("capture", "probe") else "runs"
+        assert {p.name for p in commands[name].params} - {"help"} == own | {place, "recipe", "quiet", "json"}
         assert all(p.help for p in commands[name].params)
 
 
@@ -200,7 +207,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     cases = [
         (("probe", "--run", tmp_path / "none"), None, "has no capture stage"),
-        (("analyze", "--run", tmp_path / "none"), None, "has no capture stage"),
+        (("analyze", tmp_path / "none"), None, "has no capture stage"),
         (("capture", "--prompts", "gsm9k", "--run", tmp_path / "run"), None, "no prompt manifest 'gsm9k'"),
         (("capture", "--device", "abacus", "--run", tmp_path / "run"), None, "--device 'abacus' cannot be used"),
         (("probe", "--recipe", recipe), "[probe]\nspeed = 3", "[probe] has no option speed"),

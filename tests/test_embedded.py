@@ -23,7 +23,8 @@ SMALL = ("--bank-prompts", 8, "--update-prompts", 3, "--positions", 16, "--max-n
 
 
 def command(stage: str, run: Path, *options: object) -> list[str]:
-    return [sys.executable, "-m", "teachdiag.cli", stage, "--run", str(run), *map(str, options)]
+    place = [str(run)] if stage == "analyze" else ["--run", str(run)]
+    return [sys.executable, "-m", "teachdiag.cli", stage, *place, *map(str, options)]
 
 
 def teachdiag(stage: str, run: Path, *options: object) -> dict:
@@ -81,7 +82,7 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
     assert set(probed["update"]) == {"one_step", "theta0", "shuffled_teacher", "random_direction"}
     assert set(pd.read_parquet(run / "analysis/findings.parquet")["status"]) <= set(STATUSES)
     assert len(FINDINGS.read(run / "analysis/findings.parquet")) > 5
-    assert {f.suffix for f in (run / "figures").iterdir()} == {".png", ".svg"}
+    assert {f.suffix for f in (run / "figures").iterdir()} == {".png", ".svg", ".pdf"}
     assert (run / "summary.md").read_text().count("random_direction") > 0
 
 

@@ -38,12 +38,18 @@ def step(run: Path) -> StepTables:
 def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
     files = draw_figures(run, QUIET)
     names = ("plane", "coefficients", "gain_surface", "deciles")
-    assert {f.name for f in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {f.name for f in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     before = {f: f.read_bytes() for f in files}
-    assert all(content.startswith((b"\x89PNG", b"<?xml")) for content in before.values())
+    assert all(content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) for content in before.values())
     draw_figures(run, QUIET)
     assert {f: f.read_bytes() for f in files} == before
     assert list((run / "figures").glob("*.part")) == []
+
+
+def test_one_figure_alone_and_none_that_is_not_there(run: Path) -> None:
+    assert [file.name for file in draw_figures(run, QUIET, "plane")] == ["plane.png", "plane.svg", "plane.pdf"]
+    with pytest.raises(ArtefactError, match="has no figure 'lds': it has plane, coefficients"):
+        draw_figures(run, QUIET, "lds")
 
 
 def test_coefficients_are_those_of_the_table(step: StepTables) -> None:

@@ -103,6 +103,6 @@ Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are
 | `contexts/`, `positions/` | the tables of capture, in shards |
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
-| `figures/*.png`, `figures/*.svg` | every figure |
+| `figures/*.png`, `*.svg`, `*.pdf` | every figure |
 | `summary.md` | the verdict and its tables, for people |
 """
