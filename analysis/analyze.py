@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+from threadpoolctl import threadpool_limits
 
 from teachdiag.analysis.bootstrap import Codes, Resampling
 from teachdiag.analysis.cells import load_cells
+from teachdiag.analysis.design import GAP, make_sample
 from teachdiag.analysis.findings import CLAIMS, finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.frame import (
     STEP_KINDS,
@@ -25,6 +28,7 @@ from teachdiag.analysis.frame import (
     load_step,
     select_outcomes,
 )
+from teachdiag.analysis.inference import inference_rows
 from teachdiag.analysis.interventions import (
     agreement_rows,
     draw_seeds_and_prompts,
@@ -47,15 +51,15 @@ from teachdiag.analysis.profiles import (
     plane_rows,
     q3_rows,
 )
-from teachdiag.analysis.regression import GAP, regressions
+from teachdiag.analysis.regression import regressions
 from teachdiag.analysis.report import Results, verdict
 from teachdiag.analysis.scaling import Scores, normalised_scores, raw_scores, saturation_rows
 from teachdiag.analysis.summary import summary_markdown
 from teachdiag.analysis.validity import draw_folds, validity
-from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION, SURFACES
+from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, SURFACES
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
-from teachdiag.settings import HEADLINE_K, AnalyzeSettings
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES, AnalyzeSettings
 from teachdiag.tables import Table, write_parquet, write_text
 
 Rows = list[dict[str, Any]]
@@ -63,7 +67,7 @@ Found = dict[Table, Rows]
 Task = Callable[[], Found]
 
 _READ = ("positions", "gains", "isolated", "predictions", "interventions", "intervention_gains")
-_WRITTEN = (ESTIMATES, DECILES, SURFACES, SATURATION, SELECTION, PLACEBO_PANEL)
+_WRITTEN = (ESTIMATES, INFERENCE, DECILES, SURFACES, SATURATION, SELECTION, PLACEBO_PANEL)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         inputs = _load(run, settings)
         stage.note.unlink(missing_ok=True)
         stage.claim(settings.as_dict(), {name: table_digest(run / name) for name in _READ})
-        with stage.timed():
+        with stage.timed(), threadpool_limits(1, "blas"):
             tables = _estimate(inputs, reporter)
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs.steps))
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
@@ -150,10 +154,21 @@ def _step_tasks(inputs: _Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
     fitted = [outcome for outcome in outcomes if not outcome.obstacle]
     makers: list[Callable[[], Rows]] = [
         *(partial(mean_rows, outcome, bank, resampling) for outcome in outcomes if len(outcome.values)),
-        *(partial(regressions, outcome, bank, inputs.normalised, resampling) for outcome in fitted),
         *(partial(validity, group, bank, inputs.raw, folds, resampling) for group in _over_same_rows(fitted)),
     ]
-    return [partial(_estimates_of, make) for make in makers]
+    tasks: list[Task] = [partial(_estimates_of, make) for make in makers]
+    return tasks + [partial(_regressions, inputs, group, k) for group in _over_same_rows(fitted) for k in SUPPORT_SIZES]
+
+
+def _regressions(inputs: _Inputs, outcomes: Sequence[Outcome], k: int) -> Found:
+    """Fit the models of one K to outcomes that are defined over the same positions."""
+    bank, redraw = inputs.bank, inputs.settings.cuts == "redrawn"
+    sample = make_sample(outcomes, inputs.normalised, k, bank.n_prompts)
+    tokens = bank.positions["token_id"].to_numpy(np.int64)[outcomes[0].rows]
+    return {
+        ESTIMATES: regressions(sample, bank, inputs.resampling, redraw=redraw),
+        INFERENCE: inference_rows(sample, tokens, inputs.resampling),
+    }
 
 
 def _folds(inputs: _Inputs) -> Codes:

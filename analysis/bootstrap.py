@@ -6,6 +6,7 @@ product. Row 0 of every weight matrix holds ones, so the estimate and its draws 
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,7 @@ class Resampling:
                 "capture again with a larger --bank-prompts"
             )
 
+    @lru_cache(maxsize=1)  # noqa: B019 (one matrix is kept, for the statistic that is being computed)
     def weights(self, statistic: str) -> Array:
         """Return how often each prompt counts in each draw: shape (1 + draws, prompts), row 0 all ones.
 

@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
+from teachdiag.analysis.design import GAP
 from teachdiag.analysis.frame import OUTCOMES, Outcome
 from teachdiag.analysis.placebos import beyond
-from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import BASE, on_top_of_base, versus_base
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME

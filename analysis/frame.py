@@ -1,6 +1,7 @@
 """The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,15 @@ class Outcome:
         """Unit of the outcome."""
         return OUTCOMES[self.name]
 
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        return len(self.prompts), _count(self.prompts)
+
     @property
     def obstacle(self) -> str:
         """Why no model can be fitted to this outcome, or an empty text."""
-        n_prompts = len(np.unique(self.prompts))
-        if n_prompts < MIN_PROMPTS:
-            return f"above the noise floor in only {n_prompts} prompts of the {MIN_PROMPTS} needed"
+        if self._size[1] < MIN_PROMPTS:
+            return f"above the noise floor in only {self._size[1]} prompts of the {MIN_PROMPTS} needed"
         if np.ptp(self.values) == 0:
             return f"exactly {self.values[0]:g} everywhere"
         return ""
@@ -119,7 +123,7 @@ class Outcome:
         inside: Mask | None = None,
     ) -> dict[str, Any]:
         """Return one row of the estimates table; `inside`, of shape (n,), marks the positions behind it, if not all."""
-        prompts = self.prompts if inside is None else self.prompts[inside]
+        n_positions, n_prompts = self._size if inside is None else (int(inside.sum()), _count(self.prompts[inside]))
         return {
             "analysis": analysis,
             "probe_id": self.probe_id,
@@ -132,10 +136,14 @@ class Outcome:
             "draws": interval.draws,  # for paired differences; no column of the table
             "std_error": std_error,
             "method": method,
-            "n_positions": len(prompts),
-            "n_prompts": len(np.unique(prompts)),
+            "n_positions": n_positions,
+            "n_prompts": n_prompts,
             "n_dropped": int((~self.rows).sum()),
         }
+
+
+def _count(prompts: Codes) -> int:
+    return int((np.bincount(prompts) > 0).sum()) if len(prompts) else 0
 
 
 def load_bank(run: Path) -> Bank:
@@ -144,7 +152,7 @@ def load_bank(run: Path) -> Bank:
     Raises:
         ArtefactError: the table is missing, holds no bank position, or holds one twice.
     """
-    everything = POSITIONS.read(run / "positions", [*_KEY, "split", *_PREDICTORS])
+    everything = POSITIONS.read(run / "positions", [*_KEY, "split", "token_id", *_PREDICTORS])
     positions = _ordered(everything[everything["split"] == "bank"], "positions")
     if positions.empty:
         raise ArtefactError(f"{run / 'positions'} holds no position of the bank: run `teachdiag capture` again")

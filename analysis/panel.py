@@ -15,9 +15,10 @@ import pandas as pd
 from scipy.stats import t
 
 from teachdiag.analysis.bootstrap import Array, Codes
+from teachdiag.analysis.design import GAP
 from teachdiag.analysis.frame import Bank, Mask, Outcome, Probe, load_draws, select_outcome
 from teachdiag.analysis.ranking import spearman
-from teachdiag.analysis.regression import GAP, point_estimates
+from teachdiag.analysis.regression import point_estimates
 from teachdiag.analysis.released_gap import arm_gap, arms
 from teachdiag.analysis.scaling import Scores, in_q3
 from teachdiag.analysis.validity import cross_validated, predictor_sets

@@ -18,6 +18,12 @@ _PER_SUPPORT = ("disagreement", "compatibility")
 _COMBINED = ("learnable", "incompatible", "tip", "learnable_entropy")
 
 
+def label(key: Key) -> str:
+    """Name a score, with its K where it has one."""
+    name, k = key
+    return name if k is None else f"{name} (K={k})"
+
+
 def normalised_scores(bank: pd.DataFrame) -> dict[Key, Array]:
     """Return the scores that the regressions and selectors use, each of shape (positions,), within [0, 1].
 
@@ -27,25 +33,29 @@ def normalised_scores(bank: pd.DataFrame) -> dict[Key, Array]:
     Raises:
         EstimationError: a column cannot be normalised.
     """
-    h = _norm_of(bank, "student_entropy")
-    scores: dict[Key, Array] = {
-        ("student_entropy", None): h,
-        ("teacher_entropy", None): _norm_of(bank, "teacher_entropy"),
-        ("position", None): _raw(bank, "pos_norm"),
-    }
+    h, teacher = (norm(_raw(bank, name), name) for name in ("student_entropy", "teacher_entropy"))
+    scores: dict[Key, Array] = {}
     for k in SUPPORT_SIZES:
-        d, c = _norm_of(bank, f"disagreement_k{k}"), _norm_of(bank, f"compatibility_k{k}")
-        learnable = d * c
-        scores |= {
-            ("disagreement", k): d,
-            ("compatibility", k): c,
-            ("entropy_x_disagreement", k): h * d,
-            ("learnable", k): learnable,
-            ("incompatible", k): d * (1 - c),
-            ("tip", k): soft_or(h, d),
-            ("learnable_entropy", k): soft_or(h, learnable),
-        }
+        d, c = (norm(_raw(bank, name), name) for name in (f"disagreement_k{k}", f"compatibility_k{k}"))
+        scores |= combined_scores(h, teacher, _raw(bank, "pos_norm"), d, c, k)
     return scores
+
+
+def combined_scores(h: Array, teacher: Array, position: Array, d: Array, c: Array, k: int) -> dict[Key, Array]:
+    """Return every score at one K from the normalised entropies, D and C, and the position: shape (positions,) each."""
+    learnable = d * c
+    return {
+        ("student_entropy", None): h,
+        ("teacher_entropy", None): teacher,
+        ("position", None): position,
+        ("disagreement", k): d,
+        ("compatibility", k): c,
+        ("entropy_x_disagreement", k): h * d,
+        ("learnable", k): learnable,
+        ("incompatible", k): d * (1 - c),
+        ("tip", k): soft_or(h, d),
+        ("learnable_entropy", k): soft_or(h, learnable),
+    }
 
 
 def raw_scores(bank: pd.DataFrame, normalised: Scores) -> dict[Key, Array]:
@@ -105,10 +115,6 @@ def _saturation_row(
         **{f"tied_at_{percent:02d}pct": decided_by_tie(values, percent) for percent in BUDGETS},
         "n_positions": len(values),
     }
-
-
-def _norm_of(bank: pd.DataFrame, column: str) -> Array:
-    return norm(_raw(bank, column), column)
 
 
 def _raw(bank: pd.DataFrame, column: str) -> Array:

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
+from teachdiag.analysis.design import GAP
 from teachdiag.analysis.findings import lookup
 from teachdiag.analysis.frame import OUTCOMES
-from teachdiag.analysis.regression import GAP
 from teachdiag.analysis.validity import predictor_sets, versus_base
 from teachdiag.artefacts import probes_by_step
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES

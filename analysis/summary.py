@@ -10,11 +10,11 @@ from rich.table import Table
 from teachdiag.analysis.comparison_report import lds_table, panel_overview
 from teachdiag.analysis.frame import STEP_KINDS, Record, read_records
 from teachdiag.analysis.report import Results, Tables, pair_text, read_results, section
+from teachdiag.analysis.scaling import label
 from teachdiag.analysis.selection_report import headline_budget, selection_table
 from teachdiag.analysis.step_tables import at_headline_k, titled
 from teachdiag.analysis.study import isolated_table, predicted_table
 from teachdiag.analysis.text_tables import markdown, rich_table
-from teachdiag.analysis.validity import label
 
 
 def summary_markdown(

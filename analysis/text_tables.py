@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from teachdiag.analysis.bootstrap import Interval
-from teachdiag.analysis.validity import BASE, label
+from teachdiag.analysis.scaling import label
+from teachdiag.analysis.validity import BASE
 
 _ENDS = ("estimate", "ci_low", "ci_high")
 

@@ -6,22 +6,22 @@ theta0: those never see a gain.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.interpolate import BSpline
 from scipy.stats import rankdata
 
 from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, prompt_sums, ratio, variance
-from teachdiag.analysis.frame import Bank, Mask, Outcome
+from teachdiag.analysis.frame import Bank, Outcome
 from teachdiag.analysis.scaling import Key, Scores
+from teachdiag.analysis.splines import Splines, rank_splines
 from teachdiag.errors import EstimationError
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import SUPPORT_SIZES
 
 BASE = "forward_kl"
-_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # training quantiles of the interior knots
-_DEGREE = 3
+_BLOCK = 16384  # rows whose design exists at the same time
+_TOGETHER = 4  # outcomes that are fitted together
 _RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product
 
 
@@ -61,78 +61,103 @@ def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
     return (np.stack(orders) % folds).astype(np.int64)
 
 
-def training_ranks(values: Array, training: Mask) -> Array:
-    """Return the share of training rows below each value, ties counted half: shape (n,), within [0, 1]."""
-    ordered = np.sort(values[training])
-    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
-    return (below + up_to) / (2 * len(ordered))
+class Fits(NamedTuple):
+    """Least squares on the other folds, for every fold of every assignment, set of predictors and outcome.
 
-
-def spline_basis(values: Array, training: Mask, column: str) -> Array:
-    """Evaluate a cubic B-spline basis on the ranks that values have among the training rows.
-
-    Ranks make the basis the same for every monotone version of a score, and keep the few largest values, which reach
-    far beyond the others, from bending the whole curve.
-
-    Args:
-        values: shape (n,).
-        training: shape (n,); range and knots come from these rows.
-        column: the name that an error gives.
-
-    Returns:
-        Shape (n, b). The first function is left out: with an intercept, the others span the same curves. Knots that
-        coincide, as they do for saturated scores, count once.
-
-    Raises:
-        EstimationError: the training rows hold one value.
+    `means`: shape (repeats, folds, m), mean outcome of the other folds. `coefficients`: shape (repeats, folds, q, sets,
+    m), of the design's columns, for what an outcome has beyond that mean; 0 for columns outside the set.
     """
-    ranks = training_ranks(values, training)
-    low, high = ranks[training].min(), ranks[training].max()
-    if low == high:
-        raise EstimationError(
-            f"column {column} is {values[training][0]:.6g} at every position of some training folds, so its predictive "
-            "validity cannot be measured: capture another pair, or more prompts"
-        )
-    inner = np.unique(np.quantile(ranks[training], _KNOTS))
-    inner = inner[(inner > low) & (inner < high)]
-    knots = np.concatenate([np.repeat(low, _DEGREE + 1), inner, np.repeat(high, _DEGREE + 1)])
-    basis: Array = BSpline.design_matrix(np.clip(ranks, low, high), knots, _DEGREE).toarray()
-    return basis[:, 1:]
+
+    means: Array
+    coefficients: Array
 
 
-def out_of_fold(
-    sets: Mapping[Key, Sequence[Key]], scores: Scores, outcomes: Array, row_folds: Codes
-) -> tuple[Array, dict[Key, Array]]:
-    """Predict every row by least squares on the other folds.
+def fit_other_folds(
+    splines: Splines, sets: Mapping[Key, Sequence[Key]], scores: Sequence[Key], values: Array, row_folds: Codes
+) -> Fits:
+    """Fit every set of predictors to every outcome, each time without one fold.
+
+    One cross-product of the design serves every set: a set's is the part that belongs to its columns. Those of the
+    folds are summed anew for each that is left out, so that a fold's rows never touch its own fit, by rounding neither.
 
     Args:
+        splines: the design.
         sets: the scores in each set of predictors.
-        scores: each of shape (n,).
-        outcomes: shape (n, m), several outcomes over the same rows.
-        row_folds: shape (n,), the fold of each row's prompt.
-
-    Returns:
-        The mean outcome of the other folds, shape (n, m); and for each set what it predicts beyond that mean, shape
-        (n, m). They are kept apart because the mean of the others falls as a fold's own mean rises: ranks of whole
-        predictions would tend to run against the outcome where there is nothing to predict.
+        scores: the scores of the design, in its order.
+        values: shape (n, m), several outcomes over the same rows.
+        row_folds: shape (repeats, n), the fold of each row's prompt.
     """
-    means = np.empty_like(outcomes)
-    deviations = {name: np.empty_like(outcomes) for name in sets}
-    for fold in np.unique(row_folds):
-        training = row_folds != fold
-        means[~training] = outcomes[training].mean(axis=0)
-        bases = [spline_basis(values, training, label(key)) for key, values in scores.items()]
-        design = np.hstack([np.ones((len(outcomes), 1)), *bases])
-        owners = np.repeat(np.arange(-1, len(bases)), [1, *(basis.shape[1] for basis in bases)])
-        # One cross-product serves every set: a set's is the part that belongs to its columns.
-        fitted = design[training]
-        gram, moments = fitted.T @ fitted, fitted.T @ (outcomes[training] - outcomes[training].mean(axis=0))
-        for name, members in sets.items():
-            columns = np.isin(owners, [-1, *(list(scores).index(key) for key in members)])
+    repeats, n_folds, q, m = len(row_folds), int(row_folds.max()) + 1, len(splines.owners), values.shape[1]
+    folds = np.zeros((repeats, n_folds, q, q + m))  # cross-products of a fold's design with design and outcomes
+    for rows in blocks(len(values)):
+        design = splines.design(rows)
+        extended = np.hstack([design, values[rows]])
+        for repeat, fold in np.ndindex(repeats, n_folds):
+            mine = np.flatnonzero(row_folds[repeat, rows] == fold)
+            folds[repeat, fold] += design[mine].T @ extended[mine]
+    others = 1.0 - np.eye(n_folds)
+    training = np.einsum("fg,rgij->rfij", others, folds)
+    gram, moments = training[..., :q], training[..., q:]
+    means = moments[:, :, 0] / gram[:, :, 0, :1]  # the design's first column is the intercept
+    centred = moments - gram[..., :1] * means[:, :, None, :]
+    coefficients = np.zeros((repeats, n_folds, q, len(sets), m))
+    for place, members in enumerate(sets.values()):
+        columns = splines.columns([list(scores).index(key) for key in members])
+        for repeat, fold in np.ndindex(repeats, n_folds):
+            within = gram[repeat, fold][np.ix_(columns, columns)]
             # Saturated scores leave basis functions that hardly any row reaches: the cut leaves these at 0.
-            coefficients = np.linalg.lstsq(gram[np.ix_(columns, columns)], moments[columns], rcond=_RANK_CUT)[0]
-            deviations[name][~training] = design[np.ix_(~training, columns)] @ coefficients
-    return means, deviations
+            found = np.linalg.lstsq(within, centred[repeat, fold][columns], rcond=_RANK_CUT)[0]
+            coefficients[repeat, fold][columns, place] = found
+    return Fits(means, coefficients)
+
+
+class OutOfFold(NamedTuple):
+    """What the fits predict for the rows that they have not seen, averaged over fold assignments.
+
+    `predicted`: shape (n, sets, m), beyond the mean of the other folds. `unexplained`: shape (prompts, sets, m), sum of
+    (y - prediction)^2 over each prompt. `total`: shape (prompts, m), sum of (y - that mean)^2.
+
+    Mean and the rest are kept apart because the mean of the others falls as a fold's own mean rises: ranks of whole
+    predictions would tend to run against the outcome where there is nothing to predict.
+    """
+
+    predicted: Array
+    unexplained: Array
+    total: Array
+
+
+def out_of_fold(splines: Splines, fits: Fits, values: Array, row_folds: Codes, prompts: Codes) -> OutOfFold:
+    """Predict every row by the fits that have not seen its fold.
+
+    Args:
+        splines: the design.
+        fits: of `fit_other_folds`.
+        values: shape (n, m), the outcomes.
+        row_folds: shape (repeats, n).
+        prompts: shape (n,).
+    """
+    repeats, n_folds, q, n_sets, m = fits.coefficients.shape
+    n_prompts = int(prompts.max()) + 1
+    found = OutOfFold(np.zeros((len(values), n_sets, m)), np.zeros((n_prompts, n_sets, m)), np.zeros((n_prompts, m)))
+    for rows in blocks(len(values)):
+        design, y = splines.design(rows), values[rows]
+        unexplained, total = np.zeros((len(y), n_sets, m)), np.zeros((len(y), m))
+        for repeat, fold in np.ndindex(repeats, n_folds):
+            mine = np.flatnonzero(row_folds[repeat, rows] == fold)
+            beyond = (design[mine] @ fits.coefficients[repeat, fold].reshape(q, -1)).reshape(-1, n_sets, m)
+            centred = y[mine] - fits.means[repeat, fold]
+            found.predicted[rows][mine] += beyond / repeats
+            unexplained[mine] += (centred[:, None] - beyond) ** 2 / repeats
+            total[mine] += centred**2 / repeats
+        sums = prompt_sums(np.hstack([unexplained.reshape(len(y), -1), total]), prompts[rows], n_prompts)
+        found.unexplained[:] += sums[:, :-m].reshape(found.unexplained.shape)
+        found.total[:] += sums[:, -m:]
+    return found
+
+
+def blocks(n: int) -> list[slice]:
+    """Cut n rows into blocks whose designs stay small."""
+    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
 
 
 def validity(
@@ -170,39 +195,39 @@ def cross_validated(
     Arguments as `validity` has them; `weights` has shape (draws, prompts).
     """
     rows = outcomes[0].rows
-    used = {key: raw[key][rows] for members in sets.values() for key in members}
-    values = np.column_stack([outcome.values for outcome in outcomes])
-    predicted = np.zeros((len(sets), *values.shape))
-    unexplained, total = np.zeros_like(predicted), np.zeros_like(values)
-    for assignment in folds:
-        means, deviations = out_of_fold(sets, used, values, assignment[bank.prompts[rows]])
-        stacked = np.stack(list(deviations.values()))
-        predicted += stacked / len(folds)
-        unexplained += (values - means - stacked) ** 2 / len(folds)
-        total += (values - means) ** 2 / len(folds)
-    return [
-        {
-            "cv_r2": explained(total[:, place], unexplained[:, :, place].T, outcome.prompts, weights),
-            "cv_rank": rank_correlation(outcome.values, predicted[:, :, place].T, outcome.prompts, weights),
-        }
-        for place, outcome in enumerate(outcomes)
-    ]
+    used = list(dict.fromkeys(key for members in sets.values() for key in members))
+    splines = rank_splines({key: raw[key][rows] for key in used})
+    prompts = bank.prompts[rows]
+    row_folds = folds[:, prompts]
+    found: list[dict[str, Array]] = []
+    for first in range(0, len(outcomes), _TOGETHER):
+        group = outcomes[first : first + _TOGETHER]
+        values = np.column_stack([outcome.values for outcome in group])
+        fits = fit_other_folds(splines, sets, used, values, row_folds)
+        tested = out_of_fold(splines, fits, values, row_folds, prompts)
+        found += [
+            {
+                "cv_r2": explained(tested.total[:, place], tested.unexplained[..., place], weights),
+                "cv_rank": rank_correlation(outcome.values, tested.predicted[..., place], prompts, weights),
+            }
+            for place, outcome in enumerate(group)
+        ]
+    return found
 
 
-def explained(total: Array, unexplained: Array, prompts: Codes, weights: Array) -> Array:
+def explained(total: Array, unexplained: Array, weights: Array) -> Array:
     """Return R2 = 1 - sum (y - prediction)^2 / sum (y - m)^2 in every draw, m the mean of the training folds.
 
     Args:
-        total: (y - m)^2, shape (n,), averaged over fold assignments.
-        unexplained: (y - prediction)^2, shape (n, sets), likewise.
-        prompts: shape (n,).
-        weights: shape (draws, prompts).
+        total: each prompt's sum of (y - m)^2, shape (prompts,), averaged over fold assignments.
+        unexplained: each prompt's sum of (y - prediction)^2, shape (prompts, sets), likewise.
+        weights: shape (draws, >= prompts).
 
     Returns:
         Shape (draws, sets); NaN where a draw has nothing to explain.
     """
-    sums = weights @ prompt_sums(np.column_stack([total, unexplained]), prompts, weights.shape[1])
-    return 1 - ratio(sums[:, 1:], sums[:, :1])
+    weights = weights[:, : len(total)]
+    return 1 - ratio(weights @ unexplained, (weights @ total)[:, None])
 
 
 def rank_correlation(observed: Array, scores: Array, prompts: Codes, weights: Array) -> Array:
@@ -220,12 +245,6 @@ def rank_correlation(observed: Array, scores: Array, prompts: Codes, weights: Ar
     sum_x, squares_x, products = totals[:, 3 : 3 + m], totals[:, 3 + m : 3 + 2 * m], totals[:, 3 + 2 * m :]
     covariance = ratio(products, n) - ratio(sum_x, n) * ratio(sum_y, n)
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))
-
-
-def label(key: Key) -> str:
-    """Name a score, with its K where it has one."""
-    name, k = key
-    return name if k is None else f"{name} (K={k})"
 
 
 def _validity_rows(

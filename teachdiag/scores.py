@@ -35,7 +35,11 @@ def norm(values: Array, column: str) -> Array:
     Raises:
         EstimationError: the two quantiles are equal.
     """
-    low, high = quantile_range(values, column)
+    return clip_to(values, *quantile_range(values, column))
+
+
+def clip_to(values: Array, low: float, high: float) -> Array:
+    """Scale so that `low` becomes 0 and `high` becomes 1, and clip what lies beyond."""
     return np.clip((values - low) / (high - low), 0.0, 1.0)
 
 

@@ -305,6 +305,12 @@ class AnalyzeSettings(_Checked):
     draws: int = option(1000, "Prompt-cluster bootstrap draws", "draws")
     folds: int = option(5, "Folds of the prompt-grouped cross-validation", "folds")
     fold_repeats: int = option(10, "Fold assignments that the cross-validation averages over", "assignments")
+    cuts: Literal["redrawn", "fixed"] = option(
+        "redrawn",
+        "Cuts of normalised scores, medians and thirds in each bootstrap draw: estimated anew, or those of the whole "
+        "bank (as the released code has them)",
+        "choice",
+    )
     seed: int = option(0, "Root of the bootstrap's and the folds' random streams", "integer")
 
     def __post_init__(self) -> None:

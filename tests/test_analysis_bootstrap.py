@@ -6,7 +6,8 @@ import pytest
 
 from teachdiag.analysis.bootstrap import Interval, Resampling, intervals, prompt_sums
 from teachdiag.analysis.profiles import group_means, percentile_bins
-from teachdiag.analysis.regression import fit, moments
+from teachdiag.analysis.design import moments
+from teachdiag.analysis.regression import fit
 from teachdiag.analysis.validity import rank_correlation
 
 RNG = np.random.default_rng(1)
@@ -49,7 +50,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     weights = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0], [2.0, 1.0, 0.0]])
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
-        fit(totals, [0]).slopes,
+        fit(totals, [0, 1]).slopes,
         rank_correlation(y, x[:, None], prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):

@@ -10,8 +10,10 @@ import statsmodels.api as sm
 from planted import World, plant
 
 from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.cuts import redraw_cuts, redrawn_quantiles
+from teachdiag.analysis.design import BASES, GAP, MODELS, make_sample
 from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
-from teachdiag.analysis.regression import GAP, MODELS, regressions
+from teachdiag.analysis.regression import point_estimates, regressions
 from teachdiag.analysis.scaling import normalised_scores
 from teachdiag.errors import EstimationError
 
@@ -26,10 +28,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bank, list[Outcome]]
     return bank, select_outcomes(load_step(run, "step", bank), bank)
 
 
-def _estimates(case: tuple[Bank, list[Outcome]], place: int, resampling: Resampling | None = None) -> pd.DataFrame:
+def _estimates(
+    case: tuple[Bank, list[Outcome]], place: int, resampling: Resampling | None = None, redraw: bool = False
+) -> pd.DataFrame:
     bank, outcomes = case
     resampling = resampling or Resampling(0, 100, bank.n_prompts)
-    return pd.DataFrame(regressions(outcomes[place], bank, normalised_scores(bank.positions), resampling))
+    sample = make_sample([outcomes[place]], normalised_scores(bank.positions), K, bank.n_prompts)
+    return pd.DataFrame(regressions(sample, bank, resampling, redraw=redraw))
 
 
 def _design(case: tuple[Bank, list[Outcome]], place: int, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,6 +57,10 @@ def _design(case: tuple[Bank, list[Outcome]], place: int, model: str) -> tuple[n
         "entropy_x_disagreement": h * d,
         "learnable": d * c,
         "incompatible": d * (1 - c),
+        "disagreement^2": d**2,
+        "disagreement^3": d**3,
+        "(disagreement - 1/3)+^3": np.where(d > 1 / 3, (d - 1 / 3) ** 3, 0),
+        "(disagreement - 2/3)+^3": np.where(d > 2 / 3, (d - 2 / 3) ** 3, 0),
     }
     rows = outcomes[place].rows
     return np.column_stack([built[term] for term in MODELS[model]])[rows], outcomes[place].values, bank.prompts[rows]
@@ -84,7 +93,11 @@ def test_coefficients_and_errors_are_those_of_statsmodels(
         assert row["std_error"] == pytest.approx(reference.bse[number], rel=1e-8)
         assert row["n_positions"] == len(y)
     assert _row(estimates, f"fit_{model}", "r2")["estimate"] == pytest.approx(reference.rsquared, rel=1e-8)
-    if "learnable" in MODELS[model]:
+    if model in BASES:
+        base = sm.OLS(y, sm.add_constant(_design(case, place, BASES[model])[0])).fit().rsquared
+        gained = _row(estimates, f"fit_{model}", "delta_r2")["estimate"]
+        assert gained == pytest.approx(reference.rsquared - base, abs=1e-10)
+    if {"learnable", "incompatible"} <= set(MODELS[model]):
         contrast = np.zeros(x.shape[1] + 1)
         contrast[[1 + MODELS[model].index(name) for name in ("learnable", "incompatible")]] = 1, -1
         gap = _row(estimates, f"{scale}_{model}", GAP)
@@ -117,6 +130,46 @@ def test_bootstrap_is_that_of_a_loop_over_stacked_rows(case: tuple[Bank, list[Ou
         assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]), rel=1e-8)
 
 
+def test_outcomes_together_are_those_alone(case: tuple[Bank, list[Outcome]]) -> None:
+    bank, outcomes = case
+    together = make_sample(outcomes[:2], normalised_scores(bank.positions), K, bank.n_prompts)
+    found = pd.DataFrame(regressions(together, bank, Resampling(0, 100, bank.n_prompts)))
+    alone = pd.concat([_estimates(case, place, redraw=True) for place in (0, 1)], ignore_index=True)
+    for column in ("estimate", "ci_low", "ci_high", "std_error"):
+        np.testing.assert_allclose(found[column].astype(float), alone[column].astype(float), rtol=1e-7, atol=1e-9)
+
+
+def test_redrawn_cuts_are_those_of_a_loop_that_normalises_every_draw(tmp_path: Path) -> None:
+    world = World(prompts=60, positions=40, slope_learnable=0.03, slope_incompatible=0.01, mood=0.004)
+    run = plant(tmp_path / "run", world)
+    bank = load_bank(run)
+    outcome = select_outcomes(load_step(run, "step", bank), bank)[0]
+    resampling = Resampling(0, 150, bank.n_prompts)
+    weights = resampling.weights("regression")
+    sample = make_sample([outcome], normalised_scores(bank.positions), K, bank.n_prompts)
+    drawn = redraw_cuts(sample, bank.positions, bank.prompts, weights)
+    exact, quantiles = [], []
+    for counts in weights:
+        rows = np.repeat(np.arange(len(bank.prompts)), counts[bank.prompts].astype(int))
+        again = Bank(bank.positions.iloc[rows].reset_index(drop=True), bank.prompts[rows], bank.n_prompts)
+        everywhere = np.ones(len(rows), bool)
+        stacked = Outcome("step", "one_step", "gain", everywhere, outcome.values[rows], again.prompts)
+        found = point_estimates(stacked, again, normalised_scores(again.positions), K)
+        exact.append([found["standardized_decomposition", GAP], found["slope_nested", "learnable"]])
+        quantiles.append(np.quantile(again.positions[f"disagreement_k{K}"], [0.05, 0.95]))
+    moved = redrawn_quantiles(bank.positions[f"disagreement_k{K}"].to_numpy(), bank.prompts, weights, (0.05, 0.95))
+    np.testing.assert_allclose(moved, quantiles, rtol=5e-3)
+    assert np.abs(drawn.moves[1:]).max() > 1.5  # the cuts do move
+    estimates = pd.DataFrame(regressions(sample, bank, resampling))
+    fixed = pd.DataFrame(regressions(sample, bank, resampling, redraw=False))
+    for place, key in enumerate((("standardized_decomposition", GAP), ("slope_nested", "learnable"))):
+        true = np.array(exact)[:, place]
+        mine, stiff = (np.asarray(_row(table, *key)["draws"]) for table in (estimates, fixed))
+        assert mine[0] == pytest.approx(true[0], rel=1e-8)
+        assert np.abs(mine - true).std() < 0.1 * true.std()
+        assert np.abs(mine - true).std() < np.abs(stiff - true).std()
+
+
 def test_every_seed_has_its_own_draws(case: tuple[Bank, list[Outcome]]) -> None:
     bank, _ = case
     one, same, other = (_estimates(case, 0, Resampling(seed, 100, bank.n_prompts)) for seed in (1, 1, 2))
@@ -128,11 +181,10 @@ def test_every_seed_has_its_own_draws(case: tuple[Bank, list[Outcome]]) -> None:
 def test_a_constant_or_redundant_predictor_is_named(case: tuple[Bank, list[Outcome]]) -> None:
     bank, outcomes = case
     scores = normalised_scores(bank.positions)
-    resampling = Resampling(0, 100, bank.n_prompts)
     with pytest.raises(EstimationError, match=r"predictor position is 0\.5 at every position that has gain"):
-        regressions(outcomes[0], bank, scores | {("position", None): np.full(len(bank.prompts), 0.5)}, resampling)
+        make_sample(outcomes[:1], scores | {("position", None): np.full(len(bank.prompts), 0.5)}, 8, bank.n_prompts)
     with pytest.raises(EstimationError, match=r"predictor position \(K=8\) is a combination of"):
-        regressions(outcomes[0], bank, scores | {("position", None): scores["teacher_entropy", None]}, resampling)
+        make_sample(outcomes[:1], scores | {("position", None): scores["teacher_entropy", None]}, 8, bank.n_prompts)
 
 
 def test_too_few_prompts_are_counted() -> None:

@@ -11,7 +11,7 @@ from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_posi
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.regression import GAP
+from teachdiag.analysis.design import GAP
 from teachdiag.analysis.step_tables import coefficient_table, validity_table
 from teachdiag.analysis.summary import terminal_tables
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES

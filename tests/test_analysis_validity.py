@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from teachdiag.analysis import validity
 from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.splines import rank_splines
 from teachdiag.analysis.validity import (
     draw_folds,
     explained,
+    fit_other_folds,
     out_of_fold,
     predictor_sets,
     rank_correlation,
-    spline_basis,
 )
 from teachdiag.errors import EstimationError
 
@@ -22,31 +24,43 @@ Y = np.column_stack([np.sin(X["a", None]) + RNG.normal(0, 0.3, 300), X["b", 8] +
 WEIGHTS = Resampling(0, 200, 15).weights("validity")
 
 
-def _truncated_powers(train: np.ndarray, values: np.ndarray) -> np.ndarray:
+FOLDS = draw_folds(15, 5, 2, seed=0)[:, PROMPTS]
+SETS = {("a", None): (("a", None),), ("both", 8): (("a", None), ("b", 8))}
+
+
+def _truncated_powers(z: np.ndarray) -> np.ndarray:
     """Span the same cubic splines of ranks in another basis: x, x^2, x^3 and (x - knot)^3 to the right of each knot."""
-    ranks, x = (np.array([(train < v).mean() + (train == v).mean() / 2 for v in z]) for z in (train, values))
-    low, high = ranks.min(), ranks.max()
-    x = np.clip(x, low, high)
-    knots = {float(np.quantile(ranks, p)) for p in (0.1, 0.3, 0.5, 0.7, 0.9)} - {low, high}
+    x = np.array([(z < v).mean() + (z == v).mean() / 2 for v in z])
+    knots = {float(np.quantile(x, p)) for p in (0.1, 0.3, 0.5, 0.7, 0.9)} - {x.min(), x.max()}
     return np.column_stack([x, x**2, x**3, *(np.maximum(x - knot, 0) ** 3 for knot in sorted(knots))])
 
 
-def test_out_of_fold_predictions_are_those_of_a_loop() -> None:
-    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
-    sets = {("a", None): (("a", None),), ("both", 8): (("a", None), ("b", 8))}
-    means, found = out_of_fold(sets, X, Y, folds)
-    for name, members in sets.items():
-        for fold in range(5):
-            training, held = folds != fold, folds == fold
-            fit, use = (
-                np.hstack([np.ones((rows.sum(), 1)), *(_truncated_powers(X[m][training], X[m][rows]) for m in members)])
-                for rows in (training, held)
-            )
-            for column in range(2):
-                expected = use @ np.linalg.lstsq(fit, Y[training, column], rcond=None)[0]
-                np.testing.assert_allclose(means[held, column], Y[training, column].mean())
-                predicted = means[held, column] + found[name][held, column]
-                np.testing.assert_allclose(predicted, expected, rtol=1e-6, atol=1e-8)
+def _predict(scores: dict, y: np.ndarray) -> validity.OutOfFold:
+    splines = rank_splines(scores)
+    sets = {name: members for name, members in SETS.items() if set(members) <= set(scores)}
+    return out_of_fold(splines, fit_other_folds(splines, sets, list(scores), y, FOLDS), y, FOLDS, PROMPTS)
+
+
+def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "_BLOCK", 37)
+    found = _predict(X, Y)
+    bases = {key: _truncated_powers(values) for key, values in X.items()}
+    for place, members in enumerate(SETS.values()):
+        design = np.hstack([np.ones((300, 1)), *(bases[m] for m in members)])
+        for column in range(2):
+            predicted, unexplained, total = np.zeros(300), np.zeros(300), np.zeros(300)
+            for folds in FOLDS:
+                for fold in range(5):
+                    training, held = folds != fold, folds == fold
+                    mean = Y[training, column].mean()
+                    coefficients = np.linalg.lstsq(design[training], Y[training, column] - mean, rcond=None)[0]
+                    beyond = design[held] @ coefficients
+                    predicted[held] += beyond / 2
+                    unexplained[held] += (Y[held, column] - mean - beyond) ** 2 / 2
+                    total[held] += (Y[held, column] - mean) ** 2 / 2
+            np.testing.assert_allclose(found.predicted[:, place, column], predicted, rtol=1e-6, atol=1e-8)
+            for sums, rows in ((found.unexplained[:, place, column], unexplained), (found.total[:, column], total)):
+                np.testing.assert_allclose(sums, np.bincount(PROMPTS, rows), rtol=1e-6)
 
 
 def test_folds_hold_out_whole_prompts_evenly_and_anew_in_each_repeat() -> None:
@@ -60,32 +74,28 @@ def test_folds_hold_out_whole_prompts_evenly_and_anew_in_each_repeat() -> None:
 
 
 def test_held_out_rows_never_reach_the_fit() -> None:
-    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
-    sets = {("a", None): (("a", None),)}
-    disturbed = np.where((folds == 2)[:, None], 1e6, Y)
-    before, after = (out_of_fold(sets, {("a", None): X["a", None]}, y, folds)[1]["a", None] for y in (Y, disturbed))
-    np.testing.assert_array_equal(before[folds == 2], after[folds == 2])
+    splines = rank_splines(X)
+    disturbed = np.where((FOLDS[0] == 2)[:, None], 1e6, Y)
+    before, after = (fit_other_folds(splines, SETS, list(X), y, FOLDS[:1]) for y in (Y, disturbed))
+    np.testing.assert_array_equal(before.coefficients[0, 2], after.coefficients[0, 2])
+    np.testing.assert_array_equal(before.means[0, 2], after.means[0, 2])
+    assert (before.coefficients[0, 1] != after.coefficients[0, 1]).any()
 
 
 def test_monotone_versions_of_a_score_predict_the_same() -> None:
-    folds = draw_folds(15, 5, 1, seed=0)[0][PROMPTS]
-    sets = {("a", None): (("a", None),)}
-    plain, bent = (
-        out_of_fold(sets, {("a", None): a}, Y, folds)[1]["a", None] for a in (X["a", None], X["a", None] ** 3)
-    )
+    plain, bent = (_predict({("a", None): a}, Y).predicted for a in (X["a", None], X["a", None] ** 3))
     np.testing.assert_allclose(plain, bent, rtol=1e-12)
 
 
-def test_spline_basis_names_a_constant_column() -> None:
-    values = np.r_[np.ones(40), 2.0]
-    with pytest.raises(EstimationError, match="column compatibility is 1 at every position of some training folds"):
-        spline_basis(values, np.r_[np.ones(40, bool), False], "compatibility")
+def test_a_constant_score_is_named() -> None:
+    with pytest.raises(EstimationError, match=r"compatibility \(K=8\) has one value at every position"):
+        rank_splines({("compatibility", 8): np.ones(40)})
 
 
 def test_r2_is_that_of_a_loop_over_stacked_rows() -> None:
     means, predicted = RNG.normal(0, 0.1, 300), Y[:, 1] + RNG.normal(0, 0.2, 300)
-    unexplained = (Y[:, 1] - predicted)[:, None] ** 2
-    found = explained((Y[:, 1] - means) ** 2, unexplained, PROMPTS, WEIGHTS)[:, 0]
+    total, unexplained = (np.bincount(PROMPTS, (Y[:, 1] - fitted) ** 2) for fitted in (means, predicted))
+    found = explained(total, unexplained[:, None], WEIGHTS)[:, 0]
     for counts, r2 in zip(WEIGHTS, found, strict=True):
         rows = np.concatenate([np.flatnonzero(p == PROMPTS) for p in range(15) for _ in range(int(counts[p]))])
         error, base = Y[rows, 1] - predicted[rows], Y[rows, 1] - means[rows]

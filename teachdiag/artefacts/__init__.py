@@ -6,7 +6,16 @@
 import pandas as pd
 
 from teachdiag.artefacts.columns import TOP
-from teachdiag.artefacts.estimated import DECILES, ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION, SURFACES
+from teachdiag.artefacts.estimated import (
+    DECILES,
+    ESTIMATES,
+    FINDINGS,
+    INFERENCE,
+    PLACEBO_PANEL,
+    SATURATION,
+    SELECTION,
+    SURFACES,
+)
 from teachdiag.artefacts.measured import (
     CONTEXTS,
     GAINS,
@@ -23,6 +32,7 @@ __all__ = [
     "ESTIMATES",
     "FINDINGS",
     "GAINS",
+    "INFERENCE",
     "INTERVENTIONS",
     "INTERVENTION_GAINS",
     "ISOLATED",
@@ -47,6 +57,7 @@ TABLES = (
     INTERVENTIONS,
     INTERVENTION_GAINS,
     ESTIMATES,
+    INFERENCE,
     DECILES,
     SURFACES,
     SATURATION,

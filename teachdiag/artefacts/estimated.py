@@ -47,6 +47,43 @@ ESTIMATES = Table(
     ),
 )
 
+INFERENCE = Table(
+    name="inference",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Cluster-robust errors and p-values of beta_L, beta_I and their gap, all variables z-scored.",
+    key=("probe_id", "outcome", "k", "model", "term"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        OUTCOME,
+        K,
+        Column("model", TEXT, "", "which regression: see docs/analysis.md"),
+        Column("term", TEXT, "", "coefficient, or difference of two"),
+        Column("estimate", DOUBLE, "1", "standardised coefficient"),
+        Column("crv1_error", DOUBLE, "1", "standard error clustered by prompt (CRV1)", nullable=True),
+        Column("crv3_error", DOUBLE, "1", "the same by the cluster jackknife (CRV3)", nullable=True),
+        Column(
+            "two_way_error",
+            DOUBLE,
+            "1",
+            "the same clustered by prompt and by token id; null where that variance is not positive",
+            nullable=True,
+        ),
+        Column("crv3_p", DOUBLE, "1", "two-sided p-value, CRV3, t with prompts - 1 degrees of freedom", nullable=True),
+        Column(
+            "wild_p",
+            DOUBLE,
+            "1",
+            "two-sided p-value of the wild cluster bootstrap; null with 40 prompts or more, where it is not needed",
+            nullable=True,
+        ),
+        N_POSITIONS,
+        N_PROMPTS,
+        Column("n_tokens", LONG, "1", "distinct token ids"),
+    ),
+)
+
 DECILES = Table(
     name="deciles",
     place="analysis/",

@@ -1,0 +1,71 @@
+"""Cubic splines of ranks: one flexible curve for every score, evaluated a block of positions at a time.
+
+Ranks make the curve the same for every monotone version of a score, and keep the few largest values, which reach far
+beyond the others, from bending all of it. They are ranks among all positions at theta0, so they never see a gain.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.interpolate import BSpline
+from scipy.stats import rankdata
+
+from teachdiag.analysis.bootstrap import Array, Codes
+from teachdiag.analysis.scaling import Key, label
+from teachdiag.errors import EstimationError
+
+_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the interior knots
+_DEGREE = 3
+
+
+class Splines(NamedTuple):
+    """The splines of some scores over the same positions.
+
+    `ranks`: shape (scores, n), mid-ranks within (0, 1). `knots`: one sequence a score. `owners`: shape (q,), the score
+    that each column of the design belongs to, in their order; -1 is the intercept.
+    """
+
+    ranks: Array
+    knots: tuple[Array, ...]
+    owners: Codes
+
+    def columns(self, members: list[int]) -> Codes:
+        """Return the design's columns of an intercept and some scores."""
+        return np.flatnonzero(np.isin(self.owners, [-1, *members]))
+
+    def design(self, rows: slice) -> Array:
+        """Evaluate an intercept and every basis function at some positions: shape (rows, q).
+
+        The first function of each score is left out: beside an intercept, the others span the same curves.
+        """
+        ranks = self.ranks[:, rows]
+        bases = [
+            BSpline.design_matrix(own, knots, _DEGREE).toarray()[:, 1:]
+            for own, knots in zip(ranks, self.knots, strict=True)
+        ]
+        return np.hstack([np.ones((ranks.shape[1], 1)), *bases])
+
+
+def rank_splines(scores: Mapping[Key, Array]) -> Splines:
+    """Place the knots of some scores, each of shape (n,). Knots that coincide, as saturated scores have, count once.
+
+    Raises:
+        EstimationError: a score has one value everywhere; the message names it.
+    """
+    ranks = np.stack([(rankdata(values) - 0.5) / len(values) for values in scores.values()])
+    knots = tuple(_knots(own, key) for own, key in zip(ranks, scores, strict=True))
+    widths = [len(own) - _DEGREE - 2 for own in knots]
+    return Splines(ranks, knots, np.repeat(np.arange(-1, len(knots)), [1, *widths]))
+
+
+def _knots(ranks: Array, key: Key) -> Array:
+    low, high = ranks.min(), ranks.max()
+    if low == high:
+        raise EstimationError(
+            f"{label(key)} has one value at every position, so its predictive validity cannot be measured: capture "
+            "another pair, or more prompts"
+        )
+    inner = np.unique(np.quantile(ranks, _KNOTS))
+    inner = inner[(inner > low) & (inner < high)]
+    return np.concatenate([np.repeat(low, _DEGREE + 1), inner, np.repeat(high, _DEGREE + 1)])
