@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from teachdiag.analysis.bootstrap import Interval, Resampling, intervals, prompt_sums
-from teachdiag.analysis.profiles import group_means, percentile_bins
 from teachdiag.analysis.design import moments
+from teachdiag.analysis.profiles import group_means, percentile_bins
 from teachdiag.analysis.regression import fit
 from teachdiag.analysis.validity import rank_correlation
 
