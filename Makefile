@@ -8,7 +8,8 @@ PAIRS := demo privileged
 CAPTURE_privileged := --teacher-prompt privileged
 PROBES_privileged := one_step isolated predicted placebo selectors
 PROBES_demo := $(PROBES_privileged) lds
-FIGURES_privileged := plane coefficients gain_surface deciles isolated predicted placebo_panel budget_curve
+FIGURES_privileged := plane saturation coefficients q3_contrast proxies validity gain_surface deciles buckets top_n \
+  position_profile isolated predicted placebo_panel budget_curve
 FIGURES_demo := $(FIGURES_privileged) lds
 
 .PHONY: demo figures $(PAIRS:%=figures-%) test lint types bench docs readme clean

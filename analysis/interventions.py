@@ -14,8 +14,9 @@ from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Interval, Resamplin
 from teachdiag.analysis.cells import GROUP, Cells
 from teachdiag.analysis.frame import Bank, Mask
 from teachdiag.analysis.ranking import spearman
-from teachdiag.analysis.released_gap import arm_gap, arms
+from teachdiag.analysis.released_gap import arms
 from teachdiag.analysis.scaling import in_q3
+from teachdiag.analysis.support_contrast import fixed_gaps
 from teachdiag.analysis.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
 from teachdiag.errors import EstimationError
 from teachdiag.settings import HEADLINE_K, NOISE_SAFETY
@@ -178,7 +179,7 @@ def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: A
     if not cut:
         return []
     relative = np.divide(cells.gains, cells.before, out=np.zeros_like(cells.gains), where=measurable)
-    gaps = arm_gap(relative.T, cut, cells.prompts, weights)
+    gaps = fixed_gaps(relative.T, cut.high, cut.low, cells.prompts, weights)
     what = f"relative gain inside Q3, C (K={HEADLINE_K}) in its upper third less lower third, as released"
     return [Statistic("released_gap", "1", what, gaps, cut.size, cut.n_dropped)]
 

@@ -19,8 +19,9 @@ from teachdiag.analysis.design import GAP
 from teachdiag.analysis.frame import Bank, Mask, Outcome, Probe, load_draws, select_outcome
 from teachdiag.analysis.ranking import spearman
 from teachdiag.analysis.regression import point_estimates
-from teachdiag.analysis.released_gap import arm_gap, arms
+from teachdiag.analysis.released_gap import arms
 from teachdiag.analysis.scaling import Scores, in_q3
+from teachdiag.analysis.support_contrast import fixed_gaps
 from teachdiag.analysis.validity import cross_validated, predictor_sets
 from teachdiag.settings import HEADLINE_K as K
 
@@ -226,4 +227,4 @@ def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:
     cut = arms(q3, bank.positions[f"compatibility_k{K}"].to_numpy(np.float64), measurable)
     if not cut:
         return np.nan
-    return float(arm_gap(relative[:, None], cut, bank.prompts, np.ones((1, bank.n_prompts)))[0, 0])
+    return float(fixed_gaps(relative[:, None], cut.high, cut.low, bank.prompts, np.ones((1, bank.n_prompts)))[0, 0])

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import Array, Codes, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import Array
 from teachdiag.analysis.frame import Mask
-
-_CUTS = (1 / 3, 2 / 3)
+from teachdiag.analysis.support_contrast import THIRDS
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,5 @@ def arms(q3: Mask, compatibility: Array, measurable: Mask) -> Arms:
     inside = q3 & measurable
     if not inside.any():
         return Arms(inside, inside, int(q3.sum()))
-    lower, upper = np.quantile(compatibility[inside], _CUTS)
+    lower, upper = np.quantile(compatibility[inside], THIRDS)
     return Arms(inside & (compatibility >= upper), inside & (compatibility <= lower), int((q3 & ~measurable).sum()))
-
-
-def arm_gap(values: Array, cut: Arms, prompts: Codes, weights: Array) -> Array:
-    """Return the mean in the high arm less that in the low arm, in every draw.
-
-    Args:
-        values: relative gain, shape (positions, m); only the arms are read.
-        cut: the arms, which draws do not move.
-        prompts: shape (positions,).
-        weights: shape (draws, prompts).
-
-    Returns:
-        Shape (draws, m); NaN where a draw leaves an arm empty.
-    """
-    high, low = (_mean(values[arm], prompts[arm], weights) for arm in (cut.high, cut.low))
-    return high - low
-
-
-def _mean(values: Array, prompts: Codes, weights: Array) -> Array:
-    sums = prompt_sums(np.column_stack([np.ones(len(values)), values]), prompts, weights.shape[1])
-    totals = weights @ sums
-    return ratio(totals[:, 1:], totals[:, :1])

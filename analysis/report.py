@@ -11,12 +11,12 @@ from teachdiag.analysis.findings import at_headline
 from teachdiag.analysis.frame import STEP_KINDS, Record
 from teachdiag.analysis.panel import panel_sentences
 from teachdiag.analysis.selection_report import MIN_SEEDS, selection_sentences, selection_tables
-from teachdiag.analysis.step_tables import further, status_table, titled
+from teachdiag.analysis.step_tables import contrast_table, further, inference_table, status_table, titled
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
 from teachdiag.analysis.text_tables import bullets, markdown
-from teachdiag.artefacts import ESTIMATES, FINDINGS, PLACEBO_PANEL, SATURATION, SELECTION
+from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION
 from teachdiag.runs import Stage
-from teachdiag.settings import EMBEDDED
+from teachdiag.settings import EMBEDDED, HEADLINE_K
 
 Tables = dict[str, pd.DataFrame]
 
@@ -30,6 +30,11 @@ class Results:
     saturation: pd.DataFrame
     selection: pd.DataFrame
     panel: pd.DataFrame
+    contrasts: pd.DataFrame
+    inference: pd.DataFrame
+
+
+RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE)
 
 
 def read_results(run: Path) -> Results:
@@ -38,8 +43,7 @@ def read_results(run: Path) -> Results:
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    tables = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL)
-    return Results(*(table.read(run / table.place / f"{table.name}.parquet") for table in tables))
+    return Results(*(table.read(run / table.place / f"{table.name}.parquet") for table in RESULT_TABLES))
 
 
 def verdict(record: Record, results: Results) -> list[str]:
@@ -158,6 +162,12 @@ def _step_tables(record: Record, results: Results) -> Tables:
     return (
         {"The same claims at every K and on every outcome": claims}
         | titled(results.estimates, record.probe_id)
+        | {
+            f"Inside Q3, gain at high C less gain at low C [nats], {record.probe_id}": contrast_table(
+                results.contrasts, results.estimates, record.probe_id
+            ),
+            f"Cluster-robust errors (K={HEADLINE_K})": inference_table(results.inference, record.probe_id),
+        }
         | further(results.estimates, record.probe_id)
     )
 
@@ -224,7 +234,13 @@ _TABLES: dict[str, Callable[[Record, Results], Tables]] = {
     "predicted": _predicted_tables,
 }
 _FIGURES: dict[str, Sequence[str]] = {
-    **dict.fromkeys(STEP_KINDS, ("coefficients", "gain_surface", "deciles")),
+    **dict.fromkeys(
+        STEP_KINDS,
+        (
+            *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
+            "position_profile",
+        ),
+    ),
     "placebo": ("placebo_panel",),
     "selectors": ("budget_curve",),
     "lds": ("lds",),

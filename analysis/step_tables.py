@@ -1,7 +1,11 @@
 """The tables of one real step for people: its numbers beside those of its placebos, as text with intervals."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
+from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.design import GAP
 from teachdiag.analysis.findings import lookup
 from teachdiag.analysis.frame import OUTCOMES
@@ -18,6 +22,7 @@ _COEFFICIENTS = (
     ("gap per unit of norm [nats]", "slope_decomposition", GAP),
 )
 _NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, D^I}", "hidden x": "hidden^2 x"}
+_DESIGNS = ("thirds", "matched", "matched once")
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
 
 
@@ -126,6 +131,33 @@ def further(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
         f"Standardised beta_L - beta_I by outcome (K={HEADLINE_K})": outcome_table(estimates, probe_id),
         "Mean gain": mean_table(estimates, probe_id),
     }
+
+
+def contrast_table(contrasts: pd.DataFrame, estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return the contrasts of C inside Q3 at each K, real step and placebos side by side, as text with intervals."""
+    mine = contrasts[(contrasts["score"] == "compatibility") & (contrasts["outcome"] == OUTCOME)]
+    rows = []
+    for k in SUPPORT_SIZES:
+        for update, own_id in steps_of(estimates)[probe_id].items():
+            own = mine[(mine["probe_id"] == own_id) & (mine["k"] == k)].set_index("design")
+            cells = {str(name): _contrast(row) for name, row in own.iterrows()}
+            rows.append({"K": str(k), "update": update} | dict.fromkeys(_DESIGNS, "-") | cells)
+    return pd.DataFrame(rows)
+
+
+def inference_table(inference: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return errors and p-values of every tested coefficient of a real step at one K, as text."""
+    mine = inference[(inference["probe_id"] == probe_id) & (inference["outcome"] == OUTCOME) & (inference["k"] == k)]
+    columns = ["estimate", "crv1_error", "crv3_error", "two_way_error", "crv3_p", "wild_p"]
+    shown_columns = mine[columns].map(lambda value: "-" if pd.isna(value) else f"{value:.3g}")
+    return pd.concat([mine[["model", "term"]], shown_columns], axis=1).reset_index(drop=True)
+
+
+def _contrast(row: "pd.Series[Any]") -> str:
+    if pd.isna(row["estimate"]):
+        return str(row["note"])
+    low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in ("ci_low", "ci_high"))
+    return str(Interval(float(row["estimate"]), low, high))
 
 
 def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:

@@ -33,7 +33,11 @@ def summary_markdown(
         alone = sum(figure_group(other) == figure_group(record) for other in records) == 1
         parts += section(record, sentences[record.probe_id], results, "" if alone else f"-{record.probe_id}")
     parts += ["## Ties and saturation of the normalised scores", markdown(saturation_table(results.saturation))]
-    parts += ["![plane](figures/plane.png)", "Every number, for all outcomes and K: `analysis/estimates.csv`."]
+    parts += [
+        "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
+        "Tables by the paper's numbers, with captions: `tables/`. Every number, for all outcomes and K: "
+        "`analysis/estimates.csv`.",
+    ]
     return "\n\n".join(parts) + "\n"
 
 

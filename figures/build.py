@@ -1,12 +1,13 @@
-"""Draw every figure of a run from its analysis tables: those that its probes give something to."""
+"""Draw every figure and print every table of a run from its analysis: those that its probes give something to."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.buckets import buckets_figure
 from teachdiag.figures.budget_curve import budget_figure
 from teachdiag.figures.coefficients import coefficients_figure
 from teachdiag.figures.deciles import deciles_figure
@@ -15,40 +16,74 @@ from teachdiag.figures.isolated import isolated_figure
 from teachdiag.figures.lds import lds_figure
 from teachdiag.figures.placebo_panel import panel_figure
 from teachdiag.figures.plane import plane_figure
+from teachdiag.figures.position_profile import position_profile_figure
 from teachdiag.figures.predicted import predicted_figure, read_points
+from teachdiag.figures.printed import print_tables
+from teachdiag.figures.proxies import proxies_figure
+from teachdiag.figures.q3_contrast import q3_contrast_figure
+from teachdiag.figures.saturation import saturation_figure
 from teachdiag.figures.style import save, theme
 from teachdiag.figures.tables import RunTables, load_tables, steps_of
+from teachdiag.figures.top_n import top_n_figure
+from teachdiag.figures.validity import validity_figure
 from teachdiag.progress import Reporter
 
 Make = Callable[[], Figure]
 
-_OF_A_STEP = {"coefficients": coefficients_figure, "gain_surface": gain_surface_figure, "deciles": deciles_figure}
+_OF_THE_BANK = {"plane": plane_figure, "saturation": saturation_figure}
+_OF_A_STEP = {
+    "coefficients": coefficients_figure,
+    "q3_contrast": q3_contrast_figure,
+    "proxies": proxies_figure,
+    "validity": validity_figure,
+    "gain_surface": gain_surface_figure,
+    "deciles": deciles_figure,
+    "buckets": buckets_figure,
+    "top_n": top_n_figure,
+    "position_profile": position_profile_figure,
+}
 
 
-def draw_figures(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
-    """Draw figures into `figures/` of the run, as PNG, SVG and PDF; with several probes of a kind, one file each.
+def publish(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
+    """Draw figures into `figures/` of the run and print tables into `tables/`; return the files.
 
     Args:
         run: the run directory.
         reporter: progress.
-        only: a figure's name; all of them by default.
+        only: the name of a figure or table; all of them by default.
 
     Raises:
-        ArtefactError: the analysis has not been run, or nothing in the run gives that figure.
+        ArtefactError: the analysis has not been run, or nothing in the run gives that figure or table.
     """
     tables = load_tables(run)
-    jobs: list[tuple[str, Make]] = [("plane", partial(plane_figure, tables))]
-    jobs += [*_of_steps(tables), *_of_probes(run, tables)]
-    if only:
-        wanted = [job for job in jobs if job[0] == only or job[0].startswith(f"{only}-")]
-        if not wanted:
-            raise ArtefactError(
-                f"{run} has no figure {only!r}: it has {', '.join(name for name, _ in jobs)}; others need a probe of "
-                "their kind, and then `teachdiag analyze`"
-            )
-        jobs = wanted
+    jobs = {name: make for name, make in _jobs(run, tables) if only in ("", name) or name.startswith(f"{only}-")}
+    files = print_tables(run, tables, only)
+    if not jobs and not files:
+        raise ArtefactError(
+            f"{run} has neither figure nor table {only!r}: its figures are "
+            f"{', '.join(name for name, _ in _jobs(run, tables))}; others need a probe of their kind, and then "
+            "`teachdiag analyze`"
+        )
+    return files + _draw(run, jobs, reporter)
+
+
+def draw_figures(run: Path, reporter: Reporter) -> list[Path]:
+    """Draw all figures of a run, as PNG, SVG and PDF; with several probes of a kind, each has a figure of its own.
+
+    Raises:
+        ArtefactError: the analysis has not been run.
+    """
+    return _draw(run, dict(_jobs(run, load_tables(run))), reporter)
+
+
+def _jobs(run: Path, tables: RunTables) -> list[tuple[str, Make]]:
+    of_bank: list[tuple[str, Make]] = [(name, partial(make, tables)) for name, make in _OF_THE_BANK.items()]
+    return [*of_bank, *_of_steps(tables), *_of_probes(run, tables)]
+
+
+def _draw(run: Path, jobs: Mapping[str, Make], reporter: Reporter) -> list[Path]:
     files: list[Path] = []
-    for name, make in reporter.track(jobs, "Figures"):
+    for name, make in reporter.track(list(jobs.items()), "Figures"):
         with theme():
             files += save(make(), run / "figures", name)
     return files

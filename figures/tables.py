@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from teachdiag.artefacts import DECILES, ESTIMATES, PLACEBO_PANEL, SELECTION, SURFACES, probes_by_step
+from teachdiag.artefacts import (
+    BALANCE,
+    BUCKETS,
+    CONTRASTS,
+    DECILES,
+    ESTIMATES,
+    INFERENCE,
+    PLACEBO_PANEL,
+    SATURATION,
+    SELECTION,
+    SURFACES,
+    TOP_N,
+    probes_by_step,
+)
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 
@@ -18,6 +31,12 @@ class RunTables:
     surfaces: pd.DataFrame
     selection: pd.DataFrame
     panel: pd.DataFrame
+    contrasts: pd.DataFrame
+    balance: pd.DataFrame
+    top_n: pd.DataFrame
+    buckets: pd.DataFrame
+    inference: pd.DataFrame
+    saturation: pd.DataFrame
 
     def bank_surface(self, name: str, k: int) -> pd.DataFrame:
         """Return the cells of one map of the bank alone."""
@@ -81,10 +100,20 @@ def load_tables(run: Path) -> RunTables:
     Raises:
         ArtefactError: a table is missing.
     """
-    tables = (ESTIMATES, DECILES, SURFACES, SELECTION, PLACEBO_PANEL)
-    names = ("estimates", "deciles", "surfaces", "selection", "panel")
-    read = (table.read(run / table.place / f"{table.name}.parquet") for table in tables)
-    return RunTables(**dict(zip(names, read, strict=True)))
+    tables = {
+        "estimates": ESTIMATES,
+        "deciles": DECILES,
+        "surfaces": SURFACES,
+        "selection": SELECTION,
+        "panel": PLACEBO_PANEL,
+        "contrasts": CONTRASTS,
+        "balance": BALANCE,
+        "top_n": TOP_N,
+        "buckets": BUCKETS,
+        "inference": INFERENCE,
+        "saturation": SATURATION,
+    }
+    return RunTables(**{name: t.read(run / t.place / f"{t.name}.parquet") for name, t in tables.items()})
 
 
 def steps_of(tables: RunTables) -> list[StepTables]:

@@ -204,19 +204,19 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis
-    from teachdiag.figures.build import draw_figures
+    from teachdiag.figures.build import publish
 
     summary = run_analysis(run, settings, reporter)
-    draw_figures(run, reporter)
+    publish(run, reporter)
     return summary
 
 
 @_stage_command(FiguresSettings, show_figures, many=True)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Draw the figures of an analysed run again, all or one."""
-    from teachdiag.figures.build import draw_figures
+    """Draw the figures and print the tables of an analysed run again, all or one."""
+    from teachdiag.figures.build import publish
 
-    return {"files": [str(file) for file in draw_figures(run, reporter, settings.only)]}
+    return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
 
 
 def _need_models() -> None:

@@ -46,8 +46,8 @@ def show_analysis(summary: Summary, run: Path) -> None:
 
 
 def show_figures(summary: Summary, run: Path) -> None:
-    """Print where the figures are."""
-    print(f"{run}: {len(summary['files'])} files in {run / 'figures'}")
+    """Print where figures and tables are."""
+    print(f"{run}: {len(summary['files'])} files in {run / 'figures'} and {run / 'tables'}")
 
 
 def _updates(summary: Summary, title: str) -> None:

@@ -9,7 +9,7 @@ from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.errors import ArtefactError
-from teachdiag.figures.build import draw_figures
+from teachdiag.figures.build import draw_figures, publish
 from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
 from teachdiag.figures.deciles import draw_profile
 from teachdiag.figures.gain_surface import draw_gain_surface
@@ -19,6 +19,10 @@ from teachdiag.figures.tables import StepTables, load_tables, steps_of
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
+STEP_FIGURES = (
+    *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
+    "position_profile",
+)
 QUIET = Reporter(quiet=True)
 
 
@@ -37,7 +41,7 @@ def step(run: Path) -> StepTables:
 
 def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
     files = draw_figures(run, QUIET)
-    names = ("plane", "coefficients", "gain_surface", "deciles")
+    names = ("plane", "saturation", *STEP_FIGURES)
     assert {f.name for f in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     before = {f: f.read_bytes() for f in files}
     assert all(content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) for content in before.values())
@@ -47,9 +51,10 @@ def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
 
 
 def test_one_figure_alone_and_none_that_is_not_there(run: Path) -> None:
-    assert [file.name for file in draw_figures(run, QUIET, "plane")] == ["plane.png", "plane.svg", "plane.pdf"]
-    with pytest.raises(ArtefactError, match="has no figure 'lds': it has plane, coefficients"):
-        draw_figures(run, QUIET, "lds")
+    assert [file.name for file in publish(run, QUIET, "plane")] == ["plane.png", "plane.svg", "plane.pdf"]
+    assert [file.suffix for file in publish(run, QUIET, "top_n")] == [".parquet", ".csv", ".md", ".png", ".svg", ".pdf"]
+    with pytest.raises(ArtefactError, match="has neither figure nor table 'lds': its figures are plane, saturation"):
+        publish(run, QUIET, "lds")
 
 
 def test_coefficients_are_those_of_the_table(step: StepTables) -> None:

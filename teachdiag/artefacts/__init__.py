@@ -6,6 +6,7 @@
 import pandas as pd
 
 from teachdiag.artefacts.columns import TOP
+from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
 from teachdiag.artefacts.estimated import (
     DECILES,
     ESTIMATES,
@@ -27,7 +28,10 @@ from teachdiag.artefacts.measured import (
 )
 
 __all__ = [
+    "BALANCE",
+    "BUCKETS",
     "CONTEXTS",
+    "CONTRASTS",
     "DECILES",
     "ESTIMATES",
     "FINDINGS",
@@ -44,6 +48,7 @@ __all__ = [
     "SURFACES",
     "TABLES",
     "TOP",
+    "TOP_N",
     "data_dictionary",
     "probes_by_step",
 ]
@@ -58,6 +63,10 @@ TABLES = (
     INTERVENTION_GAINS,
     ESTIMATES,
     INFERENCE,
+    CONTRASTS,
+    BALANCE,
+    TOP_N,
+    BUCKETS,
     DECILES,
     SURFACES,
     SATURATION,
@@ -115,5 +124,6 @@ Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
 | `figures/*.png`, `*.svg`, `*.pdf` | every figure |
+| `tables/*.md`, `*.csv`, `*.parquet` | tables by the paper's numbers, with captions |
 | `summary.md` | the verdict and its tables, for people |
 """

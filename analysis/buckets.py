@@ -1,0 +1,163 @@
+"""Outcome by quarter of a score, what is left of it beside H, D and position, and outcome by response position.
+
+Paper Figures 4D and 5C, and its check by binned residuals. Equal scores share a bucket, so that no order among ties
+matters; saturated scores have fewer buckets.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.cuts import redrawn_quantiles
+from teachdiag.analysis.frame import Bank, Mask, Outcome
+from teachdiag.analysis.profiles import Bins, group_means
+from teachdiag.analysis.scaling import Key, Scores, in_q3
+from teachdiag.scores import quantile_bins
+from teachdiag.settings import HEADLINE_K as K
+
+SCORES: tuple[Key, ...] = (
+    ("compatibility", K),
+    ("learnable", K),
+    ("incompatible", K),
+    ("disagreement", K),
+    ("tip", K),
+    ("learnable_entropy", K),
+)
+POSITION_EDGES = (0, 1, 2, 3, 5, 9, 17, 33)  # first position of each bucket of the position profile
+_QUARTERS, _TENTHS = 4, 10
+_TRIM, _WINSOR = (0.05, 0.95), ((0.01, 0.99), (0.05, 0.95))
+_CONTROLS: tuple[Key, ...] = (
+    ("student_entropy", None),
+    ("disagreement", K),
+    ("position", None),
+    ("teacher_entropy", None),
+)
+
+
+class _Region(NamedTuple):
+    """Some positions of an outcome, cut into buckets. `inside`: shape (n,); `codes`: shape (inside,), from 0."""
+
+    region: str
+    key: Key
+    score: Array
+    inside: Mask
+    codes: Bins
+
+
+def bucket_rows(
+    outcomes: Sequence[Outcome], bank: Bank, scores: Scores, resampling: Resampling
+) -> list[dict[str, Any]]:
+    """Return the rows of the buckets table of outcomes that are defined over the same positions.
+
+    Args:
+        outcomes: with equal `rows`.
+        bank: the bank they are of.
+        scores: normalised scores of the whole bank.
+        resampling: gives the draws; buckets, trimming and fitted residuals are those of the full sample in all.
+    """
+    rows = outcomes[0].rows
+    weights = resampling.weights("buckets")
+    everywhere, q3 = np.ones(int(rows.sum()), bool), in_q3(bank.positions)[0][rows]
+    found: list[dict[str, Any]] = []
+    for key in SCORES:
+        score = scores[key][rows]
+        for region, inside in (("all", everywhere), ("q3", q3)):
+            if len(np.unique(bank.prompts[rows][inside])) >= MIN_PROMPTS:
+                cut = _Region(region, key, score, inside, _dense(quantile_bins(score[inside], _QUARTERS)))
+                found += [row for outcome in outcomes for row in _robust(outcome, cut, weights)]
+    design = np.column_stack([np.ones(len(everywhere)), *(scores[key][rows] for key in _CONTROLS)])
+    for outcome in outcomes:
+        residual = outcome.values - design @ np.linalg.lstsq(design, outcome.values, rcond=None)[0]
+        for key in SCORES:
+            score = scores[key][rows]
+            cut = _Region("all", key, score, everywhere, _dense(quantile_bins(score, _TENTHS)))
+            found += _rows(outcome, cut, "residual mean", outcome.unit, _bucket_means(residual, outcome, cut, weights))
+        found += _by_position(outcome, bank, weights)
+    return found
+
+
+def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]]:
+    """Return rows of the estimates table: the median of an outcome, and means that few positions cannot move.
+
+    The median is that of each draw; values beyond the cuts of the full sample are left out (trimmed) or moved to the
+    cut (winsorised) in every draw.
+    """
+    weights, y = resampling.weights("robust gain"), outcome.values
+    median = redrawn_quantiles(y, outcome.prompts, weights, (0.5,))
+    median[0] = np.median(y)
+    low, high = np.quantile(y, _TRIM)
+    kept = (y >= low) & (y <= high)
+    samples = {"median": median, "trimmed mean 5-95": _whole(y[kept], outcome.prompts[kept], weights)}
+    for cuts in _WINSOR:
+        name = f"winsorised mean {100 * cuts[0]:g}-{100 * cuts[1]:g}"
+        samples[name] = _whole(np.clip(y, *np.quantile(y, cuts)), outcome.prompts, weights)
+    return [
+        outcome.row("robust_gain", name, None, outcome.unit, intervals(drawn)[0], resampling.method(name))
+        for name, drawn in samples.items()
+    ]
+
+
+def _robust(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, Any]]:
+    """Mean with its interval, median and trimmed mean of every bucket."""
+    values = outcome.values[cut.inside]
+    groups = [values[cut.codes == code] for code in range(int(cut.codes.max()) + 1)]
+    points = {
+        "median": [float(np.median(own)) for own in groups],
+        "trimmed mean": [_trimmed(own) for own in groups],
+    }
+    rows = _rows(outcome, cut, "mean", outcome.unit, _bucket_means(values, outcome, cut, weights))
+    for name, found in points.items():
+        rows += _rows(outcome, cut, name, outcome.unit, [Interval(value, np.nan, np.nan) for value in found])
+    return rows
+
+
+def _by_position(outcome: Outcome, bank: Bank, weights: Array) -> list[dict[str, Any]]:
+    """Mean outcome by response position, and each bucket's share of the sum over the bank."""
+    position = bank.positions["position"].to_numpy(np.float64)[outcome.rows]
+    codes = _dense(np.searchsorted(POSITION_EDGES, position, "right") - 1)
+    cut = _Region("all", ("position", None), position, np.ones(len(position), bool), codes)
+    means = group_means(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights)
+    shares = _shares(outcome, codes, weights)
+    rows = _rows(outcome, cut, "mean", outcome.unit, intervals(means))
+    return rows + _rows(outcome, cut, "share of total", "1", intervals(shares))
+
+
+def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
+    """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets)."""
+    members = np.eye(int(codes.max()) + 1)[codes] * outcome.values[:, None]
+    totals = weights @ prompt_sums(members, outcome.prompts, weights.shape[1])
+    return ratio(totals, totals.sum(axis=1, keepdims=True))
+
+
+def _bucket_means(values: Array, outcome: Outcome, cut: _Region, weights: Array) -> list[Interval]:
+    prompts: Codes = outcome.prompts[cut.inside]
+    return intervals(group_means(values, cut.codes, int(cut.codes.max()) + 1, prompts, weights))
+
+
+def _rows(outcome: Outcome, cut: _Region, statistic: str, unit: str, found: Sequence[Interval]) -> list[dict[str, Any]]:
+    score, prompts = cut.score[cut.inside], outcome.prompts[cut.inside]
+    return [
+        {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
+        | {"region": cut.region, "score": cut.key[0], "k": cut.key[1], "bucket": code + 1}
+        | {"score_low": float(score[own].min()), "score_high": float(score[own].max())}
+        | {"statistic": statistic, "unit": unit, **interval.columns()}
+        | {"n_positions": int(own.sum()), "n_prompts": len(np.unique(prompts[own]))}
+        for code, interval in enumerate(found)
+        for own in [cut.codes == code]
+    ]
+
+
+def _dense(codes: Codes) -> Bins:
+    """Number the buckets that hold something, from 0."""
+    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
+
+
+def _whole(values: Array, prompts: Codes, weights: Array) -> Array:
+    return group_means(values, np.zeros(len(values), np.int64), 1, prompts, weights)
+
+
+def _trimmed(values: Array) -> float:
+    low, high = np.quantile(values, _TRIM)
+    return float(values[(values >= low) & (values <= high)].mean())

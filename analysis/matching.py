@@ -1,0 +1,183 @@
+"""Matched contrasts inside Q3: high and low support compared within a prompt, between positions that are alike.
+
+The paper's matched gap pairs each high position with its nearest low one whatever the distance. Here covariates are
+scaled, a caliper refuses poor partners, low positions are used any number of times or once, and balance is reported.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.frame import Bank, Mask, Outcome
+from teachdiag.analysis.scaling import Key, Scores, in_q3
+from teachdiag.analysis.support_contrast import support_scores
+
+Design = Literal["matched", "matched once"]
+DESIGNS: tuple[Design, ...] = ("matched", "matched once")
+COVARIATES = ("student_entropy", "disagreement", "position")
+# Partners differ by no more than this in any covariate, in its standard deviations inside Q3. A caliper of 0.6 takes
+# out about nine tenths of a covariate's bias (Cochran and Rubin 1973, table 2.3.1); narrower ones leave few pairs.
+CALIPER = 0.6
+
+
+class Pairs(NamedTuple):
+    """Matched positions, as rows: `high` and `low`, shape (pairs,) each; `n_unmatched`: high ones without a partner."""
+
+    high: Codes
+    low: Codes
+    n_unmatched: int
+
+
+def match_pairs(sides: Array, covariates: Array, prompts: Codes, design: Design, caliper: float = CALIPER) -> Pairs:
+    """Pair high with low positions of the same prompt.
+
+    Args:
+        sides: shape (n,): 1 is high, 0 is low, NaN takes no part.
+        covariates: shape (n, c), scaled to unit spread.
+        prompts: shape (n,).
+        design: 'matched' gives every high position its nearest low one, the earlier row if two are as near; 'matched
+            once' uses each low position at most once, so that as many pairs as possible stand within the caliper and
+            their distances sum to the least.
+        caliper: largest difference of a pair in any covariate.
+    """
+    found: list[tuple[Codes, Codes]] = []
+    n_high = 0
+    for rows in _by_prompt(np.flatnonzero(~np.isnan(sides)), prompts):
+        high, low = rows[sides[rows] == 1], rows[sides[rows] == 0]
+        n_high += len(high)
+        if len(high) and len(low):
+            distances = cdist(covariates[high], covariates[low])
+            distances[cdist(covariates[high], covariates[low], "chebyshev") > caliper] = np.inf
+            places = _nearest(distances) if design == "matched" else _assigned(distances)
+            near = np.isfinite(distances[places])
+            found.append((high[places[0][near]], low[places[1][near]]))
+    if not found:
+        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), n_high)
+    matched_high, matched_low = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Pairs(matched_high, matched_low, n_high - len(matched_high))
+
+
+def split_by_prompt(score: Array, inside: Mask, prompts: Codes) -> Array:
+    """Split the marked positions of each prompt at their median score: 1 above it, 0 at or below, NaN elsewhere."""
+    sides = np.full(len(score), np.nan)
+    for rows in _by_prompt(np.flatnonzero(inside), prompts):
+        sides[rows] = score[rows] > np.median(score[rows])
+    return sides
+
+
+def matched_rows(
+    outcomes: Sequence[Outcome], bank: Bank, scores: Scores, resampling: Resampling
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the contrasts table by matching, and those of the balance table.
+
+    Args:
+        outcomes: defined over the same positions.
+        bank: the bank they are of.
+        scores: normalised scores of the whole bank.
+        resampling: gives the draws, which re-weight the pairs of whole prompts.
+    """
+    rows = outcomes[0].rows
+    q3, prompts = in_q3(bank.positions)[0][rows], bank.prompts[rows]
+    values = np.column_stack([outcome.values for outcome in outcomes])
+    weights = resampling.weights("matching")
+    contrasts: list[dict[str, Any]] = []
+    balance: list[dict[str, Any]] = []
+    for key, score in support_scores(bank).items():
+        sides = split_by_prompt(score[rows], q3, prompts)
+        covariates = _scaled_covariates(scores, rows, q3, key)
+        for design in DESIGNS:
+            pairs = match_pairs(sides, covariates, prompts, design)
+            drawn = _gaps(values, pairs, prompts, weights)
+            contrasts += [
+                _row(outcome, key, design, pairs, interval, resampling)
+                for outcome, interval in zip(outcomes, drawn, strict=True)
+            ]
+            if rows.all():
+                balance += _balance(sides, covariates, pairs, key, design)
+    return contrasts, balance
+
+
+def _nearest(distances: Array) -> tuple[Codes, Codes]:
+    return np.arange(len(distances)), distances.argmin(axis=1)
+
+
+def _assigned(distances: Array) -> tuple[Codes, Codes]:
+    """Assign pairs so that as many as possible lie within the caliper, at the least total distance."""
+    within = np.isfinite(distances)
+    beyond = 1.0 + distances[within].sum()  # one pair within the caliper is worth more than all distances together
+    high, low = linear_sum_assignment(np.where(within, distances, beyond))
+    return high, low
+
+
+def _by_prompt(rows: Codes, prompts: Codes) -> Iterator[Codes]:
+    """Yield the rows of each prompt, in order."""
+    order = rows[np.argsort(prompts[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1))
+    yield from np.split(order, starts[1:])
+
+
+def _scaled_covariates(scores: Scores, rows: Mask, q3: Mask, key: Key) -> Array:
+    keys: tuple[Key, ...] = (("student_entropy", None), ("disagreement", key[1]), ("position", None))
+    columns = np.column_stack([scores[own][rows] for own in keys])
+    spread = columns[q3].std(axis=0) if q3.any() else np.ones(len(keys))
+    return columns / np.where(spread > 0, spread, 1.0)
+
+
+def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> list[Interval]:
+    """Mean difference within pairs for every outcome; no interval from few prompts, nothing without pairs."""
+    if not len(pairs.high):
+        return [Interval(np.nan, np.nan, np.nan)] * values.shape[1]
+    apart = values[pairs.high] - values[pairs.low]
+    owners = prompts[pairs.high]
+    sums = prompt_sums(np.column_stack([np.ones(len(apart)), apart]), owners, weights.shape[1])
+    totals = weights @ sums
+    samples = ratio(totals[:, 1:], totals[:, :1])
+    if len(np.unique(owners)) < MIN_PROMPTS:
+        return [Interval(float(x), np.nan, np.nan) for x in samples[0]]
+    return intervals(samples)
+
+
+def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: Design) -> list[dict[str, Any]]:
+    before = covariates[sides == 1].mean(axis=0) - covariates[sides == 0].mean(axis=0) if (sides == 1).any() else None
+    after = (covariates[pairs.high] - covariates[pairs.low]).mean(axis=0) if len(pairs.high) else None
+    if before is None:
+        return []
+    return [
+        {"score": key[0], "k": key[1], "design": design, "covariate": name}
+        | {"before": float(before[place]), "after": None if after is None else float(after[place])}
+        | {"n_pairs": len(pairs.high)}
+        for place, name in enumerate(COVARIATES)
+    ]
+
+
+def _row(
+    outcome: Outcome, key: Key, design: Design, pairs: Pairs, interval: Interval, resampling: Resampling
+) -> dict[str, Any]:
+    n_prompts = len(np.unique(outcome.prompts[pairs.high]))
+    note = "" if n_prompts >= MIN_PROMPTS else f"pairs lie in only {n_prompts} prompts: no interval"
+    known = len(pairs.high) > 0
+    how = "any number of times" if design == "matched" else "at most once"
+    return {
+        "probe_id": outcome.probe_id,
+        "update": outcome.update,
+        "outcome": outcome.name,
+        "score": key[0],
+        "k": key[1],
+        "design": design,
+        "unit": outcome.unit,
+        **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
+        "n_high": len(pairs.high),
+        "n_low": len(np.unique(pairs.low)),
+        "n_unmatched": pairs.n_unmatched,
+        "n_positions": len(pairs.high) + pairs.n_unmatched,
+        "n_prompts": n_prompts,
+        "method": resampling.method(
+            f"above less at or below the prompt's median of the score inside Q3, nearest in {', '.join(COVARIATES)}, "
+            f"caliper {CALIPER:g} SD in each, low positions used {how}"
+        ),
+        "note": note if known else "no pair lies within the caliper",
+    }

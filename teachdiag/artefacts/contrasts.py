@@ -1,0 +1,130 @@
+"""Tables of the paper's contrasts, which analyze writes."""
+
+from teachdiag.artefacts.columns import (
+    CI,
+    DOUBLE,
+    INT,
+    LONG,
+    N_POSITIONS,
+    N_PROMPTS,
+    OUTCOME,
+    PROBE_ID,
+    TEXT,
+    UPDATE,
+    K,
+)
+from teachdiag.tables import Column, Table
+
+_METHOD = Column("method", TEXT, "", "how estimate and interval were made")
+_SCORE = Column("score", TEXT, "", "score at theta0")
+
+CONTRASTS = Table(
+    name="contrasts",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Inside Q3, mean outcome where support is high less that where it is low: by thirds, and by matched pairs.",
+    key=("probe_id", "outcome", "score", "k", "design"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        OUTCOME,
+        Column("score", TEXT, "", "the support score that is cut"),
+        K,
+        Column(
+            "design",
+            TEXT,
+            "",
+            "'thirds': upper less lower third of the score; 'matched': pairs of one prompt, a low one used any number "
+            "of times; 'matched once': a low one used at most once",
+        ),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("estimate", DOUBLE, "see unit", "the contrast; null where the note says why", nullable=True),
+        *CI,
+        Column("n_high", LONG, "positions", "positions on the high side, or pairs"),
+        Column("n_low", LONG, "positions", "positions on the low side, or pairs"),
+        Column("n_unmatched", LONG, "positions", "high positions without a partner within the caliper; 0 for thirds"),
+        N_POSITIONS,
+        N_PROMPTS,
+        _METHOD,
+        Column(
+            "note",
+            TEXT,
+            "",
+            "what keeps the number from being read plainly: ties, equal arms, or too little; '' if none",
+        ),
+    ),
+)
+
+BALANCE = Table(
+    name="balance",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Covariates on the two sides of the matched contrasts, before and after matching.",
+    key=("score", "k", "design", "covariate"),
+    columns=(
+        Column("score", TEXT, "", "the support score that is cut"),
+        K,
+        Column("design", TEXT, "", "'matched' or 'matched once'"),
+        Column("covariate", TEXT, "", "what was matched on"),
+        Column("before", DOUBLE, "1", "mean of the high less that of the low positions, in SD inside Q3"),
+        Column("after", DOUBLE, "1", "mean difference within pairs, in the same; null without pairs", nullable=True),
+        Column("n_pairs", LONG, "pairs", "pairs within the caliper"),
+    ),
+)
+
+TOP_N = Table(
+    name="top_n",
+    place="analysis/",
+    written_by="analyze",
+    meaning="The bank's positions with the highest scores, exactly ceil(budget N): their gain, and what they are.",
+    key=("probe_id", "selector", "budget"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        Column("selector", TEXT, "", "score by which positions are ranked, K=16: see docs/selectors.md"),
+        Column("budget", DOUBLE, "1", "share of the bank that is taken"),
+        Column("estimate", DOUBLE, "nats", "mean gain of the taken positions"),
+        *CI,
+        Column("gain_per_keep", DOUBLE, "nats", "estimate / share taken"),
+        Column("q3_share", DOUBLE, "1", "share of the taken that lies in Q3"),
+        *(
+            Column(f"mean_{name}", DOUBLE, "1", f"mean {what} of the taken")
+            for name, what in (
+                ("student_entropy", "norm(student entropy)"),
+                ("disagreement", "norm(D)"),
+                ("compatibility", "norm(C)"),
+                ("learnable", "D^L"),
+                ("incompatible", "D^I"),
+            )
+        ),
+        Column("tied", DOUBLE, "1", "share of the places that ties decided"),
+        N_POSITIONS,
+        N_PROMPTS,
+        _METHOD,
+    ),
+)
+
+BUCKETS = Table(
+    name="buckets",
+    place="analysis/",
+    written_by="analyze",
+    meaning="Outcome by quarter of a score, residual by tenth of a score, and outcome by response position.",
+    key=("probe_id", "outcome", "region", "score", "k", "statistic", "bucket"),
+    columns=(
+        PROBE_ID,
+        UPDATE,
+        OUTCOME,
+        Column("region", TEXT, "", "'all' positions, or 'q3'"),
+        _SCORE,
+        K,
+        Column("bucket", INT, "1", "from 1, lowest scores first; equal scores share a bucket, so there may be fewer"),
+        Column("score_low", DOUBLE, "as score", "lowest score in the bucket"),
+        Column("score_high", DOUBLE, "as score", "highest score in the bucket"),
+        Column("statistic", TEXT, "", "'mean', 'median', 'trimmed mean', 'residual mean', or 'share of total'"),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("estimate", DOUBLE, "see unit", "the statistic"),
+        *CI,
+        N_POSITIONS,
+        N_PROMPTS,
+    ),
+)
