@@ -204,8 +204,11 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis
+    from teachdiag.analysis.released.stage import run_released
     from teachdiag.figures.build import publish
 
+    if settings.compat == "released":
+        return run_released(run, settings, reporter)
     summary = run_analysis(run, settings, reporter)
     publish(run, reporter)
     return summary
@@ -217,6 +220,24 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     from teachdiag.figures.build import publish
 
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
+
+
+_importing = typer.Typer(help="Bring data from elsewhere into a run directory.", no_args_is_help=True)
+app.add_typer(_importing, name="import")
+
+
+@_importing.command()
+def released(
+    before: Annotated[Path, typer.Option(help="Scores of the untouched student: Parquet or CSV, its columns")],
+    after: Annotated[Path, typer.Option(help="Scores after its update, of the same positions")],
+    run: Annotated[Path, typer.Option(help="Run directory to write")],
+    k: Annotated[int, typer.Option("--k", help="Support size K that they were scored with")] = 16,
+) -> None:
+    """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""
+    from teachdiag.analysis.released.bank import import_bank
+
+    found = import_bank(before, after, run, k)
+    print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
 
 
 def _need_models() -> None:

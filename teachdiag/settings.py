@@ -305,6 +305,9 @@ class AnalyzeSettings(_Checked):
     draws: int = option(1000, "Prompt-cluster bootstrap draws", "draws")
     folds: int = option(5, "Folds of the prompt-grouped cross-validation", "folds")
     fold_repeats: int = option(10, "Fold assignments that the cross-validation averages over", "assignments")
+    compat: Literal["none", "released"] = option(
+        "none", "'released': the released code's own tables, on a bank from `teachdiag import released`", "choice"
+    )
     cuts: Literal["redrawn", "fixed"] = option(
         "redrawn",
         "Cuts of normalised scores, medians and thirds in each bootstrap draw: estimated anew, or those of the whole "

@@ -34,7 +34,10 @@ def show_probe(summary: Summary, run: Path) -> None:
 
 
 def show_analysis(summary: Summary, run: Path) -> None:
-    """Print the central tables and the verdict."""
+    """Print the central tables and the verdict, or where the released code's tables are."""
+    if "verdict" not in summary:
+        print(f"{run}: {len(summary['tables'])} files in {run / 'analysis/released'}")
+        return
     from teachdiag.analysis.summary import terminal_tables
 
     console = Console(width=max(Console().width, _WIDTH))

@@ -195,7 +195,8 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "analyze": AnalyzeSettings,
         "figures": FiguresSettings,
     }
-    assert list(commands) == list(stages)
+    assert list(commands) == [*stages, "import"]
+    assert list(commands["import"].commands) == ["released"]
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
         place = "run" if name in ("capture", "probe") else "runs"
@@ -249,6 +250,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors")}
     expected = {f"teachdiag/{f.name}" for f in (ROOT / "teachdiag").glob("*.py")} | {"teachdiag/py.typed"}
     expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
+    expected |= {f"teachdiag/analysis/released/{f.name}" for f in (ROOT / "analysis/released").glob("*.py")}
     expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}
     assert ours == expected
 

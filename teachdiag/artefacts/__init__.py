@@ -26,6 +26,7 @@ from teachdiag.artefacts.measured import (
     POSITIONS,
     PREDICTIONS,
 )
+from teachdiag.artefacts.released import RELEASED_BANK
 
 __all__ = [
     "BALANCE",
@@ -43,6 +44,7 @@ __all__ = [
     "PLACEBO_PANEL",
     "POSITIONS",
     "PREDICTIONS",
+    "RELEASED_BANK",
     "SATURATION",
     "SELECTION",
     "SURFACES",
@@ -73,6 +75,7 @@ TABLES = (
     FINDINGS,
     SELECTION,
     PLACEBO_PANEL,
+    RELEASED_BANK,
 )
 
 
