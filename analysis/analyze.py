@@ -21,9 +21,9 @@ from teachdiag.analysis.frame import (
     load_step,
     select_outcomes,
 )
-from teachdiag.analysis.report import RESULT_TABLES, Results, verdict
+from teachdiag.analysis.report import RESULT_TABLES, Results, pair_text, verdict
 from teachdiag.analysis.scaling import normalised_scores, raw_scores
-from teachdiag.analysis.summary import summary_markdown
+from teachdiag.analysis.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.tasks import Inputs, estimate_tables
 from teachdiag.artefacts import (
     ESTIMATES,
@@ -91,7 +91,9 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     results = Results(*(tables[table].to_pandas() for table in RESULT_TABLES))
     left_out = {s.real.probe_id: obstacle_sentences(select_outcomes(s, inputs.bank)) for s in inputs.steps}
     sentences = {r.probe_id: verdict(r, results) + left_out.get(r.probe_id, []) for r in inputs.records}
-    write_text(summary_markdown(inputs.run, inputs.records, sentences, results), inputs.run / "summary.md")
+    found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
+    write_text(summary_markdown(pair, found, results), inputs.run / "summary.md")
+    write_text(summary_json(pair, found, results), inputs.run / "analysis/summary.json")
     alone = len(sentences) == 1
     return {
         "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],

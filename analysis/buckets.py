@@ -119,9 +119,10 @@ def _by_position(outcome: Outcome, bank: Bank, weights: Array) -> list[dict[str,
     codes = _dense(np.searchsorted(POSITION_EDGES, position, "right") - 1)
     cut = _Region("all", ("position", None), position, np.ones(len(position), bool), codes)
     means = group_means(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights)
-    shares = _shares(outcome, codes, weights)
     rows = _rows(outcome, cut, "mean", outcome.unit, intervals(means))
-    return rows + _rows(outcome, cut, "share of total", "1", intervals(shares))
+    if outcome.values.sum() == 0:  # there is no whole to have shares of
+        return rows
+    return rows + _rows(outcome, cut, "share of total", "1", intervals(_shares(outcome, codes, weights)))
 
 
 def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -51,8 +52,43 @@ def verdict(record: Record, results: Results) -> list[str]:
     return list(_VERDICTS[record.kind](record, results))
 
 
-def section(record: Record, sentences: Sequence[str], results: Results, suffix: str) -> list[str]:
-    """Return one probe's part of `summary.md`, paragraph by paragraph.
+@dataclass(frozen=True)
+class Section:
+    """What one probe has to say: how it was made, its verdict, its tables by title, and the names of its figures."""
+
+    probe_id: str
+    kind: str
+    title: str
+    text: str
+    sentences: list[str]
+    tables: Tables
+    figures: list[str]
+
+    def markdown(self) -> list[str]:
+        """Return its part of `summary.md`, paragraph by paragraph."""
+        parts = [f"## {self.title} `{self.probe_id}`", self.text, "### Verdict", bullets(self.sentences)]
+        parts += [part for title, table in self.tables.items() for part in (f"### {title}", markdown(table))]
+        return [*parts, " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for `summary.json`, tables as columns and rows of text."""
+        tables = [
+            {"title": title, "columns": list(table.columns), "rows": table.to_numpy().tolist()}
+            for title, table in self.tables.items()
+        ]
+        return {
+            "probe_id": self.probe_id,
+            "kind": self.kind,
+            "title": self.title,
+            "text": self.text,
+            "sentences": self.sentences,
+            "tables": tables,
+            "figures": self.figures,
+        }
+
+
+def section(record: Record, sentences: Sequence[str], results: Results, suffix: str) -> Section:
+    """Return what one probe has to say.
 
     Args:
         record: the probe.
@@ -60,10 +96,10 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
         results: the tables of the analysis.
         suffix: what its figures' names end in.
     """
-    tables = _TABLES[record.kind](record, results)
-    parts = [f"## {_TITLES[record.kind]} `{record.probe_id}`", probe_text(record), "### Verdict", bullets(sentences)]
-    parts += [part for title, table in tables.items() if len(table) for part in (f"### {title}", markdown(table))]
-    return [*parts, " ".join(f"![{name}](figures/{name}{suffix}.png)" for name in _FIGURES[record.kind])]
+    tables = {title: table for title, table in _TABLES[record.kind](record, results).items() if len(table)}
+    figures = [f"{name}{suffix}" for name in _FIGURES[record.kind]]
+    title = _TITLES[record.kind]
+    return Section(record.probe_id, record.kind, title, probe_text(record), list(sentences), tables, figures)
 
 
 def pair_text(run: Path, results: Results) -> str:

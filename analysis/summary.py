@@ -1,5 +1,6 @@
 """The analysis for people: `summary.md`, and what the terminal shows."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from teachdiag.analysis.comparison_report import lds_table, panel_overview
 from teachdiag.analysis.frame import STEP_KINDS, Record, read_records
-from teachdiag.analysis.report import Results, Tables, pair_text, read_results, section
+from teachdiag.analysis.report import Results, Section, Tables, read_results, section
 from teachdiag.analysis.scaling import label
 from teachdiag.analysis.selection_report import headline_budget, selection_table
 from teachdiag.analysis.step_tables import at_headline_k, titled
@@ -17,21 +18,25 @@ from teachdiag.analysis.study import isolated_table, predicted_table
 from teachdiag.analysis.text_tables import markdown, rich_table
 
 
-def summary_markdown(
-    run: Path, records: Sequence[Record], sentences: Mapping[str, Sequence[str]], results: Results
-) -> str:
-    """Write `summary.md`.
+def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], results: Results) -> list[Section]:
+    """Return what every probe has to say, in their order.
 
     Args:
-        run: the run directory, whose stages say how everything was made.
         records: the run's probes.
         sentences: each probe's verdict.
         results: the tables of the analysis.
     """
-    parts = ["# What this student can learn from this teacher", pair_text(run, results)]
-    for record in records:
-        alone = sum(figure_group(other) == figure_group(record) for other in records) == 1
-        parts += section(record, sentences[record.probe_id], results, "" if alone else f"-{record.probe_id}")
+    groups = [figure_group(record) for record in records]
+    return [
+        section(r, sentences[r.probe_id], results, "" if groups.count(group) == 1 else f"-{r.probe_id}")
+        for r, group in zip(records, groups, strict=True)
+    ]
+
+
+def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> str:
+    """Write `summary.md` from the sentence on the pair and what every probe has to say."""
+    parts = ["# What this student can learn from this teacher", pair]
+    parts += [paragraph for own in found for paragraph in own.markdown()]
     parts += ["## Ties and saturation of the normalised scores", markdown(saturation_table(results.saturation))]
     parts += [
         "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
@@ -39,6 +44,14 @@ def summary_markdown(
         "`analysis/estimates.csv`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def summary_json(pair: str, found: Sequence[Section], results: Results) -> str:
+    """Write the same as data, for whoever lays it out."""
+    ties = saturation_table(results.saturation)
+    saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist()}
+    content = {"pair": pair, "sections": [own.as_dict() for own in found], "saturation": saturation}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def figure_group(record: Record) -> str:

@@ -14,7 +14,7 @@ from teachdiag.diagnostics.alignment import Batch, Context, Side, batched, check
 from teachdiag.diagnostics.models import LanguageModel, ModelSource, load, machine_facts, pick_device, resolve
 from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
 from teachdiag.diagnostics.scoring import Columns, score
-from teachdiag.diagnostics.vocabulary import shared_vocabulary
+from teachdiag.diagnostics.vocabulary import shared_vocabulary, vocabulary_table
 from teachdiag.errors import ArtefactError, ModelError
 from teachdiag.manifests import Manifest, Prompt, PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
@@ -54,6 +54,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
             return dict(stage.require()["results"])
         with stage.timed():
             pair = load_pair(sources, settings.dtype, device, reporter)
+            write_parquet(vocabulary_table(pair.student, pair.vocabulary), shard_path(run / "vocabulary", 0))
             if prompts is None:
                 _import_contexts(run, settings, pair)
             else:

@@ -1,5 +1,9 @@
 """Do teacher and student speak the same tokens? Their distributions can be compared only if they do."""
 
+import numpy as np
+import pyarrow as pa
+
+from teachdiag.artefacts import VOCABULARY
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
@@ -41,3 +45,18 @@ def shared_vocabulary(student: LanguageModel, teacher: LanguageModel, reporter: 
             f"{size} shared ids"
         )
     return size
+
+
+def vocabulary_table(model: LanguageModel, size: int) -> pa.Table:
+    """Return the `vocabulary` table: the text of every id below `size` that the tokenizer knows."""
+    names = {index: name for index, name in sorted(model.tokens().items()) if index < size}
+    texts = [_text(model, index, name) for index, name in names.items()]
+    return VOCABULARY.build({"token_id": np.array(list(names), np.int32), "text": texts})
+
+
+def _text(model: LanguageModel, index: int, name: str) -> str:
+    """Decode one id; part of a character decodes to nothing readable, and SentencePiece drops a leading space."""
+    text = str(model.tokenizer.decode([index]))
+    if "\ufffd" in text or not text:
+        return name
+    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text

@@ -15,8 +15,15 @@ import typer
 from teachdiag import __version__
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings, help_text
-from teachdiag.terminal import show_analysis, show_capture, show_figures, show_probe
+from teachdiag.settings import (
+    AnalyzeSettings,
+    CaptureSettings,
+    FiguresSettings,
+    ProbeSettings,
+    ReportSettings,
+    help_text,
+)
+from teachdiag.terminal import show_analysis, show_capture, show_figures, show_probe, show_report
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
@@ -25,6 +32,7 @@ app = typer.Typer(
     [bold]teachdiag probe[/bold]     step on the teacher's signals, whole or one by one, and measure what each does
     [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
     [bold]teachdiag figures[/bold]   draw figures again, all or one
+    [bold]teachdiag report[/bold]    put it all on one page that opens in a browser, tokens included
 
     Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
     language model as teacher, the same model without one layer as student.""",
@@ -34,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STAGES = ("capture", "probe", "analyze", "figures")
+_STAGES = ("capture", "probe", "analyze", "figures", "report")
 
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Show = Callable[[dict[str, Any], Path], None]
@@ -220,6 +228,14 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     from teachdiag.figures.build import publish
 
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
+
+
+@_stage_command(ReportSettings, show_report, many=True)
+def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected."""
+    from teachdiag.figures.report.build import write_report
+
+    return write_report(run, settings, reporter)
 
 
 _importing = typer.Typer(help="Bring data from elsewhere into a run directory.", no_args_is_help=True)

@@ -335,5 +335,23 @@ class FiguresSettings(_Checked):
     only: str = option("", "Draw this figure alone, by its file's name without the ending; all by default", "name")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(_Checked):
+    """What the report shows."""
+
+    contexts: int = option(100, "Contexts in the token view, the first of the bank", "contexts")
+    budget: float = option(0.1, "Share of the bank that selectors take in the token view", "share")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        self._check_at_least(1, "contexts")
+        if not 0 < self.budget <= 1:
+            raise SettingsError(f"--budget is {self.budget:g}: it must lie in (0, 1]")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")

@@ -53,6 +53,12 @@ def show_figures(summary: Summary, run: Path) -> None:
     print(f"{run}: {len(summary['files'])} files in {run / 'figures'} and {run / 'tables'}")
 
 
+def show_report(summary: Summary, run: Path) -> None:
+    """Print where the page is."""
+    shown = f"{summary['contexts']} contexts in the token view"
+    print(f"{run}: {summary['report']}, {summary['size'] / 1e6:.1f} MB, {shown}")
+
+
 def _updates(summary: Summary, title: str) -> None:
     table = _table(title, "update", "mean gain [nats]", "positions that gain", "update norm")
     for name, facts in summary["updates"].items():

@@ -23,7 +23,7 @@ from teachdiag.cli import app
 from teachdiag.errors import ArtefactError, InputError, RunError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings, ReportSettings
 from teachdiag.tables import Column, Table, write_parquet
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +194,7 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "probe": ProbeSettings,
         "analyze": AnalyzeSettings,
         "figures": FiguresSettings,
+        "report": ReportSettings,
     }
     assert list(commands) == [*stages, "import"]
     assert list(commands["import"].commands) == ["released"]
@@ -250,6 +251,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors")}
     expected = {f"teachdiag/{f.name}" for f in (ROOT / "teachdiag").glob("*.py")} | {"teachdiag/py.typed"}
     expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
+    expected |= {f"teachdiag/figures/report/{f.name}" for f in (ROOT / "figures/report").glob("*.*")}
     expected |= {f"teachdiag/analysis/released/{f.name}" for f in (ROOT / "analysis/released").glob("*.py")}
     expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}
     assert ours == expected

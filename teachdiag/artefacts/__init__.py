@@ -25,6 +25,7 @@ from teachdiag.artefacts.measured import (
     ISOLATED,
     POSITIONS,
     PREDICTIONS,
+    VOCABULARY,
 )
 from teachdiag.artefacts.released import RELEASED_BANK
 
@@ -51,12 +52,14 @@ __all__ = [
     "TABLES",
     "TOP",
     "TOP_N",
+    "VOCABULARY",
     "data_dictionary",
     "probes_by_step",
 ]
 
 TABLES = (
     CONTEXTS,
+    VOCABULARY,
     POSITIONS,
     GAINS,
     ISOLATED,
@@ -127,6 +130,7 @@ Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
 | `figures/*.png`, `*.svg`, `*.pdf` | every figure |
+| `report.html` | everything on one page, tokens included |
 | `tables/*.md`, `*.csv`, `*.parquet` | tables by the paper's numbers, with captions |
 | `summary.md` | the verdict and its tables, for people |
 """

@@ -52,6 +52,18 @@ CONTEXTS = Table(
     ),
 )
 
+VOCABULARY = Table(
+    name="vocabulary",
+    place="vocabulary/",
+    written_by="capture",
+    meaning="The text of every token id, for reading contexts and candidates without a tokenizer.",
+    key=("token_id",),
+    columns=(
+        Column("token_id", INT, "token id", "id in the shared vocabulary"),
+        Column("text", TEXT, "", "what it decodes to alone; the tokenizer's own name where that is no text"),
+    ),
+)
+
 POSITIONS = Table(
     name="positions",
     place="positions/",

@@ -1,0 +1,34 @@
+"""`python docs/report_screenshot.py RUN OUT`: a picture of a run's report, at its tokens, with one card open.
+
+Needs Playwright and a Chromium (`TEACHDIAG_CHROMIUM`, or one on the path).
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+def main(run: Path, out: Path) -> None:
+    """Take the picture."""
+    chromium = os.environ.get("TEACHDIAG_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        page = browser.new_page(viewport={"width": 1100, "height": 760})
+        page.emulate_media(reduced_motion="reduce")
+        page.goto((run / "report.html").resolve().as_uri())
+        page.evaluate("document.querySelector('#tokens .controls').scrollIntoView()")
+        page.select_option("#column", label="gain")
+        page.wait_for_timeout(300)
+        page.locator(".context .token").nth(100).focus()
+        page.wait_for_timeout(300)
+        page.screenshot(path=out)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

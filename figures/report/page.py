@@ -1,0 +1,126 @@
+"""The page itself: sections in order, tables, figures as data, and the data that its script draws."""
+
+import base64
+import json
+import re
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from teachdiag.artefacts import FINDINGS
+from teachdiag.figures.report.tokens import View
+from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_HERE = Path(__file__).parent
+_PLACEBO_KINDS = ("placebo",)
+
+
+def page(run: Path, content: dict[str, Any], stages: dict[str, Any], caveats: list[tuple[str, str]], view: View) -> str:
+    """Return the whole page.
+
+    Args:
+        run: the run directory, whose figures are put in.
+        content: `analysis/summary.json`.
+        stages: notes of the run's stages.
+        caveats: headings and sentences.
+        view: the token view's data.
+    """
+    evidence = [own for own in content["sections"] if own["kind"] not in _PLACEBO_KINDS]
+    placebos = [own for own in content["sections"] if own["kind"] in _PLACEBO_KINDS]
+    # A literal '</script' inside the data would end it.
+    data = json.dumps(view.as_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"{run.name}: what this student can learn"),
+        style=(_HERE / "report.css").read_text(encoding="utf-8"),
+        script=(_HERE / "report.js").read_text(encoding="utf-8"),
+        pair=_inline(content["pair"]),
+        verdict=_verdict(run, content),
+        made="".join(_stage(name, note) for name, note in stages.items()),
+        evidence="".join(_section(run, own) for own in evidence) + _figure(run, "plane"),
+        placebos="".join(_section(run, own) for own in placebos) or _no_placebos(),
+        caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in caveats),
+        ties=_table(content["saturation"]["columns"], content["saturation"]["rows"]) + _figure(run, "saturation"),
+        tokens=_tokens(view),
+        data=data,
+    )
+
+
+def _verdict(run: Path, content: dict[str, Any]) -> str:
+    """Claims of every real step with their status, then what the other probes say."""
+    findings = FINDINGS.read(run / "analysis/findings.parquet")
+    mine = findings[(findings["outcome"] == OUTCOME) & (findings["k"].isna() | (findings["k"] == K))]
+    parts = []
+    for probe_id, claims in mine.groupby("probe_id", sort=False):
+        items = "".join(
+            f'<li><span class="status {status.replace(" ", "-")}">{escape(status)}</span> {escape(sentence)}</li>'
+            for status, sentence in zip(claims["status"], claims["sentence"], strict=True)
+        )
+        parts.append(f'<h3>Step <code>{escape(str(probe_id))}</code></h3><ul class="claims">{items}</ul>')
+    for own in content["sections"]:
+        if own["probe_id"] not in set(mine["probe_id"]) and own["kind"] not in _PLACEBO_KINDS and own["sentences"]:
+            parts.append(f"<h3>{_heading(own)}</h3>{_list(own['sentences'])}")
+    return "".join(parts)
+
+
+def _section(run: Path, own: dict[str, Any]) -> str:
+    figures = "".join(_figure(run, name) for name in own["figures"])
+    tables = "".join(
+        f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}</details>"
+        for table in own["tables"]
+    )
+    said = _list(own["sentences"]) if own["kind"] in _PLACEBO_KINDS else ""
+    return f"<article><h3>{_heading(own)}</h3><p>{_inline(own['text'])}</p>{said}{figures}{tables}</article>"
+
+
+def _inline(text: str) -> str:
+    """Escape a sentence; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _heading(own: dict[str, Any]) -> str:
+    return f"{escape(own['title'])} <code>{escape(own['probe_id'])}</code>"
+
+
+def _figure(run: Path, name: str) -> str:
+    file = run / "figures" / f"{name}.png"
+    if not file.exists():
+        return ""
+    image = base64.b64encode(file.read_bytes()).decode()
+    alt = escape(f"Figure: {name.replace('_', ' ')}; its caption is in the picture")
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>'
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _list(sentences: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_inline(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _stage(name: str, note: dict[str, Any]) -> str:
+    """Settings, inputs and versions of one stage, folded away."""
+    facts = {key: value for key, value in note.items() if key not in ("results", "outputs")}
+    text = escape(json.dumps(facts, indent=1, ensure_ascii=False))
+    return f"<details><summary><code>{escape(name)}</code></summary><pre tabindex=0>{text}</pre></details>"
+
+
+def _no_placebos() -> str:
+    return (
+        "<p>No probe of kind <code>placebo</code> was run: each step stands beside one draw of its placebos above. "
+        "<code>teachdiag probe --kind placebo</code> draws each several times.</p>"
+    )
+
+
+def _tokens(view: View) -> str:
+    if view.missing:
+        return f"<p>{escape(view.missing)}</p>"
+    return (
+        (_HERE / "tokens.html")
+        .read_text(encoding="utf-8")
+        .replace("{shown}", f"The first {len(view.contexts)} of the bank's {view.total} contexts, by context_id")
+    )
