@@ -13,6 +13,7 @@ import numpy as np
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums
 from teachdiag.analysis.cells import GROUP, Cells
 from teachdiag.analysis.frame import Bank, Mask
+from teachdiag.analysis.multiplicity import add_q_values, bootstrap_p
 from teachdiag.analysis.ranking import spearman
 from teachdiag.analysis.released_gap import arms
 from teachdiag.analysis.scaling import in_q3
@@ -22,6 +23,7 @@ from teachdiag.errors import EstimationError
 from teachdiag.settings import HEADLINE_K, NOISE_SAFETY
 
 RANDOM, ALL = "random", "all"
+MIN_SEEDS = 5  # update batches below which intervals over them are too short for a verdict
 _OF_THE_BATCH = {  # columns of `interventions` that are averaged over seeds as they stand: unit
     "keep": "1",
     "tied": "1",
@@ -68,15 +70,18 @@ def selection_rows(cells: Cells, gains: Sequence[Statistic], draws: TwoWay) -> R
         of_prompts = len(statistic.values) > 1
         found = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
         method = draws.method(statistic.what) if of_prompts else draws.seed_method(statistic.what)
+        tested = statistic.name == f"mean_gain_vs_{RANDOM}" and draws.n_seeds >= MIN_SEEDS
         rows += [
             {"probe_id": cells.probe_id, "statistic": statistic.name, "unit": statistic.unit}
             | {name: place[name] for name in GROUP}
             | interval.columns()
+            | {"p_value": bootstrap_p(interval.draws) if tested and interval.draws is not None else None}
             | {"method": method, "n_seeds": len(np.unique(cells.seeds[group == number]))}
             | {"n_positions": statistic.n_positions, "n_prompts": cells.n_prompts, "n_dropped": statistic.n_dropped}
             for number, (place, interval) in enumerate(zip(groups.to_dict("records"), found, strict=True))
             if not np.isnan(interval.estimate)
         ]
+    add_q_values(rows, ("probe_id", "match", "statistic"))
     return rows
 
 

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
 from teachdiag.analysis.frame import Bank, Mask, Outcome
+from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.scaling import Key, Scores, in_q3
 from teachdiag.analysis.support_contrast import support_scores
 
@@ -170,6 +171,7 @@ def _row(
         "design": design,
         "unit": outcome.unit,
         **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
+        "p_value": bootstrap_p(interval.draws) if interval.draws is not None else None,
         "n_high": len(pairs.high),
         "n_low": len(np.unique(pairs.low)),
         "n_unmatched": pairs.n_unmatched,

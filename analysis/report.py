@@ -10,8 +10,9 @@ import pandas as pd
 from teachdiag.analysis.comparison_report import lds_sentences, lds_table, panel_table
 from teachdiag.analysis.findings import at_headline
 from teachdiag.analysis.frame import STEP_KINDS, Record
+from teachdiag.analysis.interventions import MIN_SEEDS
 from teachdiag.analysis.panel import panel_sentences
-from teachdiag.analysis.selection_report import MIN_SEEDS, selection_sentences, selection_tables
+from teachdiag.analysis.selection_report import selection_sentences, selection_tables
 from teachdiag.analysis.step_tables import contrast_table, further, inference_table, status_table, titled
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
 from teachdiag.analysis.text_tables import bullets, markdown

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
-from teachdiag.analysis.interventions import ALL, RANDOM
+from teachdiag.analysis.interventions import ALL, MIN_SEEDS, RANDOM
 from teachdiag.analysis.text_tables import row_interval
 from teachdiag.settings import MATCHES
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
-MIN_SEEDS = 5  # update batches below which intervals over them are too short for a verdict
 _HEADLINE_BUDGET = 0.1
 _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}

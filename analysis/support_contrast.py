@@ -12,6 +12,7 @@ import numpy as np
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
 from teachdiag.analysis.cuts import redrawn_quantiles
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
+from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.scaling import Key, in_q3
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 
@@ -208,6 +209,7 @@ def _row(
         "design": "thirds",
         "unit": outcome.unit,
         **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
+        "p_value": bootstrap_p(interval.draws) if interval.draws is not None else None,
         "n_high": int(arms.high.sum()),
         "n_low": int(arms.low.sum()),
         "n_unmatched": 0,

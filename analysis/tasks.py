@@ -33,6 +33,7 @@ from teachdiag.analysis.interventions import (
 from teachdiag.analysis.isolated import isolated_rows
 from teachdiag.analysis.lds import lds_rows
 from teachdiag.analysis.matching import matched_rows
+from teachdiag.analysis.multiplicity import add_q_values
 from teachdiag.analysis.panel import panel_rows
 from teachdiag.analysis.placebos import beyond_rows
 from teachdiag.analysis.predicted import predicted_rows
@@ -149,6 +150,7 @@ def _contrasts(inputs: Inputs, outcomes: Sequence[Outcome]) -> Found:
     bank, scores, resampling = inputs.bank, inputs.normalised, inputs.resampling
     thirds = contrast_rows(outcomes, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
     matched, balance = matched_rows(outcomes, bank, scores, resampling)
+    add_q_values([*thirds, *matched], ("probe_id", "outcome", "design"))
     return {CONTRASTS: thirds + matched, BALANCE: balance, BUCKETS: bucket_rows(outcomes, bank, scores, resampling)}
 
 

@@ -44,21 +44,22 @@ def print_tables(run: Path, tables: RunTables, only: str = "") -> list[Path]:
     for name, (paper, what, make) in TABLES.items():
         rows = make(tables) if only in ("", name) else pd.DataFrame()
         if len(rows):
-            files += _write(run / "tables", Printed(name, paper, what, rows), tables)
+            files += write_printed(run / "tables", Printed(name, paper, what, rows), tables.population)
     return files
 
 
-def _write(folder: Path, printed: Printed, tables: RunTables) -> list[Path]:
+def write_printed(folder: Path, printed: Printed, population: str) -> list[Path]:
+    """Write one table as Parquet, CSV and Markdown; `population` says on whom it was measured."""
     content = pa.Table.from_pandas(printed.rows, preserve_index=False)
     write_parquet(content, folder / f"{printed.name}.parquet")
     text = io.BytesIO()
     pyarrow.csv.write_csv(content, text)
     write_text(text.getvalue().decode(), folder / f"{printed.name}.csv")
-    write_text(_markdown(printed, tables), folder / f"{printed.name}.md")
+    write_text(_markdown(printed, population), folder / f"{printed.name}.md")
     return [folder / f"{printed.name}.{kind}" for kind in ("parquet", "csv", "md")]
 
 
-def _markdown(printed: Printed, tables: RunTables) -> str:
+def _markdown(printed: Printed, population: str) -> str:
     """The caption, then the rows: estimate and interval share a cell, methods stand in the caption."""
     rows = printed.rows
     methods = "; ".join(dict.fromkeys(rows["method"])) if "method" in rows else ""
@@ -69,7 +70,7 @@ def _markdown(printed: Printed, tables: RunTables) -> str:
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in shown.itertuples(index=False)]
     place = f"Paper: {printed.paper}." if printed.paper else "Beyond the paper."
     made = f" Intervals are 95%: {methods}." if methods else ""
-    return f"# {printed.name}\n\n{printed.what} {place} Bank: {tables.population}.{made}\n\n" + "\n".join(lines) + "\n"
+    return f"# {printed.name}\n\n{printed.what} {place} Bank: {population}.{made}\n\n" + "\n".join(lines) + "\n"
 
 
 def _interval(estimate: float, low: float, high: float) -> str:

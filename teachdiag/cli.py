@@ -45,6 +45,7 @@ app = typer.Typer(
 _STAGES = ("capture", "probe", "analyze", "figures", "report")
 
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
+_Together = Callable[[list[Path], Any], Path | None]
 _Show = Callable[[dict[str, Any], Path], None]
 
 
@@ -119,13 +120,16 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _stage_command(settings_class: type, show: _Show, *, many: bool = False) -> Callable[[_Stage], _Stage]:
+def _stage_command(
+    settings_class: type, show: _Show, *, many: bool = False, together: _Together | None = None
+) -> Callable[[_Stage], _Stage]:
     """Register a stage as a command whose options are the fields of its settings class.
 
     Args:
         settings_class: the stage's settings.
         show: prints the summary of one run for people.
         many: whether it takes any number of runs as arguments, one after the other, or one as an option.
+        together: what is written for several runs at once, after each by itself.
     """
 
     def register(stage: _Stage) -> _Stage:
@@ -139,6 +143,8 @@ def _stage_command(settings_class: type, show: _Show, *, many: bool = False) -> 
                     summaries[str(run)] = stage(run, settings, reporter)
                     if not common["json"] and not common["quiet"]:
                         show(summaries[str(run)], run)
+                if together and len(runs) > 1 and (folder := together(runs, settings)):
+                    reporter.say(f"all runs in one table: {folder}")
             except KeyboardInterrupt:
                 print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
                 raise typer.Exit(1) from None
@@ -208,7 +214,13 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     return run_probe(run, settings, reporter)
 
 
-@_stage_command(AnalyzeSettings, show_analysis, many=True)
+def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
+    from teachdiag.figures.comparison import compare_runs
+
+    return compare_runs(runs)[0].parent if settings.compat == "none" else None
+
+
+@_stage_command(AnalyzeSettings, show_analysis, many=True, together=_compare)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis

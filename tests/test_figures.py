@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis
+from teachdiag.artefacts import CONTRASTS
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.build import draw_figures, publish
 from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
+from teachdiag.figures.comparison import compare_runs
 from teachdiag.figures.deciles import draw_profile
 from teachdiag.figures.gain_surface import draw_gain_surface
 from teachdiag.figures.grid import MIN_POSITIONS
@@ -55,6 +58,28 @@ def test_one_figure_alone_and_none_that_is_not_there(run: Path) -> None:
     assert [file.suffix for file in publish(run, QUIET, "top_n")] == [".parquet", ".csv", ".md", ".png", ".svg", ".pdf"]
     with pytest.raises(ArtefactError, match="has neither figure nor table 'lds': its figures are plane, saturation"):
         publish(run, QUIET, "lds")
+
+
+def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path: Path) -> None:
+    other = plant(tmp_path / "other", World(slope_learnable=0.02, seed=3))
+    run_analysis(other, AnalyzeSettings(draws=100), QUIET)
+    note = other / "probes/step.json"
+    note.write_text(note.read_text().replace('"reverse_kl"', '"forward_kl"'))
+    files = compare_runs([other, run])
+    kinds = ("parquet", "csv", "md", "png", "svg", "pdf")
+    assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds}
+    rows = pd.read_parquet(tmp_path / "comparison/comparison.parquet")
+    assert list(dict.fromkeys(rows["run"])) == ["other", "run"]
+    assert len(rows) == 2 * 3 * 2  # runs, K, designs
+    page = (tmp_path / "comparison/comparison.md").read_text()
+    assert "The runs differ in loss." in page
+    for name, own in (("other", other), ("run", run)):
+        theirs = CONTRASTS.read(own / "analysis/contrasts.parquet")
+        theirs = theirs[(theirs["probe_id"] == "step") & (theirs["outcome"] == "gain")]
+        theirs = theirs[theirs["score"] == "compatibility"]
+        mine = rows[rows["run"] == name].set_index(["k", "design"])["estimate"]
+        for row in theirs[theirs["design"] != "matched once"].itertuples():
+            assert mine[row.k, row.design] == pytest.approx(row.estimate, nan_ok=True)
 
 
 def test_coefficients_are_those_of_the_table(step: StepTables) -> None:

@@ -36,6 +36,10 @@ CI = (
     Column("ci_low", DOUBLE, "as estimate", "lower end of the 95% interval", nullable=True),
     Column("ci_high", DOUBLE, "as estimate", "upper end of the 95% interval", nullable=True),
 )
+P_VALUES = (
+    Column("p_value", DOUBLE, "1", "two-sided, from the bootstrap draws; null where nothing is tested", nullable=True),
+    Column("q_value", DOUBLE, "1", "Benjamini-Hochberg, over the family that docs/analysis.md names", nullable=True),
+)
 
 SELECTOR = Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md; 'random_mask' in kind lds")
 BUDGET = Column("budget", DOUBLE, "1", "share of the update batch that was asked for")

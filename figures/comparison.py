@@ -1,0 +1,78 @@
+"""Several runs in one table: the paper's robustness table, by run, real step, K and design (Table 1, Figure 5A)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from teachdiag.errors import ArtefactError
+from teachdiag.figures.forest import draw_forest, shades
+from teachdiag.figures.printed import Printed, write_printed
+from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
+from teachdiag.figures.tables import load_tables, steps_of
+from teachdiag.runs import Stage
+from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_PAIR = ("student", "teacher", "teacher_prompt", "prompts")
+_UPDATE = ("kind", "optimizer", "learning_rate", "loss", "update_on", "steps")
+_DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
+
+
+def compare_runs(runs: Sequence[Path]) -> list[Path]:
+    """Write the contrasts of several analysed runs into `comparison/` beside the first, as table and figure.
+
+    Raises:
+        ArtefactError: a run has not been analysed, or none has a real step.
+    """
+    rows = pd.concat([_rows(run) for run in runs], ignore_index=True)
+    if rows.empty:
+        raise ArtefactError(f"none of {', '.join(map(str, runs))} has a real step: run `teachdiag probe` in one first")
+    folder = runs[0].parent / "comparison"
+    differing = [name for name in (*_PAIR, *_UPDATE) if len(rows[name].unique()) > 1]
+    what = f"Inside Q3, mean {OUTCOME} (nats) where C is high less where it is low, run by run."
+    if differing:
+        what += f" The runs differ in {', '.join(name.replace('_', ' ') for name in differing)}."
+    printed = Printed("comparison", "Table 1, Figures 3C and 5A", what, rows)
+    population = "; ".join(f"{run.name}: {load_tables(run).population}" for run in runs)
+    files = write_printed(folder, printed, population)
+    with theme():
+        return files + save(_figure(rows, what), folder, "comparison")
+
+
+def _rows(run: Path) -> pd.DataFrame:
+    """The contrasts of a run's real steps, with what tells the run from others."""
+    capture = Stage(run, "capture").record()["settings"]
+    tables = load_tables(run)
+    found = []
+    for step in steps_of(tables):
+        settings: dict[str, Any] = Stage(run, f"probes/{step.probe_id}").record()["settings"]
+        mine = tables.contrasts
+        mine = mine[(mine["probe_id"] == step.probe_id) & (mine["outcome"] == OUTCOME)]
+        mine = mine[(mine["score"] == "compatibility") & mine["design"].isin(_DESIGNS)]
+        facts = {name: capture[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
+        columns = ["k", "design", "estimate", "ci_low", "ci_high", "n_high", "n_low", "n_positions", "n_prompts"]
+        table = mine[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
+        found.append(table[["run", "probe_id", *facts, *columns, "note", "method"]])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _figure(rows: pd.DataFrame, what: str) -> Figure:
+    labels = list(dict.fromkeys(rows["run"]))
+    figure = blank_figure(1.3 + 0.45 * len(labels))
+    panels = figure.subplots(1, len(_DESIGNS), sharey=True)
+    sizes = sorted(rows["k"].unique(), key=lambda k: (k != K, k))  # the headline K first
+    colours = [REAL, *shades(len(sizes) - 1)]
+    for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
+        own = rows[(rows["design"] == design) & rows["estimate"].notna()]
+        series = [
+            (f"K={k:g}", colour, own[own["k"] == k].set_index("run")) for k, colour in zip(sizes, colours, strict=True)
+        ]
+        draw_forest(ax, labels, series)
+        ax.set_title(title)
+        ax.set_xlabel("difference of mean gain [nats]")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sizes))
+    add_caption(figure, f"{what} 95% intervals: prompt-cluster bootstrap; counts and methods in the table.")
+    return figure
