@@ -77,7 +77,7 @@ class Resampling:
                 "capture again with a larger --bank-prompts"
             )
 
-    @lru_cache(maxsize=1)  # noqa: B019 (one matrix is kept, for the statistic that is being computed)
+    @lru_cache(maxsize=2)  # noqa: B019 (a few matrices are kept, for the statistics that are being computed)
     def weights(self, statistic: str) -> Array:
         """Return how often each prompt counts in each draw: shape (1 + draws, prompts), row 0 all ones.
 

@@ -37,13 +37,30 @@ _CONTROLS: tuple[Key, ...] = (
 
 
 class _Region(NamedTuple):
-    """Some positions of an outcome, cut into buckets. `inside`: shape (n,); `codes`: shape (inside,), from 0."""
+    """Some positions, cut into buckets by a score.
 
-    region: str
-    key: Key
-    score: Array
+    `inside`: shape (n,); `codes`: shape (inside,), from 0; `rows`: of the inside, one array a bucket; `facts`: what
+    every row of a bucket says.
+    """
+
     inside: Mask
     codes: Bins
+    rows: list[Codes]
+    facts: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, region: str, key: Key, score: Array, inside: Mask, codes: Codes, prompts: Codes) -> "_Region":
+        """Cut the marked positions by codes that may leave numbers out."""
+        dense = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+        rows = np.split(np.argsort(dense, kind="stable"), np.bincount(dense).cumsum()[:-1])
+        own, owners = score[inside], prompts[inside]
+        facts = [
+            {"region": region, "score": key[0], "k": key[1], "bucket": number}
+            | {"score_low": float(own[members].min()), "score_high": float(own[members].max())}
+            | {"n_positions": len(members), "n_prompts": len(np.unique(owners[members]))}
+            for number, members in enumerate(rows, start=1)
+        ]
+        return cls(inside, dense, rows, facts)
 
 
 def bucket_rows(
@@ -60,21 +77,27 @@ def bucket_rows(
     rows = outcomes[0].rows
     weights = resampling.weights("buckets")
     everywhere, q3 = np.ones(int(rows.sum()), bool), in_q3(bank.positions)[0][rows]
+    prompts = bank.prompts[rows]
     found: list[dict[str, Any]] = []
     for key in SCORES:
         score = scores[key][rows]
         for region, inside in (("all", everywhere), ("q3", q3)):
-            if len(np.unique(bank.prompts[rows][inside])) >= MIN_PROMPTS:
-                cut = _Region(region, key, score, inside, _dense(quantile_bins(score[inside], _QUARTERS)))
+            if len(np.unique(prompts[inside])) >= MIN_PROMPTS:
+                cut = _Region.of(region, key, score, inside, quantile_bins(score[inside], _QUARTERS), prompts)
                 found += [row for outcome in outcomes for row in _robust(outcome, cut, weights)]
     design = np.column_stack([np.ones(len(everywhere)), *(scores[key][rows] for key in _CONTROLS)])
+    tenths = [
+        _Region.of("all", key, scores[key][rows], everywhere, quantile_bins(scores[key][rows], _TENTHS), prompts)
+        for key in SCORES
+    ]
+    position = bank.positions["position"].to_numpy(np.float64)[rows]
+    places = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
+    by_position = _Region.of("all", ("position", None), position, everywhere, places, prompts)
     for outcome in outcomes:
         residual = outcome.values - design @ np.linalg.lstsq(design, outcome.values, rcond=None)[0]
-        for key in SCORES:
-            score = scores[key][rows]
-            cut = _Region("all", key, score, everywhere, _dense(quantile_bins(score, _TENTHS)))
+        for cut in tenths:
             found += _rows(outcome, cut, "residual mean", outcome.unit, _bucket_means(residual, outcome, cut, weights))
-        found += _by_position(outcome, bank, weights)
+        found += _by_position(outcome, by_position, weights)
     return found
 
 
@@ -102,7 +125,7 @@ def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]
 def _robust(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, Any]]:
     """Mean with its interval, median and trimmed mean of every bucket."""
     values = outcome.values[cut.inside]
-    groups = [values[cut.codes == code] for code in range(int(cut.codes.max()) + 1)]
+    groups = [values[members] for members in cut.rows]
     points = {
         "median": [float(np.median(own)) for own in groups],
         "trimmed mean": [_trimmed(own) for own in groups],
@@ -113,16 +136,12 @@ def _robust(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, An
     return rows
 
 
-def _by_position(outcome: Outcome, bank: Bank, weights: Array) -> list[dict[str, Any]]:
+def _by_position(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, Any]]:
     """Mean outcome by response position, and each bucket's share of the sum over the bank."""
-    position = bank.positions["position"].to_numpy(np.float64)[outcome.rows]
-    codes = _dense(np.searchsorted(POSITION_EDGES, position, "right") - 1)
-    cut = _Region("all", ("position", None), position, np.ones(len(position), bool), codes)
-    means = group_means(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights)
-    rows = _rows(outcome, cut, "mean", outcome.unit, intervals(means))
+    rows = _rows(outcome, cut, "mean", outcome.unit, _bucket_means(outcome.values, outcome, cut, weights))
     if outcome.values.sum() == 0:  # there is no whole to have shares of
         return rows
-    return rows + _rows(outcome, cut, "share of total", "1", intervals(_shares(outcome, codes, weights)))
+    return rows + _rows(outcome, cut, "share of total", "1", intervals(_shares(outcome, cut.codes, weights)))
 
 
 def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
@@ -133,26 +152,13 @@ def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
 
 
 def _bucket_means(values: Array, outcome: Outcome, cut: _Region, weights: Array) -> list[Interval]:
-    prompts: Codes = outcome.prompts[cut.inside]
-    return intervals(group_means(values, cut.codes, int(cut.codes.max()) + 1, prompts, weights))
+    return intervals(group_means(values, cut.codes, len(cut.rows), outcome.prompts[cut.inside], weights))
 
 
 def _rows(outcome: Outcome, cut: _Region, statistic: str, unit: str, found: Sequence[Interval]) -> list[dict[str, Any]]:
-    score, prompts = cut.score[cut.inside], outcome.prompts[cut.inside]
-    return [
-        {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
-        | {"region": cut.region, "score": cut.key[0], "k": cut.key[1], "bucket": code + 1}
-        | {"score_low": float(score[own].min()), "score_high": float(score[own].max())}
-        | {"statistic": statistic, "unit": unit, **interval.columns()}
-        | {"n_positions": int(own.sum()), "n_prompts": len(np.unique(prompts[own]))}
-        for code, interval in enumerate(found)
-        for own in [cut.codes == code]
-    ]
-
-
-def _dense(codes: Codes) -> Bins:
-    """Number the buckets that hold something, from 0."""
-    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    own = {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
+    own |= {"statistic": statistic, "unit": unit}
+    return [own | facts | interval.columns() for facts, interval in zip(cut.facts, found, strict=True)]
 
 
 def _whole(values: Array, prompts: Codes, weights: Array) -> Array:

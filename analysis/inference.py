@@ -67,21 +67,32 @@ def crv3(model: Model) -> Array:
     return (len(apart) - 1) / len(apart) * apart.T @ apart
 
 
-def two_way(model: Model, design: Array, residual: Array, prompts: Codes, tokens: Codes) -> Array:
+class Ways(NamedTuple):
+    """Two ways of clustering positions and their intersection, numbered from 0 without gaps: shape (n,) each."""
+
+    prompts: Codes
+    tokens: Codes
+    both: Codes
+
+
+def ways_of(prompts: Codes, tokens: Codes) -> Ways:
+    """Number the clusters by prompt, by token id, and by both, shape (n,) each."""
+    pairs = prompts * (tokens.max() + 1) + tokens
+    return Ways(*(np.unique(groups, return_inverse=True)[1].astype(np.int64) for groups in (prompts, tokens, pairs)))
+
+
+def two_way(model: Model, design: Array, residual: Array, ways: Ways) -> Array:
     """Covariance clustered by prompt and by token id, shape (k, k): by each less that by their intersection.
 
     Args:
         model: the regression.
         design: shape (n, k), intercept first.
         residual: shape (n,).
-        prompts: shape (n,).
-        tokens: shape (n,).
+        ways: how the n positions are clustered.
     """
     scores = design * residual[:, None]
-    both = np.unique(prompts * (tokens.max() + 1) + tokens, return_inverse=True)[1]
     found = np.zeros_like(model.bread)
-    for sign, groups in ((1, prompts), (1, tokens), (-1, both)):
-        codes = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    for sign, codes in ((1, ways.prompts), (1, ways.tokens), (-1, ways.both)):
         found += sign * _sandwich(model, prompt_sums(scores, codes, int(codes.max()) + 1))
     return found
 
@@ -127,26 +138,25 @@ def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> lis
         tokens: shape (n,), token id of each position.
         resampling: gives the seed of the wild bootstrap.
     """
+    ways = ways_of(sample.outcomes[0].prompts, tokens)
     return [
         row
         for place in range(len(sample.outcomes))
         for name, terms in MODELS.items()
         if "learnable" in terms
-        for row in _rows(sample, place, name, terms, tokens, resampling.seed)
+        for row in _rows(sample, place, name, terms, ways, resampling.seed)
     ]
 
 
-def _rows(
-    sample: Sample, place: int, name: str, terms: Sequence[str], tokens: Codes, seed: int
-) -> list[dict[str, Any]]:
+def _rows(sample: Sample, place: int, name: str, terms: Sequence[str], ways: Ways, seed: int) -> list[dict[str, Any]]:
     outcome, columns = sample.outcomes[place], sample.places(terms, place)
     model = model_of(sample.by_prompt, columns)
-    design = np.column_stack([np.ones(len(tokens)), sample.scaled[:, columns[:-1]]])
+    design = np.column_stack([np.ones(len(ways.tokens)), sample.scaled[:, columns[:-1]]])
     residual = sample.scaled[:, columns[-1]] - design @ model.coefficients
     covariances = {
         "crv1_error": crv1(model),
         "crv3_error": crv3(model),
-        "two_way_error": two_way(model, design, residual, outcome.prompts, tokens),
+        "two_way_error": two_way(model, design, residual, ways),
     }
     n_prompts = len(model.gram)
     rows = []
@@ -165,7 +175,7 @@ def _rows(
             | {"model": name, "term": term, "estimate": estimate}
             | errors
             | {"crv3_p": float(2 * t.sf(abs(estimate) / crv3_error, n_prompts - 1)) if crv3_error else None}
-            | {"wild_p": wild, "n_positions": model.n, "n_prompts": n_prompts, "n_tokens": len(np.unique(tokens))}
+            | {"wild_p": wild, "n_positions": model.n, "n_prompts": n_prompts, "n_tokens": int(ways.tokens.max()) + 1}
         )
     return rows
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import BSpline
-from scipy.stats import rankdata
 
 from teachdiag.analysis.bootstrap import Array, Codes
 from teachdiag.analysis.scaling import Key, label
 from teachdiag.errors import EstimationError
+from teachdiag.scores import mid_places
 
 _KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the interior knots
 _DEGREE = 3
@@ -53,7 +53,7 @@ def rank_splines(scores: Mapping[Key, Array]) -> Splines:
     Raises:
         EstimationError: a score has one value everywhere; the message names it.
     """
-    ranks = np.stack([(rankdata(values) - 0.5) / len(values) for values in scores.values()])
+    ranks = np.stack([mid_places(values) / len(values) for values in scores.values()])
     knots = tuple(_knots(own, key) for own, key in zip(ranks, scores, strict=True))
     widths = [len(own) - _DEGREE - 2 for own in knots]
     return Splines(ranks, knots, np.repeat(np.arange(-1, len(knots)), [1, *widths]))

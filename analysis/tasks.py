@@ -1,6 +1,8 @@
 """Every table of the analysis from its inputs: one task for each group of estimates, with progress."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,9 +114,11 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     found[ESTIMATES] += [concentration_row(outcome) for outcome in outcomes if not outcome.obstacle]
     tasks = _step_tasks(inputs, outcomes)
     tasks += [_probe_task(inputs, record) for record in inputs.records if record.kind not in STEP_KINDS]
-    for task in reporter.track(tasks, "Estimates"):
-        for table, rows in task().items():
-            found[table] += rows
+    # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
+            for table, rows in running.result().items():
+                found[table] += rows
     found[ESTIMATES] += beyond_rows(found[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
     found[SURFACES] += [row for step in steps for row in gain_surface_rows(step, normalised)]
     found[SURFACES] += plane_rows(bank, normalised)

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, prompt_sums, ratio, variance
 from teachdiag.analysis.frame import Bank, Outcome
 from teachdiag.analysis.scaling import Key, Scores
 from teachdiag.analysis.splines import Splines, rank_splines
 from teachdiag.errors import EstimationError
+from teachdiag.scores import mid_places
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import SUPPORT_SIZES
 
 BASE = "forward_kl"
 _BLOCK = 16384  # rows whose design exists at the same time
-_TOGETHER = 4  # outcomes that are fitted together
+_TOGETHER = 2  # outcomes that are fitted together
 _RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product
 
 
@@ -236,8 +236,8 @@ def rank_correlation(observed: Array, scores: Array, prompts: Codes, weights: Ar
     Ranks are those of the full sample, mid-ranks for ties; a draw re-weights them. Shapes: observed (n,), scores
     (n, m), prompts (n,), weights (draws, prompts); the result is (draws, m).
     """
-    middle = (len(observed) + 1) / 2
-    y, x = rankdata(observed) - middle, rankdata(scores, axis=0) - middle
+    middle = len(observed) / 2
+    y, x = mid_places(observed) - middle, np.column_stack([mid_places(column) for column in scores.T]) - middle
     m = x.shape[1]
     columns = np.column_stack([np.ones(len(y)), y, y**2, x, x**2, x * y[:, None]])
     totals = weights @ prompt_sums(columns, prompts, weights.shape[1])

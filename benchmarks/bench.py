@@ -1,11 +1,14 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
-`scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors.
+`scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `estimates` the
+statistics at the paper's size, and `intervals` how often their intervals hold the truth.
 """
 
 import sys
 
 import torch
+from estimates import estimate_rows
+from intervals import coverage_rows
 from probes import probe_rows
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +26,8 @@ def main() -> None:
     show(f"Scoring, {threads}", [*time_rows(load_bench_pair()), *memory_rows()])
     show(f"Probes, {threads}", probe_rows(load_bench_pair(master=True), QUIET))
     show("Selectors", selection_rows())
+    show("Analysis, one BLAS thread", estimate_rows())
+    show("Coverage of 95% intervals", coverage_rows())
 
 
 def show(title: str, rows: list[Row]) -> None:

@@ -51,14 +51,29 @@ def mid_ranks(values: Array) -> Array:
     Args:
         values: shape (N,), any unit.
     """
-    shares = _mid_places(values) / len(values)
+    shares = mid_places(values) / len(values)
     shares[np.isnan(values)] = np.nan
     return shares
 
 
+def mid_places(values: Array) -> Array:
+    """Return (number below) + (number equal) / 2 for each value, itself among the equals: its mid-rank less a half.
+
+    Args:
+        values: shape (N,), any unit.
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.diff(np.r_[starts, len(values)])
+    places = np.empty(len(values))
+    places[order] = np.repeat(starts + counts / 2, counts)
+    return places
+
+
 def quantile_bins(values: Array, n: int) -> Codes:
     """Cut into n bins of equal size, numbered from 0, shape (N,). Equal values share the bin of their mid-rank."""
-    return np.floor(n * _mid_places(values) / len(values)).astype(np.int64)
+    return np.floor(n * mid_places(values) / len(values)).astype(np.int64)
 
 
 def soft_or(a: Array, b: Array) -> Array:
@@ -80,14 +95,3 @@ def q3_mask(student_entropy: Array, forward_kl: Array) -> tuple[Flags, float, fl
     """
     entropy_median, kl_median = float(np.median(student_entropy)), float(np.median(forward_kl))
     return (student_entropy <= entropy_median) & (forward_kl >= kl_median), entropy_median, kl_median
-
-
-def _mid_places(values: Array) -> Array:
-    """Return (number below) + (number equal) / 2 for each value, itself among the equals."""
-    order = np.argsort(values)
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    counts = np.diff(np.r_[starts, len(values)])
-    places = np.empty(len(values))
-    places[order] = np.repeat(starts + counts / 2, counts)
-    return places

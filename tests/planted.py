@@ -104,6 +104,12 @@ def gains_frame(bank: pd.DataFrame, world: World, rng: np.random.Generator, prob
     )
 
 
+def bank_frame(world: World, rng: np.random.Generator) -> pd.DataFrame:
+    """Return the positions of a bank alone, in the order of context and position."""
+    positions = _positions(world, rng)
+    return positions[positions["split"] == "bank"].reset_index(drop=True)
+
+
 def decomposition(bank: pd.DataFrame, k: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """Return D^L and D^I of the bank, written out from the definition."""
     scaled = {}

@@ -10,7 +10,16 @@ from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.design import MODELS, moments
-from teachdiag.analysis.inference import FEW_PROMPTS, crv1, crv3, inference_rows, model_of, two_way, wild_p_value
+from teachdiag.analysis.inference import (
+    FEW_PROMPTS,
+    crv1,
+    crv3,
+    inference_rows,
+    model_of,
+    two_way,
+    ways_of,
+    wild_p_value,
+)
 
 RNG = np.random.default_rng(8)
 N, GROUPS = 240, 12
@@ -37,7 +46,7 @@ def test_crv3_is_that_of_refits_without_each_prompt() -> None:
 def test_two_way_errors_are_those_of_statsmodels() -> None:
     fitted = sm.OLS(Y, DESIGN).fit()
     both = cov_cluster_2groups(fitted, PROMPTS, TOKENS, use_correction=True)[0]
-    mine = two_way(MODEL, DESIGN, Y - DESIGN @ MODEL.coefficients, PROMPTS, TOKENS)
+    mine = two_way(MODEL, DESIGN, Y - DESIGN @ MODEL.coefficients, ways_of(PROMPTS, TOKENS))
     np.testing.assert_allclose(mine, both, rtol=1e-8)
 
 

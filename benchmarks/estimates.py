@@ -1,0 +1,119 @@
+"""What the analysis costs at the paper's size, beside the released code's published figures and a plain pandas loop."""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+from workload import Row, best
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from planted import World, plant
+
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.design import make_sample
+from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcome
+from teachdiag.analysis.matching import matched_rows
+from teachdiag.analysis.regression import regressions
+from teachdiag.analysis.scaling import in_q3, normalised_scores
+from teachdiag.analysis.support_contrast import contrast_rows
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings
+
+PROMPTS, POSITIONS, DRAWS = 300, 192, 1000
+RELEASED_S, RELEASED_MB = 540, 533  # per-run analysis, cross-dataset builder and within-Q3 tool together, as published
+_LOOPED = 10  # draws of the pandas loop; the rest is extrapolated
+QUIET = Reporter(quiet=True)
+
+
+def estimate_rows() -> list[Row]:
+    """Time single statistics in this process, and the whole stage in processes of its own."""
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1, "blas"):
+        run = plant(Path(folder) / "run", _world(PROMPTS))
+        bank = load_bank(run)
+        gain = select_outcome(load_step(run, "step", bank).real, "gain", bank)
+        rows = _statistics(bank, gain)
+    whole, peak = measured_stage(PROMPTS)
+    half, _ = measured_stage(PROMPTS // 2)
+    return [
+        *rows,
+        (f"whole analysis of {PROMPTS * POSITIONS:,} positions, 4 updates", f"{whole:.1f} s", _ratio(whole)),
+        ("  beside half as many positions", f"{half:.1f} s", f"{whole / half:.2f}"),
+        ("  peak memory", f"{peak:.0f} MB", f"{peak / RELEASED_MB:.2f}"),
+    ]
+
+
+def _ratio(seconds: float) -> str:
+    return f"{RELEASED_S / seconds:.0f}x"
+
+
+def measured_stage(prompts: int) -> tuple[float, float]:
+    """Seconds and peak MB of `run_analysis` in a process of its own, imports left out of the time."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), str(prompts)], capture_output=True, text=True, check=True
+    )
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)
+
+
+def _statistics(bank: Bank, gain: Outcome) -> list[Row]:
+    scores, resampling = normalised_scores(bank.positions), Resampling(0, DRAWS, bank.n_prompts)
+    sample = make_sample([gain], scores, 16, bank.n_prompts)
+    looped = best(lambda: _pandas_loop(bank, gain), repeats=1) * DRAWS / _LOOPED
+    timed = {
+        "7 regressions, cuts fixed": lambda: regressions(sample, bank, resampling, redraw=False),
+        "7 regressions, cuts redrawn": lambda: regressions(sample, bank, resampling),
+        "8 support contrasts, cuts fixed": lambda: contrast_rows([gain], bank, resampling, redraw=False),
+        "8 support contrasts, cuts redrawn": lambda: contrast_rows([gain], bank, resampling, redraw=True),
+        "16 matched contrasts": lambda: matched_rows([gain], bank, scores, resampling),
+    }
+    rows: list[Row] = [(f"{DRAWS:,} draws of one contrast in a plain pandas loop", f"{looped:.0f} s", "1")]
+    for name, work in timed.items():
+        seconds = best(work, repeats=2)
+        rows.append((f"{DRAWS:,} draws of {name}", f"{seconds:.2f} s", f"{looped / seconds:.0f}x"))
+    return rows
+
+
+def _pandas_loop(bank: Bank, gain: Outcome) -> list[float]:
+    """Draw whole prompts by concatenating their frames, as one would write it first."""
+    table = bank.positions.assign(gain=gain.values)[in_q3(bank.positions)[0]]
+    low, high = table["compatibility_k16"].quantile([1 / 3, 2 / 3])
+    groups = [group for _, group in table.groupby("prompt_id")]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(_LOOPED):
+        drawn = pd.concat([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        upper, lower = drawn["compatibility_k16"] >= high, drawn["compatibility_k16"] <= low
+        found.append(drawn[upper]["gain"].mean() - drawn[lower]["gain"].mean())
+    return found
+
+
+def _world(prompts: int) -> World:
+    return World(prompts=prompts, positions=POSITIONS, slope_learnable=0.06, slope_incompatible=0.01)
+
+
+def _stage(prompts: int) -> None:
+    """Print seconds and peak MB of one analysis."""
+    with tempfile.TemporaryDirectory() as folder:
+        planting = "import sys; sys.path[:0] = sys.argv[1:2]; from estimates import plant_at; plant_at(*sys.argv[2:])"
+        here = str(Path(__file__).parent)
+        subprocess.run([sys.executable, "-c", planting, here, f"{folder}/run", str(prompts)], check=True)
+        start = time.perf_counter()
+        run_analysis(Path(folder) / "run", AnalyzeSettings(draws=DRAWS), QUIET)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(time.perf_counter() - start, peak)
+
+
+def plant_at(place: str, prompts: str) -> None:
+    """Write the run in another process, so that making it does not count."""
+    plant(Path(place), _world(int(prompts)))
+
+
+if __name__ == "__main__":
+    _stage(int(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""How often 95% intervals hold the truth: simulated gains with known slopes, and moods that a prompt shares."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t
+from threadpoolctl import threadpool_limits
+from workload import Row
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from planted import World, bank_frame, decomposition
+
+from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.design import GAP, make_sample
+from teachdiag.analysis.frame import Bank, Outcome
+from teachdiag.analysis.inference import contrasts_of, crv1, crv3, model_of
+from teachdiag.analysis.regression import regressions
+from teachdiag.analysis.scaling import normalised_scores
+
+K, POSITIONS, REPEATS, DRAWS = 16, 20, 400, 400
+SLOPES = (0.03, 0.01)
+_KINDS = ("bootstrap, cuts redrawn", "bootstrap, cuts fixed", "CRV1", "CRV3")
+_MODEL = ("learnable", "incompatible", "student_entropy", "teacher_entropy", "position")
+
+
+def coverage_rows() -> list[Row]:
+    """One row a number of prompts and kind of interval: coverage, and its Monte-Carlo error."""
+    rows: list[Row] = []
+    with threadpool_limits(1, "blas"):
+        for prompts in (40, 300):
+            held = np.array([_held(prompts, seed) for seed in range(REPEATS)])
+            for name, share in zip(
+                ("bootstrap, cuts redrawn", "bootstrap, cuts fixed", "CRV1", "CRV3"), held.mean(0), strict=True
+            ):
+                error = np.sqrt(share * (1 - share) / REPEATS)
+                rows.append((f"beta_L - beta_I at {prompts} prompts, {name}", f"{share:.3f}", f"+-{error:.3f}"))
+    return rows
+
+
+def _held(prompts: int, seed: int) -> list[bool]:
+    """Whether each kind of interval of the slope gap holds it, in one simulated bank."""
+    bank, gain = _simulated(prompts, seed)
+    truth = SLOPES[0] - SLOPES[1]
+    resampling = Resampling(seed, DRAWS, prompts)
+    sample = make_sample([gain], normalised_scores(bank.positions), K, prompts)
+    held = []
+    for redraw in (True, False):
+        rows = regressions(sample, bank, resampling, redraw=redraw)
+        row = next(r for r in rows if r["analysis"] == "slope_decomposition" and r["term"] == GAP)
+        held.append(row["ci_low"] <= truth <= row["ci_high"])
+    columns = sample.places(_MODEL, 0)
+    model = model_of(sample.by_prompt, columns)
+    contrast = np.r_[0.0, contrasts_of(_MODEL)[0][-1] * sample.spread[columns[-1]] / sample.spread[columns[:-1]]]
+    reach = t.ppf(0.975, prompts - 1)
+    for covariance in (crv1(model), crv3(model)):
+        error = np.sqrt(contrast @ covariance @ contrast)
+        held.append(abs(contrast @ model.coefficients - truth) <= reach * error)
+    return held
+
+
+def _simulated(prompts: int, seed: int) -> tuple[Bank, Outcome]:
+    """Gains that rise with D^L and D^I, a mood a prompt, and noise that grows with KL and has heavy tails."""
+    rng = np.random.default_rng(seed)
+    positions = bank_frame(World(prompts=prompts, positions=POSITIONS, saturated=False), rng)
+    codes = np.unique(positions["prompt_id"].to_numpy(str), return_inverse=True)[1].astype(np.int64)
+    learnable, incompatible = decomposition(positions)
+    noise = rng.standard_t(4, len(codes)) * 0.01 * (0.5 + positions["forward_kl"].to_numpy())
+    gain = SLOPES[0] * learnable + SLOPES[1] * incompatible + rng.normal(0, 0.005, prompts)[codes] + noise
+    everywhere = np.ones(len(codes), bool)
+    return Bank(positions, codes, prompts), Outcome("simulated", "one_step", "gain", everywhere, gain, codes)
