@@ -11,19 +11,27 @@ PROBES_demo := $(PROBES_privileged) lds
 FIGURES_privileged := plane saturation coefficients q3_contrast proxies validity gain_surface deciles buckets top_n \
   position_profile isolated predicted placebo_panel budget_curve
 FIGURES_demo := $(FIGURES_privileged) lds
+TABLES := q3_contrast support_proxies balance selectors top_n decomposition inference buckets residual_bins robust_gains \
+  position_profile validity placebo_panel saturation predicted isolated
 
-.PHONY: demo figures $(PAIRS:%=figures-%) test lint types bench docs readme clean
+.PHONY: demo figures $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
 	$(BIN)/teachdiag probe --run $(RUN)
 	$(BIN)/teachdiag analyze $(RUN)
 
-figures: $(PAIRS:%=figures-%)  ## every probe, table and figure of both embedded pairs: an hour the first time, seconds after
+figures: $(PAIRS:%=figures-%) runs/comparison/comparison.png  ## every probe, table, figure and report of both pairs: an hour, then seconds
+
+runs/comparison/comparison.png: $(PAIRS:%=runs/%/analyze.json)
+	$(BIN)/teachdiag figures $(PAIRS:%=runs/%)
 
 # One run a pair. A mark in .made/ says that a stage has ended; a stage that was interrupted goes on where it stopped.
 define PAIR
-figures-$(1): $(FIGURES_$(1):%=runs/$(1)/figures/%.png)
+# analyze draws and prints everything; what is missing or older than it afterwards is made one by one.
+figures-$(1): runs/$(1)/analyze.json
+	@$$(MAKE) --no-print-directory drawn-$(1)
+drawn-$(1): $(FIGURES_$(1):%=runs/$(1)/figures/%.png) $(TABLES:%=runs/$(1)/tables/%.md) runs/$(1)/report.html
 runs/$(1)/.made/capture: | .venv/installed
 	$$(BIN)/teachdiag capture --run runs/$(1) $(CAPTURE_$(1))
 	@mkdir -p $$(@D) && touch $$@
@@ -32,8 +40,10 @@ runs/$(1)/.made/%: docs/study/%.toml runs/$(1)/.made/capture
 	@touch $$@
 runs/$(1)/analyze.json: $(PROBES_$(1):%=runs/$(1)/.made/%)
 	$$(BIN)/teachdiag analyze runs/$(1)
-runs/$(1)/figures/%.png: runs/$(1)/analyze.json
+runs/$(1)/figures/%.png runs/$(1)/tables/%.md: runs/$(1)/analyze.json
 	$$(BIN)/teachdiag figures runs/$(1) --only $$*
+runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES_$(1):%=runs/$(1)/figures/%.png)
+	$$(BIN)/teachdiag report runs/$(1)
 endef
 $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
 .SECONDARY:

@@ -217,7 +217,8 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
     from teachdiag.figures.comparison import compare_runs
 
-    return compare_runs(runs)[0].parent if settings.compat == "none" else None
+    whole = settings.compat == "none" if isinstance(settings, AnalyzeSettings) else not settings.only
+    return compare_runs(runs)[0].parent if whole else None
 
 
 @_stage_command(AnalyzeSettings, show_analysis, many=True, together=_compare)
@@ -234,7 +235,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return summary
 
 
-@_stage_command(FiguresSettings, show_figures, many=True)
+@_stage_command(FiguresSettings, show_figures, many=True, together=_compare)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Draw the figures and print the tables of an analysed run again, all or one."""
     from teachdiag.figures.build import publish
