@@ -99,6 +99,13 @@ def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
     return np.asarray(membership @ values)
 
 
+def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:
+    """Return the mean of each column in every draw: (n, m) values to (draws, m); NaN where a draw holds none."""
+    sums = prompt_sums(np.column_stack([np.ones(len(values)), values]), prompts, weights.shape[1])
+    totals = weights @ sums
+    return ratio(totals[:, 1:], totals[:, :1])
+
+
 def intervals(samples: Array) -> list[Interval]:
     """Turn samples of shape (1 + draws, m), row 0 the estimate, into m intervals (2.5% to 97.5%)."""
     low, high = np.percentile(samples[1:], [2.5, 97.5], axis=0)

@@ -11,11 +11,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, resampled_means
 from teachdiag.analysis.frame import Bank, Mask, Outcome
-from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.scaling import Key, Scores, in_q3
-from teachdiag.analysis.support_contrast import support_scores
+from teachdiag.analysis.support_contrast import Sizes, contrast_row, support_scores
 
 Design = Literal["matched", "matched once"]
 DESIGNS: tuple[Design, ...] = ("matched", "matched once")
@@ -23,6 +22,13 @@ COVARIATES = ("student_entropy", "disagreement", "position")
 # Partners differ by no more than this in any covariate, in its standard deviations inside Q3. A caliper of 0.6 takes
 # out about nine tenths of a covariate's bias (Cochran and Rubin 1973, table 2.3.1); narrower ones leave few pairs.
 CALIPER = 0.6
+
+
+_USED = {"matched": "any number of times", "matched once": "at most once"}
+_METHOD = (
+    f"above less at or below the prompt's median of the score inside Q3, nearest in {', '.join(COVARIATES)}, caliper "
+    f"{CALIPER:g} SD in each, low positions used {{}}"
+)
 
 
 class Pairs(NamedTuple):
@@ -93,8 +99,12 @@ def matched_rows(
         for design in DESIGNS:
             pairs = match_pairs(sides, covariates, prompts, design)
             drawn = _gaps(values, pairs, prompts, weights)
+            n_prompts = len(np.unique(prompts[pairs.high]))
+            n_pairs = len(pairs.high)
+            sizes = Sizes(n_pairs, len(np.unique(pairs.low)), pairs.n_unmatched, n_pairs + pairs.n_unmatched, n_prompts)
+            method = resampling.method(_METHOD.format(_USED[design]))
             contrasts += [
-                _row(outcome, key, design, pairs, interval, resampling)
+                contrast_row(outcome, key, design, interval, sizes, method, _note(n_prompts))
                 for outcome, interval in zip(outcomes, drawn, strict=True)
             ]
             if rows.all():
@@ -134,12 +144,16 @@ def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> list[I
         return [Interval(np.nan, np.nan, np.nan)] * values.shape[1]
     apart = values[pairs.high] - values[pairs.low]
     owners = prompts[pairs.high]
-    sums = prompt_sums(np.column_stack([np.ones(len(apart)), apart]), owners, weights.shape[1])
-    totals = weights @ sums
-    samples = ratio(totals[:, 1:], totals[:, :1])
+    samples = resampled_means(apart, owners, weights)
     if len(np.unique(owners)) < MIN_PROMPTS:
         return [Interval(float(x), np.nan, np.nan) for x in samples[0]]
     return intervals(samples)
+
+
+def _note(n_prompts: int) -> str:
+    if n_prompts == 0:
+        return "no pair lies within the caliper"
+    return "" if n_prompts >= MIN_PROMPTS else f"pairs lie in only {n_prompts} prompts: no interval"
 
 
 def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: Design) -> list[dict[str, Any]]:
@@ -153,33 +167,3 @@ def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: De
         | {"n_pairs": len(pairs.high)}
         for place, name in enumerate(COVARIATES)
     ]
-
-
-def _row(
-    outcome: Outcome, key: Key, design: Design, pairs: Pairs, interval: Interval, resampling: Resampling
-) -> dict[str, Any]:
-    n_prompts = len(np.unique(outcome.prompts[pairs.high]))
-    note = "" if n_prompts >= MIN_PROMPTS else f"pairs lie in only {n_prompts} prompts: no interval"
-    known = len(pairs.high) > 0
-    how = "any number of times" if design == "matched" else "at most once"
-    return {
-        "probe_id": outcome.probe_id,
-        "update": outcome.update,
-        "outcome": outcome.name,
-        "score": key[0],
-        "k": key[1],
-        "design": design,
-        "unit": outcome.unit,
-        **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
-        "p_value": bootstrap_p(interval.draws) if interval.draws is not None else None,
-        "n_high": len(pairs.high),
-        "n_low": len(np.unique(pairs.low)),
-        "n_unmatched": pairs.n_unmatched,
-        "n_positions": len(pairs.high) + pairs.n_unmatched,
-        "n_prompts": n_prompts,
-        "method": resampling.method(
-            f"above less at or below the prompt's median of the score inside Q3, nearest in {', '.join(COVARIATES)}, "
-            f"caliper {CALIPER:g} SD in each, low positions used {how}"
-        ),
-        "note": note if known else "no pair lies within the caliper",
-    }

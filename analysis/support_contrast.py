@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import (
+    MIN_PROMPTS,
+    Array,
+    Codes,
+    Interval,
+    Resampling,
+    intervals,
+    ratio,
+    resampled_means,
+)
 from teachdiag.analysis.cuts import redrawn_quantiles
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
 from teachdiag.analysis.multiplicity import bootstrap_p
@@ -38,6 +47,16 @@ class Arms(NamedTuple):
         )
 
 
+class Sizes(NamedTuple):
+    """How many positions a contrast rests on: columns of the contrasts table."""
+
+    n_high: int
+    n_low: int
+    n_unmatched: int
+    n_positions: int
+    n_prompts: int
+
+
 def support_scores(bank: Bank) -> dict[Key, Array]:
     """Return the support scores that are audited: C at every K, its proxies at the headline K."""
     keys = [("compatibility", k) for k in SUPPORT_SIZES] + [(name, HEADLINE_K) for name in PROXIES]
@@ -61,12 +80,15 @@ def contrast_rows(
     weights = resampling.weights("contrast")
     q3 = in_q3(bank.positions)[0]
     inside = _Inside.of(bank, weights) if redraw else None
+    cuts = "medians and thirds redrawn" if redraw else "medians and thirds fixed"
+    method = resampling.method(f"upper less lower third of the score inside Q3; {cuts}")
     found: list[dict[str, Any]] = []
     seen: dict[bytes, str] = {}
     for key, score in support_scores(bank).items():
         arms = cut_thirds(q3[rows], score[rows])
         note = arms.note or _twin(arms, key, seen)
         n_prompts = len(np.unique(prompts[arms.q3]))
+        sizes = Sizes(int(arms.high.sum()), int(arms.low.sum()), 0, int(arms.q3.sum()), n_prompts)
         if not arms.note and n_prompts < MIN_PROMPTS:
             note = f"Q3 lies in only {n_prompts} prompts: no interval"
         if arms.note:
@@ -79,7 +101,7 @@ def contrast_rows(
                 samples = redrawn_gaps(values, score[rows], prompts, inside.at(rows), taken, arms)
             drawn = intervals(samples) if len(taken) > 1 else [Interval(float(x), np.nan, np.nan) for x in samples[0]]
         found += [
-            _row(outcome, key, arms, interval, note, resampling, redraw)
+            contrast_row(outcome, key, "thirds", interval, sizes, method, note)
             for outcome, interval in zip(outcomes, drawn, strict=True)
         ]
     return found
@@ -111,7 +133,7 @@ def fixed_gaps(values: Array, high: Mask, low: Mask, prompts: Codes, weights: Ar
     Returns:
         Shape (draws, m); NaN where a draw leaves a set empty.
     """
-    upper, lower = (_mean(values[arm], prompts[arm], weights) for arm in (high, low))
+    upper, lower = (resampled_means(values[arm], prompts[arm], weights) for arm in (high, low))
     return upper - lower
 
 
@@ -182,12 +204,6 @@ def _arm_mean(values: Array, weights: Array) -> Array:
     return ratio(weights @ values, weights.sum(axis=1)[:, None])
 
 
-def _mean(values: Array, prompts: Codes, weights: Array) -> Array:
-    sums = prompt_sums(np.column_stack([np.ones(len(values)), values]), prompts, weights.shape[1])
-    totals = weights @ sums
-    return ratio(totals[:, 1:], totals[:, :1])
-
-
 def _twin(arms: Arms, key: Key, seen: dict[bytes, str]) -> str:
     """Say which earlier score has the same arms: a proxy that orders alike adds nothing."""
     name = f"{key[0]} (K={key[1]})"
@@ -195,26 +211,22 @@ def _twin(arms: Arms, key: Key, seen: dict[bytes, str]) -> str:
     return "" if earlier == name else f"the same arms as {earlier}"
 
 
-def _row(
-    outcome: Outcome, key: Key, arms: Arms, interval: Interval, note: str, resampling: Resampling, redraw: bool
+def contrast_row(
+    outcome: Outcome, key: Key, design: str, interval: Interval, sizes: Sizes, method: str, note: str
 ) -> dict[str, Any]:
+    """Return one row of the contrasts table; an interval whose estimate is NaN leaves the number out."""
     known = not np.isnan(interval.estimate)
-    cuts = "medians and thirds redrawn" if redraw else "medians and thirds fixed"
     return {
         "probe_id": outcome.probe_id,
         "update": outcome.update,
         "outcome": outcome.name,
         "score": key[0],
         "k": key[1],
-        "design": "thirds",
+        "design": design,
         "unit": outcome.unit,
         **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
         "p_value": bootstrap_p(interval.draws) if interval.draws is not None else None,
-        "n_high": int(arms.high.sum()),
-        "n_low": int(arms.low.sum()),
-        "n_unmatched": 0,
-        "n_positions": int(arms.q3.sum()),
-        "n_prompts": len(np.unique(outcome.prompts[arms.q3])),
-        "method": resampling.method(f"upper less lower third of the score inside Q3; {cuts}"),
+        **sizes._asdict(),
+        "method": method,
         "note": note,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import Array, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import Resampling, intervals, resampled_means
 from teachdiag.analysis.frame import Bank, Mask, Outcome
 from teachdiag.analysis.scaling import Scores, in_q3
 from teachdiag.selectors import SELECTORS, Selection, Tokens, select
@@ -40,7 +40,7 @@ def top_rows(
     rows: list[dict[str, Any]] = []
     for budget in BUDGETS:
         for name, taken, tied in _selections(tokens, budget):
-            means = _means(values[taken], bank, taken, weights)
+            means = resampled_means(values[taken], bank.prompts[taken], weights)
             shared = {"selector": name, "budget": budget, "tied": tied, "q3_share": float(q3[taken].mean())}
             shared |= {f"mean_{fact}": float(column[taken].mean()) for fact, column in facts.items()}
             shared |= {"n_positions": int(taken.sum()), "n_prompts": len(np.unique(bank.prompts[taken]))}
@@ -65,9 +65,3 @@ def _selections(tokens: Tokens, budget: float) -> list[tuple[str, Mask, float]]:
             chosen: Selection = select(tokens, selector, budget)
             found.append((name, chosen.kept, chosen.tied))
     return found
-
-
-def _means(values: Array, bank: Bank, taken: Mask, weights: Array) -> Array:
-    sums = prompt_sums(np.column_stack([np.ones(len(values)), values]), bank.prompts[taken], bank.n_prompts)
-    totals = weights @ sums
-    return ratio(totals[:, 1:], totals[:, :1])
