@@ -151,7 +151,9 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one.parquet").write_text("nothing")
     with pytest.raises(ArtefactError, match="cannot be read as Parquet or CSV"):
         import_bank(tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "run", 16)
-    with pytest.raises(RunError):
+    with pytest.raises(ArtefactError, match=r"gone\.csv does not exist"):
+        import_bank(tmp_path / "gone.csv", tmp_path / "two.parquet", tmp_path / "run", 16)
+    with pytest.raises(RunError, match="holds no bank of the released code: bring one with `teachdiag import released"):
         load_released(tmp_path / "none")
     assert not list((tmp_path / "run").rglob("*.parquet"))
 

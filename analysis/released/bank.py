@@ -13,7 +13,7 @@ from teachdiag.analysis.bootstrap import Array, Codes
 from teachdiag.analysis.frame import Mask
 from teachdiag.artefacts import RELEASED_BANK
 from teachdiag.artefacts.released import MEASURED
-from teachdiag.errors import ArtefactError, cause
+from teachdiag.errors import ArtefactError, RunError, cause
 from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.tables import shard_path, write_parquet
 
@@ -96,7 +96,13 @@ def load_released(run: Path) -> ReleasedBank:
         RunError: none was imported.
         ArtefactError: the table is missing.
     """
-    record = Stage(run, "import").require()
+    stage = Stage(run, "import")
+    if not stage.note.exists():
+        raise RunError(
+            f"{run} holds no bank of the released code: bring one with `teachdiag import released --before FILE "
+            f"--after FILE --run {run}`; runs of teachdiag itself do not keep C and entropy of the updated student"
+        )
+    record = stage.require()
     rows = RELEASED_BANK.read(run / "released_bank").sort_values(_KEY, ignore_index=True)
     return ReleasedBank(rows, int(record["settings"]["k"]))
 
@@ -118,6 +124,8 @@ def winsorised(values: Array, tail: float) -> Array:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise ArtefactError(f"{path} does not exist: give the released scorer's table, Parquet or CSV")
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:

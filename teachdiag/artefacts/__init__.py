@@ -133,4 +133,5 @@ Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are
 | `report.html` | everything on one page, tokens included |
 | `tables/*.md`, `*.csv`, `*.parquet` | tables by the paper's numbers, with captions |
 | `summary.md` | the verdict and its tables, for people |
+| `analysis/summary.json` | the same as data, from which the report is laid out |
 """
