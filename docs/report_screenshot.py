@@ -24,7 +24,7 @@ def main(run: Path, out: Path) -> None:
         page.evaluate("document.querySelector('#tokens .controls').scrollIntoView()")
         page.select_option("#column", label="gain")
         page.wait_for_timeout(300)
-        page.locator(".context .token").nth(100).focus()
+        page.locator(".context .token").nth(6).focus()
         page.wait_for_timeout(300)
         page.screenshot(path=out)
         browser.close()
