@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, ratio
 from teachdiag.analysis.cuts import redrawn_quantiles
 from teachdiag.analysis.frame import Bank, Mask, Outcome
-from teachdiag.analysis.profiles import Bins, group_means
+from teachdiag.analysis.profiles import Bins, group_means, group_sums
 from teachdiag.analysis.scaling import Key, Scores, in_q3
 from teachdiag.scores import quantile_bins
 from teachdiag.settings import HEADLINE_K as K
@@ -146,8 +146,8 @@ def _by_position(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[st
 
 def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
     """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets)."""
-    members = np.eye(int(codes.max()) + 1)[codes] * outcome.values[:, None]
-    totals = weights @ prompt_sums(members, outcome.prompts, weights.shape[1])
+    sums = group_sums(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights.shape[1])
+    totals = weights @ sums
     return ratio(totals, totals.sum(axis=1, keepdims=True))
 
 

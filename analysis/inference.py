@@ -14,6 +14,7 @@ from scipy.stats import t
 from teachdiag.analysis.bootstrap import Array, Codes, Resampling, prompt_sums
 from teachdiag.analysis.design import GAP, MODELS, Sample
 from teachdiag.seeds import derive_seed
+from teachdiag.settings import HEADLINE_OUTCOME
 
 FEW_PROMPTS = 40  # with fewer, p-values come from the wild bootstrap too
 TESTED = ("learnable", "incompatible", GAP)
@@ -131,7 +132,7 @@ def contrasts_of(terms: Sequence[str]) -> tuple[Array, list[str]]:
 
 
 def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> list[dict[str, Any]]:
-    """Return the rows of the inference table of every outcome of a sample, in units of z-scored variables.
+    """Return the rows of the inference table: the gains of a sample, in units of z-scored variables.
 
     Args:
         sample: the regressions' sample.
@@ -141,7 +142,8 @@ def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> lis
     ways = ways_of(sample.outcomes[0].prompts, tokens)
     return [
         row
-        for place in range(len(sample.outcomes))
+        for place, outcome in enumerate(sample.outcomes)
+        if outcome.name == HEADLINE_OUTCOME
         for name, terms in MODELS.items()
         if "learnable" in terms
         for row in _rows(sample, place, name, terms, ways, resampling.seed)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from teachdiag.analysis.bootstrap import Array, Codes, Interval, Resampling, intervals, prompt_sums, ratio
+from teachdiag.analysis.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
 from teachdiag.analysis.frame import Bank, Outcome, Probe, Step, select_outcome
 from teachdiag.analysis.scaling import Key, Scores, in_q3
 from teachdiag.settings import SUPPORT_SIZES
@@ -29,9 +29,14 @@ def decile_bins(raw: Scores) -> dict[Key, Bins]:
 
 def group_means(values: Array, groups: Bins, n_groups: int, prompts: Codes, weights: Array) -> Array:
     """Return the mean of each group in every draw, shape (draws, groups); NaN where a draw leaves a group empty."""
-    members = np.eye(n_groups)[groups]
-    totals = weights @ prompt_sums(np.hstack([members, members * values[:, None]]), prompts, weights.shape[1])
-    return ratio(totals[:, n_groups:], totals[:, :n_groups])
+    sums, counts = (group_sums(column, groups, n_groups, prompts, weights.shape[1]) for column in (values, None))
+    return ratio(weights @ sums, weights @ counts)
+
+
+def group_sums(values: Array | None, groups: Bins, n_groups: int, prompts: Codes, n_prompts: int) -> Array:
+    """Return each prompt's sum in each group, shape (prompts, groups); counts where no values are given."""
+    sums = np.bincount(prompts * n_groups + groups, values, minlength=n_prompts * n_groups)
+    return sums.reshape(n_prompts, n_groups).astype(np.float64)
 
 
 def decile_rows(
