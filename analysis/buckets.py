@@ -108,11 +108,12 @@ def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]
     cut (winsorised) in every draw.
     """
     weights, y = resampling.weights("robust gain"), outcome.values
-    median = redrawn_quantiles(y, outcome.prompts, weights, (0.5,))
-    median[0] = np.median(y)
     low, high = np.quantile(y, _TRIM)
     kept = (y >= low) & (y <= high)
-    samples = {"median": median, "trimmed mean 5-95": _whole(y[kept], outcome.prompts[kept], weights)}
+    samples = {
+        "median": redrawn_quantiles(y, outcome.prompts, weights, (0.5,)),
+        "trimmed mean 5-95": _whole(y[kept], outcome.prompts[kept], weights),
+    }
     for cuts in _WINSOR:
         name = f"winsorised mean {100 * cuts[0]:g}-{100 * cuts[1]:g}"
         samples[name] = _whole(np.clip(y, *np.quantile(y, cuts)), outcome.prompts, weights)

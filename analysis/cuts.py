@@ -1,11 +1,12 @@
 """Quantiles that are estimated anew in every bootstrap draw, and what that does to the coefficients.
 
-norm() cuts at quantiles of the bank, which another bank would have elsewhere. The quantiles of a draw come from counts
-of each prompt's positions below a grid of order statistics. A coefficient follows them by its derivative in each
-quantile, measured on the full sample at one standard deviation to either side: to first order, without touching the
-positions again in any draw.
+norm() cuts at quantiles of the bank, which another bank would have elsewhere. The quantiles of a draw are those of its
+resampled positions, found from each prompt's counts in blocks of neighbouring values. A coefficient follows them by its
+derivative in each quantile, measured on the full sample at one standard deviation to either side: to first order,
+without touching the positions again in any draw.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,12 +19,10 @@ from teachdiag.analysis.scaling import combined_scores
 from teachdiag.scores import clip_to
 
 _CUTS = (0.05, 0.95)
-_GRID = 1025  # order statistics around a quantile
-_REACH = 8  # how far the grid reaches, in standard deviations of a quantile's rank if prompts were single positions
 
 
 def redrawn_quantiles(values: Array, prompts: Codes, weights: Array, probabilities: Sequence[float]) -> Array:
-    """Return quantiles of the resampled positions in every draw, interpolated between order statistics.
+    """Return quantiles of the resampled positions in every draw: np.quantile of the repeated rows (type 7), exactly.
 
     Args:
         values: shape (n,).
@@ -32,12 +31,18 @@ def redrawn_quantiles(values: Array, prompts: Codes, weights: Array, probabiliti
         probabilities: which quantiles.
 
     Returns:
-        Shape (draws, quantiles): type 7, but that only 1025 order statistics around each quantile are told apart.
+        Shape (draws, quantiles), unit of the values; NaN where a draw holds no position.
     """
     order = np.argsort(values, kind="stable")
     sizes = weights @ np.bincount(prompts, minlength=weights.shape[1])
     found = [_redrawn(values[order], prompts[order], weights, sizes, p) for p in probabilities]
     return np.column_stack(found)
+
+
+def interpolate(lower: Array, upper: Array, share: Array) -> Array:
+    """Go that share of the way from lower to upper, rounded as np.quantile rounds: a cut equals what it ties with."""
+    way = upper - lower
+    return np.where(share < 0.5, lower + way * share, upper - way * (1 - share))
 
 
 class Redrawn(NamedTuple):
@@ -88,21 +93,24 @@ def _moved(sample: Sample, bank: pd.DataFrame, raw: Sequence[Array], cuts: Array
 
 
 def _redrawn(ordered: Array, prompts: Codes, weights: Array, sizes: Array, p: float) -> Array:
+    """One quantile of rising values in every draw: find its block of neighbours first, and then its place in there."""
     n, n_prompts = len(ordered), weights.shape[1]
-    centre, reach = p * (n - 1), max(16.0, _REACH * n * np.sqrt(p * (1 - p) / n_prompts))
-    low, high = max(centre - reach, 0.0), min(centre + reach, n - 1.0)
-    grid = np.unique(np.linspace(low, high, _GRID).astype(np.int64))
-    cell = np.searchsorted(grid, np.arange(grid[-1] + 1))  # the first grid point at or above each order statistic
-    counts = np.bincount(prompts[: grid[-1] + 1] * len(grid) + cell, minlength=n_prompts * len(grid))
-    below = (weights @ counts.reshape(n_prompts, len(grid))).cumsum(axis=1)  # positions up to each grid point
+    width = math.isqrt(n) + 1
+    n_blocks = -(-n // width)
+    counts = np.bincount(prompts * n_blocks + np.arange(n) // width, minlength=n_prompts * n_blocks)
+    up_to = (weights @ counts.reshape(n_prompts, n_blocks)).cumsum(axis=1)  # positions up to the end of each block
     place = p * (sizes - 1)  # among the resampled positions, from 0
-    lower, upper = (ordered[grid[_first_beyond(below, np.floor(place) + more)]] for more in (0, 1))
-    drawn: Array = lower + (place - np.floor(place)) * (upper - lower)
-    return drawn
+    whole = np.floor(place)
+    lower, upper = (ordered[_row_at(whole + more, up_to, prompts, weights, width)] for more in (0, 1))
+    return np.where(sizes > 0, interpolate(lower, upper, place - whole), np.nan)
 
 
-def _first_beyond(below: Array, place: Array) -> Codes:
-    """Return the first grid point of each draw up to which more positions lie than a number of them."""
-    beyond = (below <= place[:, None]).sum(axis=1)
-    first: Codes = np.minimum(beyond, below.shape[1] - 1)
-    return first
+def _row_at(place: Array, up_to: Array, prompts: Codes, weights: Array, width: int) -> Codes:
+    """Return the row that stands at a place (from 0) among the resampled positions of each draw, or the last row."""
+    draws = np.arange(len(place))
+    block = np.minimum((up_to <= place[:, None]).sum(axis=1), up_to.shape[1] - 1)
+    before = np.where(block > 0, up_to[draws, block - 1], 0.0)
+    rows = np.minimum(block[:, None] * width + np.arange(width), len(prompts) - 1)
+    reached = before[:, None] + weights[draws[:, None], prompts[rows]].cumsum(axis=1)
+    found: Codes = rows[draws, np.minimum((reached <= place[:, None]).sum(axis=1), width - 1)]
+    return found

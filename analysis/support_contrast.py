@@ -19,7 +19,7 @@ from teachdiag.analysis.bootstrap import (
     ratio,
     resampled_means,
 )
-from teachdiag.analysis.cuts import redrawn_quantiles
+from teachdiag.analysis.cuts import interpolate, redrawn_quantiles
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
 from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.scaling import Key, in_q3
@@ -150,9 +150,8 @@ class _Inside(NamedTuple):
     @classmethod
     def of(cls, bank: Bank, weights: Array) -> "_Inside":
         raw = [bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl")]
-        medians = np.column_stack([redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in raw])
-        medians[0] = [np.median(values) for values in raw]
-        return cls(raw[0], raw[1], medians)
+        medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in raw]
+        return cls(raw[0], raw[1], np.column_stack(medians))
 
     def at(self, rows: Mask) -> "_Inside":
         return _Inside(self.entropy[rows], self.kl[rows], self.medians)
@@ -195,7 +194,7 @@ def _thirds(ordered: Array, counted: Array) -> list[Array]:
             for more in (0, 1)
         )
         upper = np.where(np.floor(place) + 1 < below[:, -1], upper, lower)
-        cuts.append((lower + (place - np.floor(place)) * (upper - lower))[:, None])
+        cuts.append(interpolate(lower, upper, place - np.floor(place))[:, None])
     return cuts
 
 
