@@ -13,7 +13,7 @@ from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval
 from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.runs import Stage
-from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import SUPPORT_SIZES
 
 Mask = npt.NDArray[np.bool_]
 
@@ -24,8 +24,7 @@ _KEY = ["context_id", "position", "prompt_id"]
 _PROBE_COLUMNS = ["probe_id", "update", "update_on", "loss", *_KEY, *OUTCOMES, "noise_floor"]
 _PREDICTORS = (
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
-    *(f"{name}_k{k}" for name in ("disagreement", "compatibility") for k in SUPPORT_SIZES),
-    *(f"{name}_k{HEADLINE_K}" for name in PROXIES),
+    *(f"{name}_k{k}" for name in ("disagreement", "compatibility", *PROXIES) for k in SUPPORT_SIZES),
 )
 
 

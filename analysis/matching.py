@@ -98,13 +98,12 @@ def matched_rows(
         covariates = _scaled_covariates(scores, rows, q3, key)
         for design in DESIGNS:
             pairs = match_pairs(sides, covariates, prompts, design)
-            drawn = _gaps(values, pairs, prompts, weights)
-            n_prompts = len(np.unique(prompts[pairs.high]))
-            n_pairs = len(pairs.high)
+            drawn, note = _gaps(values, pairs, prompts, weights)
+            n_pairs, n_prompts = len(pairs.high), len(np.unique(prompts[pairs.high]))
             sizes = Sizes(n_pairs, len(np.unique(pairs.low)), pairs.n_unmatched, n_pairs + pairs.n_unmatched, n_prompts)
             method = resampling.method(_METHOD.format(_USED[design]))
             contrasts += [
-                contrast_row(outcome, key, design, interval, sizes, method, _note(n_prompts))
+                contrast_row(outcome, key, design, interval, sizes, method, note)
                 for outcome, interval in zip(outcomes, drawn, strict=True)
             ]
             if rows.all():
@@ -138,22 +137,20 @@ def _scaled_covariates(scores: Scores, rows: Mask, q3: Mask, key: Key) -> Array:
     return columns / np.where(spread > 0, spread, 1.0)
 
 
-def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> list[Interval]:
-    """Mean difference within pairs for every outcome; no interval from few prompts, nothing without pairs."""
+def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> tuple[list[Interval], str]:
+    """Mean difference within pairs for every outcome, and why it, or its interval, is missing."""
     if not len(pairs.high):
-        return [Interval(np.nan, np.nan, np.nan)] * values.shape[1]
+        return [Interval(np.nan, np.nan, np.nan)] * values.shape[1], "no pair lies within the caliper"
     apart = values[pairs.high] - values[pairs.low]
     owners = prompts[pairs.high]
     samples = resampled_means(apart, owners, weights)
-    if len(np.unique(owners)) < MIN_PROMPTS:
-        return [Interval(float(x), np.nan, np.nan) for x in samples[0]]
-    return intervals(samples)
-
-
-def _note(n_prompts: int) -> str:
-    if n_prompts == 0:
-        return "no pair lies within the caliper"
-    return "" if n_prompts >= MIN_PROMPTS else f"pairs lie in only {n_prompts} prompts: no interval"
+    n_prompts = len(np.unique(owners))
+    if n_prompts < MIN_PROMPTS:
+        note = f"no interval: pairs lie in only {n_prompts} prompts, and {MIN_PROMPTS} are needed"
+        return [Interval(float(x), np.nan, np.nan) for x in samples[0]], note
+    undefined = int(np.isnan(samples).any(axis=1).sum())
+    note = f"no interval: {undefined} of {len(samples) - 1} draws hold no pair" if undefined else ""
+    return intervals(samples), note
 
 
 def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: Design) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from teachdiag.analysis.cuts import interpolate, redrawn_quantiles
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
 from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.scaling import Key, in_q3
-from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import SUPPORT_SIZES
 
 THIRDS = (1 / 3, 2 / 3)
 _BLOCK = 2_000_000  # weights of positions that exist at the same time
@@ -58,9 +58,9 @@ class Sizes(NamedTuple):
 
 
 def support_scores(bank: Bank) -> dict[Key, Array]:
-    """Return the support scores that are audited: C at every K, its proxies at the headline K."""
-    keys = [("compatibility", k) for k in SUPPORT_SIZES] + [(name, HEADLINE_K) for name in PROXIES]
-    return {(name, k): bank.positions[f"{name}_k{k}"].to_numpy(np.float64) for name, k in keys}
+    """Return the support scores that are audited, each of shape (positions,): C and its proxies at every K."""
+    names = ("compatibility", *PROXIES)
+    return {(name, k): bank.positions[f"{name}_k{k}"].to_numpy(np.float64) for k in SUPPORT_SIZES for name in names}
 
 
 def contrast_rows(
@@ -75,31 +75,18 @@ def contrast_rows(
         redraw: whether medians and thirds are estimated anew in every draw.
     """
     rows = outcomes[0].rows
-    values = np.column_stack([outcome.values for outcome in outcomes])
-    prompts = bank.prompts[rows]
-    weights = resampling.weights("contrast")
-    q3 = in_q3(bank.positions)[0]
-    inside = _Inside.of(bank, weights) if redraw else None
+    q3 = in_q3(bank.positions)[0][rows]
+    draws = _Draws.of(outcomes, bank, resampling, redraw=redraw)
     cuts = "medians and thirds redrawn" if redraw else "medians and thirds fixed"
     method = resampling.method(f"upper less lower third of the score inside Q3; {cuts}")
     found: list[dict[str, Any]] = []
     seen: dict[bytes, str] = {}
     for key, score in support_scores(bank).items():
-        arms = cut_thirds(q3[rows], score[rows])
-        note = arms.note or _twin(arms, key, seen)
-        n_prompts = len(np.unique(prompts[arms.q3]))
+        arms = cut_thirds(q3, score[rows])
+        drawn, note = draws.contrast(arms, score[rows])
+        note = note or _twin(arms, key, seen)
+        n_prompts = len(np.unique(draws.prompts[arms.q3]))
         sizes = Sizes(int(arms.high.sum()), int(arms.low.sum()), 0, int(arms.q3.sum()), n_prompts)
-        if not arms.note and n_prompts < MIN_PROMPTS:
-            note = f"Q3 lies in only {n_prompts} prompts: no interval"
-        if arms.note:
-            drawn = [Interval(np.nan, np.nan, np.nan)] * len(outcomes)
-        else:
-            taken = weights if n_prompts >= MIN_PROMPTS else weights[:1]
-            if inside is None:
-                samples = fixed_gaps(values, arms.high, arms.low, prompts, taken)
-            else:
-                samples = redrawn_gaps(values, score[rows], prompts, inside.at(rows), taken, arms)
-            drawn = intervals(samples) if len(taken) > 1 else [Interval(float(x), np.nan, np.nan) for x in samples[0]]
         found += [
             contrast_row(outcome, key, "thirds", interval, sizes, method, note)
             for outcome, interval in zip(outcomes, drawn, strict=True)
@@ -137,49 +124,76 @@ def fixed_gaps(values: Array, high: Mask, low: Mask, prompts: Codes, weights: Ar
     return upper - lower
 
 
-class _Inside(NamedTuple):
-    """Which positions may lie in Q3, and where its medians are in every draw.
-
-    `entropy`, `kl`: shape (n,), nats. `medians`: shape (draws, 2).
-    """
+class Borders(NamedTuple):
+    """What bounds Q3 in every draw. `entropy`, `kl`: shape (n,), nats. `medians`: of the two, shape (draws, 2)."""
 
     entropy: Array
     kl: Array
     medians: Array
 
     @classmethod
-    def of(cls, bank: Bank, weights: Array) -> "_Inside":
-        raw = [bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl")]
-        medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in raw]
-        return cls(raw[0], raw[1], np.column_stack(medians))
-
-    def at(self, rows: Mask) -> "_Inside":
-        return _Inside(self.entropy[rows], self.kl[rows], self.medians)
+    def of(cls, bank: Bank, rows: Mask, weights: Array) -> "Borders":
+        """Redraw the bank's medians, for some of its rows."""
+        entropy, kl = (bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl"))
+        medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in (entropy, kl)]
+        return cls(entropy[rows], kl[rows], np.column_stack(medians))
 
 
-def redrawn_gaps(values: Array, score: Array, prompts: Codes, inside: _Inside, weights: Array, arms: Arms) -> Array:
+class _Draws(NamedTuple):
+    """The bootstrap of outcomes of shape (n, m), with what bounds Q3 in each draw; None where cuts are fixed."""
+
+    values: Array
+    prompts: Codes
+    weights: Array
+    borders: Borders | None
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], bank: Bank, resampling: Resampling, *, redraw: bool) -> "_Draws":
+        rows, weights = outcomes[0].rows, resampling.weights("contrast")
+        values = np.column_stack([outcome.values for outcome in outcomes])
+        return cls(values, bank.prompts[rows], weights, Borders.of(bank, rows, weights) if redraw else None)
+
+    def contrast(self, arms: Arms, score: Array) -> tuple[list[Interval], str]:
+        """Return each outcome's contrast, and why it, or its interval, is missing."""
+        if arms.note:
+            return [Interval(np.nan, np.nan, np.nan)] * self.values.shape[1], arms.note
+        point = fixed_gaps(self.values, arms.high, arms.low, self.prompts, self.weights[:1])
+        n_prompts = len(np.unique(self.prompts[arms.q3]))
+        if n_prompts < MIN_PROMPTS:
+            note = f"no interval: Q3 lies in only {n_prompts} prompts, and {MIN_PROMPTS} are needed"
+            return [Interval(float(x), np.nan, np.nan) for x in point[0]], note
+        if self.borders is None:
+            drawn = fixed_gaps(self.values, arms.high, arms.low, self.prompts, self.weights)
+        else:
+            drawn = redrawn_gaps(self.values, score, self.prompts, self.borders, self.weights)
+        drawn[0] = point  # to the last digit, however its sums were ordered
+        undefined = int(np.isnan(drawn).any(axis=1).sum())
+        note = f"no interval: in {undefined} of {len(drawn) - 1} draws a third is empty, or ties put positions in both"
+        return intervals(drawn), note if undefined else ""
+
+
+def redrawn_gaps(values: Array, score: Array, prompts: Codes, borders: Borders, weights: Array) -> Array:
     """Return the contrast in every draw, with the medians of that draw, and its thirds of the score inside its Q3.
 
     Only positions that are in Q3 in some draw are looked at, in the order of their score, a block of draws at a time.
-    Thirds are type-7 quantiles of the resampled positions, as np.quantile gives them. Shapes as in `fixed_gaps`.
+    Thirds are type-7 quantiles of the resampled positions, as np.quantile gives them. Where ties make both the same,
+    the draw has no contrast, as the full sample would have none. Shapes as in `fixed_gaps`.
     """
     candidates = np.flatnonzero(
-        (inside.entropy <= inside.medians[:, 0].max()) & (inside.kl >= inside.medians[:, 1].min())
+        (borders.entropy <= borders.medians[:, 0].max()) & (borders.kl >= borders.medians[:, 1].min())
     )
     candidates = candidates[np.argsort(score[candidates], kind="stable")]
-    own, y, entropy, kl = score[candidates], values[candidates], inside.entropy[candidates], inside.kl[candidates]
+    own, y, entropy, kl = score[candidates], values[candidates], borders.entropy[candidates], borders.kl[candidates]
     gaps = np.empty((len(weights), values.shape[1]))
     step = max(1, _BLOCK // max(1, len(candidates)))
     for start in range(0, len(weights), step):
         draws = slice(start, start + step)
-        medians = inside.medians[draws]
+        medians = borders.medians[draws]
         counted = weights[draws][:, prompts[candidates]]
         counted = counted * ((entropy <= medians[:, :1]) & (kl >= medians[:, 1:]))
         low, high = _thirds(own, counted)
-        gaps[draws] = _arm_mean(y, counted * (own >= high)) - _arm_mean(y, counted * (own <= low))
-    gaps[0] = fixed_gaps(values, arms.high, arms.low, prompts, weights[:1])[
-        0
-    ]  # to the last digit that of the full sample
+        apart = _arm_mean(y, counted * (own >= high)) - _arm_mean(y, counted * (own <= low))
+        gaps[draws] = np.where(low < high, apart, np.nan)
     return gaps
 
 

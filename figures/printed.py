@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.csv
 
 from teachdiag.figures.tables import RunTables
-from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.tables import write_parquet, write_text
 
@@ -88,9 +87,9 @@ def _of_gain(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["outcome"] == OUTCOME]
 
 
-def _contrasts(tables: RunTables, scores: Sequence[str], audit: bool) -> pd.DataFrame:
+def _contrasts(tables: RunTables, of_c: bool) -> pd.DataFrame:
     rows = _of_gain(tables.contrasts)
-    rows = rows[rows["score"].isin(scores)] if not audit else rows[rows["k"] == K]
+    rows = rows[rows["score"] == "compatibility"] if of_c else rows
     columns = ["probe_id", "update", "score", "k", "design", *_NUMBER, "n_high", "n_low", "n_unmatched"]
     return rows[[*columns, *_COUNTS, "note", "method"]]
 
@@ -148,12 +147,12 @@ TABLES: dict[str, tuple[str, str, Callable[[RunTables], pd.DataFrame]]] = {
     "q3_contrast": (
         "Table 1, Figures 3C and 5A",
         "Inside Q3, mean gain (nats) where C is high less where it is low, by thirds and by pairs of one prompt.",
-        lambda t: _contrasts(t, ("compatibility",), audit=False),
+        lambda t: _contrasts(t, of_c=True),
     ),
     "support_proxies": (
         "Table 6, Figures 4C and 5B",
-        f"The same contrast with C's proxies in its place, K={K}.",
-        lambda t: _contrasts(t, (), audit=True),
+        "The same contrast with C's proxies in its place.",
+        lambda t: _contrasts(t, of_c=False),
     ),
     "balance": ("", "Covariates before and after matching, in standard deviations.", lambda t: t.balance),
     "selectors": (

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import World, plant
+from scipy.optimize import linear_sum_assignment
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
-from teachdiag.analysis.matching import CALIPER, match_pairs, split_by_prompt
-from teachdiag.analysis.scaling import normalised_scores
+from teachdiag.analysis.matching import CALIPER, match_pairs, matched_rows, split_by_prompt
+from teachdiag.analysis.scaling import in_q3, normalised_scores
 from teachdiag.analysis.support_contrast import Arms, contrast_rows, cut_thirds, fixed_gaps
 from teachdiag.artefacts import BALANCE, BUCKETS, CONTRASTS, ESTIMATES, TOP_N
 from teachdiag.progress import Reporter
@@ -71,6 +72,95 @@ def test_contrast_is_that_of_a_loop_over_resampled_rows(tmp_path: Path, redraw: 
                 y = gain.values[again]
                 drawn.append(y[arms.high[again]].mean() - y[arms.low[again]].mean())
         assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-10)
+
+
+def test_contrast_of_an_outcome_with_gaps_keeps_the_medians_of_the_whole_bank(tmp_path: Path) -> None:
+    bank = load_bank(plant(tmp_path / "run", replace(WORLD, positions=30)))
+    step = load_step(tmp_path / "run", "step", bank)
+    relative = next(o for o in select_outcomes(step, bank) if (o.update, o.name) == ("one_step", "gain_relative"))
+    assert 0 < relative.rows.sum() < len(relative.rows)
+    resampling = Resampling(2, 100, bank.n_prompts)
+    row = next(r for r in contrast_rows([relative], bank, resampling, redraw=True) if r["score"] == "compatibility")
+    everywhere = np.full(len(relative.rows), np.nan)
+    everywhere[relative.rows] = relative.values
+    h, kl, c = (bank.positions[n].to_numpy() for n in ("student_entropy", "forward_kl", "compatibility_k8"))
+    drawn = []
+    for counts in resampling.weights("contrast"):
+        again = np.repeat(np.arange(len(h)), counts[bank.prompts].astype(int))
+        inside = (h[again] <= np.median(h[again])) & (kl[again] >= np.median(kl[again])) & relative.rows[again]
+        y, score = everywhere[again][inside], c[again][inside]
+        low, high = np.quantile(score, [1 / 3, 2 / 3])
+        drawn.append(y[score >= high].mean() - y[score <= low].mean())
+    assert row["estimate"] == pytest.approx(drawn[0], abs=1e-12)
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.percentile(drawn[1:], [2.5, 97.5]), abs=1e-10)
+
+
+def test_ties_that_join_the_thirds_in_some_draws_are_counted(case: tuple[Bank, list[Outcome]]) -> None:
+    """A third and a little more of Q3 lies at the top: the full sample has two arms, not every draw does."""
+    bank, outcomes = case
+    gain = next(o for o in outcomes if (o.update, o.name) == ("one_step", "gain"))
+    inside = in_q3(bank.positions)[0]
+    score = np.linspace(0, 0.5, len(inside))
+    score[np.flatnonzero(inside)[: int(0.655 * inside.sum())]] = 1.0
+    tied = replace(bank, positions=bank.positions.assign(compatibility_k16=score))
+    resampling, noted = Resampling(0, 100, bank.n_prompts), ""
+    for redraw in (True, False):
+        rows = contrast_rows([gain], tied, resampling, redraw=redraw)
+        row = next(r for r in rows if (r["score"], r["k"]) == ("compatibility", 16))
+        assert row["estimate"] is not None
+        assert (row["ci_low"] is None) == redraw
+        assert (row["p_value"] is None) == redraw
+        assert bool(row["note"]) == redraw
+        noted = noted or row["note"]
+    overlapping = 0
+    h, kl = (bank.positions[name].to_numpy() for name in ("student_entropy", "forward_kl"))
+    for counts in resampling.weights("contrast")[1:]:
+        again = np.repeat(np.arange(len(h)), counts[bank.prompts].astype(int))
+        q3 = (h[again] <= np.median(h[again])) & (kl[again] >= np.median(kl[again]))
+        overlapping += len(set(np.quantile(score[again][q3], [1 / 3, 2 / 3]))) == 1
+    assert 0 < overlapping < 100
+    assert noted == f"no interval: in {overlapping} of 100 draws a third is empty, or ties put positions in both"
+
+
+def test_a_region_in_few_prompts_has_an_estimate_and_no_interval(case: tuple[Bank, list[Outcome]]) -> None:
+    bank, outcomes = case
+    gain = next(o for o in outcomes if (o.update, o.name) == ("one_step", "gain"))
+    elsewhere = bank.positions.assign(student_entropy=np.where(bank.prompts < 5, 0.1, 1 + bank.prompts / 100))
+    few = replace(bank, positions=elsewhere)
+    inside = in_q3(elsewhere)[0]
+    n = len(np.unique(bank.prompts[inside & (bank.prompts < 5)]))
+    kept = bank.prompts < 5  # the outcome is defined in five prompts alone
+    few_prompts = replace(gain, rows=kept, values=gain.values[kept], prompts=gain.prompts[kept])
+    resampling = Resampling(0, 100, bank.n_prompts)
+    thirds = contrast_rows([few_prompts], few, resampling, redraw=True)[0]
+    matched = matched_rows([few_prompts], few, normalised_scores(bank.positions), resampling)[0][0]
+    for row in (thirds, matched):
+        assert row["estimate"] is not None
+        assert (row["ci_low"], row["ci_high"], row["p_value"]) == (None, None, None)
+        assert f"only {n} prompts, and 8 are needed" in row["note"]
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_rows_changes_no_contrast(case: tuple[Bank, list[Outcome]], seed: int) -> None:
+    bank, outcomes = case
+    gain = next(o for o in outcomes if (o.update, o.name) == ("one_step", "gain"))
+    order = np.random.default_rng(seed).permutation(len(bank.prompts))
+    other = replace(bank, positions=bank.positions.iloc[order].reset_index(drop=True), prompts=bank.prompts[order])
+    mixed = replace(gain, values=gain.values[order], prompts=gain.prompts[order])
+    resampling = Resampling(1, 100, bank.n_prompts)
+    for one, same in zip(_contrasts_of(gain, bank, resampling), _contrasts_of(mixed, other, resampling), strict=True):
+        assert _numbers(one) == pytest.approx(_numbers(same), abs=1e-12, nan_ok=True)
+
+
+def _contrasts_of(outcome: Outcome, bank: Bank, resampling: Resampling) -> list[dict]:
+    matched = matched_rows([outcome], bank, normalised_scores(bank.positions), resampling)[0]
+    return contrast_rows([outcome], bank, resampling, redraw=True) + matched
+
+
+def _numbers(row: dict) -> list[float]:
+    names = ("estimate", "ci_low", "ci_high", "p_value", "n_high", "n_low", "n_unmatched", "n_positions", "n_prompts")
+    return [np.nan if row[name] is None else float(row[name]) for name in names]
 
 
 def _arms(bank: Bank, column: str) -> Arms:
@@ -134,6 +224,50 @@ def test_pairs_stay_within_prompts_and_sides_split_at_the_median() -> None:
         assert (prompts[pairs.high] == prompts[pairs.low]).all()
         assert (sides[pairs.high] == 1).all()
         assert (sides[pairs.low] == 0).all()
+
+
+@pytest.mark.parametrize("design", ["matched", "matched once"])
+def test_a_matched_gap_is_that_of_a_loop_over_prompts(case: tuple[Bank, list[Outcome]], design: str) -> None:
+    """A draw repeats whole prompts, and every repeat has the same pairs."""
+    bank, outcomes = case
+    gain = next(o for o in outcomes if (o.update, o.name) == ("one_step", "gain"))
+    scores, resampling = normalised_scores(bank.positions), Resampling(3, 100, bank.n_prompts)
+    rows, balance = matched_rows([gain], bank, scores, resampling)
+    row = next(r for r in rows if (r["score"], r["k"], r["design"]) == ("bhattacharyya", 32, design))
+    h, kl, s = (bank.positions[n].to_numpy() for n in ("student_entropy", "forward_kl", "bhattacharyya_k32"))
+    inside = (h <= np.median(h)) & (kl >= np.median(kl))
+    columns = np.column_stack([scores["student_entropy", None], scores["disagreement", 32], scores["position", None]])
+    columns /= columns[inside].std(axis=0)
+    apart: dict[int, list[float]] = {}
+    shifts, unmatched, sides = [], 0, {True: [], False: []}
+    for prompt in range(bank.n_prompts):
+        mine = np.flatnonzero(inside & (bank.prompts == prompt))
+        high = mine[s[mine] > np.median(s[mine])]
+        low = mine[s[mine] <= np.median(s[mine])]
+        sides[True] += list(columns[high])
+        sides[False] += list(columns[low])
+        cost = np.array([[np.sqrt(sum((columns[i] - columns[j]) ** 2)) for j in low] for i in high])
+        near = np.array([[max(abs(columns[i] - columns[j])) <= CALIPER for j in low] for i in high])
+        if design == "matched":
+            chosen = [
+                (i, min(np.flatnonzero(near[i]), key=lambda j: cost[i, j])) for i in range(len(high)) if near[i].any()
+            ]
+        else:
+            chosen = [
+                (i, j) for i, j in zip(*linear_sum_assignment(np.where(near, cost, 1e6)), strict=True) if near[i, j]
+            ]
+        unmatched += len(high) - len(chosen)
+        apart[prompt] = [gain.values[high[i]] - gain.values[low[j]] for i, j in chosen]
+        shifts += [columns[high[i]] - columns[low[j]] for i, j in chosen]
+    drawn = []
+    for counts in resampling.weights("matching"):
+        drawn.append(np.mean([x for p in apart for _ in range(int(counts[p])) for x in apart[p]]))
+    assert row["estimate"] == pytest.approx(drawn[0], abs=1e-12)
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.percentile(drawn[1:], [2.5, 97.5]), abs=1e-12)
+    assert (row["n_high"], row["n_unmatched"]) == (len(shifts), unmatched)
+    mine = [b for b in balance if (b["score"], b["k"], b["design"]) == ("bhattacharyya", 32, design)]
+    assert [b["after"] for b in mine] == pytest.approx(np.mean(shifts, axis=0))
+    assert [b["before"] for b in mine] == pytest.approx(np.mean(sides[True], axis=0) - np.mean(sides[False], axis=0))
 
 
 def test_the_planted_gap_is_found_by_thirds_and_by_pairs(run: Path) -> None:
