@@ -5,8 +5,10 @@ positions needs only each prompt's sums: a draw is a weighted total of them, and
 product. Row 0 of every weight matrix holds ones, so the estimate and its draws come from the same code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +39,18 @@ class Interval:
         """Return 1 if the interval lies above `beyond`, -1 if it lies below `-beyond`, else 0."""
         return int(self.low > beyond) - int(self.high < -beyond)
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not np.isnan(self.low)
+
     def columns(self) -> dict[str, float | None]:
         """Return the columns `estimate`, `ci_low` and `ci_high` of a table row."""
-        known = not np.isnan(self.low)
-        return {
-            "estimate": self.estimate,
-            "ci_low": self.low if known else None,
-            "ci_high": self.high if known else None,
-        }
+        ends = (self.low, self.high) if self.known else (None, None)
+        return {"estimate": self.estimate, "ci_low": ends[0], "ci_high": ends[1]}
 
     def __str__(self) -> str:
-        if np.isnan(self.low):
+        if not self.known:
             return shown(self.estimate)
         return f"{shown(self.estimate)} [{shown(self.low)}, {shown(self.high)}]"
 
@@ -86,6 +89,26 @@ class Resampling:
         rng = np.random.default_rng(derive_seed(self.seed, "bootstrap", statistic))
         counts = rng.multinomial(self.n_prompts, np.full(self.n_prompts, 1 / self.n_prompts), size=self.draws)
         return np.vstack([np.ones(self.n_prompts), counts])
+
+    def columns(self, samples: Array, n_prompts: Sequence[int], what: str, undefined: str) -> list[dict[str, Any]]:
+        """Return `estimate`, `ci_low`, `ci_high` and `method` of m estimates; `method` says why one has no interval.
+
+        Args:
+            samples: shape (1 + draws, m), the estimates first.
+            n_prompts: prompts behind each, shape (m,): below `MIN_PROMPTS` there is no interval.
+            what: the statistic.
+            undefined: what a draw does that leaves it undefined, as a verb phrase.
+        """
+        rows = []
+        for interval, count in zip(intervals(samples), n_prompts, strict=True):
+            if count < MIN_PROMPTS:
+                shown = Interval(interval.estimate, np.nan, np.nan)
+                method = f"{what}; no interval from {count} prompts, where {MIN_PROMPTS} are needed"
+            else:
+                shown = interval
+                method = self.method(what) if shown.known else f"{what}; no interval: some draws {undefined}"
+            rows.append(shown.columns() | {"method": method})
+        return rows
 
     def method(self, what: str) -> str:
         """Return the text of an estimate's `method` column."""

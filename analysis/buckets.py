@@ -9,31 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval, Resampling, intervals, ratio
+from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, ratio
 from teachdiag.analysis.cuts import redrawn_quantiles
 from teachdiag.analysis.frame import Bank, Mask, Outcome
 from teachdiag.analysis.profiles import Bins, group_means, group_sums
 from teachdiag.analysis.scaling import Key, Scores, in_q3
 from teachdiag.scores import quantile_bins
-from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import SUPPORT_SIZES
 
-SCORES: tuple[Key, ...] = (
-    ("compatibility", K),
-    ("learnable", K),
-    ("incompatible", K),
-    ("disagreement", K),
-    ("tip", K),
-    ("learnable_entropy", K),
-)
+SCORES = ("compatibility", "learnable", "incompatible", "disagreement", "tip", "learnable_entropy")
 POSITION_EDGES = (0, 1, 2, 3, 5, 9, 17, 33)  # first position of each bucket of the position profile
 _QUARTERS, _TENTHS = 4, 10
 _TRIM, _WINSOR = (0.05, 0.95), ((0.01, 0.99), (0.05, 0.95))
-_CONTROLS: tuple[Key, ...] = (
-    ("student_entropy", None),
-    ("disagreement", K),
-    ("position", None),
-    ("teacher_entropy", None),
-)
+_UNDEFINED = {"share of total": "have a total that is 0 or of the other sign"}
 
 
 class _Region(NamedTuple):
@@ -63,6 +51,13 @@ class _Region(NamedTuple):
         return cls(inside, dense, rows, facts)
 
 
+class _Draws(NamedTuple):
+    """The bootstrap of all buckets. `weights`: shape (1 + draws, prompts)."""
+
+    resampling: Resampling
+    weights: Array
+
+
 def bucket_rows(
     outcomes: Sequence[Outcome], bank: Bank, scores: Scores, resampling: Resampling
 ) -> list[dict[str, Any]]:
@@ -75,30 +70,19 @@ def bucket_rows(
         resampling: gives the draws; buckets, trimming and fitted residuals are those of the full sample in all.
     """
     rows = outcomes[0].rows
-    weights = resampling.weights("buckets")
-    everywhere, q3 = np.ones(int(rows.sum()), bool), in_q3(bank.positions)[0][rows]
-    prompts = bank.prompts[rows]
-    found: list[dict[str, Any]] = []
-    for key in SCORES:
-        score = scores[key][rows]
-        for region, inside in (("all", everywhere), ("q3", q3)):
-            if len(np.unique(prompts[inside])) >= MIN_PROMPTS:
-                cut = _Region.of(region, key, score, inside, quantile_bins(score[inside], _QUARTERS), prompts)
-                found += [row for outcome in outcomes for row in _robust(outcome, cut, weights)]
-    design = np.column_stack([np.ones(len(everywhere)), *(scores[key][rows] for key in _CONTROLS)])
-    tenths = [
-        _Region.of("all", key, scores[key][rows], everywhere, quantile_bins(scores[key][rows], _TENTHS), prompts)
-        for key in SCORES
-    ]
+    defined = {key: values[rows] for key, values in scores.items()}
+    q3, prompts = in_q3(bank.positions)[0][rows], bank.prompts[rows]
     position = bank.positions["position"].to_numpy(np.float64)[rows]
+    draws = _Draws(resampling, resampling.weights("buckets"))
+    found: list[dict[str, Any]] = []
+    for k in SUPPORT_SIZES:
+        for name in SCORES:
+            found += _by_quarter(outcomes, (name, k), defined[name, k], q3, prompts, draws)
+        found += _residuals(outcomes, defined, k, prompts, draws)
     places = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
+    everywhere = np.ones(len(prompts), bool)
     by_position = _Region.of("all", ("position", None), position, everywhere, places, prompts)
-    for outcome in outcomes:
-        residual = outcome.values - design @ np.linalg.lstsq(design, outcome.values, rcond=None)[0]
-        for cut in tenths:
-            found += _rows(outcome, cut, "residual mean", outcome.unit, _bucket_means(residual, outcome, cut, weights))
-        found += _by_position(outcome, by_position, weights)
-    return found
+    return found + [row for outcome in outcomes for row in _by_position(outcome, by_position, draws)]
 
 
 def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]]:
@@ -123,43 +107,81 @@ def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]
     ]
 
 
-def _robust(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, Any]]:
-    """Mean with its interval, median and trimmed mean of every bucket."""
-    values = outcome.values[cut.inside]
-    groups = [values[members] for members in cut.rows]
-    points = {
-        "median": [float(np.median(own)) for own in groups],
-        "trimmed mean": [_trimmed(own) for own in groups],
-    }
-    rows = _rows(outcome, cut, "mean", outcome.unit, _bucket_means(values, outcome, cut, weights))
-    for name, found in points.items():
-        rows += _rows(outcome, cut, name, outcome.unit, [Interval(value, np.nan, np.nan) for value in found])
-    return rows
+def _by_quarter(
+    outcomes: Sequence[Outcome], key: Key, score: Array, q3: Mask, prompts: Codes, draws: _Draws
+) -> list[dict[str, Any]]:
+    """Mean with its interval, median and trimmed mean of every quarter, over all positions and inside Q3."""
+    found: list[dict[str, Any]] = []
+    for region, inside in (("all", np.ones_like(q3)), ("q3", q3)):
+        if inside.any():
+            cut = _Region.of(region, key, score, inside, quantile_bins(score[inside], _QUARTERS), prompts)
+            for outcome in outcomes:
+                values = outcome.values[inside]
+                groups = [values[members] for members in cut.rows]
+                found += _rows(outcome, cut, "mean", outcome.unit, _means(values, outcome, cut, draws), draws)
+                for name, point in (("median", np.median), ("trimmed mean", _trimmed)):
+                    points = np.array([[point(own) for own in groups]])
+                    found += _rows(outcome, cut, name, outcome.unit, points, draws)
+    return found
 
 
-def _by_position(outcome: Outcome, cut: _Region, weights: Array) -> list[dict[str, Any]]:
-    """Mean outcome by response position, and each bucket's share of the sum over the bank."""
-    rows = _rows(outcome, cut, "mean", outcome.unit, _bucket_means(outcome.values, outcome, cut, weights))
-    if outcome.values.sum() == 0:  # there is no whole to have shares of
+def _residuals(
+    outcomes: Sequence[Outcome], scores: Scores, k: int, prompts: Codes, draws: _Draws
+) -> list[dict[str, Any]]:
+    """Mean of what least squares on entropies, D and position leaves, by tenth of every score; the fit is fixed."""
+    controls: tuple[Key, ...] = (("student_entropy", None), ("disagreement", k), ("position", None))
+    columns = [scores[key] for key in (*controls, ("teacher_entropy", None))]
+    everywhere = np.ones(len(prompts), bool)
+    design, values = np.column_stack([everywhere, *columns]), np.column_stack([outcome.values for outcome in outcomes])
+    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    found: list[dict[str, Any]] = []
+    for name in SCORES:
+        own = scores[name, k]
+        cut = _Region.of("all", (name, k), own, everywhere, quantile_bins(own, _TENTHS), prompts)
+        for outcome, residual in zip(outcomes, left.T, strict=True):
+            means = _means(residual, outcome, cut, draws)
+            found += _rows(outcome, cut, "residual mean", outcome.unit, means, draws)
+    return found
+
+
+def _by_position(outcome: Outcome, cut: _Region, draws: _Draws) -> list[dict[str, Any]]:
+    """Mean outcome by response position, and each bucket's share of the sum over the bank, if that is not 0."""
+    means = _means(outcome.values, outcome, cut, draws)
+    rows = _rows(outcome, cut, "mean", outcome.unit, means, draws)
+    if outcome.values.sum() == 0:
         return rows
-    return rows + _rows(outcome, cut, "share of total", "1", intervals(_shares(outcome, cut.codes, weights)))
+    shares = _shares(outcome, cut.codes, draws.weights)
+    return rows + _rows(outcome, cut, "share of total", "1", shares, draws)
 
 
 def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
-    """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets)."""
-    sums = group_sums(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights.shape[1])
-    totals = weights @ sums
-    return ratio(totals, totals.sum(axis=1, keepdims=True))
+    """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets).
+
+    Where a draw has a total of the other sign, shares of it mean nothing: NaN there, and so no interval.
+    """
+    sums = weights @ group_sums(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights.shape[1])
+    totals = sums.sum(axis=1, keepdims=True)
+    return np.where(totals * totals[0] > 0, ratio(sums, totals), np.nan)
 
 
-def _bucket_means(values: Array, outcome: Outcome, cut: _Region, weights: Array) -> list[Interval]:
-    return intervals(group_means(values, cut.codes, len(cut.rows), outcome.prompts[cut.inside], weights))
+def _means(values: Array, outcome: Outcome, cut: _Region, draws: _Draws) -> Array:
+    return group_means(values, cut.codes, len(cut.rows), outcome.prompts[cut.inside], draws.weights)
 
 
-def _rows(outcome: Outcome, cut: _Region, statistic: str, unit: str, found: Sequence[Interval]) -> list[dict[str, Any]]:
+def _rows(
+    outcome: Outcome, cut: _Region, statistic: str, unit: str, samples: Array, draws: _Draws
+) -> list[dict[str, Any]]:
+    """One row a bucket from samples of shape (1 + draws, buckets), or (1, buckets) of a statistic without interval."""
     own = {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
     own |= {"statistic": statistic, "unit": unit}
-    return [own | facts | interval.columns() for facts, interval in zip(cut.facts, found, strict=True)]
+    if len(samples) == 1:
+        method = {"ci_low": None, "ci_high": None, "method": f"{statistic}; no interval is made"}
+        found = [{"estimate": float(point), **method} for point in samples[0]]
+    else:
+        n_prompts = [facts["n_prompts"] for facts in cut.facts]
+        what, undefined = f"{statistic}; buckets fixed", _UNDEFINED.get(statistic, "leave the bucket empty")
+        found = draws.resampling.columns(samples, n_prompts, what, undefined)
+    return [own | facts | columns for facts, columns in zip(cut.facts, found, strict=True)]
 
 
 def _whole(values: Array, prompts: Codes, weights: Array) -> Array:

@@ -93,18 +93,33 @@ class Sample:
         return len(np.unique(self.prompts))
 
 
-def load_tokens(run: Path, split: str) -> Tokens:
+def load_tokens(run: Path, split: str, sizes: Sequence[int] = (HEADLINE_K,)) -> Tokens:
     """Read the token statistics of one split, in the order of (context_id, position), for quantile scores.
+
+    Args:
+        run: the run directory.
+        split: 'bank' or 'update'.
+        sizes: support sizes that are read; the tokens are given at the first.
 
     Raises:
         ArtefactError: the table is missing, or the split holds no position.
     """
-    names = {name for key in _selectors() for name in SELECTORS[key].columns(HEADLINE_K)} | {*_FURTHER, "split"}
+    names = {name for key in scored() for k in sizes for name in SELECTORS[key].columns(k)} | {*_FURTHER, "split"}
     table = POSITIONS.read_arrow(run / "positions", sorted(names))
     table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
     if not table.num_rows:
         raise ArtefactError(f"{run / 'positions'} holds no position of the {split}: run `teachdiag capture` again")
-    return Tokens.from_table(table.sort_by([("context_id", "ascending"), ("position", "ascending")]), HEADLINE_K)
+    return Tokens.from_table(table.sort_by([("context_id", "ascending"), ("position", "ascending")]), sizes[0])
+
+
+def scored() -> list[str]:
+    """Return the selectors whose scores are known before any update, and from no other probe."""
+    return [name for name in SELECTORS if name not in _LEFT_OUT]
+
+
+def has_k(name: str) -> bool:
+    """Whether a selector's score depends on the support size. Lists of ids alone are read for their first few."""
+    return any(c in PER_SUPPORT or c.endswith("topk_logp") for c in SELECTORS[name].score.columns)
 
 
 def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
@@ -116,7 +131,7 @@ def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
     Raises:
         EstimationError: a column cannot be normalised.
     """
-    scores = {(name, _own_k(name)): SELECTORS[name].scores(tokens) for name in _selectors()}
+    scores = {(name, tokens.k if has_k(name) else None): SELECTORS[name].scores(tokens) for name in scored()}
     return scores | {(name, None): tokens.column(name) for name in _FURTHER}
 
 
@@ -200,16 +215,6 @@ def found_intervals(samples: Array) -> list[Interval]:
 def _spearman_row(sample: Sample, analysis: str, outcome: str, key: Key, interval: Interval) -> dict[str, Any]:
     name, k = key
     return sample.row(analysis, outcome, name, "1", interval, "weighted Spearman, ranks made anew in each draw", k)
-
-
-def _selectors() -> list[str]:
-    return [name for name in SELECTORS if name not in _LEFT_OUT]
-
-
-def _own_k(name: str) -> int | None:
-    """Return the support size that a selector's score depends on. Lists of ids alone are read for their first few."""
-    columns = SELECTORS[name].score.columns
-    return HEADLINE_K if any(c in PER_SUPPORT or c.endswith("topk_logp") for c in columns) else None
 
 
 def _places(columns: Array, order: Codes, side: str) -> Codes:

@@ -13,10 +13,19 @@ from teachdiag.analysis.frame import STEP_KINDS, Record
 from teachdiag.analysis.interventions import MIN_SEEDS
 from teachdiag.analysis.panel import panel_sentences
 from teachdiag.analysis.selection_report import selection_sentences, selection_tables
-from teachdiag.analysis.step_tables import contrast_table, further, inference_table, status_table, titled
+from teachdiag.analysis.step_tables import (
+    TOP_BUDGET,
+    contrast_table,
+    further,
+    inference_table,
+    proxy_table,
+    status_table,
+    titled,
+    top_table,
+)
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
 from teachdiag.analysis.text_tables import bullets, markdown
-from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION
+from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
 from teachdiag.runs import Stage
 from teachdiag.settings import EMBEDDED, HEADLINE_K
 
@@ -34,9 +43,10 @@ class Results:
     panel: pd.DataFrame
     contrasts: pd.DataFrame
     inference: pd.DataFrame
+    top_n: pd.DataFrame
 
 
-RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE)
+RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N)
 
 
 def read_results(run: Path) -> Results:
@@ -202,6 +212,10 @@ def _step_tables(record: Record, results: Results) -> Tables:
         | {
             f"Inside Q3, gain at high C less gain at low C [nats], {record.probe_id}": contrast_table(
                 results.contrasts, results.estimates, record.probe_id
+            ),
+            "The same with C's proxies in its place": proxy_table(results.contrasts, record.probe_id),
+            f"The bank's best-scored {TOP_BUDGET:.0%} of positions (K={HEADLINE_K})": top_table(
+                results.top_n, record.probe_id
             ),
             f"Cluster-robust errors (K={HEADLINE_K})": inference_table(results.inference, record.probe_id),
         }

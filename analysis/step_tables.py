@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.design import GAP
 from teachdiag.analysis.findings import lookup
 from teachdiag.analysis.frame import OUTCOMES
+from teachdiag.analysis.text_tables import row_interval
 from teachdiag.analysis.validity import predictor_sets, versus_base
 from teachdiag.artefacts import probes_by_step
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
@@ -23,6 +22,16 @@ _COEFFICIENTS = (
 )
 _NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, D^I}", "hidden x": "hidden^2 x"}
 _DESIGNS = ("thirds", "matched", "matched once")
+TOP_BUDGET = 0.1  # of the table of best-scored positions
+_COMPOSITION = {
+    "Q3 share": "q3_share",
+    "H": "mean_student_entropy",
+    "D": "mean_disagreement",
+    "C": "mean_compatibility",
+    "D^L": "mean_learnable",
+    "D^I": "mean_incompatible",
+    "decided by ties": "tied",
+}
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
 
 
@@ -145,6 +154,32 @@ def contrast_table(contrasts: pd.DataFrame, estimates: pd.DataFrame, probe_id: s
     return pd.DataFrame(rows)
 
 
+def proxy_table(contrasts: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return a real step's contrasts by thirds of every support score, one column a K, as text with intervals."""
+    mine = contrasts[(contrasts["probe_id"] == probe_id) & (contrasts["outcome"] == OUTCOME)]
+    mine = mine[mine["design"] == "thirds"]
+    cells = {(str(row["score"]), int(row["k"])): _contrast(row) for _, row in mine.iterrows()}
+    return pd.DataFrame(
+        [
+            {"score": score} | {f"K={k}": cells.get((score, k), "-") for k in SUPPORT_SIZES}
+            for score in mine["score"].unique()
+        ]
+    )
+
+
+def top_table(top_n: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return what a real step gained on the best-scored positions at one budget and K, best selector first, as text."""
+    mine = top_n[(top_n["probe_id"] == probe_id) & (top_n["outcome"] == OUTCOME) & (top_n["budget"] == TOP_BUDGET)]
+    mine = mine[mine["k"].isna() | (mine["k"] == k)].sort_values("estimate", ascending=False, kind="stable")
+    return pd.DataFrame(
+        [
+            {"selector": str(row["selector"]), "mean gain [nats]": str(row_interval(row))}
+            | {name: f"{row[column]:.2f}" for name, column in _COMPOSITION.items()}
+            for _, row in mine.iterrows()
+        ]
+    )
+
+
 def inference_table(inference: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
     """Return errors and p-values of every tested coefficient of a real step at one K, as text."""
     mine = inference[(inference["probe_id"] == probe_id) & (inference["outcome"] == OUTCOME) & (inference["k"] == k)]
@@ -154,10 +189,8 @@ def inference_table(inference: pd.DataFrame, probe_id: str, k: int = HEADLINE_K)
 
 
 def _contrast(row: "pd.Series[Any]") -> str:
-    if pd.isna(row["estimate"]):
-        return str(row["note"])
-    low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in ("ci_low", "ci_high"))
-    return str(Interval(float(row["estimate"]), low, high))
+    number = [] if pd.isna(row["estimate"]) else [str(row_interval(row))]
+    return "; ".join([*number, str(row["note"])] if row["note"] else number)
 
 
 def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:

@@ -69,7 +69,7 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.progress import Reporter
-from teachdiag.settings import HEADLINE_OUTCOME, SUPPORT_SIZES, AnalyzeSettings
+from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings
 from teachdiag.tables import Table
 
 Rows = list[dict[str, Any]]
@@ -145,8 +145,8 @@ def _step_tasks(inputs: Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
     tasks: list[Task] = [partial(_estimates_of, make) for make in makers]
     tasks += [partial(_regressions, inputs, group, k) for group in groups for k in SUPPORT_SIZES]
     tasks += [partial(_contrasts, inputs, group) for group in groups]
-    gains = [outcome for outcome in outcomes if outcome.name == HEADLINE_OUTCOME]
-    return [*tasks, partial(_top, inputs, gains)]
+    measured = [outcome for outcome in outcomes if len(outcome.values)]
+    return [*tasks, partial(_top, inputs, _over_same_rows(measured))]
 
 
 def _contrasts(inputs: Inputs, outcomes: Sequence[Outcome]) -> Found:
@@ -158,9 +158,9 @@ def _contrasts(inputs: Inputs, outcomes: Sequence[Outcome]) -> Found:
     return {CONTRASTS: thirds + matched, BALANCE: balance, BUCKETS: bucket_rows(outcomes, bank, scores, resampling)}
 
 
-def _top(inputs: Inputs, gains: Sequence[Outcome]) -> Found:
-    tokens = load_tokens(inputs.run, "bank")
-    return {TOP_N: top_rows(gains, inputs.bank, tokens, inputs.normalised, inputs.resampling)}
+def _top(inputs: Inputs, groups: Sequence[Sequence[Outcome]]) -> Found:
+    tokens = load_tokens(inputs.run, "bank", SUPPORT_SIZES)
+    return {TOP_N: top_rows(groups, inputs.bank, tokens, inputs.normalised, inputs.resampling)}
 
 
 def _regressions(inputs: Inputs, outcomes: Sequence[Outcome], k: int) -> Found:

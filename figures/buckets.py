@@ -23,7 +23,7 @@ def buckets_figure(step: StepTables) -> Figure:
     figure = blank_figure(3.6)
     panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     rows = step.buckets[(step.buckets["probe_id"] == step.probe_id) & (step.buckets["outcome"] == OUTCOME)]
-    rows = rows[rows["statistic"] == "mean"]
+    rows = rows[(rows["statistic"] == "mean") & (rows["k"] == K)]
     for ax, (score, title) in zip(panels, _SCORES.items(), strict=True):
         for region, (name, colour, marker) in _REGIONS.items():
             mine = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")

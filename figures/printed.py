@@ -95,9 +95,10 @@ def _contrasts(tables: RunTables, of_c: bool) -> pd.DataFrame:
 
 
 def _top(tables: RunTables) -> pd.DataFrame:
-    drawn = tables.top_n[tables.top_n["update"].isin(["one_step", "multi_step", "checkpoint"])]
+    drawn = _of_gain(tables.top_n)
+    drawn = drawn[drawn["update"].isin(["one_step", "multi_step", "checkpoint"])]
     facts = ["q3_share", *(c for c in map(str, drawn) if c.startswith("mean_")), "tied"]
-    return drawn[["probe_id", "selector", "budget", *_NUMBER, "gain_per_keep", *facts, *_COUNTS, "method"]]
+    return drawn[["probe_id", "selector", "k", "budget", *_NUMBER, "gain_per_keep", *facts, *_COUNTS, "method"]]
 
 
 _SELECTED = ("mean_gain", "gain_per_kept", "mean_gain_vs_random", "gain_q3", "released_gap", "keep", "q3_share")
@@ -128,7 +129,7 @@ def _buckets(tables: RunTables, score: str, statistics: Sequence[str]) -> pd.Dat
     own = rows["score"] == "position"
     rows = rows[(own if score == "position" else ~own) & rows["statistic"].isin(statistics)]
     columns = ["probe_id", "update", "region", "score", "k", "statistic", "bucket", "score_low", "score_high"]
-    return rows[[*columns, *_NUMBER, *_COUNTS]]
+    return rows[[*columns, *_NUMBER, *_COUNTS, "method"]]
 
 
 def _panel(tables: RunTables) -> pd.DataFrame:

@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 
 from teachdiag.figures.style import PALETTE, add_caption, blank_figure
 from teachdiag.figures.tables import StepTables
+from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 _SHOWN = {
     "learnable": "$D^L$ (TA-OPD)",
@@ -33,7 +35,8 @@ def top_n_figure(step: StepTables) -> Figure:
     """Draw gain by budget on the left, and the composition at 5% on the right."""
     figure = blank_figure(3.0)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    rows = step.top_n[step.top_n["probe_id"] == step.probe_id].set_index("selector")
+    rows = step.top_n[(step.top_n["probe_id"] == step.probe_id) & (step.top_n["outcome"] == OUTCOME)]
+    rows = rows[rows["k"].isna() | (rows["k"] == K)].set_index("selector")
     for place, (name, label) in enumerate(_SHOWN.items()):
         mine = rows.loc[[name]].sort_values("budget")
         colour = "0.4" if name == "random" else PALETTE[place]

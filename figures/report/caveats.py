@@ -69,7 +69,7 @@ def _position(tables: RunTables, probe_id: str) -> str:
     shares = rows[rows["statistic"] == "share of total"]
     first = shares[shares["score_high"] <= 2]["estimate"].sum()
     positions = shares[shares["score_high"] <= 2]["n_positions"].sum() / max(shares["n_positions"].sum(), 1)
-    if shares.empty:
+    if shares["ci_low"].isna().any() or shares.empty:  # a total that is not told from 0 has no shares
         return ""
     return (
         f"The first three response positions hold {first:.0%} of the whole gain of {probe_id}, and {positions:.0%} of "

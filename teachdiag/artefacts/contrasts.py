@@ -79,21 +79,25 @@ TOP_N = Table(
     place="analysis/",
     written_by="analyze",
     meaning="The bank's positions with the highest scores, exactly ceil(budget N): their gain, and what they are.",
-    key=("probe_id", "selector", "budget"),
+    key=("probe_id", "outcome", "selector", "k", "budget"),
     columns=(
         PROBE_ID,
         UPDATE,
-        Column("selector", TEXT, "", "score by which positions are ranked, K=16: see docs/selectors.md"),
-        Column("budget", DOUBLE, "1", "share of the bank that is taken"),
-        Column("estimate", DOUBLE, "nats", "mean gain of the taken positions"),
+        OUTCOME,
+        Column("selector", TEXT, "", "score by which positions are ranked: see docs/selectors.md"),
+        K,
+        Column("budget", DOUBLE, "1", "share of the bank that was asked for"),
+        Column("unit", TEXT, "", "unit of the estimate"),
+        Column("estimate", DOUBLE, "see unit", "mean outcome of the taken positions; of all for 'random'"),
         *CI,
-        Column("gain_per_keep", DOUBLE, "nats", "estimate / share taken"),
+        Column("share_taken", DOUBLE, "1", "ceil(budget N) / N"),
+        Column("gain_per_keep", DOUBLE, "as estimate", "estimate / share_taken"),
         Column("q3_share", DOUBLE, "1", "share of the taken that lies in Q3"),
         *(
             Column(f"mean_{name}", DOUBLE, "1", f"mean {what} of the taken")
             for name, what in (
                 ("student_entropy", "norm(student entropy)"),
-                ("disagreement", "norm(D)"),
+                ("disagreement", "norm(D) (K=16 where k is null)"),
                 ("compatibility", "norm(C)"),
                 ("learnable", "D^L"),
                 ("incompatible", "D^I"),
@@ -102,7 +106,8 @@ TOP_N = Table(
         Column("tied", DOUBLE, "1", "share of the places that ties decided"),
         N_POSITIONS,
         N_PROMPTS,
-        _METHOD,
+        Column("n_dropped", LONG, "positions", "taken positions left out: the outcome is under the noise floor"),
+        Column("method", TEXT, "", "how estimate and interval were made, or why there is no interval"),
     ),
 )
 
@@ -128,5 +133,6 @@ BUCKETS = Table(
         *CI,
         N_POSITIONS,
         N_PROMPTS,
+        Column("method", TEXT, "", "how estimate and interval were made, or why there is no interval"),
     ),
 )
