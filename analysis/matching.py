@@ -22,6 +22,7 @@ COVARIATES = ("student_entropy", "disagreement", "position")
 # Partners differ by no more than this in any covariate, in its standard deviations inside Q3. A caliper of 0.6 takes
 # out about nine tenths of a covariate's bias (Cochran and Rubin 1973, table 2.3.1); narrower ones leave few pairs.
 CALIPER = 0.6
+UNBALANCED = 0.25  # SD: pairs that differ by more on average no longer compare like with like (Rubin 2001)
 
 
 _USED = {"matched": "any number of times", "matched once": "at most once"}
@@ -98,7 +99,8 @@ def matched_rows(
         covariates = _scaled_covariates(scores, rows, q3, key)
         for design in DESIGNS:
             pairs = match_pairs(sides, covariates, prompts, design)
-            drawn, note = _gaps(values, pairs, prompts, weights)
+            drawn, missing = _gaps(values, pairs, prompts, weights)
+            note = "; ".join(filter(None, (missing, _imbalance(covariates, pairs))))
             n_pairs, n_prompts = len(pairs.high), len(np.unique(prompts[pairs.high]))
             sizes = Sizes(n_pairs, len(np.unique(pairs.low)), pairs.n_unmatched, n_pairs + pairs.n_unmatched, n_prompts)
             method = resampling.method(_METHOD.format(_USED[design]))
@@ -151,6 +153,15 @@ def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> tuple[
     undefined = int(np.isnan(samples).any(axis=1).sum())
     note = f"no interval: {undefined} of {len(samples) - 1} draws hold no pair" if undefined else ""
     return intervals(samples), note
+
+
+def _imbalance(covariates: Array, pairs: Pairs) -> str:
+    """Name the covariates that matching has left too far apart."""
+    if not len(pairs.high):
+        return ""
+    after = (covariates[pairs.high] - covariates[pairs.low]).mean(axis=0)
+    apart = [f"{name} {x:+.2f} SD" for name, x in zip(COVARIATES, after, strict=True) if abs(x) > UNBALANCED]
+    return f"pairs still differ in {', '.join(apart)} on average" if apart else ""
 
 
 def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: Design) -> list[dict[str, Any]]:
