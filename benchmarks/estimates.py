@@ -69,9 +69,9 @@ def _statistics(bank: Bank, gain: Outcome) -> list[Row]:
     timed = {
         "7 regressions, cuts fixed": lambda: regressions(sample, bank, resampling, redraw=False),
         "7 regressions, cuts redrawn": lambda: regressions(sample, bank, resampling),
-        "8 support contrasts, cuts fixed": lambda: contrast_rows([gain], bank, resampling, redraw=False),
-        "8 support contrasts, cuts redrawn": lambda: contrast_rows([gain], bank, resampling, redraw=True),
-        "16 matched contrasts": lambda: matched_rows([gain], bank, scores, resampling),
+        "18 support contrasts, cuts fixed": lambda: contrast_rows([gain], bank, resampling, redraw=False),
+        "18 support contrasts, cuts redrawn": lambda: contrast_rows([gain], bank, resampling, redraw=True),
+        "36 matched contrasts": lambda: matched_rows([gain], bank, scores, resampling),
     }
     rows: list[Row] = [(f"{DRAWS:,} draws of one contrast in a plain pandas loop", f"{looped:.0f} s", "1")]
     for name, work in timed.items():

@@ -16,6 +16,7 @@ _SCORES = {
     "learnable_entropy": "TA-OPD + entropy",
 }
 _REGIONS = {"all": ("all positions", LEARNABLE, "o"), "q3": ("Q3", INCOMPATIBLE, "s")}
+_APART = 0.14  # horizontal distance of the two regions in one bucket
 
 
 def buckets_figure(step: StepTables) -> Figure:
@@ -25,10 +26,11 @@ def buckets_figure(step: StepTables) -> Figure:
     rows = step.buckets[(step.buckets["probe_id"] == step.probe_id) & (step.buckets["outcome"] == OUTCOME)]
     rows = rows[(rows["statistic"] == "mean") & (rows["k"] == K)]
     for ax, (score, title) in zip(panels, _SCORES.items(), strict=True):
-        for region, (name, colour, marker) in _REGIONS.items():
+        for side, (region, (name, colour, marker)) in zip((-0.5, 0.5), _REGIONS.items(), strict=True):
             mine = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")
-            ax.vlines(mine["bucket"], mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
-            ax.plot(mine["bucket"], mine["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)
+            x = mine["bucket"] + side * _APART
+            ax.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
+            ax.plot(x, mine["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)
         ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
         ax.set_title(title)
         ax.set_xticks([1, 2, 3, 4])

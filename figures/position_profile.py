@@ -1,5 +1,6 @@
 """Gain by response position, and where in the response the bank's gain comes from."""
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +19,9 @@ def position_profile_figure(step: StepTables) -> Figure:
     for number, (update, probe_id) in enumerate(step.updates.items()):
         colour = REAL if number == 0 else shades(len(step.updates) - 1)[number - 1]
         _draw(left, step, probe_id, "mean", colour, number, TITLES.get(update, update).replace("\n", " "))
-    _draw(right, step, step.probe_id, "share of total", REAL, 0, "")
+    shares = _draw(right, step, step.probe_id, "share of total", REAL, 0, "")
+    positions = shares["n_positions"] / shares["n_positions"].sum()
+    right.plot(shares["bucket"] - 1, positions, "_", color="0.4", markersize=12, markeredgewidth=1.5)
     left.set_ylabel("mean gain [nats]")
     right.set_ylabel("share of the bank's whole gain")
     for ax in (left, right):
@@ -28,13 +31,15 @@ def position_profile_figure(step: StepTables) -> Figure:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(step.updates))
     add_caption(
         figure,
-        f"{OUTCOME.capitalize()} by response position (0 is the first token). {step.population}; probe "
-        f"{step.probe_id}. {step.intervals}.",
+        f"{OUTCOME.capitalize()} by response position (0 is the first token); grey bars: the share of positions there. "
+        f"{step.population}; probe {step.probe_id}. {step.intervals}.",
     )
     return figure
 
 
-def _draw(ax: Axes, step: StepTables, probe_id: str, statistic: str, colour: object, number: int, label: str) -> None:
+def _draw(
+    ax: Axes, step: StepTables, probe_id: str, statistic: str, colour: object, number: int, label: str
+) -> pd.DataFrame:
     rows = step.buckets
     rows = rows[(rows["probe_id"] == probe_id) & (rows["outcome"] == OUTCOME) & (rows["score"] == "position")]
     rows = rows[rows["statistic"] == statistic].sort_values("bucket")
@@ -45,4 +50,6 @@ def _draw(ax: Axes, step: StepTables, probe_id: str, statistic: str, colour: obj
         f"{low:g}" if low == high else f"{low:g}-{high:g}"
         for low, high in rows[["score_low", "score_high"]].itertuples(index=False)
     ]
-    ax.set_xticks(x, names)
+    if names:  # an update without gain has no rows, and takes no ticks away
+        ax.set_xticks(x, names)
+    return rows

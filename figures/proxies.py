@@ -1,5 +1,6 @@
 """The same contrast with C's proxies in its place (paper Table 6, Figures 4C, 5B)."""
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from teachdiag.figures.forest import draw_forest
@@ -34,12 +35,11 @@ def proxies_figure(step: StepTables) -> Figure:
         )
     ]
     draw_forest(ax, labels, series)
-    for label in labels:
-        notes = rows.loc[[label]]
-        note = notes[notes["design"] == "thirds"]["note"].iloc[0]
-        if note:
-            y = labels.index(label) - 0.34
-            ax.text(0.99, y, note, transform=ax.get_yaxis_transform(), ha="right", va="center", color="0.4", fontsize=7)
+    thirds = rows[rows["design"] == "thirds"]
+    for place, label in enumerate(labels):
+        note = str(thirds["note"][label])
+        y = place - 0.3 * float(pd.notna(thirds["estimate"][label]))  # just above the numbers, or in their place
+        ax.text(0.99, y, note, transform=ax.get_yaxis_transform(), ha="right", va="center", color="0.4", fontsize=7)
     ax.set_xlabel("difference of mean gain inside Q3 [nats]")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     add_caption(

@@ -29,6 +29,7 @@ _FACTS = {
 }
 _MARKERS = "osDv^P*X"
 _BUDGET = 0.05
+_APART = 1.045  # ratio by which the intervals of neighbouring selectors are moved apart
 
 
 def top_n_figure(step: StepTables) -> Figure:
@@ -40,14 +41,15 @@ def top_n_figure(step: StepTables) -> Figure:
     for place, (name, label) in enumerate(_SHOWN.items()):
         mine = rows.loc[[name]].sort_values("budget")
         colour = "0.4" if name == "random" else PALETTE[place]
-        left.fill_between(100 * mine["budget"], mine["ci_low"], mine["ci_high"], color=colour, alpha=0.12, linewidth=0)
-        left.plot(
-            100 * mine["budget"], mine["estimate"], color=colour, marker=_MARKERS[place], markersize=4, label=label
-        )
+        x = 100 * mine["budget"] * _APART ** (place - (len(_SHOWN) - 1) / 2)
+        left.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
+        left.plot(x, mine["estimate"], color=colour, marker=_MARKERS[place], markersize=3.5, lw=0.9, label=label)
     left.axhline(0, color="0.3", linewidth=0.7, zorder=0)
     left.set_xlabel("positions taken [% of the bank]")
     left.set_ylabel("mean gain of the taken [nats]")
-    left.set_xticks([1, 3, 5, 10])
+    left.set_xscale("log")
+    left.set_xticks([1, 3, 5, 10], ["1", "3", "5", "10"])
+    left.minorticks_off()
     left.spines[["top", "right"]].set_visible(False)
     _draw_composition(right, rows[rows["budget"] == _BUDGET])
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)

@@ -11,6 +11,7 @@ from planted import World, plant
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTRASTS
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.buckets import buckets_figure
 from teachdiag.figures.build import draw_figures, publish
 from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
 from teachdiag.figures.comparison import compare_runs
@@ -18,7 +19,9 @@ from teachdiag.figures.deciles import draw_profile
 from teachdiag.figures.gain_surface import draw_gain_surface
 from teachdiag.figures.grid import MIN_POSITIONS
 from teachdiag.figures.plane import plane_figure
+from teachdiag.figures.position_profile import position_profile_figure
 from teachdiag.figures.tables import StepTables, load_tables, steps_of
+from teachdiag.figures.top_n import top_n_figure
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
@@ -119,6 +122,25 @@ def test_plane_marks_q3_and_states_its_medians(step: StepTables) -> None:
     figure = plane_figure(step)
     assert [ax.patches[-1].get_bbox().extents.tolist() for ax in figure.axes[:2]] == [[0, 50, 50, 100]] * 2
     assert f"{step.q3('median_forward_kl'):.3g} nats" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_selectors_and_regions_hold_the_numbers_of_their_tables(step: StepTables) -> None:
+    rows = step.top_n[(step.top_n["probe_id"] == "step") & (step.top_n["outcome"] == "gain")]
+    mine = rows[(rows["selector"] == "learnable") & (rows["k"] == 16)].sort_values("budget")
+    drawn = top_n_figure(step).axes[0].get_lines()[0]
+    np.testing.assert_array_equal(drawn.get_ydata(), mine["estimate"])
+    rows = step.buckets[(step.buckets["probe_id"] == "step") & (step.buckets["outcome"] == "gain")]
+    rows = rows[(rows["score"] == "compatibility") & (rows["k"] == 16) & (rows["statistic"] == "mean")]
+    lines = buckets_figure(step).axes[0].get_lines()
+    for line, region in zip(lines, ("all", "q3"), strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), rows[rows["region"] == region]["estimate"])
+
+
+def test_an_update_without_gain_leaves_the_position_axis_alone(step: StepTables) -> None:
+    left, right = position_profile_figure(step).axes
+    assert [text.get_text() for text in left.get_xticklabels()] == ["0", "1", "2", "3-4", "5-8", "9-16", "17-29"]
+    grey = right.get_lines()[1].get_ydata()
+    assert sum(grey) == pytest.approx(1)
 
 
 def test_figures_need_an_analysis(tmp_path: Path) -> None:
