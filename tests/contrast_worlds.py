@@ -62,6 +62,17 @@ def shuffled(case: Case, seed: int) -> Case:
     return Case(bank, {k: replace(o, values=o.values[order], prompts=o.prompts[order]) for k, o in whole.items()})
 
 
+def doubled(case: Case) -> tuple[Case, Scores]:
+    """The same case with every prompt twice, and its scores, whose scale is that of the single bank."""
+    bank, n = case.bank, case.bank.n_prompts
+    positions = pd.concat([bank.positions] * 2, ignore_index=True)
+    twice = Bank(positions, np.r_[bank.prompts, bank.prompts + n], 2 * n)
+    gain = replace(
+        case.gain, rows=np.tile(case.gain.rows, 2), values=np.tile(case.gain.values, 2), prompts=twice.prompts
+    )
+    return Case(twice, {("one_step", "gain"): gain}), {key: np.tile(own, 2) for key, own in case.scores.items()}
+
+
 def drawn_rows(weights: np.ndarray, prompts: np.ndarray) -> Iterator[np.ndarray]:
     """The rows of each draw, those of a prompt as often as the draw has it; the full sample comes first."""
     for counts in weights:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from contrast_worlds import Case, drawn_rows, found, numbers, percentiles, plant_case, shuffled
+from contrast_worlds import Case, doubled, drawn_rows, found, numbers, percentiles, plant_case, shuffled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
@@ -150,3 +150,12 @@ def test_the_order_of_rows_changes_no_bucket(case: Case, rows: list[dict[str, An
     mixed = shuffled(case, seed)
     for row, other in zip(rows, bucket_rows([mixed.gain], mixed.bank, mixed.scores, case.resampling()), strict=True):
         pd.testing.assert_series_equal(numbers(row), numbers(other), rtol=1e-8, atol=1e-12)
+
+
+def test_prompts_that_stand_twice_change_no_estimate(case: Case, rows: list[dict[str, Any]]) -> None:
+    twice, scores = doubled(case)
+    again = bucket_rows([twice.gain], twice.bank, scores, twice.resampling())
+    for row, other in zip(rows, again, strict=True):
+        if row["statistic"] != "trimmed mean":  # whose cuts interpolate between positions
+            assert other["estimate"] == pytest.approx(row["estimate"], rel=1e-7, abs=1e-12)
+        assert other["n_positions"] == 2 * row["n_positions"]

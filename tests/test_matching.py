@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
-from contrast_worlds import Case, found, numbers, percentiles, plant_case, shuffled
+from contrast_worlds import Case, doubled, found, numbers, percentiles, plant_case, shuffled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
@@ -138,3 +138,13 @@ def test_the_order_of_rows_changes_no_pair(case: Case, seed: int) -> None:
     for rows, others in zip(one, same, strict=True):
         for row, other in zip(rows, others, strict=True):
             pd.testing.assert_series_equal(numbers(row), numbers(other), rtol=1e-9, atol=1e-12)
+
+
+def test_prompts_that_stand_twice_change_no_estimate(case: Case) -> None:
+    twice, scores = doubled(case)
+    (one, balance), (two, doubled_balance) = (
+        matched_rows([c.gain], c.bank, s, c.resampling()) for c, s in ((case, case.scores), (twice, scores))
+    )
+    assert [r["estimate"] for r in two] == pytest.approx([r["estimate"] for r in one])
+    assert [r["n_high"] for r in two] == [2 * r["n_high"] for r in one]
+    assert [b["after"] for b in doubled_balance] == pytest.approx([b["after"] for b in balance])
