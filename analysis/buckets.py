@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, ratio
-from teachdiag.analysis.cuts import redrawn_quantiles
 from teachdiag.analysis.frame import Bank, Mask, Outcome
 from teachdiag.analysis.profiles import Bins, group_means, group_sums
+from teachdiag.analysis.resampled import redrawn_quantiles
 from teachdiag.analysis.scaling import Key, Scores, in_q3
 from teachdiag.scores import quantile_bins
 from teachdiag.settings import SUPPORT_SIZES

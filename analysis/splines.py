@@ -30,6 +30,13 @@ class Splines(NamedTuple):
     knots: tuple[Array, ...]
     owners: Codes
 
+    def only(self, members: list[int]) -> "Splines":
+        """Return the splines of some scores."""
+        members = sorted(members)
+        return Splines(
+            self.ranks[members], tuple(self.knots[own] for own in members), self.owners[self.columns(members)]
+        )
+
     def columns(self, members: list[int]) -> Codes:
         """Return the design's columns of an intercept and some scores."""
         return np.flatnonzero(np.isin(self.owners, [-1, *members]))

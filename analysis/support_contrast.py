@@ -19,14 +19,13 @@ from teachdiag.analysis.bootstrap import (
     ratio,
     resampled_means,
 )
-from teachdiag.analysis.cuts import interpolate, redrawn_quantiles
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
 from teachdiag.analysis.multiplicity import bootstrap_p
+from teachdiag.analysis.resampled import Ordered, Population, Region, Whole, redrawn_quantiles
 from teachdiag.analysis.scaling import Key, in_q3
 from teachdiag.settings import SUPPORT_SIZES
 
 THIRDS = (1 / 3, 2 / 3)
-_BLOCK = 2_000_000  # weights of positions that exist at the same time
 
 
 class Arms(NamedTuple):
@@ -124,34 +123,19 @@ def fixed_gaps(values: Array, high: Mask, low: Mask, prompts: Codes, weights: Ar
     return upper - lower
 
 
-class Borders(NamedTuple):
-    """What bounds Q3 in every draw. `entropy`, `kl`: shape (n,), nats. `medians`: of the two, shape (draws, 2)."""
-
-    entropy: Array
-    kl: Array
-    medians: Array
-
-    @classmethod
-    def of(cls, bank: Bank, rows: Mask, weights: Array) -> "Borders":
-        """Redraw the bank's medians, for some of its rows."""
-        entropy, kl = (bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl"))
-        medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in (entropy, kl)]
-        return cls(entropy[rows], kl[rows], np.column_stack(medians))
-
-
 class _Draws(NamedTuple):
-    """The bootstrap of outcomes of shape (n, m), with what bounds Q3 in each draw; None where cuts are fixed."""
+    """The bootstrap of outcomes of shape (n, m), and Q3 in every draw, with its rows; None where cuts are fixed."""
 
     values: Array
     prompts: Codes
     weights: Array
-    borders: Borders | None
+    q3: tuple[Region, Codes] | None
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], bank: Bank, resampling: Resampling, *, redraw: bool) -> "_Draws":
         rows, weights = outcomes[0].rows, resampling.weights("contrast")
         values = np.column_stack([outcome.values for outcome in outcomes])
-        return cls(values, bank.prompts[rows], weights, Borders.of(bank, rows, weights) if redraw else None)
+        return cls(values, bank.prompts[rows], weights, redrawn_q3(bank, rows, weights) if redraw else None)
 
     def contrast(self, arms: Arms, score: Array) -> tuple[list[Interval], str]:
         """Return each outcome's contrast, and why it, or its interval, is missing."""
@@ -162,59 +146,48 @@ class _Draws(NamedTuple):
         if n_prompts < MIN_PROMPTS:
             note = f"no interval: Q3 lies in only {n_prompts} prompts, and {MIN_PROMPTS} are needed"
             return [Interval(float(x), np.nan, np.nan) for x in point[0]], note
-        if self.borders is None:
+        if self.q3 is None:
             drawn = fixed_gaps(self.values, arms.high, arms.low, self.prompts, self.weights)
         else:
-            drawn = redrawn_gaps(self.values, score, self.prompts, self.borders, self.weights)
+            region, rows = self.q3
+            drawn = redrawn_gaps(self.values[rows], score[rows], region)
         drawn[0] = point  # to the last digit, however its sums were ordered
         undefined = int(np.isnan(drawn).any(axis=1).sum())
         note = f"no interval: in {undefined} of {len(drawn) - 1} draws a third is empty, or ties put positions in both"
         return intervals(drawn), note if undefined else ""
 
 
-def redrawn_gaps(values: Array, score: Array, prompts: Codes, borders: Borders, weights: Array) -> Array:
-    """Return the contrast in every draw, with the medians of that draw, and its thirds of the score inside its Q3.
+def redrawn_q3(bank: Bank, rows: Mask, weights: Array) -> tuple[Region, Codes]:
+    """Bound Q3 by the medians of every draw, which are over the whole bank, for some of its rows.
 
-    Only positions that are in Q3 in some draw are looked at, in the order of their score, a block of draws at a time.
-    Thirds are type-7 quantiles of the resampled positions, as np.quantile gives them. Where ties make both the same,
-    the draw has no contrast, as the full sample would have none. Shapes as in `fixed_gaps`.
+    Returns:
+        Q3, and which of those rows lie in it in any draw: its positions, in that order.
     """
-    candidates = np.flatnonzero(
-        (borders.entropy <= borders.medians[:, 0].max()) & (borders.kl >= borders.medians[:, 1].min())
-    )
-    candidates = candidates[np.argsort(score[candidates], kind="stable")]
-    own, y, entropy, kl = score[candidates], values[candidates], borders.entropy[candidates], borders.kl[candidates]
-    gaps = np.empty((len(weights), values.shape[1]))
-    step = max(1, _BLOCK // max(1, len(candidates)))
-    for start in range(0, len(weights), step):
-        draws = slice(start, start + step)
-        medians = borders.medians[draws]
-        counted = weights[draws][:, prompts[candidates]]
-        counted = counted * ((entropy <= medians[:, :1]) & (kl >= medians[:, 1:]))
-        low, high = _thirds(own, counted)
-        apart = _arm_mean(y, counted * (own >= high)) - _arm_mean(y, counted * (own <= low))
-        gaps[draws] = np.where(low < high, apart, np.nan)
-    return gaps
+    entropy, kl = (bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl"))
+    medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in (entropy, kl)]
+    return Region.of(Whole(bank.prompts[rows], weights), entropy[rows], kl[rows], np.hstack(medians))
 
 
-def _thirds(ordered: Array, counted: Array) -> list[Array]:
-    """Quantiles at 1/3 and 2/3 of rising values, each counted so many times in every draw: shape (draws, 1) each."""
-    below = counted.cumsum(axis=1)
-    cuts = []
-    for p in THIRDS:
-        place = p * np.maximum(below[:, -1] - 1, 0)
-        lower, upper = (
-            ordered[np.minimum((below <= (np.floor(place) + more)[:, None]).sum(axis=1), len(ordered) - 1)]
-            for more in (0, 1)
-        )
-        upper = np.where(np.floor(place) + 1 < below[:, -1], upper, lower)
-        cuts.append(interpolate(lower, upper, place - np.floor(place))[:, None])
-    return cuts
+def redrawn_gaps(values: Array, score: Array, region: Population) -> Array:
+    """Return the contrast in every draw, with its Q3 and the thirds of the score inside it.
 
+    Thirds are type-7 quantiles of the resampled positions, as np.quantile gives them. Where ties make both the same,
+    the draw has no contrast, as the full sample would have none.
 
-def _arm_mean(values: Array, weights: Array) -> Array:
-    """Weighted means, (n, m) and (draws, n) to (draws, m); NaN where nothing is weighed."""
-    return ratio(weights @ values, weights.sum(axis=1)[:, None])
+    Args:
+        values: shape (n, m).
+        score: shape (n,).
+        region: Q3 in every draw, n positions.
+
+    Returns:
+        Shape (draws, m); NaN where a draw leaves an arm empty.
+    """
+    ordered = Ordered(region, score, values)
+    low, high = (ordered.quantile(p) for p in THIRDS)
+    below = ordered.before(np.searchsorted(ordered.score, low, "right"))
+    above = ordered.total - ordered.before(np.searchsorted(ordered.score, high, "left"))
+    apart = ratio(above[:, 1:], above[:, :1]) - ratio(below[:, 1:], below[:, :1])
+    return np.where((low < high)[:, None], apart, np.nan)
 
 
 def _twin(arms: Arms, key: Key, seen: dict[bytes, str]) -> str:

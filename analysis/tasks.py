@@ -14,6 +14,7 @@ import pyarrow as pa
 from teachdiag.analysis.bootstrap import Codes, Resampling
 from teachdiag.analysis.buckets import bucket_rows, robust_rows
 from teachdiag.analysis.cells import load_cells
+from teachdiag.analysis.crossval import draw_folds
 from teachdiag.analysis.design import make_sample
 from teachdiag.analysis.findings import CLAIMS
 from teachdiag.analysis.frame import (
@@ -54,7 +55,7 @@ from teachdiag.analysis.regression import regressions
 from teachdiag.analysis.scaling import Scores, saturation_rows
 from teachdiag.analysis.support_contrast import contrast_rows
 from teachdiag.analysis.top_n import top_rows
-from teachdiag.analysis.validity import draw_folds, validity
+from teachdiag.analysis.validity import validity
 from teachdiag.artefacts import (
     BALANCE,
     BUCKETS,

@@ -8,7 +8,7 @@ from teachdiag.analysis.bootstrap import Interval, Resampling, intervals, prompt
 from teachdiag.analysis.design import moments
 from teachdiag.analysis.profiles import group_means, percentile_bins
 from teachdiag.analysis.regression import fit
-from teachdiag.analysis.validity import rank_correlation
+from teachdiag.analysis.validity import centred_ranks, rank_correlation
 
 RNG = np.random.default_rng(1)
 
@@ -51,7 +51,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
         fit(totals, [0, 1]).slopes,
-        rank_correlation(y, x[:, None], prompts, weights),
+        rank_correlation(centred_ranks(y), [centred_ranks(x)], prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):
         assert np.isnan(samples[:, 0]).tolist() == [False, True, False]

@@ -10,10 +10,11 @@ import statsmodels.api as sm
 from planted import World, plant
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.cuts import redraw_cuts, redrawn_quantiles
+from teachdiag.analysis.cuts import redraw_cuts
 from teachdiag.analysis.design import BASES, GAP, MODELS, make_sample
 from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
 from teachdiag.analysis.regression import point_estimates, regressions
+from teachdiag.analysis.resampled import redrawn_quantiles
 from teachdiag.analysis.scaling import normalised_scores
 from teachdiag.errors import EstimationError
 

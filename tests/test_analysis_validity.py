@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from teachdiag.analysis import validity
+from teachdiag.analysis import crossval
 from teachdiag.analysis.bootstrap import Resampling
+from teachdiag.analysis.crossval import Data, Fits, draw_folds, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.splines import rank_splines
-from teachdiag.analysis.validity import (
-    draw_folds,
-    explained,
-    fit_other_folds,
-    out_of_fold,
-    predictor_sets,
-    rank_correlation,
-)
+from teachdiag.analysis.validity import centred_ranks, explained, predictor_sets, rank_correlation
 from teachdiag.errors import EstimationError
 
 RNG = np.random.default_rng(5)
@@ -23,8 +17,7 @@ X = {("a", None): RNG.lognormal(size=300), ("b", 8): np.minimum(RNG.uniform(0, 2
 Y = np.column_stack([np.sin(X["a", None]) + RNG.normal(0, 0.3, 300), X["b", 8] + RNG.normal(0, 0.3, 300)])
 WEIGHTS = Resampling(0, 200, 15).weights("validity")
 
-
-FOLDS = draw_folds(15, 5, 2, seed=0)[:, PROMPTS]
+FOLDS = draw_folds(15, 5, 2, seed=0)
 SETS = {("a", None): (("a", None),), ("both", 8): (("a", None), ("b", 8))}
 
 
@@ -35,21 +28,22 @@ def _truncated_powers(z: np.ndarray) -> np.ndarray:
     return np.column_stack([x, x**2, x**3, *(np.maximum(x - knot, 0) ** 3 for knot in sorted(knots))])
 
 
-def _predict(scores: dict, y: np.ndarray) -> validity.OutOfFold:
-    splines = rank_splines(scores)
+def _fit(scores: dict, y: np.ndarray, folds: np.ndarray = FOLDS) -> tuple[Data, dict, Fits]:
+    data = Data(rank_splines(scores), list(scores), y, PROMPTS, folds)
     sets = {name: members for name, members in SETS.items() if set(members) <= set(scores)}
-    return out_of_fold(splines, fit_other_folds(splines, sets, list(scores), y, FOLDS), y, FOLDS, PROMPTS)
+    return data, sets, fit_other_folds(data, sets)
 
 
 def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validity, "_BLOCK", 37)
-    found = _predict(X, Y)
+    monkeypatch.setattr(crossval, "_BLOCK", 37)
+    data, _, fits = _fit(X, Y)
+    sums_total, sums_unexplained = squared_errors(data, fits, 15)
     bases = {key: _truncated_powers(values) for key, values in X.items()}
     for place, members in enumerate(SETS.values()):
         design = np.hstack([np.ones((300, 1)), *(bases[m] for m in members)])
         for column in range(2):
             predicted, unexplained, total = np.zeros(300), np.zeros(300), np.zeros(300)
-            for folds in FOLDS:
+            for folds in FOLDS[:, PROMPTS]:
                 for fold in range(5):
                     training, held = folds != fold, folds == fold
                     mean = Y[training, column].mean()
@@ -58,8 +52,9 @@ def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyP
                     predicted[held] += beyond / 2
                     unexplained[held] += (Y[held, column] - mean - beyond) ** 2 / 2
                     total[held] += (Y[held, column] - mean) ** 2 / 2
-            np.testing.assert_allclose(found.predicted[:, place, column], predicted, rtol=1e-6, atol=1e-8)
-            for sums, rows in ((found.unexplained[:, place, column], unexplained), (found.total[:, column], total)):
+            found = out_of_fold(data, fits, members, place)
+            np.testing.assert_allclose(found[:, column], predicted, rtol=1e-6, atol=1e-8)
+            for sums, rows in ((sums_unexplained[:, place, column], unexplained), (sums_total[:, column], total)):
                 np.testing.assert_allclose(sums, np.bincount(PROMPTS, rows), rtol=1e-6)
 
 
@@ -74,16 +69,20 @@ def test_folds_hold_out_whole_prompts_evenly_and_anew_in_each_repeat() -> None:
 
 
 def test_held_out_rows_never_reach_the_fit() -> None:
-    splines = rank_splines(X)
-    disturbed = np.where((FOLDS[0] == 2)[:, None], 1e6, Y)
-    before, after = (fit_other_folds(splines, SETS, list(X), y, FOLDS[:1]) for y in (Y, disturbed))
-    np.testing.assert_array_equal(before.coefficients[0, 2], after.coefficients[0, 2])
+    disturbed = np.where((FOLDS[0, PROMPTS] == 2)[:, None], 1e6, Y)
+    before, after = (_fit(X, y, FOLDS[:1])[2] for y in (Y, disturbed))
+    for own, other in zip(before.coefficients, after.coefficients, strict=True):
+        np.testing.assert_array_equal(own[0, 2], other[0, 2])
+        assert (own[0, 1] != other[0, 1]).any()
     np.testing.assert_array_equal(before.means[0, 2], after.means[0, 2])
-    assert (before.coefficients[0, 1] != after.coefficients[0, 1]).any()
 
 
 def test_monotone_versions_of_a_score_predict_the_same() -> None:
-    plain, bent = (_predict({("a", None): a}, Y).predicted for a in (X["a", None], X["a", None] ** 3))
+    found = []
+    for a in (X["a", None], X["a", None] ** 3):
+        data, _, fits = _fit({("a", None): a}, Y)
+        found.append(out_of_fold(data, fits, SETS["a", None], 0))
+    plain, bent = found
     np.testing.assert_allclose(plain, bent, rtol=1e-12)
 
 
@@ -104,7 +103,7 @@ def test_r2_is_that_of_a_loop_over_stacked_rows() -> None:
 
 def test_rank_correlation_is_spearmans_and_draws_keep_the_ranks() -> None:
     scores = np.column_stack(list(X.values()))
-    found = rank_correlation(Y[:, 0], scores, PROMPTS, WEIGHTS)
+    found = rank_correlation(centred_ranks(Y[:, 0]), [centred_ranks(x) for x in X.values()], PROMPTS, WEIGHTS)
     for column in range(2):
         assert found[0, column] == pytest.approx(spearmanr(Y[:, 0], scores[:, column]).statistic, abs=1e-12)
     ranks = [

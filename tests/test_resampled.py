@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachdiag.analysis.cuts import interpolate, redrawn_quantiles
+from teachdiag.analysis.resampled import interpolate, redrawn_quantiles
 
 PROBABILITIES = (0.0, 0.05, 1 / 3, 0.5, 2 / 3, 0.95, 1.0)
 
