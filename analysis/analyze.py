@@ -54,6 +54,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         ArtefactError: a table is missing or does not match the bank.
         EstimationError: the tables do not carry the estimates: too few prompts, or a constant predictor.
     """
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed, up to as much again
     Stage(run, "capture").require()
     stage = Stage(run, "analyze")
     with writing(run):
@@ -74,8 +75,8 @@ def _load(run: Path, settings: AnalyzeSettings) -> Inputs:
     records = finished_probes(run)
     steps = [load_step(run, record.probe_id, bank) for record in records if record.kind in STEP_KINDS]
     resampling = Resampling(settings.seed, settings.draws, bank.n_prompts)
-    normalised = normalised_scores(bank.positions)
-    return Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank.positions, normalised), resampling)
+    normalised = normalised_scores(bank)
+    return Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank, normalised), resampling)
 
 
 def _findings(estimates: pd.DataFrame, steps: Sequence[Step]) -> Rows:

@@ -5,10 +5,10 @@ positions needs only each prompt's sums: a draw is a weighted total of them, and
 product. Row 0 of every weight matrix holds ones, so the estimate and its draws come from the same code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
 
 MIN_PROMPTS = 8  # with fewer clusters, percentile intervals are far too short to be shown
+
+_BLOCK = 8192  # rows, filled up to whole prompts
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,32 @@ def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
     n = len(values)
     membership = csr_array((np.ones(n), (prompts, np.arange(n))), shape=(n_prompts, n))
     return np.asarray(membership @ values)
+
+
+class Block(NamedTuple):
+    """Rows of some prompts, all of each.
+
+    `prompts`: shape (p,). `rows`: shape (r,), one prompt after the other. `cuts`: where among these each prompt but the
+    first begins.
+    """
+
+    prompts: Codes
+    rows: Codes
+    cuts: Codes
+
+    def products(self, columns: Array) -> Array:
+        """Return the cross-products of each prompt, (r, q) to (p, q, q)."""
+        return np.stack([own.T @ own for own in np.split(columns, self.cuts)])
+
+
+def prompt_blocks(prompts: Codes) -> Iterator[Block]:
+    """Go through n rows, whose prompts are given, in blocks small enough for the many columns of a design."""
+    order = np.argsort(prompts, kind="stable")
+    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1))
+    ends = np.append(starts[1:], len(order))
+    for own in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // _BLOCK)) + 1):
+        rows = order[starts[own[0]] : ends[own[-1]]]
+        yield Block(prompts[order[starts[own]]], rows, starts[own[1:]] - starts[own[0]])
 
 
 def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:

@@ -13,7 +13,7 @@ from teachdiag.analysis.bootstrap import Array, Codes, Resampling, intervals, ra
 from teachdiag.analysis.frame import Bank, Mask, Outcome
 from teachdiag.analysis.profiles import Bins, group_means, group_sums
 from teachdiag.analysis.resampled import redrawn_quantiles
-from teachdiag.analysis.scaling import Key, Scores, in_q3
+from teachdiag.analysis.scaling import Key, Scores, in_q3, where_defined
 from teachdiag.scores import quantile_bins
 from teachdiag.settings import SUPPORT_SIZES
 
@@ -69,10 +69,10 @@ def bucket_rows(
         scores: normalised scores of the whole bank.
         resampling: gives the draws; buckets, trimming and fitted residuals are those of the full sample in all.
     """
-    rows = outcomes[0].rows
-    defined = {key: values[rows] for key, values in scores.items()}
-    q3, prompts = in_q3(bank.positions)[0][rows], bank.prompts[rows]
-    position = bank.positions["position"].to_numpy(np.float64)[rows]
+    first = outcomes[0]
+    defined = where_defined(scores, first)
+    q3, prompts = first.of(in_q3(bank)[0]), first.prompts
+    position = first.of(bank.column("position"))
     draws = _Draws(resampling, resampling.weights("buckets"))
     found: list[dict[str, Any]] = []
     for k in SUPPORT_SIZES:
@@ -190,4 +190,5 @@ def _whole(values: Array, prompts: Codes, weights: Array) -> Array:
 
 def _trimmed(values: Array) -> float:
     low, high = np.quantile(values, _TRIM)
-    return float(values[(values >= low) & (values <= high)].mean())
+    inside = values[(values >= low) & (values <= high)]
+    return float((inside if len(inside) else values).mean())  # two values lie beyond their own quantiles

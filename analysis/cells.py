@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from teachdiag.analysis.bootstrap import Array, Codes
 from teachdiag.analysis.frame import Bank
+from teachdiag.analysis.store import position_key
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.errors import ArtefactError
 
@@ -96,19 +97,15 @@ def _cell_codes(rows: pa.Table, table: pd.DataFrame, folder: Path) -> Codes:
 
 def _bank_rows(rows: pa.Table, bank: Bank, folder: Path) -> Codes:
     """Return the bank row of each row of gains."""
-    known = _key(bank.positions["context_id"].to_numpy(), bank.positions["position"].to_numpy())
-    found = _key(rows["context_id"].to_numpy(), rows["position"].to_numpy())
+    known = bank.key
+    found = position_key(rows["context_id"].to_numpy(), rows["position"].to_numpy())
     place = np.minimum(np.searchsorted(known, found), len(known) - 1).astype(np.int64)
     prompts, names = _codes(rows["prompt_id"])
-    numbers = dict(zip(bank.positions["prompt_id"], bank.prompts, strict=True))
+    numbers = {name: number for number, name in enumerate(bank.names)}
     theirs = np.asarray([numbers.get(name, -1) for name in names], dtype=np.int64)[prompts]
     if (known[place] != found).any() or (theirs != bank.prompts[place]).any():
         raise ArtefactError(f"{folder} holds positions that are not the bank's, by context, position and prompt")
     return place
-
-
-def _key(context_id: Codes, position: Codes) -> Codes:
-    return context_id.astype(np.int64) << 32 | position.astype(np.int64)
 
 
 def _codes(texts: pa.ChunkedArray) -> tuple[Codes, list[str]]:

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import Array, Codes
+from teachdiag.analysis.bootstrap import Array, Codes, prompt_blocks
 from teachdiag.analysis.scaling import Key
 from teachdiag.analysis.splines import Splines
 from teachdiag.errors import EstimationError
 from teachdiag.seeds import derive_seed
 
-_BLOCK = 16384  # rows whose design exists at the same time, filled up to whole prompts
 _RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product
 
 
@@ -32,10 +31,10 @@ def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
 
 
 class Data(NamedTuple):
-    """What is predicted, from what, by rows of which those of a prompt stand together.
+    """What is predicted, and from what.
 
-    `splines`: of the scores, over the rows. `scores`: their keys. `values`: shape (n, m), the outcomes. `prompts`:
-    shape (n,), rising. `folds`: shape (repeats, prompts).
+    `splines`: of the scores, over n rows. `scores`: their keys. `values`: shape (n, m), the outcomes. `prompts`: shape
+    (n,). `folds`: shape (repeats, prompts).
     """
 
     splines: Splines
@@ -50,16 +49,9 @@ class Data(NamedTuple):
 
     def products(self) -> Iterator[tuple[Codes, Array]]:
         """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
-        for owners, rows, cuts in self.blocks():
-            extended = np.hstack([self.splines.design(rows), self.values[rows]])
-            yield owners, np.stack([own.T @ own for own in np.split(extended, cuts)])
-
-    def blocks(self) -> Iterator[tuple[Codes, slice, Codes]]:
-        """Yield prompts, their rows, and where within these each prompt but the first begins, block by block."""
-        owners, starts = np.unique(self.prompts, return_index=True)
-        ends = np.append(starts[1:], len(self.prompts))
-        for own in np.split(np.arange(len(owners)), np.flatnonzero(np.diff(starts // _BLOCK)) + 1):
-            yield owners[own], slice(starts[own[0]], ends[own[-1]]), starts[own[1:]] - starts[own[0]]
+        for block in prompt_blocks(self.prompts):
+            extended = np.hstack([self.splines.design(block.rows), self.values[block.rows]])
+            yield block.prompts, block.products(extended)
 
 
 class Fits(NamedTuple):
@@ -140,10 +132,11 @@ def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], place: int) -> Arra
     """
     splines = data.splines.only(data.members(keys))
     found = np.empty(data.values.shape)
-    for owners, rows, cuts in data.blocks():
-        mean = np.mean([own[f] for own, f in zip(fits.coefficients[place], data.folds[:, owners], strict=True)], axis=0)
-        designs = np.split(splines.design(rows), cuts)
-        found[rows] = np.vstack([design @ own for design, own in zip(designs, mean, strict=True)])
+    for block in prompt_blocks(data.prompts):
+        assigned = zip(fits.coefficients[place], data.folds[:, block.prompts], strict=True)
+        mean = np.mean([own[folds] for own, folds in assigned], axis=0)
+        designs = np.split(splines.design(block.rows), block.cuts)
+        found[block.rows] = np.vstack([design @ own for design, own in zip(designs, mean, strict=True)])
     return found
 
 

@@ -9,22 +9,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from teachdiag.analysis.bootstrap import Array, Codes
-from teachdiag.analysis.design import PREDICTORS, Sample, predictor_columns
+from teachdiag.analysis.bootstrap import Array
+from teachdiag.analysis.design import Sample, standardised, variables, with_intercept
+from teachdiag.analysis.frame import Bank
 from teachdiag.analysis.resampled import redrawn_quantiles
-from teachdiag.analysis.scaling import combined_scores
 from teachdiag.scores import clip_to
 
 _CUTS = (0.05, 0.95)
+_CUT = ("student_entropy", "teacher_entropy", "disagreement", "compatibility")  # parts that are normalised
+_BLOCK = 4096  # rows whose variables exist at the same time
 
 
 class Redrawn(NamedTuple):
     """How the cuts move, and the sample's moments where one of them is moved.
 
     `moves`: shape (draws, cuts), in standard deviations of each cut. `moments`: shape (cuts, 2, 1 + q + m, 1 + q + m),
-    of [1, scaled] in total, with a cut one standard deviation lower and higher. `spread`: shape (cuts, 2, q + m).
+    of [1, z-scored] in total, with a cut one standard deviation lower and higher. `spread`: shape (cuts, 2, q + m).
     """
 
     moves: Array
@@ -32,36 +33,38 @@ class Redrawn(NamedTuple):
     spread: Array
 
 
-def redraw_cuts(sample: Sample, bank: pd.DataFrame, prompts: Codes, weights: Array) -> Redrawn:
+def redraw_cuts(sample: Sample, bank: Bank, weights: Array) -> Redrawn:
     """Redraw the eight quantiles that normalise H, the teacher's H, D and C.
 
     Args:
         sample: the regressions' sample.
-        bank: the bank's positions, by which scores are normalised.
-        prompts: shape (positions of the bank,).
+        bank: the bank, by whose positions scores are normalised.
         weights: shape (draws, prompts).
     """
-    columns = ("student_entropy", "teacher_entropy", f"disagreement_k{sample.k}", f"compatibility_k{sample.k}")
-    raw = [bank[name].to_numpy(np.float64) for name in columns]
-    drawn = np.column_stack([redrawn_quantiles(values, prompts, weights, _CUTS) for values in raw])
+    names = [f"{name}_k{sample.k}" if name in ("disagreement", "compatibility") else name for name in _CUT]
+    raw = [bank.column(name) for name in names]
+    drawn = np.column_stack([redrawn_quantiles(values, bank.prompts, weights, _CUTS) for values in raw])
     moves, deviation = drawn - drawn[0], drawn[1:].std(axis=0)
     cuts = np.array([np.quantile(values, _CUTS) for values in raw]).ravel()
     # A step that would carry a lower cut beyond its upper one is of no draw.
     steps = np.minimum(deviation, np.repeat(cuts[1::2] - cuts[::2], 2) / 4)
-    moved = [[_moved(sample, bank, raw, cuts + side * row) for side in (-1, 1)] for row in np.diag(steps)]
+    moved = np.array([cuts + side * row for row in np.diag(steps) for side in (-1, 1)])
     scaled = np.divide(moves, steps, out=np.zeros_like(moves), where=steps > 0)
-    totals, spread = (np.array([[pair[part] for pair in sides] for sides in moved]) for part in (0, 1))
-    return Redrawn(scaled, totals, spread)
+    found = [standardised(total) for total in _moments(sample, [sample.outcomes[0].of(own) for own in raw], moved)]
+    spread, totals = (np.array([own[part] for own in found]) for part in (1, 2))
+    return Redrawn(scaled, totals.reshape(len(steps), 2, *totals.shape[1:]), spread.reshape(len(steps), 2, -1))
 
 
-def _moved(sample: Sample, bank: pd.DataFrame, raw: Sequence[Array], cuts: Array) -> tuple[Array, Array]:
-    """Total moments of [1, scaled] and the spreads, with the scores normalised at other cuts."""
-    h, teacher, d, c = (clip_to(values, *own) for values, own in zip(raw, cuts.reshape(-1, 2), strict=True))
-    scores = combined_scores(h, teacher, bank["pos_norm"].to_numpy(np.float64), d, c, sample.k)
-    columns = np.column_stack(
-        [*predictor_columns(scores, sample.outcomes[0], sample.k), sample.scaled[:, len(PREDICTORS) :]]
-    )
-    spread = columns.std(axis=0)
-    extended = np.column_stack([np.ones(len(columns)), (columns - columns.mean(axis=0)) / spread])
-    spread[len(PREDICTORS) :] *= sample.spread[len(PREDICTORS) :]
-    return extended.T @ extended, spread
+def _moments(sample: Sample, raw: Sequence[Array], cuts: Array) -> Array:
+    """Total moments of [1, variables] with the scores normalised at other cuts, (c, 8) to (c, 1 + q + m, 1 + q + m)."""
+    n, width = len(raw[0]), 1 + len(sample.mean)
+    found = np.zeros((len(cuts), width, width))
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        outcomes = [outcome.values[rows] for outcome in sample.outcomes]
+        for total, own in zip(found, cuts.reshape(len(cuts), -1, 2), strict=True):
+            parts = {name: clip_to(values[rows], *ends) for name, values, ends in zip(_CUT, raw, own, strict=True)}
+            parts["position"] = sample.parts["position"][rows]
+            extended = with_intercept(variables(parts, outcomes))
+            total += extended.T @ extended
+    return found

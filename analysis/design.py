@@ -1,13 +1,13 @@
 """What the regressions are fitted to: predictors and outcomes over the same positions, as cross-products by prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bootstrap import Array, Codes
+from teachdiag.analysis.bootstrap import Array, Codes, prompt_blocks
 from teachdiag.analysis.frame import Outcome
-from teachdiag.analysis.scaling import Key, Scores
+from teachdiag.analysis.scaling import Parts, Scores, combined_score, parts_of
 from teachdiag.errors import EstimationError
 
 GAP = "learnable - incompatible"
@@ -39,22 +39,28 @@ PREDICTORS = tuple(dict.fromkeys(term for terms in MODELS.values() for term in t
 
 
 class Sample(NamedTuple):
-    """Predictors at one K and some outcomes over the same positions.
+    """Predictors at one K and some outcomes over the same n positions.
 
-    `scaled`: shape (n, q + m), predictors and then outcomes, z-scored, which keeps the moments well conditioned.
-    `spread`: shape (q + m,), the standard deviations taken out. `by_prompt`: shape (prompts, 1 + q + m, 1 + q + m),
-    cross-products of [1, scaled] of each prompt.
+    `parts`: shape (n,) each, of what the predictors are made of. `mean`, `spread`: shape (q + m,), of predictors and
+    then outcomes, by which they are z-scored. `by_prompt`: shape (prompts, 1 + q + m, 1 + q + m), cross-products of
+    [1, z-scored] of each prompt.
     """
 
     outcomes: Sequence[Outcome]
     k: int
-    scaled: Array
+    parts: Parts
+    mean: Array
     spread: Array
     by_prompt: Array
 
     def places(self, terms: Sequence[str], outcome: int) -> list[int]:
         """Return the columns of some predictors and then of one outcome."""
         return [*(PREDICTORS.index(term) for term in terms), len(PREDICTORS) + outcome]
+
+    def scaled(self, rows: Codes) -> Array:
+        """Return predictors and outcomes at some positions, z-scored: shape (rows, q + m)."""
+        parts = {name: values[rows] for name, values in self.parts.items()}
+        return (variables(parts, [outcome.values[rows] for outcome in self.outcomes]) - self.mean) / self.spread
 
 
 def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: int) -> Sample:
@@ -69,55 +75,60 @@ def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: 
     Raises:
         EstimationError: a predictor is constant, or a combination of others in its model; the message names it.
     """
-    predictors = predictor_columns(scores, outcomes[0], k)
-    columns = np.column_stack([*predictors, *(outcome.values for outcome in outcomes)])
-    spread = columns.std(axis=0)
-    scaled = (columns - columns.mean(axis=0)) / spread
+    first = outcomes[0]
+    parts = {name: first.of(values) for name, values in parts_of(scores, k).items()}
+    width = len(PREDICTORS) + len(outcomes)
+    raw, lowest, highest = np.zeros((n_prompts, 1 + width, 1 + width)), np.full(width, np.inf), np.full(width, -np.inf)
+    for block in prompt_blocks(first.prompts):
+        own = {name: values[block.rows] for name, values in parts.items()}
+        columns = variables(own, [outcome.values[block.rows] for outcome in outcomes])
+        raw[block.prompts] = block.products(with_intercept(columns))
+        lowest, highest = np.minimum(lowest, columns.min(axis=0)), np.maximum(highest, columns.max(axis=0))
+    for place in np.flatnonzero((lowest == highest)[: len(PREDICTORS)]):
+        name = PREDICTORS[place]
+        raise EstimationError(
+            f"predictor {name}{'' if (name, None) in scores else f' (K={k})'} is {lowest[place]:g} at every position "
+            f"that has {first.name}: capture another pair, or more and later positions"
+        )
+    mean, spread, total = standardised(raw.sum(axis=0))
     for terms in MODELS.values():
-        _refuse_collinear(scaled[:, [PREDICTORS.index(term) for term in terms]], terms, k)
-    return Sample(outcomes, k, scaled, spread, moments(scaled, outcomes[0].prompts, n_prompts))
+        places = [1 + PREDICTORS.index(term) for term in terms]
+        _refuse_collinear(total[np.ix_(places, places)] / total[0, 0], terms, k)
+    return Sample(outcomes, k, parts, mean, spread, rescaled(raw, mean, spread))
 
 
-def predictor_columns(scores: Scores, outcome: Outcome, k: int) -> list[Array]:
-    """Return each predictor over the outcome's positions, in the order of `PREDICTORS`, none of them constant.
+def variables(parts: Parts, outcomes: Sequence[Array]) -> Array:
+    """Return every predictor, in the order of `PREDICTORS`, and then the outcomes: (n,) each to (n, q + m)."""
+    d = parts["disagreement"]
+    columns = [_CURVE[name](d) if name in _CURVE else combined_score(parts, name) for name in PREDICTORS]
+    return np.column_stack([*columns, *outcomes])
 
-    Raises:
-        EstimationError: one is; the message names it.
+
+def with_intercept(columns: Array) -> Array:
+    """Put a column of ones before others."""
+    return np.column_stack([np.ones(len(columns)), columns])
+
+
+def standardised(total: Array) -> tuple[Array, Array, Array]:
+    """Return means and standard deviations of m variables, and their moments as if they had been z-scored.
+
+    Args:
+        total: moments of [1, variables], shape (1 + m, 1 + m).
     """
-    columns = []
-    for name in PREDICTORS:
-        if name in _CURVE:
-            column = _CURVE[name](scores["disagreement", k][outcome.rows])
-        else:
-            column = scores[score_key(scores, name, k)][outcome.rows]
-        if np.ptp(column) == 0:
-            raise EstimationError(
-                f"predictor {name}{f' (K={k})' if (name, None) not in scores else ''} is {column[0]:g} at every "
-                f"position that has {outcome.name}: capture another pair, or more and later positions"
-            )
-        columns.append(column)
-    return columns
+    mean = total[0, 1:] / total[0, 0]
+    spread = np.sqrt(np.diagonal(total)[1:] / total[0, 0] - mean**2)
+    return mean, spread, rescaled(total, mean, spread)
 
 
-def score_key(scores: Mapping[Key, Array], name: str, k: int) -> Key:
-    """Return the key of a score, with K where it has one."""
-    return (name, k) if (name, k) in scores else (name, None)
+def rescaled(moments: Array, mean: Array, spread: Array) -> Array:
+    """Turn moments of [1, x] into those of [1, (x - mean) / spread], shape (..., 1 + m, 1 + m)."""
+    change = np.diag(np.append(1.0, 1 / spread))
+    change[0, 1:] = -mean / spread
+    found: Array = change.T @ moments @ change
+    return found
 
 
-def moments(columns: Array, prompts: Codes, n_prompts: int) -> Array:
-    """Return each prompt's cross-products of [1, columns]: (positions, q) to (prompts, 1 + q, 1 + q)."""
-    order = np.argsort(prompts, kind="stable")
-    extended = np.column_stack([np.ones(len(columns)), columns])[order]
-    ends = np.searchsorted(prompts[order], np.arange(n_prompts + 1))
-    products = np.zeros((n_prompts, extended.shape[1], extended.shape[1]))
-    for prompt in range(n_prompts):
-        own = extended[ends[prompt] : ends[prompt + 1]]
-        products[prompt] = own.T @ own
-    return products
-
-
-def _refuse_collinear(scaled: Array, terms: tuple[str, ...], k: int) -> None:
-    correlations = scaled.T @ scaled / len(scaled)
+def _refuse_collinear(correlations: Array, terms: tuple[str, ...], k: int) -> None:
     for count in range(2, len(terms) + 1):
         if np.linalg.matrix_rank(correlations[:count, :count], tol=1e-10, hermitian=True) < count:
             raise EstimationError(

@@ -1,5 +1,6 @@
 """The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,22 +8,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval
+from teachdiag.analysis.store import StoredColumns, position_key
 from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.runs import Stage
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.tables import Table
 
 Mask = npt.NDArray[np.bool_]
+
+_LARGE = 500_000  # positions
 
 OUTCOMES = {"gain": "nats", "gain_reverse": "nats", "gain_relative": "1", "gain_log": "1"}  # outcome: unit
 
 PROXIES = ("bhattacharyya", "overlap", "jaccard", "teacher_top1_in_support", "compatibility_bound")  # of C
-_KEY = ["context_id", "position", "prompt_id"]
-_PROBE_COLUMNS = ["probe_id", "update", "update_on", "loss", *_KEY, *OUTCOMES, "noise_floor"]
-_PREDICTORS = (
+_PROBE_TEXTS = ("probe_id", "update", "update_on", "loss")
+_GAIN_COLUMNS = (*OUTCOMES, "noise_floor")
+_BANK_COLUMNS = (
+    *("context_id", "position", "token_id"),
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
     *(f"{name}_k{k}" for name in ("disagreement", "compatibility", *PROXIES) for k in SUPPORT_SIZES),
 )
@@ -45,13 +50,32 @@ class Record:
 class Bank:
     """Every bank position at theta0, in the order of (context_id, position).
 
-    `positions`: one row a position, N in all. `prompts`: shape (N,), the number of each row's prompt, 0-based in the
-    order of prompt_id. `n_prompts`: how many prompts there are.
+    `positions`: shape (N,) each, by name. `prompts`: shape (N,), the number of each row's prompt, 0-based in the order
+    of prompt_id. `n_prompts`: how many prompts there are. `names`: their prompt_id.
     """
 
-    positions: pd.DataFrame
+    positions: Mapping[str, Any]
     prompts: Codes
     n_prompts: int
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        """Count the positions."""
+        return len(self.prompts)
+
+    @property
+    def large(self) -> bool:
+        """Whether memory is spared where time would not be: estimates are made one after the other."""
+        return len(self) > _LARGE
+
+    @property
+    def key(self) -> Codes:
+        """Context and position in one number, shape (N,), rising."""
+        return position_key(*(np.asarray(self.positions[name]) for name in ("context_id", "position")))
+
+    def column(self, name: str) -> Array:
+        """Return one column as float64, shape (N,)."""
+        return np.asarray(self.positions[name], np.float64)
 
 
 @dataclass(frozen=True)
@@ -62,8 +86,12 @@ class Probe:
     update: str
     update_on: str
     loss: str
-    gains: pd.DataFrame
+    gains: Mapping[str, Any]
     draw: int = 0
+
+    def column(self, name: str) -> Array:
+        """Return one column of the gains as float64, shape (N,); NaN where it is undefined."""
+        return np.asarray(self.gains[name], np.float64)
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,10 @@ class Outcome:
     rows: Mask
     values: Array
     prompts: Codes
+
+    def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a column of the bank, shape (N,), where the outcome is defined: (n,), the same array if everywhere."""
+        return values if len(values) == len(self.prompts) else values[self.rows]
 
     @property
     def unit(self) -> str:
@@ -153,12 +185,11 @@ def load_bank(run: Path) -> Bank:
     Raises:
         ArtefactError: the table is missing, holds no bank position, or holds one twice.
     """
-    everything = POSITIONS.read(run / "positions", [*_KEY, "split", "token_id", *_PREDICTORS])
-    positions = _ordered(everything[everything["split"] == "bank"], "positions")
-    if positions.empty:
+    positions = StoredColumns(POSITIONS, run / "positions", _BANK_COLUMNS, split="bank")
+    if not positions.n_rows:
         raise ArtefactError(f"{run / 'positions'} holds no position of the bank: run `teachdiag capture` again")
-    names, prompts = np.unique(positions["prompt_id"].to_numpy(str), return_inverse=True)
-    return Bank(positions, prompts.astype(np.int64), len(names))
+    names, prompts = positions.texts("prompt_id")
+    return Bank(positions, prompts, len(names), names)
 
 
 def finished_probes(run: Path) -> list[Record]:
@@ -207,17 +238,35 @@ def load_draws(run: Path, probe_id: str, bank: Bank) -> tuple[Probe, dict[str, l
     """
     placebos = {}
     for folder in _placebo_folders(run, probe_id):
-        gains = GAINS.read(folder, [*_PROBE_COLUMNS, "draw"])
-        numbers = sorted(int(draw) for draw in gains["draw"].unique())
-        draws = [_aligned(gains[gains["draw"] == number], folder, bank, number) for number in numbers]
+        numbers = GAINS.read_arrow(folder, ["draw"])["draw"].unique().to_pylist()
+        draws = [_load_probe(folder, bank, number) for number in sorted(numbers)]
         placebos[draws[0].update] = draws
     return _load_probe(run / "gains" / probe_id, bank), placebos
 
 
+def load_aligned(table: Table, folder: Path, names: tuple[str, ...], bank: Bank, **equal: int) -> StoredColumns:
+    """Read columns that have a row for each of the bank's.
+
+    Raises:
+        ArtefactError: the table is missing, or its rows are not of this bank.
+    """
+    found = StoredColumns(table, folder, names, **equal)
+    known, prompts = found.texts("prompt_id")
+    # One prompt_id or another is missing where the names differ, and their numbers mean nothing.
+    if not (np.array_equal(found.key, bank.key) and known == list(bank.names) and (prompts == bank.prompts).all()):
+        raise ArtefactError(
+            f"{folder} holds {table.name} of {found.n_rows} positions that are not the bank's {len(bank)}, by "
+            "context, position and prompt: run the probe again in this run directory"
+        )
+    return found
+
+
 def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
     """Return one outcome of one probe, over the positions where it is above the noise floor."""
-    values = probe.gains[name].to_numpy()
+    values = probe.column(name)
     rows = ~np.isnan(values)
+    if rows.all():
+        return Outcome(probe.probe_id, probe.update, name, rows, values, bank.prompts)
     return Outcome(probe.probe_id, probe.update, name, rows, values[rows], bank.prompts[rows])
 
 
@@ -240,23 +289,7 @@ def _placebo_folders(run: Path, probe_id: str) -> list[Path]:
     return sorted((run / "gains").glob(f"{probe_id}.*"))
 
 
-def _load_probe(folder: Path, bank: Bank) -> Probe:
-    return _aligned(GAINS.read(folder, _PROBE_COLUMNS), folder, bank)
-
-
-def _aligned(rows: pd.DataFrame, folder: Path, bank: Bank, draw: int = 0) -> Probe:
-    gains = _ordered(rows, f"gains of {folder.name}")
-    if len(gains) != len(bank.positions) or not (gains[_KEY] == bank.positions[_KEY]).all(axis=None):
-        raise ArtefactError(
-            f"{folder} holds gains of {len(gains)} positions that are not the bank's {len(bank.positions)}, by "
-            "context, position and prompt: run the probe again in this run directory"
-        )
-    probe_id, update, update_on, loss = (str(gains[name].iloc[0]) for name in _PROBE_COLUMNS[:4])
-    return Probe(probe_id, update, update_on, loss, gains[[*OUTCOMES, "noise_floor"]].astype(np.float64), draw)
-
-
-def _ordered(frame: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Sort by key, so that no number depends on the order of rows or shards."""
-    if frame.duplicated(["context_id", "position"]).any():
-        raise ArtefactError(f"the {what} hold a position twice: run the stage again in a new run directory")
-    return frame.sort_values(["context_id", "position"], ignore_index=True)
+def _load_probe(folder: Path, bank: Bank, draw: int = 0) -> Probe:
+    gains = load_aligned(GAINS, folder, _GAIN_COLUMNS, bank, draw=draw)
+    probe_id, update, update_on, loss = (gains.texts(name)[0][0] for name in _PROBE_TEXTS)
+    return Probe(probe_id, update, update_on, loss, gains, draw)

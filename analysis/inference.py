@@ -5,14 +5,15 @@ Nielsen and Webb 2023), safer with few prompts; two-way errors add token ids as 
 Miller 2011); the wild cluster bootstrap imposes the null (Cameron, Gelbach and Miller 2008) with Webb's six weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t
 
-from teachdiag.analysis.bootstrap import Array, Codes, Resampling, prompt_sums
-from teachdiag.analysis.design import GAP, MODELS, Sample
+from teachdiag.analysis.bootstrap import Array, Codes, Resampling, prompt_blocks, prompt_sums
+from teachdiag.analysis.design import GAP, MODELS, Sample, with_intercept
+from teachdiag.analysis.frame import Outcome
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_OUTCOME
 
@@ -20,6 +21,7 @@ FEW_PROMPTS = 40  # with fewer, p-values come from the wild bootstrap too
 TESTED = ("learnable", "incompatible", GAP)
 _WEBB = np.sqrt([0.5, 1.0, 1.5])
 _WILD_DRAWS = 1999
+Variables = Callable[[Codes], Array]  # z-scored variables at some positions
 
 
 class Model(NamedTuple):
@@ -57,7 +59,7 @@ def model_of(by_prompt: Array, places: Sequence[int]) -> Model:
 
 def crv1(model: Model) -> Array:
     """Covariance of the coefficients, shape (k, k): G/(G-1) (N-1)/(N-k) bread (sum of scores' squares) bread."""
-    return _sandwich(model, model.scores)
+    return _sandwich(model, model.scores.T @ model.scores, len(model.scores))
 
 
 def crv3(model: Model) -> Array:
@@ -68,34 +70,37 @@ def crv3(model: Model) -> Array:
     return (len(apart) - 1) / len(apart) * apart.T @ apart
 
 
-class Ways(NamedTuple):
-    """Two ways of clustering positions and their intersection, numbered from 0 without gaps: shape (n,) each."""
-
-    prompts: Codes
-    tokens: Codes
-    both: Codes
-
-
-def ways_of(prompts: Codes, tokens: Codes) -> Ways:
-    """Number the clusters by prompt, by token id, and by both, shape (n,) each."""
-    pairs = prompts * (tokens.max() + 1) + tokens
-    return Ways(*(np.unique(groups, return_inverse=True)[1].astype(np.int64) for groups in (prompts, tokens, pairs)))
-
-
-def two_way(model: Model, design: Array, residual: Array, ways: Ways) -> Array:
-    """Covariance clustered by prompt and by token id, shape (k, k): by each less that by their intersection.
+def two_way(
+    models: Sequence[Model], places: Sequence[Sequence[int]], variables: Variables, prompts: Codes, tokens: Codes
+) -> list[Array]:
+    """Covariances clustered by prompt and by token id, shape (k, k): by each, less that by their intersection.
 
     Args:
-        model: the regression.
-        design: shape (n, k), intercept first.
-        residual: shape (n,).
-        ways: how the n positions are clustered.
+        models: some regressions over the same n positions.
+        places: of each regression's predictors and outcome among the variables.
+        variables: gives these at some positions, (r,) to (r, q).
+        prompts: shape (n,).
+        tokens: shape (n,), token id of each position.
     """
-    scores = design * residual[:, None]
-    found = np.zeros_like(model.bread)
-    for sign, codes in ((1, ways.prompts), (1, ways.tokens), (-1, ways.both)):
-        found += sign * _sandwich(model, prompt_sums(scores, codes, int(codes.max()) + 1))
-    return found
+    by_token = [np.zeros((int(tokens.max()) + 1, len(model.coefficients))) for model in models]
+    within, n_within = [np.zeros_like(model.bread) for model in models], 0
+    for block in prompt_blocks(prompts):
+        columns, own = with_intercept(variables(block.rows)), tokens[block.rows]
+        numbers = np.searchsorted(block.cuts, np.arange(len(own)), "right")
+        pairs = np.unique(numbers * len(by_token[0]) + own, return_inverse=True)[1].astype(np.int64)
+        n_pairs = int(pairs.max()) + 1
+        n_within += n_pairs
+        for model, wanted, token_scores, squares in zip(models, places, by_token, within, strict=True):
+            design = columns[:, [0, *(place + 1 for place in wanted[:-1])]]
+            scores = design * (columns[:, wanted[-1] + 1] - design @ model.coefficients)[:, None]
+            token_scores += prompt_sums(scores, own, len(token_scores))
+            paired = prompt_sums(scores, pairs, n_pairs)
+            squares += paired.T @ paired
+    n_tokens = len(np.unique(tokens))
+    return [
+        crv1(model) + _sandwich(model, own.T @ own, n_tokens) - _sandwich(model, squares, n_within)
+        for model, own, squares in zip(models, by_token, within, strict=True)
+    ]
 
 
 def wild_p_value(model: Model, contrast: Array, seed: int, draws: int = _WILD_DRAWS) -> float:
@@ -139,30 +144,31 @@ def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> lis
         tokens: shape (n,), token id of each position.
         resampling: gives the seed of the wild bootstrap.
     """
-    ways = ways_of(sample.outcomes[0].prompts, tokens)
-    return [
-        row
+    fitted = [
+        (outcome, name, sample.places(terms, place))
         for place, outcome in enumerate(sample.outcomes)
         if outcome.name == HEADLINE_OUTCOME
         for name, terms in MODELS.items()
         if "learnable" in terms
-        for row in _rows(sample, place, name, terms, ways, resampling.seed)
+    ]
+    if not fitted:
+        return []
+    places = [columns for _, _, columns in fitted]
+    models = [model_of(sample.by_prompt, columns) for columns in places]
+    both = two_way(models, places, sample.scaled, sample.outcomes[0].prompts, tokens)
+    n_tokens = len(np.unique(tokens))
+    return [
+        row | {"n_tokens": n_tokens}
+        for (outcome, name, _), model, covariance in zip(fitted, models, both, strict=True)
+        for row in _rows(outcome, sample.k, name, model, covariance, resampling.seed)
     ]
 
 
-def _rows(sample: Sample, place: int, name: str, terms: Sequence[str], ways: Ways, seed: int) -> list[dict[str, Any]]:
-    outcome, columns = sample.outcomes[place], sample.places(terms, place)
-    model = model_of(sample.by_prompt, columns)
-    design = np.column_stack([np.ones(len(ways.tokens)), sample.scaled[:, columns[:-1]]])
-    residual = sample.scaled[:, columns[-1]] - design @ model.coefficients
-    covariances = {
-        "crv1_error": crv1(model),
-        "crv3_error": crv3(model),
-        "two_way_error": two_way(model, design, residual, ways),
-    }
+def _rows(outcome: Outcome, k: int, name: str, model: Model, both: Array, seed: int) -> list[dict[str, Any]]:
+    covariances = {"crv1_error": crv1(model), "crv3_error": crv3(model), "two_way_error": both}
     n_prompts = len(model.gram)
     rows = []
-    for contrast, term in zip(*contrasts_of(terms), strict=True):
+    for contrast, term in zip(*contrasts_of(MODELS[name]), strict=True):
         if term not in TESTED:
             continue
         full = np.r_[0.0, contrast]
@@ -171,13 +177,13 @@ def _rows(sample: Sample, place: int, name: str, terms: Sequence[str], ways: Way
         crv3_error = errors["crv3_error"]
         wild = None
         if n_prompts < FEW_PROMPTS:
-            wild = wild_p_value(model, full, derive_seed(seed, "wild", name, term, sample.k))
+            wild = wild_p_value(model, full, derive_seed(seed, "wild", name, term, k))
         rows.append(
-            {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name, "k": sample.k}
+            {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name, "k": k}
             | {"model": name, "term": term, "estimate": estimate}
             | errors
             | {"crv3_p": float(2 * t.sf(abs(estimate) / crv3_error, n_prompts - 1)) if crv3_error else None}
-            | {"wild_p": wild, "n_positions": model.n, "n_prompts": n_prompts, "n_tokens": int(ways.tokens.max()) + 1}
+            | {"wild_p": wild, "n_positions": model.n, "n_prompts": n_prompts}
         )
     return rows
 
@@ -188,8 +194,9 @@ def _error(contrast: Array, covariance: Array) -> float | None:
     return float(np.sqrt(variance)) if variance > 0 else None
 
 
-def _sandwich(model: Model, scores: Array) -> Array:
-    groups, k = scores.shape
+def _sandwich(model: Model, squares: Array, groups: int) -> Array:
+    """Put the sum of the clusters' squared scores, shape (k, k), between two breads, for so many clusters."""
+    k = len(squares)
     factor = groups / (groups - 1) * (model.n - 1) / (model.n - k)
-    found: Array = factor * model.bread @ (scores.T @ scores) @ model.bread
+    found: Array = factor * model.bread @ squares @ model.bread
     return found

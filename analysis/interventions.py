@@ -158,7 +158,7 @@ def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array
         weights: of the prompts, shape (draws, prompts).
     """
     everywhere = np.ones(len(cells.rows), bool)
-    q3 = in_q3(bank.positions.iloc[cells.rows])[0]
+    q3 = in_q3(bank, cells.rows)[0]
     gain = _mean(cells, everywhere, weights)
     n_kept = cells.table["n_kept"].to_numpy(np.float64)
     whole, inside, itself = len(cells.rows), int(q3.sum()), np.arange(len(cells.table))
@@ -178,7 +178,7 @@ def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array
 
 
 def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: Array) -> list[Statistic]:
-    compatibility = bank.positions[f"compatibility_k{HEADLINE_K}"].to_numpy(np.float64)[cells.rows]
+    compatibility = bank.column(f"compatibility_k{HEADLINE_K}")[cells.rows]
     measurable = (cells.before >= NOISE_SAFETY * noise_floor) & (cells.before > 0)
     cut = arms(q3, compatibility, measurable)
     if not cut:

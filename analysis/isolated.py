@@ -106,7 +106,7 @@ def _clusters(table: pd.DataFrame, bank: Bank | None, rows: Codes) -> tuple[Code
     if bank is None:
         names, prompts = np.unique(ids, return_inverse=True)
         return prompts.astype(np.int64), len(names)
-    if (bank.positions["prompt_id"].to_numpy(str)[rows] != ids).any():
+    if (np.array(bank.names)[bank.prompts[rows]] != ids).any():
         raise ArtefactError(
             "the isolated probe's prompts are not the bank's: run the probe again in this run directory"
         )

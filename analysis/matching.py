@@ -88,15 +88,15 @@ def matched_rows(
         scores: normalised scores of the whole bank.
         resampling: gives the draws, which re-weight the pairs of whole prompts.
     """
-    rows = outcomes[0].rows
-    q3, prompts = in_q3(bank.positions)[0][rows], bank.prompts[rows]
+    first = outcomes[0]
+    q3, prompts = first.of(in_q3(bank)[0]), first.prompts
     values = np.column_stack([outcome.values for outcome in outcomes])
     weights = resampling.weights("matching")
     contrasts: list[dict[str, Any]] = []
     balance: list[dict[str, Any]] = []
     for key, score in support_scores(bank).items():
-        sides = split_by_prompt(score[rows], q3, prompts)
-        covariates = _scaled_covariates(scores, rows, q3, key)
+        sides = split_by_prompt(first.of(score), q3, prompts)
+        covariates = _scaled_covariates(scores, first, q3, key)
         for design in DESIGNS:
             pairs = match_pairs(sides, covariates, prompts, design)
             drawn, missing = _gaps(values, pairs, prompts, weights)
@@ -108,7 +108,7 @@ def matched_rows(
                 contrast_row(outcome, key, design, interval, sizes, method, note)
                 for outcome, interval in zip(outcomes, drawn, strict=True)
             ]
-            if rows.all():
+            if first.rows.all():
                 balance += _balance(sides, covariates, pairs, key, design)
     return contrasts, balance
 
@@ -132,9 +132,9 @@ def _by_prompt(rows: Codes, prompts: Codes) -> Iterator[Codes]:
     yield from np.split(order, starts[1:])
 
 
-def _scaled_covariates(scores: Scores, rows: Mask, q3: Mask, key: Key) -> Array:
+def _scaled_covariates(scores: Scores, first: Outcome, q3: Mask, key: Key) -> Array:
     keys: tuple[Key, ...] = (("student_entropy", None), ("disagreement", key[1]), ("position", None))
-    columns = np.column_stack([scores[own][rows] for own in keys])
+    columns = np.column_stack([first.of(scores[own]) for own in keys])
     spread = columns[q3].std(axis=0) if q3.any() else np.ones(len(keys))
     return columns / np.where(spread > 0, spread, 1.0)
 

@@ -105,7 +105,7 @@ def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores, folds: C
         found |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
         found |= _validity(outcome, bank, raw, folds)
     relative = select_outcome(probe, "gain_relative", bank)
-    gap = _released_gap(relative.rows, probe.gains["gain_relative"].to_numpy(), bank)
+    gap = _released_gap(relative.rows, probe.column("gain_relative"), bank)
     return {name: value for name, value in (found | {_RELEASED: gap}).items() if np.isfinite(value)}
 
 
@@ -223,8 +223,8 @@ def _validity(outcome: Outcome, bank: Bank, raw: Scores, folds: Codes) -> dict[s
 
 
 def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:
-    q3 = in_q3(bank.positions)[0]
-    cut = arms(q3, bank.positions[f"compatibility_k{K}"].to_numpy(np.float64), measurable)
+    q3 = in_q3(bank)[0]
+    cut = arms(q3, bank.column(f"compatibility_k{K}"), measurable)
     if not cut:
         return np.nan
     return float(fixed_gaps(relative[:, None], cut.high, cut.low, bank.prompts, np.ones((1, bank.n_prompts)))[0, 0])

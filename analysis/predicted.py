@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from teachdiag.analysis.bootstrap import Array, Interval, Resampling, ratio, variance
-from teachdiag.analysis.frame import Bank, Mask
+from teachdiag.analysis.frame import Bank, Mask, load_aligned
 from teachdiag.analysis.profiles import concentration_row
 from teachdiag.analysis.ranking import (
     PREDICTED,
@@ -30,7 +29,6 @@ from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS
 
 CLEAN = 3.0  # noise floors that an rms remainder must exceed to be more than rounding
-_KEY = ["context_id", "position", "prompt_id"]
 
 
 def share_name(share: float) -> str:
@@ -56,10 +54,9 @@ def predicted_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling)
         ArtefactError: the probe's table is missing, is not of this bank, or lacks a gain.
         EstimationError: a predictor cannot be normalised.
     """
-    table = _load(run, probe_id, bank)
-    outcomes = {name: table[name].to_numpy(np.float64) for name in table.columns.difference(_KEY)}
+    outcomes = _load(run, probe_id, bank)
     outcomes["gain"] = outcomes[measured_column(SHRINKS[0])]
-    sample = Sample(probe_id, "predicted", outcomes, np.ones(len(table)), bank.prompts, bank.n_prompts, resampling)
+    sample = Sample(probe_id, "predicted", outcomes, np.ones(len(bank)), bank.prompts, bank.n_prompts, resampling)
     scores = predictor_scores(load_tokens(run, "bank"))
     floor = Stage(run, f"probes/{probe_id}").record().get("results", {}).get("noise_floor")
     sums = _sums(sample)
@@ -72,19 +69,14 @@ def predicted_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling)
     ]
 
 
-def _load(run: Path, probe_id: str, bank: Bank) -> pd.DataFrame:
-    folder = run / "predictions" / probe_id
-    numbers = ["fix_inner", "predicted_gain", *map(measured_column, SHRINKS)]
-    table = PREDICTIONS.read(folder, [*_KEY, *numbers]).sort_values(_KEY[:2], ignore_index=True)
-    if len(table) != len(bank.positions) or not (table[_KEY] == bank.positions[_KEY]).all(axis=None):
-        raise ArtefactError(
-            f"{folder} holds predictions of {len(table)} positions that are not the bank's {len(bank.positions)}, by "
-            "context, position and prompt: run the probe again in this run directory"
-        )
-    lacking = [name for name in numbers if table[name].isna().any()]
+def _load(run: Path, probe_id: str, bank: Bank) -> dict[str, Array]:
+    folder, names = run / "predictions" / probe_id, ("fix_inner", "predicted_gain", *map(measured_column, SHRINKS))
+    table = load_aligned(PREDICTIONS, folder, names, bank)
+    found = {name: np.asarray(table[name], np.float64) for name in names}
+    lacking = [name for name, values in found.items() if np.isnan(values).any()]
     if lacking:
         raise ArtefactError(f"{folder} lacks {', '.join(lacking)} at some positions: run the probe again")
-    return table
+    return found
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def decile_rows(
 
 def mean_rows(outcome: Outcome, bank: Bank, resampling: Resampling) -> list[dict[str, Any]]:
     """Return the mean outcome over the bank and inside Q3."""
-    q3 = in_q3(bank.positions)[0][outcome.rows]
+    q3 = outcome.of(in_q3(bank)[0])
     weights, method = resampling.weights("mean"), resampling.method("mean")
     rows = []
     for term, inside in (("bank", np.ones_like(q3)), ("q3", q3)):
@@ -72,14 +72,14 @@ def concentration_row(outcome: Outcome) -> dict[str, Any]:
 
 def noise_floor_row(probe: Probe, bank: Bank) -> dict[str, Any]:
     """Return the mean noise floor of a probe: the size of mean gain that rounding alone can reach."""
-    floor = Interval(float(probe.gains["noise_floor"].mean()), np.nan, np.nan)
+    floor = Interval(float(probe.column("noise_floor").mean()), np.nan, np.nan)
     method = "mean |gain| of theta0 in another batch layout"
     return select_outcome(probe, "gain", bank).row("noise_floor", "bank", None, "nats", floor, method)
 
 
 def q3_rows(bank: Bank) -> list[dict[str, Any]]:
     """Return the medians that bound Q3 and the share of positions in it: facts of the bank, of no probe."""
-    inside, entropy, kl = in_q3(bank.positions)
+    inside, entropy, kl = in_q3(bank)
     everywhere = np.ones(len(inside), bool)
     whole = Outcome("", "", "", everywhere, inside.astype(np.float64), bank.prompts)
     return [
@@ -98,7 +98,7 @@ def gain_surface_rows(step: Step, normalised: Scores) -> list[dict[str, Any]]:
     for k in SUPPORT_SIZES:
         x, y = normalised["learnable", k], normalised["incompatible", k]
         for probe in step.probes:
-            cells = _grid(x, y, probe.gains["gain"].to_numpy())
+            cells = _grid(x, y, probe.column("gain"))
             place = {"surface": "gain_by_learnable_incompatible", "probe_id": probe.probe_id, "k": k}
             rows += [place | {"x": "learnable", "y": "incompatible"} | cell for cell in cells]
     return rows
@@ -106,7 +106,7 @@ def gain_surface_rows(step: Step, normalised: Scores) -> list[dict[str, Any]]:
 
 def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
     """Return mean D^L and D^I over the percentiles of student entropy and forward KL."""
-    entropy, kl = (bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl"))
+    entropy, kl = (bank.column(name) for name in ("student_entropy", "forward_kl"))
     return [
         {"surface": f"{name}_on_plane", "probe_id": None, "k": k, "x": "student_entropy", "y": "forward_kl"} | cell
         for k in SUPPORT_SIZES
@@ -116,8 +116,10 @@ def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
 
 
 def _profile(outcome: Outcome, key: Key, score: Array, bins: Bins, weights: Array) -> list[dict[str, Any]]:
-    score, bins = score[outcome.rows], bins[outcome.rows]
+    score, bins = outcome.of(score), outcome.of(bins)
     found = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights))
+    counts = group_sums(None, bins, N_BINS, outcome.prompts, weights.shape[1])
+    sizes, totals = counts.sum(axis=0), np.bincount(bins, score, N_BINS)
     return [
         {
             "probe_id": outcome.probe_id,
@@ -126,32 +128,32 @@ def _profile(outcome: Outcome, key: Key, score: Array, bins: Bins, weights: Arra
             "score": key[0],
             "k": key[1],
             "decile": int(number) + 1,
-            "score_mean": float(score[bins == number].mean()),
+            "score_mean": float(totals[number] / sizes[number]),
             **found[number].columns(),
-            "n_positions": int((bins == number).sum()),
-            "n_prompts": len(np.unique(outcome.prompts[bins == number])),
+            "n_positions": int(sizes[number]),
+            "n_prompts": int((counts[:, number] > 0).sum()),
         }
-        for number in np.unique(bins)
+        for number in np.flatnonzero(sizes)
     ]
 
 
 def _grid(x: Array, y: Array, values: Array) -> list[dict[str, Any]]:
     """Return the cells that hold positions; edges are the smallest and largest value in the bin."""
     x_bins, y_bins = percentile_bins(x), percentile_bins(y)
+    cells = x_bins * N_BINS + y_bins
+    sizes = np.bincount(cells, minlength=N_BINS**2)
+    sums = np.bincount(cells, values, N_BINS**2)
+    x_edges, y_edges = _edges("x", x, x_bins), _edges("y", y, y_bins)
     return [
-        {
-            "x_bin": i,
-            "y_bin": j,
-            **_edges("x", x[x_bins == i]),
-            **_edges("y", y[y_bins == j]),
-            "value": float(values[inside].mean()),
-            "n_positions": int(inside.sum()),
-        }
-        for i in range(N_BINS)
-        for j in range(N_BINS)
-        if (inside := np.logical_and(x_bins == i, y_bins == j)).any()
+        {"x_bin": i, "y_bin": j, **x_edges[i], **y_edges[j]}
+        | {"value": float(sums[cell] / sizes[cell]), "n_positions": int(sizes[cell])}
+        for cell in np.flatnonzero(sizes)
+        for i, j in [divmod(int(cell), N_BINS)]
     ]
 
 
-def _edges(axis: str, values: Array) -> dict[str, float]:
-    return {f"{axis}_low": float(values.min()), f"{axis}_high": float(values.max())}
+def _edges(axis: str, values: Array, bins: Bins) -> dict[int, dict[str, float]]:
+    groups = {int(number): values[bins == number] for number in np.unique(bins)}
+    return {
+        number: {f"{axis}_low": float(own.min()), f"{axis}_high": float(own.max())} for number, own in groups.items()
+    }

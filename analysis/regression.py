@@ -49,7 +49,7 @@ def regressions(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: b
     """
     weights = resampling.weights("regression")
     totals = np.tensordot(weights, sample.by_prompt, axes=1)
-    redrawn = redraw_cuts(sample, bank.positions, bank.prompts, weights) if redraw else None
+    redrawn = redraw_cuts(sample, bank, weights) if redraw else None
     method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
     draws = Draws(totals, redrawn, method)
     return [row for place in range(len(sample.outcomes)) for row in _rows(sample, place, draws)]

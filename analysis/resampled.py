@@ -6,13 +6,16 @@ looked at row by row.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from teachdiag.analysis.bootstrap import Array, Codes
+
+_MOST_BLOCKS = 512
+_TOGETHER = 1 << 19  # positions that are looked at row by row, over all draws, at the same time
 
 
 class Population(Protocol):
@@ -22,8 +25,8 @@ class Population(Protocol):
     def size(self) -> int:
         """How many positions there are."""
 
-    def counts(self, rows: Codes) -> Array:
-        """Return how often positions count, (draws, j) to (draws, j): row d of `rows` asks about draw d."""
+    def counts(self, draws: slice, rows: Codes) -> Array:
+        """Return how often positions count, (d, j) to (d, j): each row of `rows` asks about one of some draws."""
 
     def sums(self, columns: Array, groups: Codes, n_groups: int) -> Array:
         """Sum columns of shape (n, m) within groups of shape (n,) in every draw: shape (draws, m, groups)."""
@@ -40,9 +43,9 @@ class Whole(NamedTuple):
         """How many positions there are."""
         return len(self.prompts)
 
-    def counts(self, rows: Codes) -> Array:
-        """Return how often positions count in every draw."""
-        return self.weights[np.arange(len(rows))[:, None], self.prompts[rows]]
+    def counts(self, draws: slice, rows: Codes) -> Array:
+        """Return how often positions count in some draws."""
+        return np.take_along_axis(self.weights[draws], self.prompts[rows], axis=1)
 
     def sums(self, columns: Array, groups: Codes, n_groups: int) -> Array:
         """Sum columns within groups in every draw."""
@@ -81,9 +84,11 @@ class Region(NamedTuple):
         """How many positions there are."""
         return self.whole.size
 
-    def counts(self, rows: Codes) -> Array:
-        """Return how often positions count in every draw: not at all outside the borders."""
-        return self.whole.counts(rows) * ((self.x[rows] <= self.borders[:, :1]) & (self.y[rows] >= self.borders[:, 1:]))
+    def counts(self, draws: slice, rows: Codes) -> Array:
+        """Return how often positions count in some draws: not at all outside the borders."""
+        borders = self.borders[draws]
+        inside = (self.x[rows] <= borders[:, :1]) & (self.y[rows] >= borders[:, 1:])
+        return self.whole.counts(draws, rows) * inside
 
     def sums(self, columns: Array, groups: Codes, n_groups: int) -> Array:
         """Sum columns within groups in every draw: of positions always inside by prompt, of the others one by one."""
@@ -105,7 +110,7 @@ class Ordered:
         self.population, self.order = population, np.argsort(score, kind="stable")
         self.score = score[self.order]
         self.columns = np.ones((n, 1)) if columns is None else np.column_stack([np.ones(n), columns])
-        self.width = math.isqrt(n) + 1
+        self.width = max(math.isqrt(n), n // _MOST_BLOCKS) + 1
         groups = np.empty(n, np.int64)
         groups[self.order] = np.arange(n) // self.width
         n_blocks = -(-n // self.width)
@@ -128,26 +133,34 @@ class Ordered:
 
     def before(self, edges: Codes) -> Array:
         """Return count and sums of the positions before an edge in the order, of one for each draw: (draws, 1 + m)."""
-        draws, block = np.arange(len(edges)), np.minimum(edges // self.width, self.up_to.shape[2] - 2)
-        places, counts = self._block(block)
-        counts = counts * (places < edges[:, None])
-        inside = np.einsum("dj,djm->dm", counts, self.columns[self._rows(places)])
-        found: Array = self.up_to[draws, :, block] + inside
+        block = np.minimum(edges // self.width, self.up_to.shape[2] - 2)
+        found: Array = self.up_to[np.arange(len(edges)), :, block]
+        for draws, places, counts in self._blocks(block):
+            counts *= places < edges[draws, None]
+            found[draws] += np.einsum("dj,djm->dm", counts, self.columns[self._rows(places)])
         return found
 
     def _row_at(self, place: Array) -> Codes:
         """Return where in the order the position stands that is at a place (from 0) among a draw's, or the last."""
-        draws, ends = np.arange(len(place)), self.up_to[:, 0, 1:]
+        ends = self.up_to[:, 0, 1:]
         block = np.minimum((ends <= place[:, None]).sum(axis=1), ends.shape[1] - 1)
-        places, counts = self._block(block)
-        reached = self.up_to[draws, 0, block][:, None] + counts.cumsum(axis=1)
-        found: Codes = places[draws, np.minimum((reached <= place[:, None]).sum(axis=1), self.width - 1)]
-        return np.minimum(found, len(self.score) - 1)
+        start = self.up_to[np.arange(len(place)), 0, block]
+        found = block * self.width
+        for draws, _, counts in self._blocks(block):
+            reached = start[draws, None] + counts.cumsum(axis=1)
+            found[draws] += np.minimum((reached <= place[draws, None]).sum(axis=1), self.width - 1)
+        return np.minimum(found, len(self.score) - 1).astype(np.int64)
 
-    def _block(self, block: Codes) -> tuple[Codes, Array]:
-        """Return the places in the order of one block a draw, and how often these count; 0 beyond the last."""
-        places = block[:, None] * self.width + np.arange(self.width)
-        return places, self.population.counts(self._rows(places)) * (places < len(self.score))
+    def _blocks(self, block: Codes) -> Iterator[tuple[slice, Codes, Array]]:
+        """Yield, some draws at a time, the places in the order of one block a draw, and how often these count.
+
+        Places beyond the last position count 0.
+        """
+        step = max(1, _TOGETHER // self.width)
+        for first in range(0, len(block), step):
+            draws = slice(first, first + step)
+            places = block[draws, None] * self.width + np.arange(self.width)
+            yield draws, places, self.population.counts(draws, self._rows(places)) * (places < len(self.score))
 
     def _rows(self, places: Codes) -> Codes:
         return self.order[np.minimum(places, len(self.order) - 1)]

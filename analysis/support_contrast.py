@@ -5,6 +5,8 @@ draw finds its own medians and thirds, as another bank would, unless the cuts ar
 """
 
 from collections.abc import Sequence
+from functools import partial
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from teachdiag.analysis.bootstrap import (
 from teachdiag.analysis.frame import PROXIES, Bank, Mask, Outcome
 from teachdiag.analysis.multiplicity import bootstrap_p
 from teachdiag.analysis.resampled import Ordered, Population, Region, Whole, redrawn_quantiles
-from teachdiag.analysis.scaling import Key, in_q3
+from teachdiag.analysis.scaling import Key, LazyScores, Scores, in_q3
 from teachdiag.settings import SUPPORT_SIZES
 
 THIRDS = (1 / 3, 2 / 3)
@@ -56,10 +58,10 @@ class Sizes(NamedTuple):
     n_prompts: int
 
 
-def support_scores(bank: Bank) -> dict[Key, Array]:
+def support_scores(bank: Bank) -> Scores:
     """Return the support scores that are audited, each of shape (positions,): C and its proxies at every K."""
     names = ("compatibility", *PROXIES)
-    return {(name, k): bank.positions[f"{name}_k{k}"].to_numpy(np.float64) for k in SUPPORT_SIZES for name in names}
+    return LazyScores({(name, k): partial(bank.column, f"{name}_k{k}") for k in SUPPORT_SIZES for name in names})
 
 
 def contrast_rows(
@@ -73,16 +75,16 @@ def contrast_rows(
         resampling: gives the draws.
         redraw: whether medians and thirds are estimated anew in every draw.
     """
-    rows = outcomes[0].rows
-    q3 = in_q3(bank.positions)[0][rows]
+    first = outcomes[0]
+    q3 = first.of(in_q3(bank)[0])
     draws = _Draws.of(outcomes, bank, resampling, redraw=redraw)
     cuts = "medians and thirds redrawn" if redraw else "medians and thirds fixed"
     method = resampling.method(f"upper less lower third of the score inside Q3; {cuts}")
     found: list[dict[str, Any]] = []
     seen: dict[bytes, str] = {}
     for key, score in support_scores(bank).items():
-        arms = cut_thirds(q3, score[rows])
-        drawn, note = draws.contrast(arms, score[rows])
+        arms = cut_thirds(q3, first.of(score))
+        drawn, note = draws.contrast(arms, first.of(score))
         note = note or _twin(arms, key, seen)
         n_prompts = len(np.unique(draws.prompts[arms.q3]))
         sizes = Sizes(int(arms.high.sum()), int(arms.low.sum()), 0, int(arms.q3.sum()), n_prompts)
@@ -133,9 +135,9 @@ class _Draws(NamedTuple):
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], bank: Bank, resampling: Resampling, *, redraw: bool) -> "_Draws":
-        rows, weights = outcomes[0].rows, resampling.weights("contrast")
+        first, weights = outcomes[0], resampling.weights("contrast")
         values = np.column_stack([outcome.values for outcome in outcomes])
-        return cls(values, bank.prompts[rows], weights, redrawn_q3(bank, rows, weights) if redraw else None)
+        return cls(values, first.prompts, weights, redrawn_q3(bank, first, weights) if redraw else None)
 
     def contrast(self, arms: Arms, score: Array) -> tuple[list[Interval], str]:
         """Return each outcome's contrast, and why it, or its interval, is missing."""
@@ -157,15 +159,15 @@ class _Draws(NamedTuple):
         return intervals(drawn), note if undefined else ""
 
 
-def redrawn_q3(bank: Bank, rows: Mask, weights: Array) -> tuple[Region, Codes]:
-    """Bound Q3 by the medians of every draw, which are over the whole bank, for some of its rows.
+def redrawn_q3(bank: Bank, outcome: Outcome, weights: Array) -> tuple[Region, Codes]:
+    """Bound Q3 by the medians of every draw, which are over the whole bank, where an outcome is defined.
 
     Returns:
         Q3, and which of those rows lie in it in any draw: its positions, in that order.
     """
-    entropy, kl = (bank.positions[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl"))
+    entropy, kl = (bank.column(name) for name in ("student_entropy", "forward_kl"))
     medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in (entropy, kl)]
-    return Region.of(Whole(bank.prompts[rows], weights), entropy[rows], kl[rows], np.hstack(medians))
+    return Region.of(Whole(outcome.prompts, weights), outcome.of(entropy), outcome.of(kl), np.hstack(medians))
 
 
 def redrawn_gaps(values: Array, score: Array, region: Population) -> Array:
@@ -193,7 +195,7 @@ def redrawn_gaps(values: Array, score: Array, region: Population) -> Array:
 def _twin(arms: Arms, key: Key, seen: dict[bytes, str]) -> str:
     """Say which earlier score has the same arms: a proxy that orders alike adds nothing."""
     name = f"{key[0]} (K={key[1]})"
-    earlier = seen.setdefault(arms.high.tobytes() + arms.low.tobytes(), name)
+    earlier = seen.setdefault(blake2b(arms.high.tobytes() + arms.low.tobytes()).digest(), name)
     return "" if earlier == name else f"the same arms as {earlier}"
 
 

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from teachdiag.analysis.crossval import draw_folds
 from teachdiag.analysis.design import make_sample
 from teachdiag.analysis.findings import CLAIMS
 from teachdiag.analysis.frame import (
+    OUTCOMES,
     STEP_KINDS,
     Bank,
     Outcome,
+    Probe,
     Record,
     Step,
-    select_outcomes,
+    select_outcome,
 )
 from teachdiag.analysis.inference import inference_rows
 from teachdiag.analysis.interventions import (
@@ -50,7 +53,6 @@ from teachdiag.analysis.profiles import (
     plane_rows,
     q3_rows,
 )
-from teachdiag.analysis.ranking import load_tokens
 from teachdiag.analysis.regression import regressions
 from teachdiag.analysis.scaling import Scores, saturation_rows
 from teachdiag.analysis.support_contrast import contrast_rows
@@ -76,6 +78,7 @@ from teachdiag.tables import Table
 Rows = list[dict[str, Any]]
 Found = dict[Table, Rows]
 Task = Callable[[], Found]
+Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
 _WRITTEN = (
     ESTIMATES,
@@ -108,67 +111,108 @@ class Inputs:
 
 def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
     """Compute every table but the findings."""
-    bank, steps, normalised = inputs.bank, inputs.steps, inputs.normalised
-    outcomes = [outcome for step in steps for outcome in select_outcomes(step, bank)]
+    bank, steps = inputs.bank, inputs.steps
     found: Found = {table: [] for table in _WRITTEN}
     found[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
-    found[ESTIMATES] += [concentration_row(outcome) for outcome in outcomes if not outcome.obstacle]
-    tasks = _step_tasks(inputs, outcomes)
+    found[SATURATION] += saturation_rows(bank, inputs.normalised)
+    tasks = _step_tasks(inputs)
     tasks += [_probe_task(inputs, record) for record in inputs.records if record.kind not in STEP_KINDS]
-    # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
+    # holds one task at a time of a large bank.
+    with ThreadPoolExecutor(1 if bank.large else os.cpu_count()) as pool:
         for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
             for table, rows in running.result().items():
                 found[table] += rows
     found[ESTIMATES] += beyond_rows(found[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
-    found[SURFACES] += [row for step in steps for row in gain_surface_rows(step, normalised)]
-    found[SURFACES] += plane_rows(bank, normalised)
-    bins = decile_bins(inputs.raw)
-    defined = [outcome for outcome in outcomes if len(outcome.values)]
-    found[DECILES] += [row for o in defined for row in decile_rows(o, inputs.raw, bins, inputs.resampling)]
-    found[SATURATION] += saturation_rows(bank.positions, normalised)
     return {table: table.build_rows(rows) for table, rows in found.items()}
 
 
-def _step_tasks(inputs: Inputs, outcomes: Sequence[Outcome]) -> list[Task]:
-    """Return the estimates of real steps and their placebos, each to be made in its turn."""
+def _step_tasks(inputs: Inputs) -> list[Task]:
+    """Return the estimates of real steps and their placebos, those that take longest first."""
     bank, resampling = inputs.bank, inputs.resampling
-    if not outcomes:
-        return []
-    folds = _folds(inputs)
-    fitted = [outcome for outcome in outcomes if not outcome.obstacle]
-    makers: list[Callable[[], Rows]] = [
-        *(partial(mean_rows, outcome, bank, resampling) for outcome in outcomes if len(outcome.values)),
-        *(partial(validity, group, bank, inputs.raw, folds, resampling) for group in _over_same_rows(fitted)),
-    ]
-    groups = _over_same_rows(fitted)
-    makers += [partial(robust_rows, outcome, resampling) for outcome in fitted]
-    tasks: list[Task] = [partial(_estimates_of, make) for make in makers]
-    tasks += [partial(_regressions, inputs, group, k) for group in groups for k in SUPPORT_SIZES]
-    tasks += [partial(_contrasts, inputs, group) for group in groups]
-    measured = [outcome for outcome in outcomes if len(outcome.values)]
-    return [*tasks, partial(_top, inputs, _over_same_rows(measured))]
+    measured, fitted = _groups(inputs, fitted=False), _groups(inputs, fitted=True)
+    if not measured:
+        return [partial(_plane, inputs)]
+    tasks: list[Task] = [partial(_top, inputs, measured)]
+    tasks += [partial(_validity, inputs, group, _folds(inputs)) for group in fitted]
+    tasks += [partial(_contrasts, inputs, group) for group in fitted]
+    tasks += [partial(_buckets, inputs, group) for group in fitted]
+    tasks += [partial(_regressions, inputs, group, k) for group in fitted for k in SUPPORT_SIZES]
+    tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in measured]
+    tasks += [_each(group, partial(robust_rows, resampling=resampling)) for group in fitted]
+    tasks += [_each(group, lambda outcome: [concentration_row(outcome)]) for group in fitted]
+    tasks += [partial(_deciles, inputs, group) for group in measured]
+    return [*tasks, partial(_plane, inputs), *(partial(_gain_surfaces, inputs, step) for step in inputs.steps)]
 
 
-def _contrasts(inputs: Inputs, outcomes: Sequence[Outcome]) -> Found:
-    """Compare inside Q3, and bucket by bucket, outcomes that are defined over the same positions."""
-    bank, scores, resampling = inputs.bank, inputs.normalised, inputs.resampling
+def _groups(inputs: Inputs, *, fitted: bool) -> list[Group]:
+    """Group outcomes that are defined over the same positions, which are fitted together: those that are anywhere.
+
+    Args:
+        inputs: gives the steps.
+        fitted: only outcomes that models can be fitted to.
+    """
+    bank = inputs.bank
+    groups: dict[bytes, list[tuple[Probe, str]]] = {}
+    for probe in (probe for step in inputs.steps for probe in step.probes):
+        for name in OUTCOMES:
+            outcome = select_outcome(probe, name, bank)
+            if len(outcome.values) and not (fitted and outcome.obstacle):
+                groups.setdefault(blake2b(outcome.rows.tobytes()).digest(), []).append((probe, name))
+    return [partial(_outcomes, members, bank) for members in groups.values()]
+
+
+def _outcomes(members: Sequence[tuple[Probe, str]], bank: Bank) -> list[Outcome]:
+    """Make outcomes that are defined over the same positions; they share what says so."""
+    first = select_outcome(*members[0], bank)
+    found = [first]
+    for probe, name in members[1:]:
+        own = select_outcome(probe, name, bank)
+        found.append(replace(own, rows=first.rows, prompts=first.prompts))
+    return found
+
+
+def _each(group: Group, make: Callable[[Outcome], Rows]) -> Task:
+    return lambda: {ESTIMATES: [row for outcome in group() for row in make(outcome)]}
+
+
+def _validity(inputs: Inputs, group: Group, folds: Codes) -> Found:
+    return {ESTIMATES: validity(group(), inputs.bank, inputs.raw, folds, inputs.resampling)}
+
+
+def _contrasts(inputs: Inputs, group: Group) -> Found:
+    bank, scores, resampling, outcomes = inputs.bank, inputs.normalised, inputs.resampling, group()
     thirds = contrast_rows(outcomes, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
     matched, balance = matched_rows(outcomes, bank, scores, resampling)
     add_q_values([*thirds, *matched], ("probe_id", "outcome", "design"))
-    return {CONTRASTS: thirds + matched, BALANCE: balance, BUCKETS: bucket_rows(outcomes, bank, scores, resampling)}
+    return {CONTRASTS: thirds + matched, BALANCE: balance}
 
 
-def _top(inputs: Inputs, groups: Sequence[Sequence[Outcome]]) -> Found:
-    tokens = load_tokens(inputs.run, "bank", SUPPORT_SIZES)
-    return {TOP_N: top_rows(groups, inputs.bank, tokens, inputs.normalised, inputs.resampling)}
+def _buckets(inputs: Inputs, group: Group) -> Found:
+    return {BUCKETS: bucket_rows(group(), inputs.bank, inputs.normalised, inputs.resampling)}
 
 
-def _regressions(inputs: Inputs, outcomes: Sequence[Outcome], k: int) -> Found:
-    """Fit the models of one K to outcomes that are defined over the same positions."""
-    bank, redraw = inputs.bank, inputs.settings.cuts == "redrawn"
+def _deciles(inputs: Inputs, group: Group) -> Found:
+    bins = decile_bins(inputs.raw)
+    return {DECILES: [row for own in group() for row in decile_rows(own, inputs.raw, bins, inputs.resampling)]}
+
+
+def _plane(inputs: Inputs) -> Found:
+    return {SURFACES: plane_rows(inputs.bank, inputs.normalised)}
+
+
+def _gain_surfaces(inputs: Inputs, step: Step) -> Found:
+    return {SURFACES: gain_surface_rows(step, inputs.normalised)}
+
+
+def _top(inputs: Inputs, groups: Sequence[Group]) -> Found:
+    return {TOP_N: top_rows(groups, inputs.bank, inputs.bank.positions, inputs.normalised, inputs.resampling)}
+
+
+def _regressions(inputs: Inputs, group: Group, k: int) -> Found:
+    bank, redraw, outcomes = inputs.bank, inputs.settings.cuts == "redrawn", group()
     sample = make_sample(outcomes, inputs.normalised, k, bank.n_prompts)
-    tokens = bank.positions["token_id"].to_numpy(np.int64)[outcomes[0].rows]
+    tokens = outcomes[0].of(np.asarray(bank.positions["token_id"], np.int64))
     return {
         ESTIMATES: regressions(sample, bank, inputs.resampling, redraw=redraw),
         INFERENCE: inference_rows(sample, tokens, inputs.resampling),
@@ -178,10 +222,6 @@ def _regressions(inputs: Inputs, outcomes: Sequence[Outcome], k: int) -> Found:
 def _folds(inputs: Inputs) -> Codes:
     settings = inputs.settings
     return draw_folds(inputs.bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
-
-
-def _estimates_of(make: Callable[[], Rows]) -> Found:
-    return {ESTIMATES: make()}
 
 
 def _probe_task(inputs: Inputs, record: Record) -> Task:
@@ -205,11 +245,3 @@ def _selection(inputs: Inputs, record: Record) -> Found:
     gains = gain_statistics(cells, inputs.bank, floor, draws.prompts)
     agreement = agreement_rows(cells) + released_rows(cells, gains)
     return {SELECTION: selection_rows(cells, gains, draws), ESTIMATES: agreement}
-
-
-def _over_same_rows(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
-    """Group outcomes that are defined over the same positions: cross-validation fits them together."""
-    groups: dict[bytes, list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.rows.tobytes(), []).append(outcome)
-    return list(groups.values())

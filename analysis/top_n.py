@@ -4,17 +4,19 @@ Nothing was trained on a selection here: all positions went through the same upd
 them to look at. What a selector does as a mask of the loss is the selector probe's question.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from teachdiag.analysis.bootstrap import Resampling, resampled_means
+from teachdiag.analysis.bootstrap import Array, Resampling, resampled_means
 from teachdiag.analysis.frame import Bank, Mask, Outcome
 from teachdiag.analysis.ranking import has_k, scored
-from teachdiag.analysis.scaling import Scores, in_q3
-from teachdiag.selectors import SELECTORS, Tokens, select
+from teachdiag.analysis.scaling import Scores, in_q3, score_key
+from teachdiag.selectors import SELECTORS, Selector, Tokens
+from teachdiag.selectors.choice import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 
 BUDGETS = (0.01, 0.03, 0.05, 0.1)
@@ -33,27 +35,37 @@ class _Taken(NamedTuple):
 
 
 def top_rows(
-    groups: Sequence[Sequence[Outcome]], bank: Bank, tokens: Tokens, scores: Scores, resampling: Resampling
+    groups: Sequence[Callable[[], Sequence[Outcome]]],
+    bank: Bank,
+    columns: Mapping[str, npt.NDArray[Any]],
+    scores: Scores,
+    resampling: Resampling,
 ) -> list[dict[str, Any]]:
     """Return the rows of the top_n table.
 
     Args:
-        groups: outcomes, those of one group defined over the same positions.
+        groups: make outcomes when they are needed, those of one group defined over the same positions.
         bank: the bank.
-        tokens: its token statistics at every K, in the same order.
+        columns: its token statistics at every K, in the same order.
         scores: its normalised scores.
         resampling: gives the draws, which re-weight prompts; the selection is that of the full bank in all of them.
     """
-    weights, q3 = resampling.weights("top_n"), in_q3(bank.positions)[0]
+    weights, q3 = resampling.weights("top_n"), in_q3(bank)[0]
     rows: list[dict[str, Any]] = []
-    for taken in _selections(tokens):
-        facts = _facts(taken, q3, scores)
+    described: dict[str, Array] = {}
+    at = 0
+    for taken in _selections(columns, bank):
+        if at != (taken.k or HEADLINE_K):
+            at = taken.k or HEADLINE_K
+            described = {name: scores[score_key(scores, name, at)] for name in _DESCRIBED}
+        facts = _facts(taken, q3, described)
         what = "mean of all positions, which random ones expect" if taken.selector == RANDOM else "mean of the taken"
-        for outcomes in groups:
+        for outcomes in (make() for make in groups):
             defined = taken.kept & outcomes[0].rows
             if not defined.any():
                 continue
-            values = np.column_stack([outcome.values for outcome in outcomes])[taken.kept[outcomes[0].rows]]
+            inside = taken.kept[outcomes[0].rows]
+            values = np.column_stack([outcome.values[inside] for outcome in outcomes])
             samples = resampled_means(values, bank.prompts[defined], weights)
             counts = {"n_positions": int(defined.sum()), "n_prompts": len(np.unique(bank.prompts[defined]))}
             counts["n_dropped"] = int(taken.kept.sum()) - counts["n_positions"]
@@ -71,20 +83,28 @@ def top_rows(
     return rows
 
 
-def _selections(tokens: Tokens) -> Iterator[_Taken]:
-    """Yield every selector's positions, at each K that it depends on; random ones stand for all."""
+def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator[_Taken]:
+    """Yield every selector's positions, at each K that it depends on; random ones stand for all.
+
+    Top-K lists of a large bank fit into no memory: selectors that read them are left out.
+    """
     for budget in BUDGETS:
-        yield _Taken(RANDOM, None, budget, np.ones(len(tokens), bool), 0.0)
-        for name in scored():
-            for k in SUPPORT_SIZES if has_k(name) else (None,):
-                chosen = select(replace(tokens, k=k or HEADLINE_K), SELECTORS[name], budget)
-                yield _Taken(name, k, budget, chosen.kept, chosen.tied)
+        yield _Taken(RANDOM, None, budget, np.ones(len(bank), bool), 0.0)
+    for k, name in product((None, *SUPPORT_SIZES), scored()):
+        selector = SELECTORS[name]
+        if has_k(name) == (k is None) or (bank.large and _reads_lists(selector)):
+            continue
+        read = {column: columns[column] for column in selector.columns(k or HEADLINE_K)}
+        chosen = select_each(Tokens(read, k or HEADLINE_K), selector, BUDGETS)
+        yield from (_Taken(name, k, b, own.kept, own.tied) for b, own in zip(BUDGETS, chosen, strict=True))
 
 
-def _facts(taken: _Taken, q3: Mask, scores: Scores) -> dict[str, Any]:
+def _reads_lists(selector: Selector) -> bool:
+    return any(column.endswith(("_topk_ids", "_topk_logp")) for column in selector.score.columns)
+
+
+def _facts(taken: _Taken, q3: Mask, described: Mapping[str, Array]) -> dict[str, Any]:
     """Say which positions these are; D and C at the selector's K, or the headline K where it has none."""
-    k = taken.k or HEADLINE_K
-    columns = {name: scores[(name, k) if (name, k) in scores else (name, None)] for name in _DESCRIBED}
     share = taken.budget if taken.selector == RANDOM else float(taken.kept.mean())
     return {
         "selector": taken.selector,
@@ -92,6 +112,6 @@ def _facts(taken: _Taken, q3: Mask, scores: Scores) -> dict[str, Any]:
         "budget": taken.budget,
         "share_taken": share,
         "q3_share": float(q3[taken.kept].mean()),
-        **{f"mean_{name}": float(values[taken.kept].mean()) for name, values in columns.items()},
+        **{f"mean_{name}": float(values[taken.kept].mean()) for name, values in described.items()},
         "tied": taken.tied,
     }

@@ -60,12 +60,10 @@ def validity(
     """
     sets, weights = predictor_sets(), resampling.weights("validity")
     samples = cross_validated(outcomes, bank, raw, sets, folds, weights)
-    ranks = {key: centred_ranks(values[outcomes[0].rows]) for key, values in raw.items()}
     estimates: list[dict[str, Any]] = []
     for outcome, drawn in zip(outcomes, samples, strict=True):
         estimates += _validity_rows(outcome, list(sets), drawn, resampling)
-        estimates += _spearman_rows(outcome, ranks, weights, resampling)
-    return estimates
+    return estimates + _spearman_rows(outcomes, raw, weights, resampling)
 
 
 def cross_validated(
@@ -80,16 +78,13 @@ def cross_validated(
 
     Arguments as `validity` has them; `weights` has shape (draws, prompts).
     """
-    rows = outcomes[0].rows
-    order = np.argsort(bank.prompts[rows], kind="stable")
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
-    splines = rank_splines({key: raw[key][rows][order] for key in used})
-    prompts = bank.prompts[rows][order]
-    step = max(1, _TOGETHER // len(order))
+    splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
+    step = max(1, _TOGETHER // len(outcomes[0].prompts))
     found: list[dict[str, Array]] = []
     for first in range(0, len(outcomes), step):
-        values = np.column_stack([outcome.values[order] for outcome in outcomes[first : first + step]])
-        found += _cross_validate(Data(splines, used, values, prompts, folds), sets, weights)
+        values = np.column_stack([outcome.values for outcome in outcomes[first : first + step]])
+        found += _cross_validate(Data(splines, used, values, outcomes[0].prompts, folds), sets, weights)
     return found
 
 
@@ -101,7 +96,7 @@ def _cross_validate(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Arra
     for place, keys in enumerate(sets.values()):
         predicted = out_of_fold(data, fits, keys, place)
         for own, y, column in zip(drawn, ranks, predicted.T, strict=True):
-            own[:, place] = rank_correlation(y, [centred_ranks(column)], data.prompts, weights)[:, 0]
+            own[:, place] = rank_correlation(y, centred_ranks(column), data.prompts, weights)[:, 0]
     return [
         {"cv_r2": explained(total[:, place], unexplained[..., place], weights), "cv_rank": own}
         for place, own in enumerate(drawn)
@@ -128,22 +123,20 @@ def centred_ranks(values: Array) -> Array:
     return mid_places(values) - len(values) / 2
 
 
-def rank_correlation(observed: Array, scores: Sequence[Array], prompts: Codes, weights: Array) -> Array:
-    """Return Spearman's correlation of the outcome with each of m scores in every draw, shape (draws, m).
+def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Array) -> Array:
+    """Return Spearman's correlation of the outcome with a score in every draw, shape (draws, 1).
 
     Ranks are those of the full sample, mid-ranks for ties; a draw re-weights them.
 
     Args:
         observed: centred ranks, shape (n,).
-        scores: centred ranks, shape (n,) each.
+        score: centred ranks, shape (n,).
         prompts: shape (n,).
         weights: shape (draws, prompts).
     """
-    columns = [None, observed, observed**2]
-    columns += [column for x in scores for column in (x, x**2, x * observed)]
+    columns = (None, observed, observed**2, score, score**2, score * observed)
     totals = weights @ np.column_stack([np.bincount(prompts, own, weights.shape[1]) for own in columns])
-    n, sum_y, squares_y = totals[:, :1], totals[:, 1:2], totals[:, 2:3]
-    sum_x, squares_x, products = (totals[:, 3 + part :: 3] for part in range(3))
+    n, sum_y, squares_y, sum_x, squares_x, products = np.split(totals, len(columns), axis=1)
     covariance = ratio(products, n) - ratio(sum_x, n) * ratio(sum_y, n)
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))
 
@@ -166,12 +159,14 @@ def _validity_rows(
 
 
 def _spearman_rows(
-    outcome: Outcome, scores: Mapping[Key, Array], weights: Array, resampling: Resampling
+    outcomes: Sequence[Outcome], scores: Scores, weights: Array, resampling: Resampling
 ) -> list[dict[str, Any]]:
-    """Correlate an outcome with scores given as centred ranks."""
-    samples = rank_correlation(centred_ranks(outcome.values), list(scores.values()), outcome.prompts, weights)
+    observed = [centred_ranks(outcome.values) for outcome in outcomes]
     method = resampling.method("Spearman, no model")
-    return [
-        outcome.row("spearman", name, k, "1", interval, method)
-        for (name, k), interval in zip(scores, intervals(samples), strict=True)
-    ]
+    rows = []
+    for name, k in scores:
+        ranks = centred_ranks(outcomes[0].of(scores[name, k]))
+        for outcome, y in zip(outcomes, observed, strict=True):
+            (interval,) = intervals(rank_correlation(y, ranks, outcome.prompts, weights))
+            rows.append(outcome.row("spearman", name, k, "1", interval, method))
+    return rows

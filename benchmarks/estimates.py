@@ -1,6 +1,7 @@
 """What the analysis costs at the paper's size, beside the released code's published figures and a plain pandas loop."""
 
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,31 +40,33 @@ def estimate_rows() -> list[Row]:
         bank = load_bank(run)
         gain = select_outcome(load_step(run, "step", bank).real, "gain", bank)
         rows = _statistics(bank, gain)
-    whole, peak = measured_stage(PROMPTS)
-    half, _ = measured_stage(PROMPTS // 2)
-    return [
-        *rows,
-        (f"whole analysis of {PROMPTS * POSITIONS:,} positions, 4 updates", f"{whole:.1f} s", _ratio(whole)),
-        ("  beside half as many positions", f"{half:.1f} s", f"{whole / half:.2f}"),
-        ("  peak memory", f"{peak:.0f} MB", f"{peak / RELEASED_MB:.2f}"),
-    ]
+    for what, prompts, placebos in (("1 update", PROMPTS, False), ("4 updates", PROMPTS, True)):
+        seconds, peak = _measured_world(prompts, placebos)
+        name = f"whole analysis of {prompts * POSITIONS:,} positions, {what}"
+        rows.append((name, f"{seconds:.1f} s", f"{RELEASED_S / seconds:.0f}x"))
+        rows.append(("  peak memory", f"{peak:.0f} MB", f"{peak / RELEASED_MB:.2f}"))
+    half, _ = _measured_world(PROMPTS // 2, placebos=True)
+    return [*rows, ("  beside half as many positions", f"{half:.1f} s", f"{seconds / half:.2f}")]
 
 
-def _ratio(seconds: float) -> str:
-    return f"{RELEASED_S / seconds:.0f}x"
+def _measured_world(prompts: int, placebos: bool) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = plant(Path(folder) / "run", _world(prompts))
+        if not placebos:
+            for own in (run / "gains").glob("step.*"):
+                shutil.rmtree(own)
+        return measured_analysis(run)
 
 
-def measured_stage(prompts: int) -> tuple[float, float]:
+def measured_analysis(run: Path) -> tuple[float, float]:
     """Seconds and peak MB of `run_analysis` in a process of its own, imports left out of the time."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__)), str(prompts)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, __file__, str(run)], capture_output=True, text=True, check=True)
     seconds, peak = done.stdout.split()
     return float(seconds), float(peak)
 
 
 def _statistics(bank: Bank, gain: Outcome) -> list[Row]:
-    scores, resampling = normalised_scores(bank.positions), Resampling(0, DRAWS, bank.n_prompts)
+    scores, resampling = normalised_scores(bank), Resampling(0, DRAWS, bank.n_prompts)
     sample = make_sample([gain], scores, 16, bank.n_prompts)
     looped = best(lambda: _pandas_loop(bank, gain), repeats=1) * DRAWS / _LOOPED
     timed = {
@@ -82,9 +85,10 @@ def _statistics(bank: Bank, gain: Outcome) -> list[Row]:
 
 def _pandas_loop(bank: Bank, gain: Outcome) -> list[float]:
     """Draw whole prompts by concatenating their frames, as one would write it first."""
-    table = bank.positions.assign(gain=gain.values)[in_q3(bank.positions)[0]]
+    columns = {"compatibility_k16": bank.column("compatibility_k16"), "gain": gain.values, "prompt": bank.prompts}
+    table = pd.DataFrame(columns)[in_q3(bank)[0]]
     low, high = table["compatibility_k16"].quantile([1 / 3, 2 / 3])
-    groups = [group for _, group in table.groupby("prompt_id")]
+    groups = [group for _, group in table.groupby("prompt")]
     rng = np.random.default_rng(0)
     found = []
     for _ in range(_LOOPED):
@@ -98,22 +102,13 @@ def _world(prompts: int) -> World:
     return World(prompts=prompts, positions=POSITIONS, slope_learnable=0.06, slope_incompatible=0.01)
 
 
-def _stage(prompts: int) -> None:
+def _stage(run: Path) -> None:
     """Print seconds and peak MB of one analysis."""
-    with tempfile.TemporaryDirectory() as folder:
-        planting = "import sys; sys.path[:0] = sys.argv[1:2]; from estimates import plant_at; plant_at(*sys.argv[2:])"
-        here = str(Path(__file__).parent)
-        subprocess.run([sys.executable, "-c", planting, here, f"{folder}/run", str(prompts)], check=True)
-        start = time.perf_counter()
-        run_analysis(Path(folder) / "run", AnalyzeSettings(draws=DRAWS), QUIET)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(time.perf_counter() - start, peak)
-
-
-def plant_at(place: str, prompts: str) -> None:
-    """Write the run in another process, so that making it does not count."""
-    plant(Path(place), _world(int(prompts)))
+    start = time.perf_counter()
+    run_analysis(run, AnalyzeSettings(draws=DRAWS), QUIET)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(time.perf_counter() - start, peak)
 
 
 if __name__ == "__main__":
-    _stage(int(sys.argv[1]))
+    _stage(Path(sys.argv[1]))

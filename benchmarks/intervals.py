@@ -43,7 +43,7 @@ def _held(prompts: int, seed: int) -> list[bool]:
     bank, gain = _simulated(prompts, seed)
     truth = SLOPES[0] - SLOPES[1]
     resampling = Resampling(seed, DRAWS, prompts)
-    sample = make_sample([gain], normalised_scores(bank.positions), K, prompts)
+    sample = make_sample([gain], normalised_scores(bank), K, prompts)
     held = []
     for redraw in (True, False):
         rows = regressions(sample, bank, resampling, redraw=redraw)

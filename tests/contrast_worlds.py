@@ -34,10 +34,10 @@ class Case:
 
     @property
     def scores(self) -> Scores:
-        return normalised_scores(self.bank.positions)
+        return normalised_scores(self.bank)
 
     def column(self, name: str) -> np.ndarray:
-        return self.bank.positions[name].to_numpy(float)
+        return self.bank.column(name)
 
     def with_columns(self, **columns: np.ndarray) -> Bank:
         return replace(self.bank, positions=self.bank.positions.assign(**columns))
@@ -48,7 +48,10 @@ class Case:
 
 def plant_case(run: Path, world: World = WORLD) -> Case:
     """Plant a run and load what the contrasts are made from."""
-    bank = load_bank(plant(run, world))
+    stored = load_bank(plant(run, world))
+    bank = replace(
+        stored, positions=pd.DataFrame({name: column for name, column in stored.positions.items() if column.ndim == 1})
+    )
     outcomes = select_outcomes(load_step(run, "step", bank), bank)
     return Case(bank, {(outcome.update, outcome.name): outcome for outcome in outcomes})
 
@@ -77,6 +80,12 @@ def drawn_rows(weights: np.ndarray, prompts: np.ndarray) -> Iterator[np.ndarray]
     """The rows of each draw, those of a prompt as often as the draw has it; the full sample comes first."""
     for counts in weights:
         yield np.repeat(np.arange(len(prompts)), counts[prompts].astype(int))
+
+
+def moments(columns: np.ndarray, prompts: np.ndarray, n_prompts: int) -> np.ndarray:
+    """Cross-products of [1, columns] of each prompt."""
+    extended = np.column_stack([np.ones(len(columns)), columns])
+    return np.stack([extended[prompts == p].T @ extended[prompts == p] for p in range(n_prompts)])
 
 
 def percentiles(drawn: list[float]) -> list[float]:

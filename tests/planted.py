@@ -45,8 +45,7 @@ def plant(run: Path, world: World, probe_id: str = "step") -> Path:
     rng = np.random.default_rng(world.seed)
     positions = _positions(world, rng)
     write_positions(run, positions)
-    inputs = {"student": {"dropped_layers": [20]}}
-    _finish(run, "capture", CaptureSettings(bank_prompts=world.prompts).as_dict(), inputs)
+    finish_capture(run, world)
     plant_probe(run, positions, world, rng, probe_id)
     return run
 
@@ -57,18 +56,35 @@ def plant_probe(run: Path, positions: pd.DataFrame, world: World, rng: np.random
     for update in ("one_step", *PLACEBOS):
         own_id = probe_id if update == "one_step" else f"{probe_id}.{update}"
         write_gains(run, gains_frame(bank, world, rng, probe_id, update), own_id)
+    finish_probe(run, probe_id)
+
+
+def finish_capture(run: Path, world: World) -> None:
+    """Say that capture has ended."""
+    settings = CaptureSettings(bank_prompts=world.prompts).as_dict()
+    _finish(run, "capture", settings, {"student": {"dropped_layers": [20]}})
+
+
+def finish_probe(run: Path, probe_id: str) -> None:
+    """Say that a one-step probe has ended."""
     _finish(run, f"probes/{probe_id}", ProbeSettings(name=probe_id).as_dict())
 
 
 def write_positions(run: Path, positions: pd.DataFrame) -> None:
     """Write the positions table, top-K lists included, in two shards."""
-    lists = {name: np.zeros((len(positions), TOP)) for name in _LISTS}
-    columns = {name: positions[name].to_numpy() for name in positions} | lists
-    columns = {name: pa.array(v) if v.dtype == object or v.dtype.kind in "UT" else v for name, v in columns.items()}
-    table = POSITIONS.build(columns)
+    table = positions_table(positions)
     half = len(positions) // 2
     write_parquet(table[:half], shard_path(run / "positions", 0))
     write_parquet(table[half:], shard_path(run / "positions", 1))
+
+
+def positions_table(positions: pd.DataFrame) -> pa.Table:
+    """Make the positions table, with top-K lists of zeros."""
+    lists = {name: np.zeros((len(positions), TOP)) for name in _LISTS}
+    columns = {name: positions[name].to_numpy() for name in positions} | lists
+    return POSITIONS.build(
+        {name: pa.array(v) if v.dtype == object or v.dtype.kind in "UT" else v for name, v in columns.items()}
+    )
 
 
 def write_gains(run: Path, gains: pd.DataFrame, own_id: str) -> None:

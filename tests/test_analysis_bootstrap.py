@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from contrast_worlds import moments
 
 from teachdiag.analysis.bootstrap import Interval, Resampling, intervals, prompt_sums
-from teachdiag.analysis.design import moments
 from teachdiag.analysis.profiles import group_means, percentile_bins
 from teachdiag.analysis.regression import fit
 from teachdiag.analysis.validity import centred_ranks, rank_correlation
@@ -51,7 +51,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
         fit(totals, [0, 1]).slopes,
-        rank_correlation(centred_ranks(y), [centred_ranks(x)], prompts, weights),
+        rank_correlation(centred_ranks(y), centred_ranks(x), prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):
         assert np.isnan(samples[:, 0]).tolist() == [False, True, False]

@@ -34,7 +34,7 @@ def _estimates(
 ) -> pd.DataFrame:
     bank, outcomes = case
     resampling = resampling or Resampling(0, 100, bank.n_prompts)
-    sample = make_sample([outcomes[place]], normalised_scores(bank.positions), K, bank.n_prompts)
+    sample = make_sample([outcomes[place]], normalised_scores(bank), K, bank.n_prompts)
     return pd.DataFrame(regressions(sample, bank, resampling, redraw=redraw))
 
 
@@ -44,7 +44,7 @@ def _design(case: tuple[Bank, list[Outcome]], place: int, model: str) -> tuple[n
     z = {
         name: np.clip((column - (low := np.quantile(column, 0.05))) / (np.quantile(column, 0.95) - low), 0, 1)
         for name, column in (
-            (name, bank.positions[name].to_numpy(float))
+            (name, bank.column(name))
             for name in ("student_entropy", "teacher_entropy", f"disagreement_k{K}", f"compatibility_k{K}")
         )
     }
@@ -52,7 +52,7 @@ def _design(case: tuple[Bank, list[Outcome]], place: int, model: str) -> tuple[n
     built = {
         "student_entropy": h,
         "teacher_entropy": z["teacher_entropy"],
-        "position": bank.positions["pos_norm"].to_numpy(float),
+        "position": bank.column("pos_norm"),
         "disagreement": d,
         "compatibility": c,
         "entropy_x_disagreement": h * d,
@@ -133,7 +133,7 @@ def test_bootstrap_is_that_of_a_loop_over_stacked_rows(case: tuple[Bank, list[Ou
 
 def test_outcomes_together_are_those_alone(case: tuple[Bank, list[Outcome]]) -> None:
     bank, outcomes = case
-    together = make_sample(outcomes[:2], normalised_scores(bank.positions), K, bank.n_prompts)
+    together = make_sample(outcomes[:2], normalised_scores(bank), K, bank.n_prompts)
     found = pd.DataFrame(regressions(together, bank, Resampling(0, 100, bank.n_prompts)))
     alone = pd.concat([_estimates(case, place, redraw=True) for place in (0, 1)], ignore_index=True)
     for column in ("estimate", "ci_low", "ci_high", "std_error"):
@@ -147,18 +147,20 @@ def test_redrawn_cuts_are_those_of_a_loop_that_normalises_every_draw(tmp_path: P
     outcome = select_outcomes(load_step(run, "step", bank), bank)[0]
     resampling = Resampling(0, 150, bank.n_prompts)
     weights = resampling.weights("regression")
-    sample = make_sample([outcome], normalised_scores(bank.positions), K, bank.n_prompts)
-    drawn = redraw_cuts(sample, bank.positions, bank.prompts, weights)
+    sample = make_sample([outcome], normalised_scores(bank), K, bank.n_prompts)
+    drawn = redraw_cuts(sample, bank, weights)
     exact, quantiles = [], []
     for counts in weights:
         rows = np.repeat(np.arange(len(bank.prompts)), counts[bank.prompts].astype(int))
-        again = Bank(bank.positions.iloc[rows].reset_index(drop=True), bank.prompts[rows], bank.n_prompts)
+        again = Bank(
+            {name: values[rows] for name, values in bank.positions.items()}, bank.prompts[rows], bank.n_prompts
+        )
         everywhere = np.ones(len(rows), bool)
         stacked = Outcome("step", "one_step", "gain", everywhere, outcome.values[rows], again.prompts)
-        found = point_estimates(stacked, again, normalised_scores(again.positions), K)
+        found = point_estimates(stacked, again, normalised_scores(again), K)
         exact.append([found["standardized_decomposition", GAP], found["slope_nested", "learnable"]])
         quantiles.append(np.quantile(again.positions[f"disagreement_k{K}"], [0.05, 0.95]))
-    moved = redrawn_quantiles(bank.positions[f"disagreement_k{K}"].to_numpy(), bank.prompts, weights, (0.05, 0.95))
+    moved = redrawn_quantiles(bank.column(f"disagreement_k{K}"), bank.prompts, weights, (0.05, 0.95))
     np.testing.assert_allclose(moved, quantiles, rtol=1e-12)
     assert np.abs(drawn.moves[1:]).max() > 1.5  # the cuts do move
     estimates = pd.DataFrame(regressions(sample, bank, resampling))
@@ -181,7 +183,7 @@ def test_every_seed_has_its_own_draws(case: tuple[Bank, list[Outcome]]) -> None:
 
 def test_a_constant_or_redundant_predictor_is_named(case: tuple[Bank, list[Outcome]]) -> None:
     bank, outcomes = case
-    scores = normalised_scores(bank.positions)
+    scores = dict(normalised_scores(bank))
     with pytest.raises(EstimationError, match=r"predictor position is 0\.5 at every position that has gain"):
         make_sample(outcomes[:1], scores | {("position", None): np.full(len(bank.prompts), 0.5)}, 8, bank.n_prompts)
     with pytest.raises(EstimationError, match=r"predictor position \(K=8\) is a combination of"):

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from teachdiag.analysis.scaling import decided_by_tie, in_q3, norm, soft_or
+from teachdiag.analysis.frame import Bank
+from teachdiag.analysis.scaling import decided_by_tie, in_q3
 from teachdiag.errors import EstimationError
+from teachdiag.scores import norm, soft_or
 
 _COLUMNS = arrays(np.float64, st.integers(3, 60), elements=st.floats(-1e3, 1e3, width=32))
 
@@ -65,6 +67,6 @@ def test_ties_by_hand(values: np.ndarray, percent: int, share: float) -> None:
 
 def test_q3_is_low_entropy_and_high_kl() -> None:
     bank = pd.DataFrame({"student_entropy": [0.0, 1.0, 2.0, 3.0], "forward_kl": [5.0, 0.0, 4.0, 1.0]})
-    inside, entropy, kl = in_q3(bank)
+    inside, entropy, kl = in_q3(Bank(bank, np.zeros(4, np.int64), 1))
     assert (entropy, kl) == (1.5, 2.5)
     assert inside.tolist() == [True, False, False, False]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from teachdiag.analysis import crossval
+from teachdiag.analysis import bootstrap
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.crossval import Data, Fits, draw_folds, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.splines import rank_splines
@@ -29,13 +29,13 @@ def _truncated_powers(z: np.ndarray) -> np.ndarray:
 
 
 def _fit(scores: dict, y: np.ndarray, folds: np.ndarray = FOLDS) -> tuple[Data, dict, Fits]:
-    data = Data(rank_splines(scores), list(scores), y, PROMPTS, folds)
+    data = Data(rank_splines(list(scores), scores.__getitem__), list(scores), y, PROMPTS, folds)
     sets = {name: members for name, members in SETS.items() if set(members) <= set(scores)}
     return data, sets, fit_other_folds(data, sets)
 
 
 def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossval, "_BLOCK", 37)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 37)
     data, _, fits = _fit(X, Y)
     sums_total, sums_unexplained = squared_errors(data, fits, 15)
     bases = {key: _truncated_powers(values) for key, values in X.items()}
@@ -88,7 +88,7 @@ def test_monotone_versions_of_a_score_predict_the_same() -> None:
 
 def test_a_constant_score_is_named() -> None:
     with pytest.raises(EstimationError, match=r"compatibility \(K=8\) has one value at every position"):
-        rank_splines({("compatibility", 8): np.ones(40)})
+        rank_splines([("compatibility", 8)], lambda key: np.ones(40))
 
 
 def test_r2_is_that_of_a_loop_over_stacked_rows() -> None:
@@ -103,7 +103,8 @@ def test_r2_is_that_of_a_loop_over_stacked_rows() -> None:
 
 def test_rank_correlation_is_spearmans_and_draws_keep_the_ranks() -> None:
     scores = np.column_stack(list(X.values()))
-    found = rank_correlation(centred_ranks(Y[:, 0]), [centred_ranks(x) for x in X.values()], PROMPTS, WEIGHTS)
+    y = centred_ranks(Y[:, 0])
+    found = np.hstack([rank_correlation(y, centred_ranks(x), PROMPTS, WEIGHTS) for x in X.values()])
     for column in range(2):
         assert found[0, column] == pytest.approx(spearmanr(Y[:, 0], scores[:, column]).statistic, abs=1e-12)
     ranks = [

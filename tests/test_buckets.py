@@ -30,7 +30,7 @@ def rows(case: Case) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("score", "k"), [("learnable", 16), ("compatibility", 8)])
 def test_quarters_are_those_of_numpy(case: Case, rows: list[dict[str, Any]], score: str, k: int, region: str) -> None:
     own, y = case.scores[score, k], case.gain.values
-    inside = in_q3(case.bank.positions)[0] if region == "q3" else np.ones(len(own), bool)
+    inside = in_q3(case.bank)[0] if region == "q3" else np.ones(len(own), bool)
     mine = [r for r in rows if (r["region"], r["score"], r["k"]) == (region, score, k)]
     mine = [r for r in mine if r["statistic"] != "residual mean"]
     assert {r["statistic"] for r in mine} == {"mean", "median", "trimmed mean"}

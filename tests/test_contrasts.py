@@ -64,7 +64,7 @@ def test_redrawn_contrast_is_that_of_a_loop_over_resampled_rows(case: Case, scor
 def test_fixed_cuts_are_those_of_the_full_sample(case: Case) -> None:
     resampling = case.resampling()
     row = found(contrast_rows([case.gain], case.bank, resampling, redraw=False), score="compatibility", k=16)
-    inside, c, y = in_q3(case.bank.positions)[0], case.column("compatibility_k16"), case.gain.values
+    inside, c, y = in_q3(case.bank)[0], case.column("compatibility_k16"), case.gain.values
     low, high = np.quantile(c[inside], [1 / 3, 2 / 3])
     drawn = []
     for again in drawn_rows(resampling.weights("contrast"), case.bank.prompts):
@@ -88,7 +88,7 @@ def test_a_constant_proxy_and_a_monotone_twin_are_named(case: Case) -> None:
     rows = contrast_rows([case.gain], bank, case.resampling(), redraw=True)
     constant = found(rows, score="overlap", k=16)
     assert constant["estimate"] is None
-    n = int(in_q3(bank.positions)[0].sum())
+    n = int(in_q3(bank)[0].sum())
     assert constant["note"] == f"the thirds share {n} of {n} positions: the score is tied at its cuts"
     assert found(rows, score="compatibility", k=16)["note"] == ""
     twin, original = found(rows, score="jaccard", k=16), found(rows, score="compatibility", k=16)
@@ -98,7 +98,7 @@ def test_a_constant_proxy_and_a_monotone_twin_are_named(case: Case) -> None:
 
 def test_ties_that_join_the_thirds_in_some_draws_are_counted(case: Case) -> None:
     """Nearly two thirds of Q3 lie at the top: the full sample has two arms, and some draws have not."""
-    inside, h, kl = in_q3(case.bank.positions)[0], case.column("student_entropy"), case.column("forward_kl")
+    inside, h, kl = in_q3(case.bank)[0], case.column("student_entropy"), case.column("forward_kl")
     score = np.linspace(0, 0.5, len(inside))
     score[np.flatnonzero(inside)[: int(0.655 * inside.sum())]] = 1.0
     tied, resampling, overlapping = case.with_columns(compatibility_k16=score), case.resampling(), 0
@@ -115,7 +115,7 @@ def test_ties_that_join_the_thirds_in_some_draws_are_counted(case: Case) -> None
 
 
 def test_a_third_that_only_one_prompt_has_is_empty_in_some_draws(case: Case) -> None:
-    inside, prompts = in_q3(case.bank.positions)[0], case.bank.prompts
+    inside, prompts = in_q3(case.bank)[0], case.bank.prompts
     last = np.flatnonzero(inside)[: inside.sum() // 3 + 1]
     mine = np.where(np.isin(np.arange(len(inside)), last), 0, prompts)  # the whole upper third is prompt 0's
     others = np.where((mine == 0) & ~np.isin(np.arange(len(inside)), last), 1, mine)

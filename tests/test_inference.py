@@ -5,11 +5,13 @@ from itertools import product
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from contrast_worlds import moments
 from scipy.stats import kstest, t
 from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import MODELS, moments
+from teachdiag.analysis.design import MODELS, PREDICTORS, make_sample
+from teachdiag.analysis.frame import Outcome
 from teachdiag.analysis.inference import (
     FEW_PROMPTS,
     crv1,
@@ -17,7 +19,6 @@ from teachdiag.analysis.inference import (
     inference_rows,
     model_of,
     two_way,
-    ways_of,
     wild_p_value,
 )
 
@@ -46,7 +47,9 @@ def test_crv3_is_that_of_refits_without_each_prompt() -> None:
 def test_two_way_errors_are_those_of_statsmodels() -> None:
     fitted = sm.OLS(Y, DESIGN).fit()
     both = cov_cluster_2groups(fitted, PROMPTS, TOKENS, use_correction=True)[0]
-    mine = two_way(MODEL, DESIGN, Y - DESIGN @ MODEL.coefficients, ways_of(PROMPTS, TOKENS))
+    columns = np.column_stack([X, Y])
+    order = RNG.permutation(N)  # prompts need not stand together
+    (mine,) = two_way([MODEL], [[0, 1, 2, 3]], lambda rows: columns[order][rows], PROMPTS[order], TOKENS[order])
     np.testing.assert_allclose(mine, both, rtol=1e-8)
 
 
@@ -79,15 +82,14 @@ def test_wild_p_values_are_uniform_where_there_is_nothing() -> None:
 
 @pytest.mark.parametrize("prompts", [FEW_PROMPTS - 1, FEW_PROMPTS])
 def test_rows_of_the_table(prompts: int) -> None:
-    from teachdiag.analysis.design import PREDICTORS, Sample
-    from teachdiag.analysis.frame import Outcome
-
     rng = np.random.default_rng(1)
     n = prompts * 8
     groups, tokens = np.repeat(np.arange(prompts), 8), rng.integers(0, 40, n)
-    columns = rng.normal(size=(n, len(PREDICTORS) + 1))
-    outcome = Outcome("p", "one_step", "gain", np.ones(n, bool), columns[:, -1], groups)
-    sample = Sample([outcome], 16, columns, np.ones(columns.shape[1]), moments(columns, groups, prompts))
+    outcome = Outcome("p", "one_step", "gain", np.ones(n, bool), rng.normal(size=n), groups)
+    names = (("student_entropy", None), ("teacher_entropy", None), ("position", None))
+    scores = {key: rng.uniform(size=n) for key in (*names, ("disagreement", 16), ("compatibility", 16))}
+    sample = make_sample([outcome], scores, 16, prompts)
+    columns = sample.scaled(np.arange(n))
     rows = inference_rows(sample, tokens, Resampling(0, 100, prompts))
     tested = [(model, term) for model, term in product(MODELS, ("learnable", "incompatible")) if term in MODELS[model]]
     assert [(r["model"], r["term"]) for r in rows if "-" not in r["term"]] == tested

@@ -103,7 +103,7 @@ def test_matching_takes_out_what_a_covariate_explains_and_says_what_is_left(case
     score = d + np.random.default_rng(0).normal(0, 0.3, len(d))
     bank, follows = case.with_columns(compatibility_k16=score), replace(case.gain, values=0.1 * d)
     rows, balance = matched_rows([follows], bank, case.scores, case.resampling())
-    sides = split_by_prompt(score, in_q3(bank.positions)[0], bank.prompts)
+    sides = split_by_prompt(score, in_q3(bank)[0], bank.prompts)
     unmatched = follows.values[sides == 1].mean() - follows.values[sides == 0].mean()
     for design in ("matched", "matched once"):
         row = found(rows, score="compatibility", k=16, design=design)

@@ -25,7 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Tokens]:
 @pytest.fixture(scope="module")
 def rows(world: tuple[Case, Tokens]) -> list[dict[str, Any]]:
     case, tokens = world
-    return top_rows([[case.gain], [case.relative]], case.bank, tokens, case.scores, case.resampling())
+    groups = [lambda: [case.gain], lambda: [case.relative]]
+    return top_rows(groups, case.bank, tokens.columns, case.scores, case.resampling())
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -50,7 +51,7 @@ def test_means_are_those_of_the_best_by_hand(
         ]
         assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx([drawn[0], *percentiles(drawn)])
         assert row["gain_per_keep"] == pytest.approx(drawn[0] / (len(best) / n))
-        assert row["q3_share"] == in_q3(case.bank.positions)[0][best].mean()
+        assert row["q3_share"] == in_q3(case.bank)[0][best].mean()
         assert row["mean_incompatible"] == pytest.approx(case.scores["incompatible", k or 16][best].mean())
 
 
@@ -95,7 +96,7 @@ def test_a_tied_score_still_takes_exactly_the_budget(world: tuple[Case, Tokens])
     tied = replace(tokens, columns={**tokens.columns, "forward_kl": level})
     for budget in BUDGETS:
         row = found(
-            top_rows([[case.gain]], case.bank, tied, case.scores, case.resampling()),
+            top_rows([lambda: [case.gain]], case.bank, tied.columns, case.scores, case.resampling()),
             selector="forward_kl",
             budget=budget,
         )
@@ -107,7 +108,7 @@ def test_positions_of_few_prompts_have_no_interval(world: tuple[Case, Tokens]) -
     case, tokens = world
     score = np.where(case.bank.prompts < 3, 1 + tokens.column("forward_kl"), tokens.column("forward_kl") / 1e3)
     few = replace(tokens, columns={**tokens.columns, "forward_kl": score})
-    rows = top_rows([[case.gain]], case.bank, few, case.scores, case.resampling())
+    rows = top_rows([lambda: [case.gain]], case.bank, few.columns, case.scores, case.resampling())
     row = found(rows, selector="forward_kl", budget=0.05)
     assert row["n_prompts"] == 3
     assert (row["ci_low"], row["ci_high"]) == (None, None)

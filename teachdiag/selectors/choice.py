@@ -71,6 +71,14 @@ def select(
     return Selection(kept, topped_up, tied)
 
 
+def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Selection]:
+    """Like `select` under its default rules at several budgets, with scores computed once."""
+    keys = _ranking(tokens, selector, "quantile", "random")
+    everywhere, size = np.zeros(len(tokens), np.int64), np.array([len(tokens)])
+    found = [best(everywhere, places(budget, size), keys, len(keys) - _TIE_KEYS["random"]) for budget in budgets]
+    return [Selection(kept, 0, tied) for kept, tied in found]
+
+
 def places(budget: float, sizes: Codes) -> Codes:
     """Return ceil(budget * size) for each group size, at least 1; shape (groups,).
 

@@ -70,7 +70,7 @@ class Tokens:
     def from_table(cls, table: "pa.Table | pd.DataFrame", k: int = HEADLINE_K, seed: int = 0) -> "Tokens":
         """Read the numeric columns of a `positions` table, Arrow or pandas, or of some of its rows and columns."""
         names = table.column_names if isinstance(table, pa.Table) else list(table.columns)
-        arrays = {name: _array(table[name]) for name in names}
+        arrays = {name: column_array(table[name]) for name in names}
         return cls({name: values for name, values in arrays.items() if values.dtype.kind in "biuf"}, k, seed)
 
     def under(self, normalisation: Normalisation) -> "Tokens":
@@ -128,12 +128,12 @@ def _scramble(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _array(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401 (an Arrow column or a pandas one)
+def column_array(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401 (an Arrow column or a pandas one)
     """Return a column as an array, (N,), or (N, length) where it holds lists."""
     if isinstance(column, pa.ChunkedArray):
         whole = column.combine_chunks()
         if pa.types.is_list(whole.type) or pa.types.is_fixed_size_list(whole.type):
-            return _array(pa.chunked_array([whole.flatten()])).reshape(len(whole), -1)
+            return column_array(pa.chunked_array([whole.flatten()])).reshape(len(whole), -1)
         values: npt.NDArray[Any] = whole.to_numpy(zero_copy_only=False)
         return values
     values = column.to_numpy()
