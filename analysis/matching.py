@@ -20,7 +20,7 @@ Design = Literal["matched", "matched once"]
 DESIGNS: tuple[Design, ...] = ("matched", "matched once")
 COVARIATES = ("student_entropy", "disagreement", "position")
 # Partners differ by no more than this in any covariate, in its standard deviations inside Q3. A caliper of 0.6 takes
-# out about nine tenths of a covariate's bias (Cochran and Rubin 1973, table 2.3.1); narrower ones leave few pairs.
+# out about nine tenths of a covariate's bias (Cochran and Rubin 1973); narrower ones leave few pairs.
 CALIPER = 0.6
 UNBALANCED = 0.25  # SD: pairs that differ by more on average no longer compare like with like (Rubin 2001)
 

@@ -145,11 +145,12 @@ class Ordered:
         ends = self.up_to[:, 0, 1:]
         block = np.minimum((ends <= place[:, None]).sum(axis=1), ends.shape[1] - 1)
         start = self.up_to[np.arange(len(place)), 0, block]
-        found = block * self.width
+        found: Codes = block * self.width
         for draws, _, counts in self._blocks(block):
             reached = start[draws, None] + counts.cumsum(axis=1)
             found[draws] += np.minimum((reached <= place[draws, None]).sum(axis=1), self.width - 1)
-        return np.minimum(found, len(self.score) - 1).astype(np.int64)
+        last: Codes = np.minimum(found, len(self.score) - 1)
+        return last
 
     def _blocks(self, block: Codes) -> Iterator[tuple[slice, Codes, Array]]:
         """Yield, some draws at a time, the places in the order of one block a draw, and how often these count.

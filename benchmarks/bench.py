@@ -1,7 +1,7 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `estimates` the
-statistics at the paper's size, and `intervals` how often their intervals hold the truth.
+statistics at the paper's size, `intervals` how often their intervals hold the truth, and `large` ten million positions.
 """
 
 import sys
@@ -9,6 +9,7 @@ import sys
 import torch
 from estimates import estimate_rows
 from intervals import coverage_rows
+from large import large_rows
 from probes import probe_rows
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,7 @@ def main() -> None:
     show("Selectors", selection_rows())
     show("Analysis, one BLAS thread", estimate_rows())
     show("Coverage of 95% intervals", coverage_rows())
+    show("A bank that memory cannot hold", large_rows())
 
 
 def show(title: str, rows: list[Row]) -> None:
