@@ -53,7 +53,7 @@ def test_columns_are_those_of_the_sorted_table(tmp_path: Path, monkeypatch: pyte
 def test_a_position_twice_is_refused(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", WORLD)
     pq.write_table(POSITIONS.read_arrow(run / "positions").slice(0, 1), run / "positions" / "part-00009.parquet")
-    with pytest.raises(ArtefactError, match="the positions of .* hold a position twice"):
+    with pytest.raises(ArtefactError, match=r"the positions of .* hold a position twice"):
         StoredColumns(POSITIONS, run / "positions", ())
 
 
