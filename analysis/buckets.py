@@ -130,15 +130,17 @@ def _residuals(
 ) -> list[dict[str, Any]]:
     """Mean of what least squares on entropies, D and position leaves, by tenth of every score; the fit is fixed."""
     controls: tuple[Key, ...] = (("student_entropy", None), ("disagreement", k), ("position", None))
-    columns = [scores[key] for key in (*controls, ("teacher_entropy", None))]
     everywhere = np.ones(len(prompts), bool)
-    design, values = np.column_stack([everywhere, *columns]), np.column_stack([outcome.values for outcome in outcomes])
-    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    design = [everywhere.astype(np.float64), *(scores[key] for key in (*controls, ("teacher_entropy", None)))]
+    gram = np.array([[a @ b for b in design] for a in design])
     found: list[dict[str, Any]] = []
     for name in SCORES:
         own = scores[name, k]
         cut = _Region.of("all", (name, k), own, everywhere, quantile_bins(own, _TENTHS), prompts)
-        for outcome, residual in zip(outcomes, left.T, strict=True):
+        for outcome in outcomes:
+            moments = np.array([column @ outcome.values for column in design])
+            fitted = np.linalg.lstsq(gram, moments, rcond=None)[0]
+            residual = outcome.values - sum(b * column for b, column in zip(fitted, design, strict=True))
             means = _means(residual, outcome, cut, draws)
             found += _rows(outcome, cut, "residual mean", outcome.unit, means, draws)
     return found

@@ -33,13 +33,13 @@ def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
 class Data(NamedTuple):
     """What is predicted, and from what.
 
-    `splines`: of the scores, over n rows. `scores`: their keys. `values`: shape (n, m), the outcomes. `prompts`: shape
+    `splines`: of the scores, over n rows. `scores`: their keys. `values`: m outcomes, shape (n,) each. `prompts`: shape
     (n,). `folds`: shape (repeats, prompts).
     """
 
     splines: Splines
     scores: Sequence[Key]
-    values: Array
+    values: Sequence[Array]
     prompts: Codes
     folds: Codes
 
@@ -50,7 +50,7 @@ class Data(NamedTuple):
     def products(self) -> Iterator[tuple[Codes, Array]]:
         """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
         for block in prompt_blocks(self.prompts):
-            extended = np.hstack([self.splines.design(block.rows), self.values[block.rows]])
+            extended = np.column_stack([self.splines.design(block.rows), *(own[block.rows] for own in self.values)])
             yield block.prompts, block.products(extended)
 
 
@@ -77,7 +77,7 @@ def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
         sets: the scores in each set of predictors.
     """
     n_folds, q = int(data.folds.max()) + 1, len(data.splines.owners)
-    width = q + data.values.shape[1]
+    width = q + len(data.values)
     folds = np.zeros((len(data.folds), n_folds, width, width))
     for owners, products in data.products():
         for total, assignment in zip(folds, data.folds[:, owners], strict=True):
@@ -99,7 +99,7 @@ def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array
         Sums of (y - mean of the other folds)^2, shape (prompts, m), and of (y - prediction)^2, shape (prompts, sets,
         m).
     """
-    m, q = data.values.shape[1], len(data.splines.owners)
+    m, q = len(data.values), len(data.splines.owners)
     total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
     for owners, products in data.products():
         gram, with_y, squares = products[:, :q, :q], products[:, :q, q:], np.diagonal(products[:, q:, q:], 0, 1, 2)
@@ -131,7 +131,7 @@ def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], place: int) -> Arra
         Shape (n, m), unit of the outcomes.
     """
     splines = data.splines.only(data.members(keys))
-    found = np.empty(data.values.shape)
+    found = np.empty((len(data.prompts), len(data.values)))
     for block in prompt_blocks(data.prompts):
         assigned = zip(fits.coefficients[place], data.folds[:, block.prompts], strict=True)
         mean = np.mean([own[folds] for own, folds in assigned], axis=0)

@@ -83,7 +83,7 @@ def cross_validated(
     step = max(1, _TOGETHER // len(outcomes[0].prompts))
     found: list[dict[str, Array]] = []
     for first in range(0, len(outcomes), step):
-        values = np.column_stack([outcome.values for outcome in outcomes[first : first + step]])
+        values = [outcome.values for outcome in outcomes[first : first + step]]
         found += _cross_validate(Data(splines, used, values, outcomes[0].prompts, folds), sets, weights)
     return found
 
@@ -91,7 +91,7 @@ def cross_validated(
 def _cross_validate(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Array) -> list[dict[str, Array]]:
     fits = fit_other_folds(data, sets)
     total, unexplained = squared_errors(data, fits, weights.shape[1])
-    ranks = [centred_ranks(own) for own in data.values.T]
+    ranks = [centred_ranks(own) for own in data.values]
     drawn = np.empty((len(ranks), len(weights), len(sets)))
     for place, keys in enumerate(sets.values()):
         predicted = out_of_fold(data, fits, keys, place)

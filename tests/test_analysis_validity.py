@@ -29,7 +29,7 @@ def _truncated_powers(z: np.ndarray) -> np.ndarray:
 
 
 def _fit(scores: dict, y: np.ndarray, folds: np.ndarray = FOLDS) -> tuple[Data, dict, Fits]:
-    data = Data(rank_splines(list(scores), scores.__getitem__), list(scores), y, PROMPTS, folds)
+    data = Data(rank_splines(list(scores), scores.__getitem__), list(scores), list(y.T), PROMPTS, folds)
     sets = {name: members for name, members in SETS.items() if set(members) <= set(scores)}
     return data, sets, fit_other_folds(data, sets)
 
