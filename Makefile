@@ -21,7 +21,7 @@ demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs
 	$(BIN)/teachdiag probe --run $(RUN)
 	$(BIN)/teachdiag analyze $(RUN)
 
-figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: one to two hours, then seconds
+figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: about an hour, then seconds
 
 runs/comparison/comparison.png: $(PAIRS:%=runs/%/analyze.json)
 	$(BIN)/teachdiag figures $(PAIRS:%=runs/%)
