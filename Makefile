@@ -5,7 +5,7 @@ RUN ?= runs/demo
 
 
 PAIRS := demo privileged
-CAPTURE_privileged := --teacher-prompt privileged --bank-prompts 40
+CAPTURE_privileged := --teacher-prompt privileged --bank-prompts 32
 PROBES_privileged := one_step isolated predicted placebo selectors
 PROBES_demo := $(PROBES_privileged) lds
 FIGURES_privileged := plane saturation coefficients q3_contrast proxies validity gain_surface deciles buckets top_n \
