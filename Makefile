@@ -14,7 +14,7 @@ FIGURES_demo := $(FIGURES_privileged) lds
 TABLES := q3_contrast support_proxies balance selectors top_n decomposition inference buckets residual_bins robust_gains \
   position_profile validity placebo_panel saturation predicted isolated
 
-.PHONY: demo figures $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
+.PHONY: demo figures testbed sweep $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -49,6 +49,17 @@ $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
 .SECONDARY:
 .DELETE_ON_ERROR:
 
+testbed: runs/testbed/teacher/taught.json runs/testbed/student/taught.json  ## teach the testbed's two models: half an hour
+
+runs/testbed/%/taught.json: | .venv/installed
+	$(BIN)/python -m teachdiag.diagnostics.testbed runs/testbed $*
+
+sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdict beside them: at most two hours
+	$(BIN)/teachdiag capture --run runs/sweep --recipe docs/train/testbed.toml
+	$(BIN)/teachdiag probe --run runs/sweep --recipe docs/train/testbed.toml
+	$(BIN)/teachdiag analyze runs/sweep
+	$(BIN)/teachdiag train --run runs/sweep --sweep docs/train/testbed.toml
+
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term
 
@@ -67,8 +78,8 @@ docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 
-readme: .venv/installed  ## put what was measured into the README (needs `make figures`)
-	$(BIN)/python docs/readme_result.py runs/demo runs/privileged
+readme: .venv/installed  ## put what was measured into the README (needs `make figures`, or `make sweep`)
+	$(BIN)/python docs/readme_result.py $(wildcard runs/demo runs/privileged runs/sweep)
 
 clean:  ## remove the environment and every run
 	rm -rf .venv runs

@@ -1,7 +1,8 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
-`scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `estimates` the
-statistics at the paper's size, `intervals` how often their intervals hold the truth, and `large` ten million positions.
+`scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
+selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
+truth, and `large` ten million positions.
 """
 
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
+from training import training_rows
 from workload import QUIET, Row, load_bench_pair
 
 
@@ -27,6 +29,7 @@ def main() -> None:
     show(f"Scoring, {threads}", [*time_rows(load_bench_pair()), *memory_rows()])
     show(f"Probes, {threads}", probe_rows(load_bench_pair(master=True), QUIET))
     show("Selectors", selection_rows())
+    show(f"Training, {threads}", training_rows())
     show("Analysis, one BLAS thread", estimate_rows())
     show("Coverage of 95% intervals", coverage_rows())
     show("A bank that memory cannot hold", large_rows())

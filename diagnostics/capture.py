@@ -20,7 +20,7 @@ from teachdiag.manifests import Manifest, Prompt, PromptSet, load_prompts, read_
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest, writing
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import CaptureSettings, PairSettings
 from teachdiag.tables import shard_path, write_parquet
 
 ROLLOUT_CONTEXTS = 32  # rollouts generated together, and contexts in one shard of the `contexts` table
@@ -65,7 +65,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     return results
 
 
-def resolve_pair(settings: CaptureSettings, reporter: Reporter) -> tuple[ModelSource, ModelSource]:
+def resolve_pair(settings: PairSettings, reporter: Reporter) -> tuple[ModelSource, ModelSource]:
     """Pin student and teacher.
 
     Raises:
@@ -73,7 +73,7 @@ def resolve_pair(settings: CaptureSettings, reporter: Reporter) -> tuple[ModelSo
     """
     student = resolve(settings.student, settings.revision, settings.dropped_layers, reporter)
     teacher = resolve(settings.teacher, settings.teacher_revision or settings.revision, (), reporter)
-    if student.digest == teacher.digest and not student.dropped_layers and settings.teacher_prompt == "same":
+    if student.digest == teacher.digest and not student.dropped_layers and settings.same_prompt:
         raise ModelError(
             f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
             "another teacher, --student-drop-layers, or --teacher-prompt privileged"
@@ -145,7 +145,7 @@ def _contexts(table: pa.Table, positions: int) -> list[Context]:
 def _inputs(
     settings: CaptureSettings, sources: tuple[ModelSource, ModelSource], prompts: PromptSet | None
 ) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"student": _pinned(sources[0]), "teacher": _pinned(sources[1])}
+    inputs: dict[str, Any] = {"student": pinned(sources[0]), "teacher": pinned(sources[1])}
     if prompts is None:
         CONTEXTS.read_arrow(Path(settings.contexts), ["context_id"])  # refuses what is no such table
         return inputs | {"contexts": table_digest(Path(settings.contexts))}
@@ -161,7 +161,7 @@ def _inputs(
     }
 
 
-def _pinned(source: ModelSource) -> dict[str, Any]:
+def pinned(source: ModelSource) -> dict[str, Any]:
     """What identifies the weights; where a local copy lies does not."""
     facts = asdict(source)
     del facts["path"]
@@ -179,7 +179,7 @@ def _sample_contexts(run: Path, settings: CaptureSettings, pair: Pair, prompts: 
                     pair.student,
                     [row["prompt_token_ids"] for row in group],
                     [row["sampling_seed"] for row in group],
-                    settings,
+                    settings.sampling,
                     pair.vocabulary,
                 )
                 sampled = [

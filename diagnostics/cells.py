@@ -18,7 +18,7 @@ from teachdiag.errors import RunError, SettingsError
 from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors import SELECTORS, Selection, Selector, Tokens, places, resolve_selector, select, stored_name
+from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select, stored_name
 from teachdiag.selectors.released import METHODS, select_released, with_live_statistics
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 
@@ -58,7 +58,7 @@ class Chooser:
 
     name: str
     columns: tuple[str, ...]
-    choose: Callable[[Tokens, float], Selection | None]
+    choose: Callable[[Tokens, float], Kept | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cell:
     budget: float
     seed: int
     draw: Draw
-    selection: Selection
+    selection: Kept
 
     @property
     def digest(self) -> str:
@@ -119,7 +119,7 @@ def selector_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
     cells = []
     for seed in range(settings.seeds):
         draw = _drawn(bench, seed, table)
-        cells.append(Cell(EVERYTHING, 1.0, seed, draw, Selection(np.ones(len(draw.tokens), bool), 0, 0.0)))
+        cells.append(Cell(EVERYTHING, 1.0, seed, draw, Kept(np.ones(len(draw.tokens), bool), 0, 0.0)))
         for budget in settings.budget_shares:
             for chooser in choosers if budget < 1 else ():
                 chosen = chooser.choose(draw.tokens, budget)
@@ -140,7 +140,7 @@ def mask_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
         rng = np.random.default_rng(derive_seed(bench.settings.seed, RANDOM_MASK, seed))
         kept = np.zeros(len(tokens), bool)
         kept[rng.choice(len(tokens), size, replace=False)] = True
-        cells.append(Cell(RANDOM_MASK, bench.settings.mask_budget, seed, draw, Selection(kept, 0, 0.0)))
+        cells.append(Cell(RANDOM_MASK, bench.settings.mask_budget, seed, draw, Kept(kept, 0, 0.0)))
     return cells
 
 
@@ -182,7 +182,7 @@ def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
     """A selector under the probe's rules."""
     rules = (settings.normalisation, settings.scope, settings.min_keep, settings.ties)
 
-    def choose(tokens: Tokens, budget: float) -> Selection | None:
+    def choose(tokens: Tokens, budget: float) -> Kept | None:
         known = int((~np.isnan(selector.scores(tokens.under(settings.normalisation)))).sum())
         wanted = int(places(budget, np.array([len(tokens)]))[0])
         return None if known < wanted else select(tokens, selector, budget, *rules)

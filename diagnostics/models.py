@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from teachdiag.diagnostics.embedded import embedded_model
@@ -113,7 +114,7 @@ class LanguageModel:
         self.end_ids = _end_ids(model, tokenizer)
         # Rollouts are sampled by the run's settings, never by defaults that came with the model.
         model.generation_config = GenerationConfig(eos_token_id=sorted(self.end_ids) or None)
-        self.head = _head(model)
+        self.head = head_of(model)
         self._check_cut()
 
     @property
@@ -250,17 +251,28 @@ def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401
     config.num_hidden_layers = len(kept)
 
 
-def _head(model: Any) -> Head:  # noqa: ANN401
+def head_of(model: Any) -> Head:  # noqa: ANN401
+    """Return a model's LM head. Weights that are sharded over processes are gathered, and gradients reach them."""
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    bias = getattr(linear, "bias", None)
+    weight, bias = (_whole(getattr(linear, name, None)) for name in ("weight", "bias"))
+    assert weight is not None
     return Head(
-        weight=linear.weight.float(),  # no copy where it is float32 already
+        weight=weight.float(),  # no copy where it is float32 already
         bias=None if bias is None else bias.float(),
         scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
-        size=linear.weight.shape[0],
+        size=weight.shape[0],
     )
+
+
+def local(parameter: Tensor) -> Tensor:
+    """Return this process's shard of a parameter; the parameter itself where it is not sharded."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401

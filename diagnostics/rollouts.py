@@ -18,7 +18,7 @@ from transformers import (
 
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.errors import ContextError
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import Sampling
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def sample(
     student: LanguageModel,
     prompts: Sequence[tuple[int, ...]],
     seeds: Sequence[int],
-    settings: CaptureSettings,
+    sampling: Sampling,
     vocabulary: int,
 ) -> list[Rollout]:
     """Sample one response a prompt, all in one batch.
@@ -95,25 +95,26 @@ def sample(
         student: the model at theta0.
         prompts: prompt token ids; repeat a prompt to sample it more than once.
         seeds: one seed a rollout.
-        settings: temperature, top-p, top-k and length.
+        sampling: temperature, top-p, top-k and length.
         vocabulary: number of leading ids that may be sampled.
     """
     width = max(map(len, prompts))
     pad = student.tokenizer.pad_token_id or 0
     ids = torch.tensor([(pad,) * (width - len(p)) + tuple(p) for p in prompts], device=student.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=student.device)
-    uniforms = np.stack([np.random.default_rng(seed).random(settings.max_new_tokens) for seed in seeds])
+    uniforms = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=sorted(student.end_ids), pad_token_id=pad
+        do_sample=False, max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(student.end_ids), pad_token_id=pad
     )
-    sampling = SeededSampling(uniforms, width, student.device)
+    drawing = SeededSampling(uniforms, width, student.device)
+    bent = warpers(sampling.temperature, sampling.top_k, sampling.top_p)
     output = student.model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *_warpers(settings), sampling]),
+        logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *bent, drawing]),
     )
-    return [_ended(row, student.end_ids) for row in output[:, width:].tolist()]
+    return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 
 
 def check_prompts_fit(prompts: Sequence[tuple[str, tuple[int, ...]]], model: LanguageModel, room: int) -> None:
@@ -135,18 +136,21 @@ def check_prompts_fit(prompts: Sequence[tuple[str, tuple[int, ...]]], model: Lan
             )
 
 
-def _warpers(settings: CaptureSettings) -> list[LogitsProcessor]:
-    warpers: list[LogitsProcessor] = []
-    if settings.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k:
-        warpers.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(settings.top_p))
-    return warpers
+def warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
+    """Return what bends the distribution before it is sampled from; a temperature of 1, K of 0 and p of 1 are off."""
+    if temperature == 0.0:
+        return [TopKLogitsWarper(1)]
+    found: list[LogitsProcessor] = []
+    if temperature != 1.0:
+        found.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        found.append(TopPLogitsWarper(top_p))
+    return found
 
 
-def _ended(row: list[int], end_ids: frozenset[int]) -> Rollout:
+def ended(row: list[int], end_ids: frozenset[int]) -> Rollout:
     """Cut a row behind its first end-of-text token; what generate appended after it is padding."""
     for place, token in enumerate(row):
         if token in end_ids:

@@ -48,7 +48,7 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
     taught = hidden_rows(teacher, batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
     tokens = torch.from_numpy(batch.tokens).long().to(student.device)
     states = States(hidden, student.head, taught, teacher.head)
-    columns = _tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
+    columns = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
     _refuse_non_finite(columns, batch, states)
     return columns
@@ -67,7 +67,7 @@ def rescore(states: States, batch: Batch, tile_positions: int, rows: slice = sli
     Raises:
         ContextError: a logit is NaN or infinite; the message names model, context and position.
     """
-    columns = _tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
+    columns = tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
     _refuse_non_finite(columns, batch, states, rows)
     return columns
 
@@ -77,7 +77,7 @@ def tiles(rows: int, tile_positions: int) -> list[slice]:
     return [slice(start, min(start + tile_positions, rows)) for start in range(0, rows, tile_positions)]
 
 
-def _tiled(
+def tiled(
     states: States, measure: Callable[[Tensor, Tensor, slice], dict[str, Tensor]], tile_positions: int
 ) -> Columns:
     """Fill one array a column, tile by tile, from (student logits, teacher logits, their rows).

@@ -190,7 +190,7 @@ def _fresh_objective(bench: Workbench, teacher: LanguageModel, batch: Sequence[C
     for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
         seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
         prompts = [batch[place].student_prompt for place in places]
-        sampled += sample(bench.student, prompts, seeds, bench.capture, bench.student.head.size)
+        sampled += sample(bench.student, prompts, seeds, bench.capture.sampling, bench.student.head.size)
     contexts = [
         replace(c, context_id=place, response=rollout.token_ids[: bench.capture.positions])
         for place, (c, rollout) in enumerate(zip(batch, sampled, strict=True))

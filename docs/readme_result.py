@@ -1,30 +1,44 @@
 """`make readme`: put what was measured on the embedded pairs, whichever way it falls, into the README.
 
-The first run gives its real step and the picture; all of them give their studies of single tokens and of selectors.
+The first run gives its real step and the picture; all of them give their studies of single tokens and of selectors; a
+run that has trained gives what came of it.
 """
 
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from teachdiag.analysis.report_block import result_block, study_block
+from teachdiag.analysis.training_report import training_block
 
 ROOT = Path(__file__).parents[1]
-PICTURE = Path("docs/demo_coefficients.png")
+PICTURE, CURVE = Path("docs/demo_coefficients.png"), Path("docs/accuracy.png")
 
 
 def main(runs: Sequence[Path]) -> None:
-    """Replace what stands between the README's marks, and the picture."""
-    shutil.copy(runs[0] / "figures/coefficients.png", ROOT / PICTURE)
-    picture = f"![Standardised coefficients of the demo's real step and its placebos]({PICTURE})"
+    """Replace what stands between the README's marks, and the pictures."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, block in {"result": f"{picture}\n\n{result_block(runs[0])}", "study": study_block(runs)}.items():
+    for name, block in _blocks(runs):
         marks = rf"(<!-- {name}:begin -->\n).*(<!-- {name}:end -->)"
         text = re.sub(marks, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text, flags=re.DOTALL)
     readme.write_text(text)
+
+
+def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield what the runs give, by the name of its place in the README."""
+    trained = [run for run in runs if (run / "train.json").exists()]
+    probed = [run for run in runs if run not in trained]
+    if probed:
+        shutil.copy(probed[0] / "figures/coefficients.png", ROOT / PICTURE)
+        picture = f"![Standardised coefficients of the demo's real step and its placebos]({PICTURE})"
+        yield "result", f"{picture}\n\n{result_block(probed[0])}"
+        yield "study", study_block(probed)
+    for run in trained:
+        shutil.copy(run / "figures/accuracy.png", ROOT / CURVE)
+        yield "training", f"![Share of right answers by budget and selector]({CURVE})\n\n{training_block(run)}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     if differing:
         what += f" The runs differ in {', '.join(name.replace('_', ' ') for name in differing)}."
     printed = Printed("comparison", "Table 1, Figures 3C and 5A", what, rows)
-    population = "; ".join(f"{run.name}: {load_tables(run).population}" for run in runs)
+    population = "Banks: " + "; ".join(f"{run.name}: {load_tables(run).population}" for run in runs)
     files = write_printed(folder, printed, population)
     with theme():
         return files + save(_figure(rows, what), folder, "comparison")

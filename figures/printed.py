@@ -43,7 +43,7 @@ def print_tables(run: Path, tables: RunTables, only: str = "") -> list[Path]:
     for name, (paper, what, make) in TABLES.items():
         rows = make(tables) if only in ("", name) else pd.DataFrame()
         if len(rows):
-            files += write_printed(run / "tables", Printed(name, paper, what, rows), tables.population)
+            files += write_printed(run / "tables", Printed(name, paper, what, rows), f"Bank: {tables.population}")
     return files
 
 
@@ -69,7 +69,7 @@ def _markdown(printed: Printed, population: str) -> str:
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in shown.itertuples(index=False)]
     place = f"Paper: {printed.paper}." if printed.paper else "Beyond the paper."
     made = f" Intervals are 95%: {methods}." if methods else ""
-    return f"# {printed.name}\n\n{printed.what} {place} Bank: {population}.{made}\n\n" + "\n".join(lines) + "\n"
+    return f"# {printed.name}\n\n{printed.what} {place} {population}.{made}\n\n" + "\n".join(lines) + "\n"
 
 
 def _interval(estimate: float, low: float, high: float) -> str:

@@ -1,29 +1,26 @@
 """The command line: options to settings to one call a stage. Heavy imports happen inside the commands."""
 
 import importlib.util
-import inspect
-import json
 import sys
-import tomllib
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from teachdiag import __version__
-from teachdiag.errors import InputError, SettingsError
+from teachdiag.commands import FIRST, stage_command
+from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
+    EvaluateSettings,
     FiguresSettings,
     ProbeSettings,
     ReportSettings,
-    help_text,
+    TrainSettings,
 )
-from teachdiag.terminal import show_analysis, show_capture, show_figures, show_probe, show_report
+from teachdiag.terminal import show_analysis, show_capture, show_figures, show_models, show_probe, show_report
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
@@ -33,6 +30,8 @@ app = typer.Typer(
     [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
     [bold]teachdiag figures[/bold]   draw figures again, all or one
     [bold]teachdiag report[/bold]    put it all on one page that opens in a browser, tokens included
+    [bold]teachdiag train[/bold]     distil the student on selected positions, one run or a sweep, and judge it
+    [bold]teachdiag evaluate[/bold]  let models answer held-out prompts, and grade the answers
 
     Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
     language model as teacher, the same model without one layer as student.""",
@@ -42,138 +41,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STAGES = ("capture", "probe", "analyze", "figures", "report")
-
-_Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
-_Together = Callable[[list[Path], Any], Path | None]
-_Show = Callable[[dict[str, Any], Path], None]
-
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the input is wrong (one sentence), 1 anything else."""
     try:
         app()
     except InputError as error:
-        print(f"teachdiag: {error}", file=sys.stderr)
+        if FIRST:
+            print(f"teachdiag: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _read_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the entries of a recipe the defaults of this command; options on the command line still win."""
-    if path is None:
-        return None
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"recipe {path} is not TOML: {error}") from error
-    name = str(context.info_name)
-    strangers = [key for key, table in content.items() if key not in _STAGES or not isinstance(table, dict)]
-    if strangers:
-        raise SettingsError(
-            f"recipe {path}: {', '.join(strangers)} is no table of a stage: put options under [{'], ['.join(_STAGES)}]"
-        )
-    entries = {key.replace("-", "_"): value for key, value in content.get(name, {}).items()}
-    known = {str(option.name) for option in context.command.params} - {"recipe", "help"}
-    unknown = entries.keys() - known
-    if unknown:
-        raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
-    context.default_map = entries
-    return path
-
-
-_DEFAULT_RUN = Path("runs/demo")
-_ONE_RUN: dict[str, tuple[Any, Any]] = {
-    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], _DEFAULT_RUN)
-}
-_RUNS: dict[str, tuple[Any, Any]] = {
-    "runs": (
-        Annotated[
-            list[Path] | None,
-            typer.Argument(metavar="[RUN]...", help=f"Run directories (default: {_DEFAULT_RUN})", show_default=False),
-        ],
-        None,
-    )
-}
-_COMMON: dict[str, tuple[Any, Any]] = {
-    "recipe": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                help="TOML file with any of these options, in a table named like the command",
-                is_eager=True,
-                callback=_read_recipe,
-                show_default="none",
-            ),
-        ],
-        None,
-    ),
-    "quiet": (
-        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", show_default="off")],
-        False,
-    ),
-    "json": (
-        Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", show_default="off")],
-        False,
-    ),
-}
-
-
-def _stage_command(
-    settings_class: type, show: _Show, *, many: bool = False, together: _Together | None = None
-) -> Callable[[_Stage], _Stage]:
-    """Register a stage as a command whose options are the fields of its settings class.
-
-    Args:
-        settings_class: the stage's settings.
-        show: prints the summary of one run for people.
-        many: whether it takes any number of runs as arguments, one after the other, or one as an option.
-        together: what is written for several runs at once, after each by itself.
-    """
-
-    def register(stage: _Stage) -> _Stage:
-        def command(**values: Any) -> None:  # noqa: ANN401
-            common = {name: values.pop(name) for name in _COMMON}
-            runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
-            settings, reporter = settings_class(**values), Reporter(quiet=common["quiet"])
-            summaries = {}
-            try:
-                for run in runs:
-                    summaries[str(run)] = stage(run, settings, reporter)
-                    if not common["json"] and not common["quiet"]:
-                        show(summaries[str(run)], run)
-                if together and len(runs) > 1 and (folder := together(runs, settings)):
-                    reporter.say(f"all runs in one table: {folder}")
-            except KeyboardInterrupt:
-                print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
-                raise typer.Exit(1) from None
-            if common["json"]:
-                print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
-
-        options = (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class)
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in options.items()
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
-        command.__doc__ = stage.__doc__
-        app.command(stage.__name__)(command)
-        return stage
-
-    return register
-
-
-def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
-    """Name, annotation and default of every option that a settings class declares."""
-    hints = get_type_hints(settings_class)
-    options: dict[str, tuple[Any, Any]] = {}
-    for entry in fields(settings_class):
-        shown = "none" if entry.default == "" else True
-        option = typer.Option(help=help_text(entry), show_default=shown)
-        options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
-    return options
 
 
 def _print_version(wanted: bool) -> None:
@@ -192,7 +68,7 @@ def _version(
     pass
 
 
-@_stage_command(CaptureSettings, show_capture)
+@stage_command(app, CaptureSettings, show_capture)
 def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Freeze student rollouts into a bank, and score student and teacher at every position of it."""
     _need_models()
@@ -201,7 +77,7 @@ def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return run_capture(run, settings, reporter)
 
 
-@_stage_command(ProbeSettings, show_probe)
+@stage_command(app, ProbeSettings, show_probe)
 def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Take steps from theta0, and measure how far each position of the bank moves towards the teacher.
 
@@ -221,7 +97,7 @@ def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
     return compare_runs(runs)[0].parent if whole else None
 
 
-@_stage_command(AnalyzeSettings, show_analysis, many=True, together=_compare)
+@stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     from teachdiag.analysis.analyze import run_analysis
@@ -232,10 +108,12 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
         return run_released(run, settings, reporter)
     summary = run_analysis(run, settings, reporter)
     publish(run, reporter)
+    if any((run / "eval_scores").glob("*.parquet")):
+        _analyze_training(run)
     return summary
 
 
-@_stage_command(FiguresSettings, show_figures, many=True, together=_compare)
+@stage_command(app, FiguresSettings, show_figures, many=True, together=_compare)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Draw the figures and print the tables of an analysed run again, all or one."""
     from teachdiag.figures.build import publish
@@ -243,12 +121,47 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
 
 
-@_stage_command(ReportSettings, show_report, many=True)
+@stage_command(app, ReportSettings, show_report, many=True)
 def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected."""
     from teachdiag.figures.report.build import write_report
 
     return write_report(run, settings, reporter)
+
+
+@stage_command(app, TrainSettings, show_models)
+def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Distil the student on the positions that a selector keeps, and judge it beside base student and teacher.
+
+    With --sweep, many arms, budgets and seeds. Works under `accelerate launch`, whose configuration says how models
+    are sharded.
+    """
+    _need(("torch", "transformers", "accelerate", "trl", "datasets"), "train")
+    from teachdiag.diagnostics.train import run_train
+
+    summary = run_train(run, settings, reporter)
+    if FIRST:
+        _analyze_training(run)
+    return summary
+
+
+@stage_command(app, EvaluateSettings, show_models)
+def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
+    """Let models answer held-out prompts, and grade the answers: right, wrong, or unparseable."""
+    _need(("torch", "transformers", "accelerate", "math_verify"), "train")
+    from teachdiag.diagnostics.evaluation import run_evaluation
+
+    summary = run_evaluation(run, settings, reporter)
+    _analyze_training(run)
+    return summary
+
+
+def _analyze_training(run: Path) -> None:
+    from teachdiag.analysis.training import analyze_training
+    from teachdiag.figures.training import publish_training
+
+    analyze_training(run)
+    publish_training(run)
 
 
 _importing = typer.Typer(help="Bring data from elsewhere into a run directory.", no_args_is_help=True)
@@ -270,10 +183,14 @@ def released(
 
 
 def _need_models() -> None:
+    _need(("torch", "transformers", "accelerate"), "models,prompts")
+
+
+def _need(packages: tuple[str, ...], extra: str) -> None:
     """Say what to install before a missing torch can raise a traceback."""
-    for package in ("torch", "transformers", "accelerate"):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"this command needs {package}: pip install 'teachdiag[models,prompts]'")
+            raise InputError(f"this command needs {package}: pip install 'teachdiag[{extra}]'")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from teachdiag.arithmetic import problems
 from teachdiag.errors import EstimationError, ManifestError, cause
 from teachdiag.runs import file_digest
 from teachdiag.seeds import derive_seed
@@ -23,7 +24,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
     "": {
         **{"id": (str, True), "description": (str, False), "licence": (str, True)},
         **{"rows": (int, False), "sha256": (list, False)},
-        **{"source": (dict, True), "columns": (dict, True), "template": (dict, True)},
+        **{"source": (dict, True), "columns": (dict, True), "template": (dict, True), "grading": (dict, False)},
     },
     "source": {
         **{"kind": (str, True), "dataset": (str, False), "config": (str, False), "revision": (str, False)},
@@ -34,8 +35,13 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         **{"answer": (str, False), "answer_after": (str, False)},
     },
     "template": {"prompt": (str, True), "privileged": (str, False)},
+    "grading": {"grader": (str, True), "answer_after": (str, False)},
 }
-_NEEDED_BY_KIND = {"file": ("file",), "hub": ("dataset", "file"), "reasoning_gym": ("dataset", "size", "seed")}
+_NEEDED_BY_KIND = {
+    **{"file": ("file",), "hub": ("dataset", "file"), "reasoning_gym": ("dataset", "size", "seed")},
+    "arithmetic": ("size", "seed"),
+}
+GRADERS = ("math_verify", "reasoning_gym", "exact")
 _BATCH_ROWS = 10_000
 _TOML_NAMES = {str: "string", int: "whole number", list: "list", dict: "table"}
 
@@ -63,6 +69,7 @@ class Manifest:
     source: Mapping[str, Any]
     columns: Mapping[str, str]
     template: Mapping[str, str]
+    grading: Mapping[str, str]
 
     def student_text(self, prompt: Prompt) -> str:
         """Return the user message that the student sees."""
@@ -149,6 +156,7 @@ def read_manifest(name: str) -> Manifest:
         source=content["source"],
         columns=content["columns"],
         template=content["template"],
+        grading=content.get("grading", {"grader": GRADERS[0]}),
     )
 
 
@@ -192,7 +200,9 @@ def _content(prompt: Prompt) -> tuple[str, str | None, str | None]:
 
 def _check_entries(path: Path, content: dict[str, Any]) -> None:
     for section, known in _ENTRIES.items():
-        entries, prefix = (content[section], f"{section}.") if section else (content, "")
+        entries, prefix = (content.get(section), f"{section}.") if section else (content, "")
+        if entries is None:
+            continue
         unknown = entries.keys() - known
         if unknown:
             raise ManifestError(f"{path}: unknown entries {', '.join(sorted(prefix + name for name in unknown))}")
@@ -209,6 +219,11 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
     for name in _NEEDED_BY_KIND[source["kind"]]:
         if name not in source:
             raise ManifestError(f"{path}: the entry source.{name} is missing, which kind {source['kind']} needs")
+    grader = content.get("grading", {}).get("grader", GRADERS[0])
+    if grader not in GRADERS:
+        raise ManifestError(f"{path}: grading.grader is {grader!r}: choose {', '.join(GRADERS)}")
+    if grader == "reasoning_gym" and source["kind"] != "reasoning_gym":
+        raise ManifestError(f"{path}: grading.grader reasoning_gym needs a source of that kind")
 
 
 def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
@@ -224,8 +239,8 @@ def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
 def _read_source(manifest: Manifest, local: str) -> tuple[Iterator[list[dict[str, Any]]], str]:
     """Return the rows in batches, and the SHA-256 of the file they came from ('' for generated rows)."""
     kind = manifest.source["kind"]
-    if kind == "reasoning_gym" and not local:
-        return iter([_generate(manifest)]), ""
+    if kind in _GENERATED and not local:
+        return iter([_GENERATED[kind](manifest)]), ""
     path = _download(manifest) if kind == "hub" and not local else Path(local or manifest.source.get("file", ""))
     if not path.is_file():
         raise ManifestError(f"{manifest.id}: no data file at {path}: give --data-file")
@@ -276,6 +291,13 @@ def _generate(manifest: Manifest) -> list[dict[str, Any]]:
         raise ManifestError(
             f"{manifest.path}: reasoning-gym cannot make {source['dataset']!r}: {cause(error)}"
         ) from error
+
+
+def _chains(manifest: Manifest) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems(manifest.source["size"], manifest.source["seed"])]
+
+
+_GENERATED = {"reasoning_gym": _generate, "arithmetic": _chains}
 
 
 def _map_row(manifest: Manifest, number: int, row: Mapping[str, Any]) -> Prompt:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,14 +13,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reporter:
-    """Speaks to the user on standard error, so that standard output stays free for `--json`."""
+    """Speaks to the user on standard error, so that standard output stays free for `--json`.
+
+    `bars`: whether loops show their progress; off inside a loop that shows its own. `about` opens every line.
+    """
 
     quiet: bool = False
+    bars: bool = True
+    about: str = ""
+
+    def inside(self, about: str) -> "Reporter":
+        """Return one for work inside a loop that shows its own progress: it only says things, each about that work."""
+        return replace(self, bars=False, about=f"{about}: ")
 
     def say(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            _console().print(text, markup=False, highlight=False)
+            _console().print(f"{self.about}{text}", markup=False, highlight=False)
 
     def track(self, items: Sequence[T], label: str, done: int = 0) -> Iterator[T]:
         """Yield the items with a progress bar; `done` counts the units an earlier process finished."""
@@ -34,7 +43,7 @@ class Reporter:
         """Open a progress bar and yield the function that advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, *times, console=_console(), disable=self.quiet) as progress:
+        with Progress(*columns, *times, console=_console(), disable=self.quiet or not self.bars) as progress:
             yield Advance(progress, progress.add_task(label, total=total, completed=done))
 
 

@@ -48,6 +48,15 @@ def show_analysis(summary: Summary, run: Path) -> None:
     print(f"Tables, figures and summary.md are in {run}")
 
 
+def show_models(summary: Summary, run: Path) -> None:
+    """Print how each model answered the held-out prompts."""
+    table = _table(f"{run}: answers to held-out prompts", "model", "budget", "seed", "right", "unparseable")
+    for row in summary["models"]:
+        named = row["arm"], *("-" if row[key] is None else f"{row[key]:g}" for key in ("budget", "seed"))
+        table.add_row(*named, f"{row['right']:.1%}", f"{row['unparseable']:.1%}")
+    Console().print(table)
+
+
 def show_figures(summary: Summary, run: Path) -> None:
     """Print where figures and tables are."""
     print(f"{run}: {len(summary['files'])} files in {run / 'figures'} and {run / 'tables'}")

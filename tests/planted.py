@@ -200,13 +200,13 @@ def _finish(
     stage.complete(results or {})
 
 
-def plant_isolated(run: Path, table: pd.DataFrame, probe_id: str = "alone", **results: Any) -> None:  # noqa: ANN401
+def plant_isolated(run: Path, table: pd.DataFrame, probe_id: str = "alone", **results: Any) -> None:
     """Write one more finished probe of kind isolated into a run, with the table of its steps."""
     write_parquet(_built(ISOLATED, table.assign(probe_id=probe_id)), shard_path(run / "isolated" / probe_id, 0))
     _finish(run, f"probes/{probe_id}", ProbeSettings(name=probe_id, kind="isolated").as_dict(), results=results)
 
 
-def plant_predicted(run: Path, table: pd.DataFrame, probe_id: str = "ahead", **results: Any) -> None:  # noqa: ANN401
+def plant_predicted(run: Path, table: pd.DataFrame, probe_id: str = "ahead", **results: Any) -> None:
     """Write one more finished probe of kind predicted into a run, with the table of its predictions."""
     write_parquet(_built(PREDICTIONS, table.assign(probe_id=probe_id)), shard_path(run / "predictions" / probe_id, 0))
     _finish(run, f"probes/{probe_id}", ProbeSettings(name=probe_id, kind="predicted").as_dict(), results=results)

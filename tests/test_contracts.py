@@ -23,7 +23,15 @@ from teachdiag.cli import app
 from teachdiag.errors import ArtefactError, InputError, RunError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, FiguresSettings, ProbeSettings, ReportSettings
+from teachdiag.settings import (
+    AnalyzeSettings,
+    CaptureSettings,
+    EvaluateSettings,
+    FiguresSettings,
+    ProbeSettings,
+    ReportSettings,
+    TrainSettings,
+)
 from teachdiag.tables import Column, Table, write_parquet
 
 ROOT = Path(__file__).parents[1]
@@ -195,12 +203,14 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "analyze": AnalyzeSettings,
         "figures": FiguresSettings,
         "report": ReportSettings,
+        "train": TrainSettings,
+        "evaluate": EvaluateSettings,
     }
     assert list(commands) == [*stages, "import"]
     assert list(commands["import"].commands) == ["released"]
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
-        place = "run" if name in ("capture", "probe") else "runs"
+        place = "runs" if name in ("analyze", "figures", "report") else "run"
         assert {p.name for p in commands[name].params} - {"help"} == own | {place, "recipe", "quiet", "json"}
         assert all(p.help for p in commands[name].params)
 
@@ -248,7 +258,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     ours = {n for n in names if ".dist-info/" not in n}
     assert all(n.startswith("teachdiag/") for n in ours)
     rooms = {room: ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests")}
-    rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors")}
+    rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors", "settings")}
     expected = {f"teachdiag/{f.name}" for f in (ROOT / "teachdiag").glob("*.py")} | {"teachdiag/py.typed"}
     expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
     expected |= {f"teachdiag/figures/report/{f.name}" for f in (ROOT / "figures/report").glob("*.*")}

@@ -25,7 +25,7 @@ def write(folder: Path, rows: list[dict] = ROWS, extra: str = "", source: str = 
 
 
 def test_every_shipped_manifest_is_whole() -> None:
-    assert manifest_names() == ["dapo_math_17k", "gsm8k", "gsm_symbolic", "math_500"]
+    assert manifest_names() == ["arithmetic", "dapo_math_17k", "gsm8k", "gsm_symbolic", "math_500"]
     for name in manifest_names():
         manifest = read_manifest(name)
         assert manifest.id == name
@@ -98,7 +98,7 @@ def test_what_does_not_match_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="no prompt manifest 'gsm9k': choose from dapo_math_17k, gsm8k"):
+    with pytest.raises(ManifestError, match="no prompt manifest 'gsm9k': choose from arithmetic, dapo_math_17k, gsm8k"):
         read_manifest("gsm9k")
     (tmp_path / "broken.toml").write_text("id = ")
     with pytest.raises(ManifestError, match=r"broken.toml is not TOML"):

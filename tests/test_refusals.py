@@ -100,7 +100,9 @@ def test_dropped_layers_are_gone(tiny_settings: CaptureSettings, quiet: Reporter
         mask = torch.full((3, 3), -torch.inf).triu(1)[None, None]
         states = kept.norm(kept.layers[1](embedded, attention_mask=mask, position_embeddings=rotary))
         torch.testing.assert_close(pair.student.hidden(ids), states)
-    assert len(sample(pair.student, [(1, 2)], [0], settings, 264)) == 1  # the cache has the layers' new numbers
+    assert (
+        len(sample(pair.student, [(1, 2)], [0], settings.sampling, 264)) == 1
+    )  # the cache has the layers' new numbers
 
 
 def test_broken_weights_are_named_and_nothing_is_lost(

@@ -191,7 +191,10 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teachdiag.selectors.registry.entry_points", lambda group: entry.select(group=group))
     np.testing.assert_array_equal(resolve_selector("later").scores(TOKENS), COLUMNS["position"])
     for spec, message in (
-        ("laerner", r"no selector 'laerner': choose from random, prefix, .*, iw_opd, later, lost, or give your own as"),
+        (
+            "laerner",
+            r"no selector 'laerner': did you mean .*learnable.*\? There are random, .*, later, lost, or your own as",
+        ),
         ("lost", r"selector lost cannot be loaded: No module named 'nowhere'; its folder must be on PYTHONPATH"),
         ("mine:absent", r"selector mine:absent cannot be loaded: module 'mine' has no attribute 'absent'$"),
         ("mine:number", "selector mine:number is int, neither a function of Tokens nor a Score"),

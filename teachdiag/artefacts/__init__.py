@@ -28,6 +28,7 @@ from teachdiag.artefacts.measured import (
     VOCABULARY,
 )
 from teachdiag.artefacts.released import RELEASED_BANK
+from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 
 __all__ = [
     "BALANCE",
@@ -36,6 +37,7 @@ __all__ = [
     "CONTRASTS",
     "DECILES",
     "ESTIMATES",
+    "EVAL_SCORES",
     "FINDINGS",
     "GAINS",
     "INFERENCE",
@@ -45,6 +47,7 @@ __all__ = [
     "PLACEBO_PANEL",
     "POSITIONS",
     "PREDICTIONS",
+    "PROBE_VERSUS_TRAINING",
     "RELEASED_BANK",
     "SATURATION",
     "SELECTION",
@@ -52,6 +55,8 @@ __all__ = [
     "TABLES",
     "TOP",
     "TOP_N",
+    "TRAINING",
+    "TRAIN_STEPS",
     "VOCABULARY",
     "data_dictionary",
     "probes_by_step",
@@ -66,6 +71,8 @@ TABLES = (
     PREDICTIONS,
     INTERVENTIONS,
     INTERVENTION_GAINS,
+    TRAIN_STEPS,
+    EVAL_SCORES,
     ESTIMATES,
     INFERENCE,
     CONTRASTS,
@@ -78,6 +85,8 @@ TABLES = (
     FINDINGS,
     SELECTION,
     PLACEBO_PANEL,
+    TRAINING,
+    PROBE_VERSUS_TRAINING,
     RELEASED_BANK,
 )
 

@@ -18,7 +18,7 @@ Key = Callable[[], Array]  # a score of shape (N,), computed when it is first ne
 
 
 @dataclass(frozen=True)
-class Selection:
+class Kept:
     """Which positions carry the loss.
 
     Attributes:
@@ -40,7 +40,7 @@ def select(
     scope: Scope = "global",
     minimum: int = 0,
     ties: Ties = "random",
-) -> Selection:
+) -> Kept:
     """Keep the best-scored positions: exactly ceil(budget N) of all N, or ceil(budget R) of each context's R.
 
     Normalisation, medians and maxima inside a score are over all N positions whatever the scope. Positions that the
@@ -68,15 +68,15 @@ def select(
     competing = np.zeros(len(tokens), np.int64) if scope == "global" else context_codes(tokens)
     kept, tied = best(competing, places(budget, np.bincount(competing)), keys, ties_from)
     topped_up = top_up(kept, context_codes(tokens), minimum, keys) if minimum else 0
-    return Selection(kept, topped_up, tied)
+    return Kept(kept, topped_up, tied)
 
 
-def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Selection]:
+def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Kept]:
     """Like `select` under its default rules at several budgets, with scores computed once."""
     keys = _ranking(tokens, selector, "quantile", "random")
     everywhere, size = np.zeros(len(tokens), np.int64), np.array([len(tokens)])
     found = [best(everywhere, places(budget, size), keys, len(keys) - _TIE_KEYS["random"]) for budget in budgets]
-    return [Selection(kept, 0, tied) for kept, tied in found]
+    return [Kept(kept, 0, tied) for kept, tied in found]
 
 
 def places(budget: float, sizes: Codes) -> Codes:

@@ -5,6 +5,7 @@ The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.sel
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -166,8 +167,10 @@ def resolve_selector(spec: str) -> Selector:
         return _users_own(spec, installed[spec].load)
     if module and function:
         return _users_own(spec, lambda: getattr(import_module(module), function))
-    known = ", ".join([*SELECTORS, *sorted(installed.names)])
-    raise SettingsError(f"no selector {spec!r}: choose from {known}, or give your own as module:function")
+    known = [*SELECTORS, *sorted(installed.names)]
+    near = get_close_matches(spec, known)
+    meant = f"did you mean {' or '.join(near)}? There are" if near else "choose from"
+    raise SettingsError(f"no selector {spec!r}: {meant} {', '.join(known)}, or your own as module:function")
 
 
 def _users_own(spec: str, load: Callable[[], object]) -> Selector:

@@ -13,7 +13,7 @@ import numpy as np
 
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Flags
-from teachdiag.selectors.choice import Key, Selection, best, context_codes, top_up
+from teachdiag.selectors.choice import Kept, Key, best, context_codes, top_up
 from teachdiag.selectors.published import blocks, members
 from teachdiag.selectors.tokens import Tokens
 
@@ -69,9 +69,7 @@ _MASKS = {
 METHODS = (*_MASKS, "split_budget_ca", "random")
 
 
-def select_released(
-    tokens: Tokens, method: str, budget: float, minimum: int = 1, entropy_share: float = 0.5
-) -> Selection:
+def select_released(tokens: Tokens, method: str, budget: float, minimum: int = 1, entropy_share: float = 0.5) -> Kept:
     """Select like the released code: n = max(1, ceil(budget N)) of the whole batch, then a minimum per sequence.
 
     Every position counts as valid. Quantiles are those of 5% and 95% over the batch; what is not finite, or of a column
@@ -97,7 +95,7 @@ def select_released(
     if not 0 < budget <= 1:
         raise SettingsError(f"the budget is {budget}: it must be a share of positions in (0, 1]")
     if budget == 1:
-        return Selection(np.ones(len(tokens), bool), topped_up=0, tied=0.0)
+        return Kept(np.ones(len(tokens), bool), topped_up=0, tied=0.0)
     n = max(1, math.ceil(budget * len(tokens)))
     live = _normalised(tokens)
     if method == "split_budget_ca":
@@ -107,7 +105,7 @@ def select_released(
     else:
         kept, tied = _masked(tokens, live, _MASKS[method], n)
     fallback = _keys(tokens, _MASKS["ca_softor"].score(live))
-    return Selection(kept, top_up(kept, context_codes(tokens), minimum, fallback), tied)
+    return Kept(kept, top_up(kept, context_codes(tokens), minimum, fallback), tied)
 
 
 def with_live_statistics(tokens: Tokens) -> Tokens:

@@ -1,0 +1,129 @@
+"""Answers to held-out prompts, sampled and graded: the table `eval_scores`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teachdiag.artefacts import EVAL_SCORES
+from teachdiag.diagnostics.grading import Grader, grader_of
+from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device, resolve
+from teachdiag.diagnostics.processes import shared_out, together
+from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
+from teachdiag.manifests import Prompt, PromptSet, load_prompts, read_manifest
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage, writing
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import EvaluateSettings, ProtocolSettings
+from teachdiag.tables import write_parquet
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The held-out prompts of a protocol, and how answers to them are sampled and judged."""
+
+    settings: ProtocolSettings
+    prompts: PromptSet
+    held_out: Sequence[Prompt]
+    grade: Grader
+
+    def answers(self, model: LanguageModel, reporter: Reporter, label: str) -> list[Row]:
+        """Sample and grade every answer of one model: rows of `eval_scores` without arm, budget and seed.
+
+        The random numbers of an answer depend on its prompt and number alone, so that models are compared on the same.
+
+        Raises:
+            ContextError: a prompt is too long for the model.
+        """
+        settings, manifest = self.settings, self.prompts.manifest
+        texts = [encode_prompt(model.tokenizer, manifest.student_text(prompt)) for prompt in self.held_out]
+        room = settings.eval_max_new_tokens
+        check_prompts_fit([(p.prompt_id, ids) for p, ids in zip(self.held_out, texts, strict=True)], model, room)
+        asked = [
+            (prompt, ids, number, derive_seed(settings.prompt_seed, "answer", prompt.prompt_id, number))
+            for prompt, ids in zip(self.held_out, texts, strict=True)
+            for number in range(settings.eval_samples)
+        ]
+        mine, words = shared_out(asked), max(model.tokens()) + 1  # padding of the LM head is out of reach
+        rows: list[Row] = []
+        with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
+            for start in range(0, len(mine), settings.eval_batch):
+                group = mine[start : start + settings.eval_batch]
+                rollouts = sample(
+                    model, [ids for _, ids, *_ in group], [own[3] for own in group], settings.answering, words
+                )
+                for (prompt, _, number, seed), rollout in zip(group, rollouts, strict=True):
+                    text = model.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+                    rows.append(
+                        {
+                            "benchmark": manifest.id,
+                            "prompt_id": prompt.prompt_id,
+                            "sample": number,
+                            "outcome": self.grade(prompt, text),
+                            "answer_tokens": len(rollout.token_ids),
+                            "finish_reason": rollout.finish_reason,
+                            "sampling_seed": seed,
+                        }
+                    )
+                advance(len(group))
+        return together(rows, lambda row: (row["prompt_id"], row["sample"]))
+
+
+def examination(settings: ProtocolSettings, prompts: PromptSet) -> Examination:
+    """Draw the held-out prompts, the same ones for the same `prompt_seed` whatever else is drawn.
+
+    Raises:
+        EstimationError: the source has too few distinct prompts.
+        ManifestError: it has no answers to grade by.
+    """
+    held_out, _ = prompts.draw(settings.eval_prompts, 0, settings.prompt_seed)
+    return Examination(settings, prompts, held_out, grader_of(prompts.manifest))
+
+
+def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) -> dict[str, Any]:
+    """Let models answer the held-out prompts and grade them; continue where a killed run stopped.
+
+    Returns:
+        The stage's summary: for each model the shares of right and unparseable answers.
+
+    Raises:
+        InputError: anything that the user can mend; nothing already computed is lost.
+    """
+    stage = Stage(run, "evaluate", tables=("eval_scores",))
+    with writing(run):
+        prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
+        exam, device = examination(settings, prompts), pick_device(settings.device)
+        sources = {name: resolve(name, settings.revision, (), reporter) for name in settings.models}
+        inputs = {
+            "models": {name: source.digest for name, source in sources.items()},
+            "prompts": {"manifest": prompts.manifest.id, "content_sha256": prompts.content_sha256},
+        }
+        if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
+            reporter.say(f"{run}: evaluation is complete")
+            return dict(stage.require()["results"])
+        with stage.timed():
+            for place, (name, source) in enumerate(sources.items()):
+                path = run / "eval_scores" / f"model-{place:03d}.parquet"
+                if not path.exists():
+                    write_scores(exam.answers(load(source, settings.dtype, device), reporter, name), path, name)
+            results = {"models": shares(run)}
+            stage.complete(results)
+    return results
+
+
+def write_scores(rows: list[Row], path: Path, arm: str, budget: float | None = None, seed: int | None = None) -> None:
+    """Write one model's answers as a shard of `eval_scores`."""
+    named = {"arm": arm, "budget": budget, "seed": seed}
+    write_parquet(EVAL_SCORES.build_rows([named | row for row in rows]), path)
+
+
+def shares(run: Path) -> list[Row]:
+    """Return the share of right and of unparseable answers of each arm, budget and seed of a run."""
+    scores = EVAL_SCORES.read(run / "eval_scores", ["arm", "budget", "seed", "outcome"])
+    by = scores.groupby(["arm", "budget", "seed"], dropna=False, sort=False)["outcome"]
+    found = by.agg(right=lambda o: (o == "right").mean(), unparseable=lambda o: (o == "unparseable").mean())
+    rows = found.reset_index()
+    rows[["budget", "seed"]] = rows[["budget", "seed"]].astype(object).where(rows[["budget", "seed"]].notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]

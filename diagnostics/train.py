@@ -1,0 +1,157 @@
+"""Stage train: selective on-policy distillation of one student, or of a sweep, judged on held-out prompts.
+
+Each student is a cell: what it was trained with, its `train_steps`, its `eval_scores`. Both tables have one shard a
+cell, so that an interrupted stage goes on at the next unfinished one.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teachdiag.artefacts import TRAIN_STEPS
+from teachdiag.diagnostics.capture import load_pair, pinned, resolve_pair
+from teachdiag.diagnostics.distillation import distil
+from teachdiag.diagnostics.evaluation import examination, shares, write_scores
+from teachdiag.diagnostics.models import ModelSource, load, machine_facts, pick_device, resolve
+from teachdiag.diagnostics.processes import is_first, on_first, processes, writing_first
+from teachdiag.errors import SettingsError
+from teachdiag.manifests import PromptSet, load_prompts, read_manifest
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
+from teachdiag.settings import TrainSettings
+from teachdiag.sweeps import Cell, plan
+from teachdiag.tables import write_parquet
+
+BASE, TEACHER = "base", "teacher"  # arms that are not trained
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """What every cell of a stage shares; it can be sent to another process."""
+
+    run: Path
+    settings: TrainSettings
+    sources: tuple[ModelSource, ModelSource]
+    prompts: PromptSet
+    device: str
+
+    def scores(self, name: str) -> Path:
+        """Where a model's answers lie; a cell is finished when they do."""
+        return self.run / "eval_scores" / f"{name}.parquet"
+
+
+def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[str, Any]:
+    """Train and judge every cell, with the base student and the teacher beside them; continue where it stopped.
+
+    Works under `accelerate launch` and `torchrun`: the first process writes, all of them train and answer.
+
+    Returns:
+        The stage's summary: for each model the shares of right and unparseable answers.
+
+    Raises:
+        InputError: anything that the user can mend; finished cells stay as they are.
+    """
+    cells = plan(settings)
+    if settings.workers > 1 and processes().num_processes > 1:
+        raise SettingsError(f"--workers {settings.workers}: cells are trained side by side, or by several processes")
+    heard = reporter if is_first() else Reporter(quiet=True)
+    stage = Stage(run, "train", tables=("train_steps", "eval_scores"), scratch="scratch/train")
+    with writing_first(run):
+        room = Classroom(
+            run=run,
+            settings=settings,
+            sources=on_first(lambda: resolve_pair(settings, heard)),
+            prompts=on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file)),
+            device=pick_device(settings.device),
+        )
+        examination(settings, room.prompts)  # refuses what cannot be graded, before anything is trained
+        room.prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
+        if on_first(lambda: stage.claim(_recorded(settings), _inputs(room, cells), machine_facts(room.device))):
+            heard.say(f"{run}: training is complete")
+            return dict(on_first(stage.require)["results"])
+        with stage.timed():
+            for arm, source in ((BASE, room.sources[0]), (TEACHER, room.sources[1])):
+                _judge(room, source, arm, heard)
+            _train(room, [cell for cell in cells if not room.scores(cell.name).exists()], heard)
+            results = {"models": on_first(lambda: shares(run))}
+            on_first(lambda: stage.complete(results))
+    return results
+
+
+def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
+    """Train one student, save it, load it again, let it answer; its shards are written last."""
+    folder, scratch = room.run / "students" / cell.name, room.run / "scratch/train" / cell.name
+    _, prompts = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
+    pair = load_pair(room.sources, cell.settings.dtype, room.device, reporter, master=True)
+    steps = distil(pair, room.prompts.manifest, prompts, cell, folder, scratch, reporter)
+    del pair
+    if is_first():
+        named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.settings.seed}
+        table = TRAIN_STEPS.build_rows([named | step for step in steps])
+        write_parquet(table, room.run / "train_steps" / f"{cell.name}.parquet")
+    _judge(room, on_first(lambda: resolve(str(folder), "", (), reporter)), cell.arm, reporter, cell)
+    if is_first():
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not room.settings.keep:
+            shutil.rmtree(folder)
+
+
+def _train(room: Classroom, cells: Sequence[Cell], reporter: Reporter) -> None:
+    """Train the cells one after the other, or several side by side; the first error is raised when all have ended."""
+    if len(cells) == 1:
+        train_cell(room, cells[0], reporter)
+        return
+    with reporter.bar("Students", total=len(cells)) as advance:
+        for _ in _trained(room, cells, reporter):
+            advance()
+
+
+def _trained(room: Classroom, cells: Sequence[Cell], reporter: Reporter) -> Iterator[None]:
+    """Yield whenever a cell is finished."""
+    workers = min(room.settings.workers, len(cells))
+    if workers == 1:
+        for cell in cells:
+            train_cell(room, cell, reporter.inside(cell.name))
+            yield
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(train_cell, room, cell, reporter.inside(cell.name)) for cell in cells]
+        for future in as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # those that are under way come to their end
+            yield future.result()
+
+
+def _judge(room: Classroom, source: ModelSource, arm: str, reporter: Reporter, cell: Cell | None = None) -> None:
+    """Let a model answer, unless it has."""
+    path = room.scores(cell.name if cell else arm)
+    if on_first(path.exists):
+        return
+    model = load(source, room.settings.dtype, room.device)
+    rows = examination(room.settings, room.prompts).answers(model, reporter, cell.name if cell else arm)
+    if is_first():
+        write_scores(rows, path, arm, *((cell.budget, cell.settings.seed) if cell else ()))
+
+
+def _recorded(settings: TrainSettings) -> dict[str, Any]:
+    """Every setting that a number can depend on; a sweep's arms stand among the inputs."""
+    recorded = settings.as_dict()
+    for name in ("sweep", "workers", "report_to", "save_steps"):
+        del recorded[name]
+    return recorded
+
+
+def _inputs(room: Classroom, cells: Sequence[Cell]) -> dict[str, Any]:
+    return {
+        "student": pinned(room.sources[0]),
+        "teacher": pinned(room.sources[1]),
+        "prompts": {"manifest": room.prompts.manifest.id, "content_sha256": room.prompts.content_sha256},
+        "cells": {cell.name: _recorded(cell.settings) for cell in cells},
+    }

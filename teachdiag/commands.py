@@ -1,0 +1,155 @@
+"""How a stage becomes a command: options and recipes from its settings class, summaries for people or as JSON."""
+
+import inspect
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from teachdiag.errors import SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.settings import help_text
+from teachdiag.sweeps import TABLES as SWEEP_TABLES
+
+_STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate")
+
+FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate or torchrun started, who speaks
+
+_Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
+_Together = Callable[[list[Path], Any], Path | None]
+_Show = Callable[[dict[str, Any], Path], None]
+
+
+def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # noqa: ANN401 (the value it was given)
+    """Make the entries of a recipe the defaults of this command; options on the command line still win."""
+    if not given:
+        return given
+    path = Path(given)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"recipe {path} is not TOML: {error}") from error
+    name = str(context.info_name)
+    allowed = (*_STAGES, *SWEEP_TABLES)
+    strangers = [key for key, table in content.items() if key not in allowed or not isinstance(table, dict)]
+    if strangers:
+        raise SettingsError(
+            f"recipe {path}: {', '.join(strangers)} is no table of a stage: put options under [{'], ['.join(allowed)}]"
+        )
+    entries = {key.replace("-", "_"): value for key, value in content.get(name, {}).items()}
+    known = {str(option.name) for option in context.command.params} - {"recipe", "help"}
+    unknown = entries.keys() - known
+    if unknown:
+        raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
+    context.default_map = {**(context.default_map or {}), **entries}
+    return given
+
+
+_RECIPES = ("recipe", "sweep")  # options whose file holds defaults of the others
+
+_DEFAULT_RUN = Path("runs/demo")
+_ONE_RUN: dict[str, tuple[Any, Any]] = {
+    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], _DEFAULT_RUN)
+}
+_RUNS: dict[str, tuple[Any, Any]] = {
+    "runs": (
+        Annotated[
+            list[Path] | None,
+            typer.Argument(metavar="[RUN]...", help=f"Run directories (default: {_DEFAULT_RUN})", show_default=False),
+        ],
+        None,
+    )
+}
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "recipe": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="TOML file with any of these options, in a table named like the command",
+                is_eager=True,
+                callback=_read_recipe,
+                show_default="none",
+            ),
+        ],
+        None,
+    ),
+    "quiet": (
+        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", show_default="off")],
+        False,
+    ),
+    "json": (
+        Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", show_default="off")],
+        False,
+    ),
+}
+
+
+def stage_command(
+    app: typer.Typer, settings_class: type, show: _Show, *, many: bool = False, together: _Together | None = None
+) -> Callable[[_Stage], _Stage]:
+    """Register a stage as a command whose options are the fields of its settings class.
+
+    Args:
+        app: the command line that the command joins.
+        settings_class: the stage's settings.
+        show: prints the summary of one run for people.
+        many: whether it takes any number of runs as arguments, one after the other, or one as an option.
+        together: what is written for several runs at once, after each by itself.
+    """
+
+    def register(stage: _Stage) -> _Stage:
+        def command(**values: Any) -> None:  # noqa: ANN401
+            common = {name: values.pop(name) for name in _COMMON}
+            runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
+            quiet = common["quiet"] or not FIRST
+            settings, reporter = settings_class(**values), Reporter(quiet=quiet)
+            summaries = {}
+            try:
+                for run in runs:
+                    summaries[str(run)] = stage(run, settings, reporter)
+                    if not common["json"] and not quiet:
+                        show(summaries[str(run)], run)
+                if together and len(runs) > 1 and (folder := together(runs, settings)):
+                    reporter.say(f"all runs in one table: {folder}")
+            except KeyboardInterrupt:
+                print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
+                raise typer.Exit(1) from None
+            if common["json"] and FIRST:
+                print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
+
+        options = (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class)
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+        command.__doc__ = stage.__doc__
+        app.command(stage.__name__)(command)
+        return stage
+
+    return register
+
+
+def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
+    """Name, annotation and default of every option that a settings class declares."""
+    hints = get_type_hints(settings_class)
+    options: dict[str, tuple[Any, Any]] = {}
+    for entry in fields(settings_class):
+        if entry.metadata["argument"]:
+            argument = typer.Argument(help=help_text(entry), metavar=f"{entry.name[:-1].upper()}...")
+            options[entry.name] = (Annotated[hints[entry.name], argument], ...)
+            continue
+        shown = "none" if entry.default == "" else True
+        reader = _read_recipe if entry.name in _RECIPES else None
+        option = typer.Option(help=help_text(entry), show_default=shown, is_eager=reader is not None, callback=reader)
+        options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
+    return options

@@ -1,0 +1,69 @@
+"""One frozen settings class a stage, checked when built.
+
+A field is declared once, with its help text and unit; the command line and TOML recipes are made from the fields.
+"""
+
+from teachdiag.settings.analysis import AnalyzeSettings, FiguresSettings, ReportSettings
+from teachdiag.settings.base import (
+    EMBEDDED,
+    EMBEDDED_DROPPED_LAYER,
+    HEADLINE_K,
+    HEADLINE_OUTCOME,
+    MATCHES,
+    NOISE_SAFETY,
+    SHRINKS,
+    SUPPORT_SIZES,
+    Derivative,
+    DType,
+    Kind,
+    Loss,
+    LossMean,
+    Match,
+    Normalisation,
+    Optimizer,
+    Rollouts,
+    Sampling,
+    Scope,
+    Split,
+    TeacherPrompt,
+    Ties,
+    help_text,
+)
+from teachdiag.settings.capture import CaptureSettings, PairSettings
+from teachdiag.settings.probe import ProbeSettings
+from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
+
+__all__ = [
+    "EMBEDDED",
+    "EMBEDDED_DROPPED_LAYER",
+    "HEADLINE_K",
+    "HEADLINE_OUTCOME",
+    "MATCHES",
+    "NOISE_SAFETY",
+    "SHRINKS",
+    "SUPPORT_SIZES",
+    "AnalyzeSettings",
+    "CaptureSettings",
+    "DType",
+    "Derivative",
+    "EvaluateSettings",
+    "FiguresSettings",
+    "Kind",
+    "Loss",
+    "LossMean",
+    "Match",
+    "Normalisation",
+    "Optimizer",
+    "PairSettings",
+    "ProbeSettings",
+    "ProtocolSettings",
+    "ReportSettings",
+    "Rollouts",
+    "Sampling",
+    "Scope",
+    "Split",
+    "TeacherPrompt",
+    "Ties",
+    "TrainSettings",
+    "help_text",
+]

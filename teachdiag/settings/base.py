@@ -1,0 +1,84 @@
+"""What settings are made of: choices, constants, how an option is declared, and how it is checked."""
+
+import math
+from dataclasses import Field, asdict, field, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from teachdiag.errors import SettingsError
+
+DType = Literal["float32", "bfloat16", "float16"]
+Loss = Literal["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"]
+Kind = Literal["one_step", "placebo", "checkpoint", "isolated", "predicted", "selectors", "lds"]
+Optimizer = Literal["auto", "adamw", "sgd"]
+Rollouts = Literal["fixed", "fresh"]
+Match = Literal["rate", "norm"]
+Derivative = Literal["central", "jvp"]
+Normalisation = Literal["quantile", "rank", "none"]
+Scope = Literal["global", "sequence"]
+Ties = Literal["random", "earliest"]
+Split = Literal["bank", "update"]
+TeacherPrompt = Literal["same", "privileged"]
+LossMean = Literal["positions", "sequences"]
+
+SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the length of the stored top-K lists
+HEADLINE_K = 16  # the K of sentences and figures that show a single one; the paper's
+HEADLINE_OUTCOME = "gain"  # likewise the outcome
+SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
+NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
+MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
+EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
+EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn: temperature (0 takes the likeliest), nucleus mass, candidates (0 is all), length."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+def option(default: Any, help: str, unit: str = "") -> Any:  # noqa: ANN401 (dataclass fields are Any by nature)
+    """Declare a settings field with the help text and unit that `--help` shows."""
+    return field(default=default, metadata={"help": help, "unit": unit, "argument": False})
+
+
+def arguments(help: str) -> Any:  # noqa: ANN401
+    """Declare a settings field, at least one word, that the command line takes without an option's name."""
+    return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True})
+
+
+def help_text(entry: "Field[Any]") -> str:
+    """Return the help text of a settings field, with its unit."""
+    unit = entry.metadata["unit"]
+    return f"{entry.metadata['help']} ({unit})" if unit else str(entry.metadata["help"])
+
+
+class Checked:
+    """Range checks shared by the settings classes."""
+
+    def _require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise SettingsError(f"{flag(name)} is {getattr(self, name)!r}: it must be {rule}")
+
+    def _check_choices(self) -> None:
+        hints = get_type_hints(type(self))
+        for entry in fields(self):  # type: ignore[arg-type]
+            hint = hints[entry.name]
+            if get_origin(hint) is Literal:
+                choices = get_args(hint)
+                self._require(getattr(self, entry.name) in choices, entry.name, f"one of {', '.join(choices)}")
+
+    def _check_at_least(self, lowest: float, *names: str) -> None:
+        for name in names:
+            self._require(lowest <= getattr(self, name) < math.inf, name, f"at least {lowest}, and finite")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, for the run directory."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+def flag(name: str) -> str:
+    """Return an option as the command line spells it."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,103 @@
+"""Settings of the pair, and of capture."""
+
+from dataclasses import dataclass
+
+from teachdiag.errors import SettingsError
+from teachdiag.settings.base import (
+    EMBEDDED,
+    EMBEDDED_DROPPED_LAYER,
+    Checked,
+    DType,
+    Sampling,
+    TeacherPrompt,
+    option,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSettings(Checked):
+    """Which student learns from which teacher."""
+
+    student: str = option(EMBEDDED, "Student: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct)")
+    teacher: str = option(EMBEDDED, "Teacher: Hub id, local folder, or 'embedded'")
+    revision: str = option("main", "Hub revision of both models")
+    teacher_revision: str = option("", "Hub revision of the teacher, where it differs")
+    student_drop_layers: str = option(
+        "auto",
+        "Decoder layers to remove from the student, zero-based, comma-separated, or 'none'. 'auto' removes layer "
+        f"{EMBEDDED_DROPPED_LAYER} where embedded student and teacher would be identical, and nothing elsewhere",
+    )
+
+    @property
+    def dropped_layers(self) -> tuple[int, ...]:
+        """Zero-based decoder layers that the student lacks."""
+        if self.student_drop_layers == "auto":
+            identical = self.student == self.teacher == EMBEDDED and self.same_prompt
+            return (EMBEDDED_DROPPED_LAYER,) if identical else ()
+        if self.student_drop_layers == "none":
+            return ()
+        try:
+            return tuple(sorted({int(layer) for layer in self.student_drop_layers.split(",")}))
+        except ValueError:
+            raise SettingsError(
+                f"--student-drop-layers is {self.student_drop_layers!r}: give zero-based layer numbers such as "
+                "'20' or '3,20', 'auto', or 'none'"
+            ) from None
+
+    @property
+    def same_prompt(self) -> bool:
+        """Whether both models read the same prompt."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings(PairSettings):
+    """Which pair, which prompts, how the rollouts are drawn and how they are scored."""
+
+    teacher_prompt: TeacherPrompt = option(
+        "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)"
+    )
+    prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
+    data_file: str = option("", "Local copy of the prompt source, instead of its Hub file")
+    contexts: str = option("", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none")
+    bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts")
+    update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts")
+    responses: int = option(1, "Rollouts sampled for each prompt", "responses")
+    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")
+    positions: int = option(64, "Response positions scored in each context, from the first", "positions")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1")
+    top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability")
+    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
+    seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
+    dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
+    device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
+    batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens")
+    tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions")
+    shard_contexts: int = option(8, "Contexts a shard: what is lost if the run is killed", "contexts")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        self._check_choices()
+        self._check_at_least(
+            1,
+            *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
+            *("tile_positions", "shard_contexts"),
+        )
+        self._check_at_least(0, "top_k", "seed")
+        self._require(self.temperature > 0, "temperature", "above 0")
+        self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self.dropped_layers  # noqa: B018 (parsing is the check)
+
+    @property
+    def same_prompt(self) -> bool:
+        """Whether both models read the same prompt."""
+        return self.teacher_prompt == "same"
+
+    @property
+    def sampling(self) -> Sampling:
+        """How rollouts are sampled."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_new_tokens)

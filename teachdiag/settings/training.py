@@ -1,0 +1,140 @@
+"""Settings of train and evaluate."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from teachdiag.errors import SettingsError
+from teachdiag.settings.base import (
+    HEADLINE_K,
+    SUPPORT_SIZES,
+    Checked,
+    DType,
+    Loss,
+    LossMean,
+    Normalisation,
+    Sampling,
+    Scope,
+    Ties,
+    arguments,
+    option,
+)
+from teachdiag.settings.capture import PairSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSettings(Checked):
+    """On which held-out prompts, and how, students are judged."""
+
+    prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
+    data_file: str = option("", "Local copy of the prompt source, instead of its Hub file")
+    prompt_seed: int = option(0, "Root of which prompts are held out, and of the random numbers of answers", "integer")
+    eval_prompts: int = option(64, "Held-out prompts that every model answers", "prompts")
+    eval_samples: int = option(4, "Answers to each held-out prompt", "answers")
+    eval_temperature: float = option(1.0, "Sampling temperature of answers; 0 takes the likeliest token", "1")
+    eval_top_p: float = option(1.0, "Nucleus sampling mass of answers; 1 is off", "probability")
+    eval_max_new_tokens: int = option(256, "Length at which an answer is cut", "tokens")
+    eval_batch: int = option(64, "Answers generated together", "answers")
+    dtype: DType = option("float32", "Type of the computation; weights that are trained are float32 always")
+    device: str = option("auto", "Torch device for loading and answering: 'auto' takes CUDA where there is one")
+
+    @property
+    def answering(self) -> Sampling:
+        """How answers are sampled."""
+        return Sampling(self.eval_temperature, self.eval_top_p, 0, self.eval_max_new_tokens)
+
+    def _check_protocol(self) -> None:
+        self._check_choices()
+        self._check_at_least(1, "eval_prompts", "eval_samples", "eval_max_new_tokens", "eval_batch")
+        self._check_at_least(0, "eval_temperature", "prompt_seed")
+        self._require(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(ProtocolSettings):
+    """How models are judged by themselves."""
+
+    models: list[str] = arguments("Models to judge: Hub ids, folders such as students/... of a run, or 'embedded'")
+    revision: str = option("main", "Hub revision of the models")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        self._check_protocol()
+        self._require(0 < len(self.models) == len(set(self.models)), "models", "one model or more, each named once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(PairSettings, ProtocolSettings):
+    """One run of selective on-policy distillation: which pair, which positions carry the loss, and for how long."""
+
+    sweep: str = option("", "TOML recipe with a table [sweep]: many arms, budgets and seeds instead of one run")
+    workers: int = option(1, "Students of a sweep that are trained side by side, each in a process of its own")
+    train_prompts: int = option(256, "Distinct prompts to train on, disjoint from the held-out ones", "prompts")
+    selector: str = option(
+        "learnable", "Which positions carry the loss: a selector's name, module:function, or 'full' for all of them"
+    )
+    budget: float = option(0.1, "Share of each rollout batch's positions that is kept", "in (0, 1]")
+    k: int = option(HEADLINE_K, "Support size of D, C and their kin", "tokens")
+    soft: bool = option(False, "Weights in proportion to the score, with the budget's total, instead of a mask")
+    warmup: int = option(0, "Steps over which the kept share falls from everything to the budget", "steps")
+    normalisation: Normalisation = option("quantile", "How scores' columns are put on a common scale")
+    scope: Scope = option("global", "Whether positions compete over the whole rollout batch or within each sequence")
+    min_keep: int = option(0, "Positions kept in every sequence whatever the budget; 0 is off", "positions")
+    ties: Ties = option("random", "Which of the positions of equal score are kept")
+    loss: Loss = option("reverse_kl", "OPD loss, over the full vocabulary except 'sampled_reverse_kl'")
+    jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1")
+    loss_mean: LossMean = option(
+        "positions", "'positions': mean over kept positions; 'sequences': mean of each sequence's mean, as released"
+    )
+    steps: int = option(50, "Optimizer steps, each on a rollout batch of its own", "steps")
+    batch: int = option(8, "Prompts of one rollout batch, over all processes", "prompts")
+    micro_batch: int = option(4, "Prompts of one forward and backward pass of one process", "prompts")
+    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant", "1")
+    weight_decay: float = option(0.0, "Weight decay, decoupled", "1")
+    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down", "Euclidean norm")
+    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1")
+    top_p: float = option(1.0, "Nucleus sampling mass of the rollouts; 1 is off", "probability")
+    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
+    tile_positions: int = option(256, "Positions whose logits exist at the same time", "positions")
+    save_steps: int = option(0, "Steps between checkpoints that an interrupted run continues from; 0 is off", "steps")
+    keep: bool = option(True, "Keep the weights of trained students, in students/ of the run")
+    seed: int = option(0, "Root of the prompts' order, the rollouts and random masks; equal for all arms", "integer")
+    report_to: str = option("none", "Where TRL logs to: none, trackio, wandb")
+    trl: str = option("", "Further settings of trl.DistillationConfig as JSON, such as '{\"use_vllm\": true}'")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        self._check_protocol()
+        self._check_at_least(1, "train_prompts", "steps", "batch", "micro_batch", "max_new_tokens", "tile_positions")
+        self._check_at_least(1, "workers")
+        self._check_at_least(0, "warmup", "min_keep", "learning_rate", "weight_decay", "clip_norm", "top_k", "seed")
+        self._check_at_least(0, "save_steps")
+        self._require(0 < self.budget <= 1, "budget", "in (0, 1]")
+        self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
+        self._require(self.k in SUPPORT_SIZES, "k", f"one of {', '.join(map(str, SUPPORT_SIZES))}")
+        self._require(self.temperature > 0, "temperature", "above 0")
+        self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")
+        self._require(self.batch <= self.train_prompts, "batch", f"at most --train-prompts {self.train_prompts}")
+        self.trl_settings  # noqa: B018 (parsing is the check)
+        self.dropped_layers  # noqa: B018
+
+    @property
+    def trl_settings(self) -> dict[str, Any]:
+        """Further settings of `trl.DistillationConfig`."""
+        try:
+            found = json.loads(self.trl or "{}")
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise SettingsError(f"--trl is {self.trl!r}: it must be a JSON object, such as '{{\"use_vllm\": true}}'")
+        return found

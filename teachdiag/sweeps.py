@@ -1,0 +1,114 @@
+"""Sweeps: which students are trained, from a recipe of arms, budgets and seeds."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from teachdiag.errors import SettingsError
+from teachdiag.selectors.policy import FULL, Selection
+from teachdiag.settings import TrainSettings
+
+TABLES = ("sweep", "arms")  # tables of a recipe beside [train]
+_ENTRIES = {"arms": list, "budgets": list, "seeds": int}
+_SHARED = ("sweep", "workers", "student", "teacher", "budget", "seed")  # options that no arm has for itself
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of a sweep: its arm, and the settings that it is trained with."""
+
+    arm: str
+    settings: TrainSettings
+
+    @property
+    def budget(self) -> float:
+        """Share of positions kept; 1 for full OPD."""
+        return 1.0 if self.settings.selector == FULL else self.settings.budget
+
+    @property
+    def name(self) -> str:
+        """A name for files, without characters that file systems dislike."""
+        arm = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.arm)
+        return f"{arm}-{100 * self.budget:g}pct-seed{self.settings.seed}"
+
+    @property
+    def selection(self) -> Selection:
+        """Which positions carry the loss."""
+        own = self.settings
+        return Selection(
+            selector=own.selector,
+            budget=own.budget,
+            k=own.k,
+            normalisation=own.normalisation,
+            scope=own.scope,
+            minimum=own.min_keep,
+            ties=own.ties,
+            soft=own.soft,
+            warmup=own.warmup,
+            seed=own.seed,
+        )
+
+
+def plan(settings: TrainSettings) -> list[Cell]:
+    """Return the cells of a training stage: the one that the settings describe, or all of a sweep's, seed by seed.
+
+    Equal seeds of different arms share prompts, their order, the random numbers of rollouts, and the initial weights.
+
+    Raises:
+        SettingsError: the recipe is not what it should be, or some arm's settings are impossible; the message says
+            which.
+    """
+    cells = _sweep(settings) if settings.sweep else [Cell(settings.selector, settings)]
+    for cell in cells:
+        try:
+            cell.selection  # noqa: B018 (building it is the check)
+        except SettingsError as error:
+            raise SettingsError(f"arm {cell.arm}: {error}") from error
+    return cells
+
+
+def _sweep(settings: TrainSettings) -> list[Cell]:
+    path = Path(settings.sweep)
+    arms, budgets, seeds = _read(path)
+    cells: dict[str, Cell] = {}
+    for seed in range(settings.seed, settings.seed + seeds):
+        for budget in budgets:
+            for arm, options in arms.items():
+                try:
+                    own = replace(settings, sweep="", workers=1, budget=budget, seed=seed, **options)
+                except (SettingsError, TypeError) as error:
+                    raise SettingsError(f"{path}: arm {arm} at budget {budget}: {error}") from error
+                cell = Cell(arm, own)
+                cells.setdefault(cell.name, cell)  # full OPD has no budget: it is one cell a seed
+    return list(cells.values())
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], list[float], int]:
+    """Return each arm's own options, the budgets, and the number of seeds."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"sweep {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"sweep {path} is not TOML: {error}") from error
+    table, described = content.get("sweep", {}), content.get("arms", {})
+    for name, kind in _ENTRIES.items():
+        if not isinstance(table.get(name), kind) or isinstance(table.get(name), bool) or not table[name]:
+            raise SettingsError(f"{path}: [sweep] needs {name}, a {'list' if kind is list else 'whole number'}")
+    unknown = [*(table.keys() - _ENTRIES.keys()), *(f"arms.{arm}" for arm in described.keys() - set(table["arms"]))]
+    if unknown:
+        raise SettingsError(f"{path}: unknown entries {', '.join(sorted(unknown))}; [sweep] has {', '.join(_ENTRIES)}")
+    if not all(isinstance(budget, int | float) for budget in table["budgets"]) or table["seeds"] < 1:
+        raise SettingsError(f"{path}: budgets are numbers in (0, 1], and seeds a whole number from 1 up")
+    arms = {str(arm): _options(path, str(arm), described.get(arm, {"selector": arm})) for arm in table["arms"]}
+    return arms, [float(budget) for budget in table["budgets"]], table["seeds"]
+
+
+def _options(path: Path, arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key.replace("-", "_"): value for key, value in table.items()}
+    unknown = options.keys() - ({entry.name for entry in fields(TrainSettings)} - set(_SHARED))
+    if unknown:
+        raise SettingsError(f"{path}: [arms.{arm}] has no option {', '.join(sorted(unknown))} of its own")
+    return options

@@ -1,0 +1,235 @@
+"""Training stage: sweeps that are paired, resume, and are judged; the real pair; what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Killed, dying, save_model, tables
+
+from teachdiag.analysis.training import analyze_training
+from teachdiag.diagnostics import train as stage
+from teachdiag.diagnostics.evaluation import run_evaluation
+from teachdiag.errors import InputError, ModelError, RunError, SettingsError
+from teachdiag.figures.training import publish_training
+from teachdiag.progress import Reporter
+from teachdiag.settings import EvaluateSettings, TrainSettings
+from teachdiag.sweeps import plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning", "ignore::FutureWarning")
+
+SWEEP = """
+[sweep]
+arms = ["full", "random", "soft"]
+budgets = [0.2]
+seeds = 2
+[arms.soft]
+selector = "learnable"
+soft = true
+"""
+
+
+@pytest.fixture
+def small(student_path: str, teacher_path: str, manifest_path: str) -> TrainSettings:
+    return TrainSettings(
+        student=student_path,
+        teacher=teacher_path,
+        prompts=manifest_path,
+        train_prompts=8,
+        eval_prompts=9,
+        eval_samples=2,
+        eval_max_new_tokens=6,
+        steps=2,
+        batch=4,
+        micro_batch=2,
+        max_new_tokens=8,
+        learning_rate=1e-3,
+        device="cpu",
+    )
+
+
+def _swept(small: TrainSettings, folder: Path, recipe: str = SWEEP, **own: object) -> TrainSettings:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.toml").write_text(recipe)
+    return TrainSettings(**small.as_dict() | {"sweep": str(folder / "sweep.toml")} | own)
+
+
+def test_a_sweep_pairs_its_arms_and_continues_where_it_was_killed(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _swept(small, tmp_path)
+    whole = stage.run_train(tmp_path / "whole", settings, quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "distil", dying(stage.distil, 3))
+        with pytest.raises(Killed):
+            stage.run_train(tmp_path / "killed", settings, quiet)
+    assert len(list((tmp_path / "killed/train_steps").glob("*.parquet"))) == 3
+    assert stage.run_train(tmp_path / "killed", settings, quiet) == whole
+    ours, theirs = (tables(tmp_path / name) for name in ("killed", "whole"))
+    assert ours == theirs
+
+    steps = pd.read_parquet(tmp_path / "whole/train_steps")
+    assert len(steps) == 3 * 2 * settings.steps
+    first = steps[steps["step"] == 1].set_index(["seed", "arm"])
+    mean = first["forward_kl_kept"] * first["keep"] + first["forward_kl_dropped"].fillna(0) * (1 - first["keep"])
+    for _, own in mean.groupby("seed"):  # equal rollouts, before weights move apart
+        np.testing.assert_allclose(own, own.iloc[0], rtol=1e-5)
+    assert mean.groupby("seed").first().nunique() == 2
+    assert (steps["update_norm"] > 0).all()
+    scores = pd.read_parquet(tmp_path / "whole/eval_scores")
+    assert set(scores["arm"]) == {"base", "teacher", "full", "random", "soft"}
+    assert (scores.groupby(["arm", "seed"], dropna=False).size() == 9 * 2).all()
+    with pytest.raises(RunError, match="was made with another configuration"):
+        stage.run_train(tmp_path / "whole", _swept(small, tmp_path, steps=3), quiet)
+
+    found = analyze_training(tmp_path / "whole")
+    assert set(found["against"]) == {"", "full", "random", "base"}
+    names = {file.name for file in publish_training(tmp_path / "whole")}
+    assert {"training.md", "training_budgets.csv", "accuracy.png"} <= names
+
+
+def test_workers_and_judging_again_give_the_same_tables(small: TrainSettings, tmp_path: Path, quiet: Reporter) -> None:
+    recipe = SWEEP.replace('"full", "random", "soft"', '"full"').partition("[arms")[0]
+    for name, workers in (("one", 1), ("two", 2)):
+        stage.run_train(tmp_path / name, _swept(small, tmp_path, recipe, workers=workers), quiet)
+    one, two = (pd.read_parquet(tmp_path / name / "eval_scores") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    protocol = {
+        name: getattr(small, name)
+        for name in ("prompts", "eval_prompts", "eval_samples", "eval_max_new_tokens", "device")
+    }
+    student = str(tmp_path / "one/students/full-100pct-seed1")
+    run_evaluation(tmp_path / "again", EvaluateSettings(models=[student, small.student], **protocol), quiet)
+    again = pd.read_parquet(tmp_path / "again/eval_scores")
+    told = ["prompt_id", "sample", "outcome", "answer_tokens", "sampling_seed"]
+    for arm, model in (("full", student), ("base", small.student)):
+        theirs = one[(one["arm"] == arm) & (one["seed"].isna() | (one["seed"] == 1))]
+        mine = again[again["arm"] == model]
+        pd.testing.assert_frame_equal(theirs[told].reset_index(drop=True), mine[told].reset_index(drop=True))
+
+
+def test_an_interrupted_run_continues_from_its_checkpoint(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teachdiag.diagnostics.selective import SelectiveDistillationTrainer as Trainer
+
+    settings = TrainSettings(**small.as_dict() | {"steps": 4, "save_steps": 2, "selector": "random"})
+    stage.run_train(tmp_path / "whole", settings, quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_weigh", dying(Trainer._weigh, 3))
+        with pytest.raises(Killed):
+            stage.run_train(tmp_path / "killed", settings, quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_weigh", dying(Trainer._weigh, 2))  # only the two steps that are left
+        stage.run_train(tmp_path / "killed", settings, quiet)
+    ours, theirs = (pd.read_parquet(tmp_path / name / "train_steps") for name in ("killed", "whole"))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4)
+
+
+def test_ta_opd_on_the_embedded_pair(tmp_path: Path, quiet: Reporter) -> None:
+    """Three real steps at 10%, saved, loaded again, and judged."""
+    settings = TrainSettings(
+        steps=3, batch=2, micro_batch=2, max_new_tokens=24, train_prompts=6,
+        eval_prompts=2, eval_samples=1, eval_max_new_tokens=16,
+    )  # fmt: skip
+    summary = stage.run_train(tmp_path / "run", settings, quiet)
+    steps = pd.read_parquet(tmp_path / "run/train_steps")
+    assert steps["step"].tolist() == [1, 2, 3]
+    assert steps["keep"].between(0.1, 0.15).all()
+    assert (steps["learnable_kept"] > steps["learnable_dropped"]).all()
+    assert (tmp_path / "run/students/learnable-10pct-seed0/model.safetensors").exists()
+    assert {row["arm"] for row in summary["models"]} == {"base", "teacher", "learnable"}
+    scores = pd.read_parquet(tmp_path / "run/eval_scores")
+    assert set(scores["outcome"]) <= {"right", "wrong", "unparseable"}
+
+
+def _command(small: TrainSettings, run: Path) -> list[str]:
+    given = {k: v for k, v in small.as_dict().items() if k not in ("sweep", "keep", "soft")}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return ["train", "--run", str(run), *options, "--quiet"]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_and_judge_as_one(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, sharded: bool
+) -> None:
+    """Sharded: with the documented FSDP2 configuration."""
+    stage.run_train(tmp_path / "one", small, quiet)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "--",
+        "teachdiag",
+    ]
+    if sharded:
+        config = str(Path(__file__).parents[1] / "docs/train/fsdp2.yaml")
+        script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+        launch = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            config,
+            "--num_processes",
+            "2",
+            script,
+        ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*launch, *_command(small, tmp_path / "two")], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    if sharded:
+        assert "sharded: FSDP" in done.stderr
+    for table in ("train_steps", "eval_scores"):
+        one, two = (pd.read_parquet(tmp_path / ranks / table) for ranks in ("one", "two"))
+        pd.testing.assert_frame_equal(one, two, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("[sweep]\narms = ['full']\nbudgets = [0.1]\nseeds = 1\nrhos = [2]", "unknown entries rhos"),
+        ("[sweep]\narms = ['full']\nbudgets = [0.1]", "needs seeds, a whole number"),
+        ("[sweep]\narms = ['learnble']\nbudgets = [0.1]\nseeds = 1", "no selector 'learnble': did you mean learnable"),
+        ("[sweep]\narms = ['random']\nbudgets = [0]\nseeds = 1", "arm random at budget 0.0: --budget is 0.0"),
+        ("[sweep]\narms = ['a']\nbudgets = [1]\nseeds = 1\n[arms.a]\nselectr = 'q3'", "no option selectr of its"),
+        ("[sweep", "is not TOML"),
+        ("[sweep]\narms = ['predicted']\nbudgets = [0.1]\nseeds = 1", "arm predicted: .* which only a probe measures"),
+    ],
+)  # fmt: skip
+def test_recipes_that_are_none(small: TrainSettings, tmp_path: Path, recipe: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan(_swept(small, tmp_path, recipe))
+
+
+def test_full_distillation_is_one_cell_a_seed(small: TrainSettings, tmp_path: Path) -> None:
+    recipe = "[sweep]\narms = ['full', 'random']\nbudgets = [0.1, 0.3]\nseeds = 2"
+    names = [cell.name for cell in plan(_swept(small, tmp_path, recipe))]
+    assert names == [
+        f"{arm}-seed{seed}" for seed in (0, 1) for arm in ("full-100pct", "random-10pct", "random-30pct")
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_trained_is_refused_before_it_begins(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, student_path: str
+) -> None:
+    def refused(message: str, error: type[InputError], **own: object) -> None:
+        with pytest.raises(error, match=message):
+            stage.run_train(tmp_path / "run", TrainSettings(**small.as_dict() | own), quiet)
+
+    refused("so there is nothing to learn", ModelError, teacher=student_path)
+    swapped = save_model(tmp_path / "swapped", seed=4, vocab_size=300)
+    assert swapped
+    refused("too few for", InputError, train_prompts=100)
+    refused("TRL refuses the settings", SettingsError, trl='{"betta": 1}')
+    refused("--budget is 0", SettingsError, budget=0.0)
+    refused("it must be a JSON object", SettingsError, trl="beta=1")
+    assert not list((tmp_path / "run").rglob("train_steps/*.parquet"))
