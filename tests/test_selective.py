@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_model
+from datasets import Dataset
 from selective_script import ENDS, PROMPTS, Recording, make_trainer
 from transformers import Qwen3ForCausalLM
-from trl import DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer
 
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
 from teachdiag.errors import ContextError
@@ -136,3 +137,24 @@ def test_a_mask_that_ties_decide_is_said_once(
     trainer.train()
     said = capsys.readouterr().err
     assert said.count("ties decide 100% of the positions that q3_tied:flat keeps") == 1
+
+
+def test_ones_own_script_needs_nothing_but_the_trainer(models: tuple[str, str], tmp_path: Path) -> None:
+    """As the README has it: models by their names, a selection, TRL's own arguments."""
+    import teachdiag
+
+    trainer = teachdiag.SelectiveDistillationTrainer(
+        model=models[0],
+        teacher_model=models[1],
+        args=DistillationConfig(
+            str(tmp_path), max_completion_length=6, max_steps=1, per_device_train_batch_size=2, logging_steps=1,
+            bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS]),
+        selection=teachdiag.Selection("learnable", budget=0.1),
+        loss="reverse_kl",
+    )  # fmt: skip
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["selection/keep"] <= 0.3
+    with pytest.raises(AttributeError, match="has no attribute 'Selektion'"):
+        teachdiag.Selektion  # noqa: B018
