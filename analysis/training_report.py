@@ -1,5 +1,6 @@
 """What training on selected positions gave, for people: from the tables of a run, whichever way it falls."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,13 +124,22 @@ def _told(run: Path, rows: pd.DataFrame) -> str:
     levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
     row = levels.iloc[0]
     return (
-        f"Student: {settings['student']}. Teacher: {settings['teacher']}. {settings['steps']} AdamW steps, learning "
-        f"rate {settings['learning_rate']:g}, {settings['batch']} rollouts a step, mean {settings['loss']} over the "
-        f"kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by {row['n_samples']} answers to "
-        f"each of {row['n_prompts']} held-out `{row['benchmark']}` problems at temperature "
-        f"{settings['eval_temperature']:g}: shares of right answers, with 95% intervals from a bootstrap over training "
-        "seeds x prompts."
+        f"Student: {_named(settings['student'])}. Teacher: {_named(settings['teacher'])}. {settings['steps']} AdamW "
+        f"steps, learning rate {settings['learning_rate']:g}, {settings['batch']} rollouts a step, mean "
+        f"{settings['loss']} over the kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by "
+        f"{row['n_samples']} answers to each of {row['n_prompts']} held-out `{row['benchmark']}` problems at "
+        f"temperature {settings['eval_temperature']:g}: shares of right answers, with 95% intervals from a bootstrap "
+        "over training seeds x prompts."
     )
+
+
+def _named(model: str) -> str:
+    """A model's name, and how it did greedily when it was taught, where it is one of the testbed's."""
+    taught = Path(model) / "taught.json"
+    if not taught.exists():
+        return model
+    facts = json.loads(taught.read_text())
+    return f"{model}, right on {facts['right']:.1%} of {facts['held_out']} held-out problems greedily"
 
 
 def _cell(rows: pd.DataFrame, arm: str, budget: float) -> str:

@@ -88,7 +88,9 @@ def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
     """Train one student, save it, load it again, let it answer; its shards are written last."""
     folder, scratch = room.run / "students" / cell.name, room.run / "scratch/train" / cell.name
     _, prompts = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
-    pair = load_pair(room.sources, cell.settings.dtype, room.device, reporter, master=True)
+    together = processes().num_processes > 1  # then accelerate places the models, or shards them, from the CPU
+    device = "cpu" if together else room.device
+    pair = load_pair(room.sources, cell.settings.dtype, device, reporter, master=True)
     steps = distil(pair, room.prompts.manifest, prompts, cell, folder, scratch, reporter)
     del pair
     if is_first():
