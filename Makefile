@@ -49,12 +49,12 @@ $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
 .SECONDARY:
 .DELETE_ON_ERROR:
 
-testbed: runs/testbed/teacher/taught.json runs/testbed/student/taught.json  ## teach the testbed's two models: half an hour
+testbed: runs/testbed/teacher/taught.json runs/testbed/student/taught.json  ## teach the testbed's two models: about ten minutes
 
 runs/testbed/%/taught.json: | .venv/installed
 	$(BIN)/python -m teachdiag.diagnostics.testbed runs/testbed $*
 
-sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdict beside them: at most two hours
+sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdict beside them: about half an hour
 	$(BIN)/teachdiag capture --run runs/sweep --recipe docs/train/testbed.toml
 	$(BIN)/teachdiag probe --run runs/sweep --recipe docs/train/testbed.toml
 	$(BIN)/teachdiag analyze runs/sweep
