@@ -168,6 +168,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         )
         ranks = gather_object([columns])
         everywhere = {name: np.concatenate([own[name] for own in ranks]) for name in columns}
+        self._refuse_gaps(everywhere)  # after the exchange, so that every process learns of it
         sizes = [len(own["position"]) for own in ranks]
         # Rows of a sequence are numbered by its place in the global batch, which no number of processes changes.
         sequences = np.cumsum([0, *(own["sequences"][0] if len(own["sequences"]) else 0 for own in ranks)])
@@ -178,6 +179,14 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         weights = torch.zeros(mask.shape, device=mask.device)
         weights[mask] = torch.from_numpy(self._averaged(found, everywhere)[own]).to(weights)
         return weights, weights.new_tensor(found.weights.sum())
+
+    def _refuse_gaps(self, columns: dict[str, np.ndarray]) -> None:
+        bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
+        if bad:
+            raise ContextError(
+                f"step {self.state.global_step}: {bad[0]} is not finite at some position: the student or the teacher "
+                "gives NaN or infinite logits; try float32, a smaller learning rate, or check the teacher's weights"
+            )
 
     def _weighed(self, columns: dict[str, np.ndarray]) -> Weights:
         """Weigh the global batch and log what was kept; say once in what way a mask is degenerate."""
@@ -223,12 +232,6 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             return {name: own for name, own in statistics(student, teacher, tokens[rows]).items() if name in read}
 
         columns = tiled(states, measure, self.tile_positions)
-        bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
-        if bad:
-            raise ContextError(
-                f"step {self.state.global_step}: {bad[0]} is not finite at some position: the student or the teacher "
-                "gives NaN or infinite logits; try float32, a smaller learning rate, or check the teacher's weights"
-            )
         place = mask.nonzero()
         position = (mask.cumsum(1) - 1)[mask]
         lengths = mask.sum(1)[place[:, 0]]

@@ -7,6 +7,7 @@ cell, so that an interrupted stage goes on at the next unfinished one.
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,7 +76,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         if on_first(lambda: stage.claim(_recorded(settings), _inputs(room, cells), machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
-        with stage.timed():
+        with stage.timed() if is_first() else nullcontext():
             for arm, source in ((BASE, room.sources[0]), (TEACHER, room.sources[1])):
                 _judge(room, source, arm, heard)
             _train(room, [cell for cell in cells if not room.scores(cell.name).exists()], heard)
