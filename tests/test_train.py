@@ -1,6 +1,7 @@
 """Training stage: sweeps that are paired, resume, and are judged; the real pair; what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Killed, dying, save_model, tables
+from conftest import Killed, byte_tokenizer, dying, save_model, tables
 
 from teachdiag.analysis.training import analyze_training
 from teachdiag.diagnostics import train as stage
@@ -226,8 +227,9 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
             stage.run_train(tmp_path / "run", TrainSettings(**small.as_dict() | own), quiet)
 
     refused("so there is nothing to learn", ModelError, teacher=student_path)
-    swapped = save_model(tmp_path / "swapped", seed=4, vocab_size=300)
-    assert swapped
+    swapped = save_model(tmp_path / "swapped", seed=4, tokenizer=byte_tokenizer(swap=True))
+    refused("do not share a vocabulary: 2 ids differ", ModelError, teacher=swapped)
+    shutil.rmtree(tmp_path / "run")
     refused("too few for", InputError, train_prompts=100)
     refused("TRL refuses the settings", SettingsError, trl='{"betta": 1}')
     refused("--budget is 0", SettingsError, budget=0.0)
