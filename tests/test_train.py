@@ -12,6 +12,7 @@ import pytest
 from conftest import Killed, byte_tokenizer, dying, save_model, tables
 
 from teachdiag.analysis.training import analyze_training
+from teachdiag.analysis.training_report import training_block
 from teachdiag.diagnostics import train as stage
 from teachdiag.diagnostics.evaluation import run_evaluation
 from teachdiag.errors import InputError, ModelError, RunError, SettingsError
@@ -90,6 +91,9 @@ def test_a_sweep_pairs_its_arms_and_continues_where_it_was_killed(
     assert set(found["against"]) == {"", "full", "random", "base"}
     names = {file.name for file in publish_training(tmp_path / "whole")}
     assert {"training.md", "training_budgets.csv", "accuracy.png"} <= names
+    block = training_block(tmp_path / "whole")
+    assert "2 training seeds, paired. Judged by 2 answers to each of 9 held-out `sums` problems" in block
+    assert "| full |" in block
 
 
 def test_workers_and_judging_again_give_the_same_tables(small: TrainSettings, tmp_path: Path, quiet: Reporter) -> None:

@@ -1,5 +1,7 @@
 """Training's tables against plain loops, a closed form, and answers that are odd."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from teachdiag.analysis.training import (
     crossed_means,
     crossed_weights,
 )
+from teachdiag.analysis.training_report import accuracy_table, probe_sentences, probe_table, training_sentences
 from teachdiag.artefacts import EVAL_SCORES, TRAINING
 from teachdiag.tables import write_parquet
 
@@ -39,6 +42,13 @@ def _scores(right: dict[str, np.ndarray], budgets: dict[str, float | None]) -> p
             )
     frame = EVAL_SCORES.build_rows(rows).to_pandas()
     return frame.astype({"seed": "float64"})
+
+
+def _write(run: Path, scores: pd.DataFrame) -> None:
+    columns = {name: scores[name].tolist() for name in EVAL_SCORES.schema.names}
+    columns["seed"] = [None if np.isnan(value) else int(value) for value in columns["seed"]]
+    columns["budget"] = [None if np.isnan(value) else value for value in columns["budget"]]
+    write_parquet(EVAL_SCORES.build(columns), run / "eval_scores/a.parquet")
 
 
 BUDGETS = {"base": None, "full": 1.0, "random": 0.1, "learnable": 0.1}
@@ -90,7 +100,7 @@ def test_the_crossed_bootstrap_has_the_pigeonhole_variance() -> None:
     assert draws.var() == pytest.approx(expected, rel=0.05)
 
 
-def test_odd_answers_are_noted(tmp_path: object) -> None:
+def test_odd_answers_are_noted(tmp_path: Path) -> None:
     right = _world()
     scores = _scores(right, BUDGETS)
     assert _answers(scores[scores["arm"] == "random"]).note == ""
@@ -109,10 +119,9 @@ def test_a_mean_that_so_many_runs_cannot_give() -> None:
     assert not attainable(0.1833, 30, decimals=4)
 
 
-def test_tables_of_a_run_and_too_few_prompts(tmp_path: object) -> None:
+def test_tables_of_a_run_and_too_few_prompts(tmp_path: Path) -> None:
     right = {arm: own[:, :5] for arm, own in _world().items()}
-    scores = _scores(right, BUDGETS).astype({"seed": "Int32"})
-    write_parquet(EVAL_SCORES.build({n: scores[n].tolist() if n != "seed" else [None if pd.isna(v) else int(v) for v in scores[n]] for n in EVAL_SCORES.schema.names} | {"budget": [None if pd.isna(v) else v for v in scores["budget"]]}), tmp_path / "eval_scores/a.parquet")  # fmt: skip  # noqa: E501
+    _write(tmp_path, _scores(right, BUDGETS))
     found = analyze_training(tmp_path)
     assert found["ci_low"].isna().all()
     assert found["method"].str.contains("no interval from 5 prompts").all()
@@ -145,3 +154,40 @@ def test_the_probes_ranking_beside_the_trainings() -> None:
     assert [row["right_rank"] for row in rows] == [2, 1, 4, 3]
     assert rows[0]["rank_correlation"] == pytest.approx(1 - 6 * 4 / (4 * 15))
     assert rows[0]["right_ci_high"] is None
+
+
+def test_sentences_say_what_the_tables_hold(tmp_path: Path) -> None:
+    """A world in which TA-OPD beats random positions and loses to full OPD by far."""
+    rng = np.random.default_rng(1)
+    right = {
+        arm: (rng.uniform(size=(1 if arm == "base" else 4, 60, 3)) < share).astype(int)
+        for arm, share in (("base", 0.3), ("full", 0.9), ("random", 0.2), ("learnable", 0.6), ("tip", 0.62))
+    }
+    _write(tmp_path, _scores(right, BUDGETS | {"tip": 0.1}))
+    rows = analyze_training(tmp_path)
+    told = training_sentences(rows)
+    mean = {arm: own.mean() for arm, own in right.items()}
+    assert len(told) == 2
+    assert told[0].startswith(
+        "At 10% of the positions, `learnable` (TA-OPD) is right less often than full OPD (difference -0."
+    )
+    assert "and is right more often than random positions (difference 0." in told[0]
+    leader = "tip" if mean["tip"] > mean["learnable"] else "learnable"
+    assert f"Best of 3 at 10% (the best of many flatters itself): `{leader}` with {mean[leader]:.3g} [" in told[1]
+    table = accuracy_table(rows).set_index("positions")
+    assert table.loc["full", "100%"].startswith(f"{mean['full']:.3g} [")
+    assert table.loc["learnable", "10%"].startswith(f"{mean['learnable']:.3g} [")
+    assert table.loc["base (not trained here)", "100%"].startswith(f"{mean['base']:.3g} [")
+    both = pd.DataFrame(
+        [
+            {"arm": arm, "budget": 0.1, "gain": gain, "right": share, "gain_rank": 3 - gain, "right_rank": rank}
+            for arm, gain, share, rank in (("learnable", 2, 0.6, 2), ("tip", 1, 0.62, 1), ("random", 0, 0.2, 3))
+        ]
+    ).assign(
+        rank_correlation=0.5, **dict.fromkeys(("gain_ci_low", "gain_ci_high", "right_ci_low", "right_ci_high"), 0.1)
+    )
+    assert probe_sentences(both) == [
+        "At 10%: one step gains most on `learnable`, which is number 2 after training; `tip` trains best; Spearman "
+        "0.50 over 3 selectors."
+    ]
+    assert probe_table(both, 0.1)["selector"].tolist() == ["learnable", "tip", "random"]
