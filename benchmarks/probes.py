@@ -8,9 +8,9 @@ import torch
 from workload import Row, bare_pass, best, random_contexts
 
 from teachdiag.diagnostics.alignment import Batch, Context, batched
-from teachdiag.diagnostics.capture import Pair
 from teachdiag.diagnostics.isolated import hold_out, mean_kl, steps_in_context
 from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.updates import Theta0, gradient

@@ -13,8 +13,11 @@ from pathlib import Path
 from workload import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.alignment import batched, in_shards
-from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS, Pair, read_contexts, score_contexts
+from teachdiag.diagnostics.alignment import Batch, batched, in_shards
+from teachdiag.diagnostics.capture import score_contexts
+from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
+from teachdiag.diagnostics.pair import Pair
+from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_path, write_parquet
 
@@ -56,7 +59,7 @@ def peak_memory(contexts: int) -> int:
     """Score that many contexts and return this process's peak resident memory, in KiB."""
     with tempfile.TemporaryDirectory() as folder:
         _write_contexts(Path(folder), contexts)
-        score_contexts(Path(folder), SETTINGS, load_bench_pair(), QUIET)
+        _score_all(Path(folder), load_bench_pair())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -83,4 +86,11 @@ def _write_contexts(run: Path, count: int) -> None:
 def _score_anew(run: Path, pair: Pair) -> None:
     for shard in (run / "positions").glob("*.parquet"):
         os.unlink(shard)
-    score_contexts(run, SETTINGS, pair, QUIET)
+    _score_all(run, pair)
+
+
+def _score_all(run: Path, pair: Pair) -> None:
+    def measure(batch: Batch) -> Columns:
+        return score(pair.student, pair.teacher, batch, SETTINGS.tile_positions)
+
+    score_contexts(run, SETTINGS, measure, QUIET)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from workload import QUIET, Row
 
 from teachdiag.diagnostics import distillation
-from teachdiag.diagnostics.capture import load_pair, resolve_pair
+from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
 from teachdiag.manifests import load_prompts, read_manifest
 from teachdiag.settings import TrainSettings
@@ -70,7 +70,7 @@ def _seconds(selector: str, budget: float) -> dict[str, float]:
     settings = replace(_SETTINGS, selector=selector, budget=budget)
     prompts = load_prompts(read_manifest(settings.prompts))
     _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, 0)
-    pair = load_pair(resolve_pair(settings, QUIET), "float32", "cpu", QUIET, master=True)
+    pair = load_pair(resolve_pair(settings, QUIET), "float32", "cpu", master=True)
     Timed.seconds.clear()
     cell = Cell(selector, settings)
     with (

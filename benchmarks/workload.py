@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from teachdiag.diagnostics.alignment import Batch, Context
-from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -20,7 +20,7 @@ QUIET = Reporter(quiet=True)
 
 def load_bench_pair(*, master: bool = False) -> Pair:
     """The embedded pair of the demo, on the CPU."""
-    return load_pair(resolve_pair(CaptureSettings(), QUIET), "float32", "cpu", QUIET, master=master)
+    return load_pair(resolve_pair(CaptureSettings(), QUIET), "float32", "cpu", master=master)
 
 
 def random_contexts(count: int, positions: int, split: str, first: int = 0) -> list[Context]:

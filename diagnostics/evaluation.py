@@ -7,9 +7,10 @@ from typing import Any
 
 from teachdiag.artefacts import EVAL_SCORES
 from teachdiag.diagnostics.grading import Grader, grader_of
-from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device, resolve
+from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
+from teachdiag.diagnostics.sources import resolve
 from teachdiag.manifests import Prompt, PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, writing

@@ -1,94 +1,22 @@
 """Load a causal language model and cut it where teachdiag needs it: at the hidden state that feeds its LM head."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from teachdiag.diagnostics.embedded import embedded_model
+from teachdiag.diagnostics.alignment import Batch, Side
+from teachdiag.diagnostics.head import head_of
+from teachdiag.diagnostics.sources import ModelSource, end_ids, limit
 from teachdiag.errors import ModelError, SettingsError, cause
-from teachdiag.progress import Reporter
-from teachdiag.runs import file_digest
-from teachdiag.settings import EMBEDDED
 
 transformers.utils.logging.disable_progress_bar()
 _PROBE_TOKENS = 8  # length of the sequence on which the cut is checked against the whole model
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from, resolved: enough to load the very same weights again.
-
-    Attributes:
-        name: what the user called it.
-        path: Hub id or local folder.
-        revision: Hub commit; '' for local folders.
-        digest: SHA-256 of the local weights and tokenizer, or the Hub commit.
-        dropped_layers: zero-based decoder layers to remove.
-    """
-
-    name: str
-    path: str
-    revision: str
-    digest: str
-    dropped_layers: tuple[int, ...] = ()
-
-
-@dataclass
-class Head:
-    """The LM head in float32, with whatever the architecture does to its logits.
-
-    Attributes:
-        weight: shape (rows, width), float32. For float32 models it is the model's own parameter, not a copy.
-        bias: shape (rows,) or None.
-        scale: factor on the logits.
-        softcap: logits z become softcap * tanh(z / softcap); None is off.
-        size: leading ids that are kept.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-    size: int
-
-    @property
-    def rows(self) -> int:
-        """Ids that the head itself has, padding included."""
-        return self.weight.shape[0]
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of shape (N, size), float32, from hidden states of shape (N, width) of any float type."""
-        logits = self._linear(hidden, self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
-        """Directional derivative of the logits, shape (N, size), float32.
-
-        Args:
-            hidden: shape (N, width).
-            hidden_slope: derivative of `hidden` along the direction.
-            weight_slope: the direction's part of `weight`, of its shape.
-            bias_slope: the direction's part of `bias`, or None.
-        """
-        slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
-        if self.softcap is not None:
-            slope = slope * (1 - (self(hidden) / self.softcap).square())
-        return slope
-
-    def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
-        return logits if self.scale == 1.0 else logits * self.scale
 
 
 class LanguageModel:
@@ -111,7 +39,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.half = half
-        self.end_ids = _end_ids(model, tokenizer)
+        self.end_ids = end_ids(model.generation_config, tokenizer)
         # Rollouts are sampled by the run's settings, never by defaults that came with the model.
         model.generation_config = GenerationConfig(eos_token_id=sorted(self.end_ids) or None)
         self.head = head_of(model)
@@ -126,7 +54,12 @@ class LanguageModel:
     @property
     def limit(self) -> int:
         """Longest sequence the model was made for, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        return limit(self.model.config.get_text_config())
+
+    @property
+    def rows(self) -> int:
+        """Ids that the LM head has, padding included."""
+        return self.head.rows
 
     def tokens(self) -> dict[int, str]:
         """Token string of every id that the tokenizer can emit."""
@@ -137,6 +70,11 @@ class LanguageModel:
         with self._precision():
             states: Tensor = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
         return states
+
+    @torch.no_grad()
+    def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
+        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width)."""
+        return batch.gather(self.hidden(batch.input_ids(side, self.device)), side)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every trainable parameter once, by name, in a fixed order."""
@@ -163,28 +101,6 @@ class LanguageModel:
             )
 
 
-def resolve(name: str, revision: str, dropped_layers: tuple[int, ...], reporter: Reporter) -> ModelSource:
-    """Find a model and pin its weights, without loading them.
-
-    Raises:
-        ModelError: it is neither embedded, nor a local folder with weights, nor on the Hub (or the Hub is out of
-            reach and it is not in the local cache).
-    """
-    if name == EMBEDDED:
-        folder = embedded_model(reporter)
-        return ModelSource(name, str(folder), "", folder.name, dropped_layers)
-    if Path(name).is_dir():
-        return ModelSource(name, name, "", _folder_digest(Path(name)), dropped_layers)
-    try:
-        commit = AutoConfig.from_pretrained(name, revision=revision)._commit_hash
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {name!r} (revision {revision}) cannot be found, neither as a local folder nor on the Hub: "
-            f"{cause(error)}"
-        ) from error
-    return ModelSource(name, name, commit or revision, commit or revision, dropped_layers)
-
-
 def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) -> LanguageModel:
     """Load a model for scoring, or for a probe.
 
@@ -199,10 +115,10 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
     """
     compute = getattr(torch, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.at)
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
-            revision=source.revision or "main",
+            revision=source.at,
             dtype=torch.float32 if master else compute,
             device_map={"": device},
         )
@@ -249,41 +165,3 @@ def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]
     config.num_hidden_layers = len(kept)
-
-
-def head_of(model: Any) -> Head:  # noqa: ANN401
-    """Return a model's LM head. Weights that are sharded over processes are gathered, and gradients reach them."""
-    linear, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    weight, bias = (_whole(getattr(linear, name, None)) for name in ("weight", "bias"))
-    assert weight is not None
-    return Head(
-        weight=weight.float(),  # no copy where it is float32 already
-        bias=None if bias is None else bias.float(),
-        scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
-        size=weight.shape[0],
-    )
-
-
-def local(parameter: Tensor) -> Tensor:
-    """Return this process's shard of a parameter; the parameter itself where it is not sharded."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _whole(parameter: Tensor | None) -> Tensor | None:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
-    listed = model.generation_config.eos_token_id if model.generation_config else None
-    ids = listed if isinstance(listed, list) else [listed]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _folder_digest(folder: Path) -> str:
-    """SHA-256 over every file that can change what the model computes: weights, configuration, tokenizer, template."""
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix != ".md" and not f.name.startswith(".")]
-    if not any(f.name == "config.json" for f in files):
-        raise ModelError(f"{folder} holds no model: there is no config.json")
-    return hashlib.sha256("".join(f"{f.name} {file_digest(f)}\n" for f in files).encode()).hexdigest()

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.losses import PositionLoss
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.scoring import hidden_rows, tiles
+from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
 from teachdiag.diagnostics.updates import Direction, Theta0, inner
 from teachdiag.errors import EstimationError, ModelError, cause
@@ -86,7 +86,7 @@ class Along:
 
     def _moved(self, distance: float, batches: Sequence[Batch]) -> list[Tensor]:
         self.theta0.displace(self.direction, distance)
-        hidden = [hidden_rows(self.student, batch, "student") for batch in batches]
+        hidden = [self.student.hidden_rows(batch, "student") for batch in batches]
         self.theta0.restore()
         return hidden
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.capture import resolve_pair
 from teachdiag.diagnostics.cells import oracle_probe, resolve_choosers
 from teachdiag.diagnostics.interventions import measure_interventions
 from teachdiag.diagnostics.isolated import check_sample, measure_isolated
-from teachdiag.diagnostics.models import ModelSource, machine_facts, pick_device, resolve
+from teachdiag.diagnostics.models import machine_facts, pick_device
+from teachdiag.diagnostics.pair import resolve_pair
 from teachdiag.diagnostics.predicted import measure_predicted
+from teachdiag.diagnostics.processes import agree, many, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.sources import ModelSource, resolve
 from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
-from teachdiag.errors import RunError
+from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, writing
+from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings, Kind, ProbeSettings
 
 
@@ -45,6 +47,9 @@ _KINDS: dict[Kind, _Measurement] = {
 }
 
 
+_SHARED: tuple[Kind, ...] = ("one_step", "placebo", "checkpoint")  # kinds that several processes share out
+
+
 def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[str, Any]:
     """Put one probe's question to the student of a run, and write its tables.
 
@@ -54,24 +59,30 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     Raises:
         InputError: anything that the user can mend; nothing already computed is lost.
     """
-    captured = Stage(run, "capture").require()
+    agree(settings.as_dict())
+    if many() and settings.kind not in _SHARED:
+        raise SettingsError(
+            f"--kind {settings.kind} runs in one process, not in several: leave torchrun or accelerate out (they share "
+            f"out {', '.join(_SHARED)})"
+        )
+    captured = on_first(Stage(run, "capture").require)
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     probe_id = settings.name or _default_name(settings)
     stage = Stage(run, f"probes/{probe_id}", _tables(settings, probe_id), scratch=f"scratch/{probe_id}")
-    with writing(run):
-        sources = resolve_pair(capture, reporter)
+    with writing_first(run):
+        sources = on_first(lambda: resolve_pair(capture, reporter))
         _refuse_other_models(run, captured, sources)
         device = pick_device(settings.device)
-        inputs = captured["inputs"] | captured["tables"] | _further_inputs(run, settings, reporter)
-        if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
+        inputs = captured["inputs"] | captured["tables"] | on_first(lambda: _further_inputs(run, settings, reporter))
+        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device))):
             reporter.say(f"{run}: probe {probe_id} is complete")
-            return dict(stage.require()["results"])
-        with stage.timed():
+            return dict(on_first(stage.require)["results"])
+        with timed_by_first(stage):
             kind, further = _KINDS[settings.kind], partial(further_contexts, settings)
             bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, further)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
-            stage.complete(results)
+            on_first(lambda: stage.complete(results))
     return results
 
 

@@ -1,23 +1,36 @@
-"""Several processes on one run directory: the first one reads and writes, all of them learn what it found."""
+"""Several processes on one run directory: they share the work out, the first speaks for all, errors reach everybody.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+Started by `torchrun` or `accelerate launch`; one process alone is the simplest case of it. What a process computes
+never depends on how many there are, except that a gradient summed over processes is summed in another order.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
-from teachdiag.errors import InputError
-from teachdiag.runs import writing
+from teachdiag.errors import InputError, SettingsError
+from teachdiag.runs import Stage, writing
+from teachdiag.settings import flag
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # a process that has finished its share waits this long for the slowest one
 
 
 def processes() -> PartialState:
     """Return what accelerate knows of the processes that share this run; they talk by gloo where there is no GPU."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def many() -> bool:
+    """Whether there is more than one process."""
+    return bool(processes().num_processes > 1)
 
 
 def is_first() -> bool:
@@ -37,12 +50,32 @@ def on_first(action: Callable[[], T]) -> T:
             answer[0] = action()
         except InputError as error:
             answer[1] = error
-    if processes().num_processes > 1:
+    if many():
         broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
     found: T = answer[0]
     return found
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Wait, at the end of a piece of shared work, until every process has done its share.
+
+    Raises:
+        InputError: some process raised one; every process raises the same.
+    """
+    mine: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        if not many():
+            raise
+        mine = error
+    if many():
+        raised = [error for error in gather_object([mine]) if error is not None]
+        if raised:
+            raise raised[0]
 
 
 @contextmanager
@@ -61,12 +94,61 @@ def writing_first(run: Path) -> Iterator[None]:
             held.__exit__(None, None, None)
 
 
+def timed_by_first(stage: Stage) -> AbstractContextManager[None]:
+    """Let the first process record when a stage began and ended."""
+    return stage.timed() if is_first() else nullcontext()
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """Refuse processes that were started with different settings.
+
+    Raises:
+        SettingsError: they were; the message names the first option that differs, and its values.
+    """
+    if not many():
+        return
+    everybody = gather_object([dict(settings)])
+    for name in settings:
+        values = [theirs.get(name) for theirs in everybody]
+        if any(value != values[0] for value in values):
+            told = ", ".join(f"{value!r} in process {number}" for number, value in enumerate(values))
+            raise SettingsError(f"the processes were started with different settings: {flag(name)} is {told}")
+
+
+def is_mine(number: int) -> bool:
+    """Whether a numbered piece of work falls to this process, whatever is done already."""
+    state = processes()
+    return bool(number % state.num_processes == state.process_index)
+
+
 def shared_out(items: list[T]) -> list[T]:
     """Return this process's part of the items: every n-th of n processes."""
-    state = processes()
-    return items[state.process_index :: state.num_processes]
+    return [item for number, item in enumerate(items) if is_mine(number)]
 
 
 def together(parts: list[T], order: Callable[[T], Any]) -> list[T]:
     """Return the parts of all processes, in an order that does not depend on how many there are."""
-    return sorted(gather_object(parts) if processes().num_processes > 1 else parts, key=order)
+    return sorted(gather_object(parts) if many() else parts, key=order)
+
+
+def summed(value: float) -> float:
+    """Return the sum of a number over processes, in float64."""
+    if not many():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=processes().device)
+    torch.distributed.all_reduce(total)
+    return float(total)
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up every parameter's `.grad` over processes; one that no process has a gradient of keeps none."""
+    if not many():
+        return
+    known = list(parameters)
+    reached = torch.tensor([p.grad is not None for p in known], dtype=torch.int32, device=processes().device)
+    torch.distributed.all_reduce(reached, torch.distributed.ReduceOp.MAX)
+    for parameter, anywhere in zip(known, reached.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)

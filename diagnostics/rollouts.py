@@ -1,6 +1,6 @@
 """Prompts to response tokens, sampled from the student. Each rollout has a random stream of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.sources import Outline
 from teachdiag.errors import ContextError
 from teachdiag.settings import Sampling
 
@@ -27,6 +28,24 @@ class Rollout:
 
     token_ids: tuple[int, ...]
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rollouts that are written together: the number of their shard, and what is known of each before sampling."""
+
+    index: int
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The student's prompt token ids of each."""
+        return [row["prompt_token_ids"] for row in self.rows]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each one's own random stream."""
+        return [row["sampling_seed"] for row in self.rows]
 
 
 class SharedVocabulary(LogitsProcessor):  # type: ignore[misc]
@@ -117,7 +136,17 @@ def sample(
     return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 
 
-def check_prompts_fit(prompts: Sequence[tuple[str, tuple[int, ...]]], model: LanguageModel, room: int) -> None:
+def roll_out(
+    student: LanguageModel, groups: Iterable[Group], sampling: Sampling, vocabulary: int
+) -> Iterator[tuple[Group, list[Rollout]]]:
+    """Yield each group with its rollouts, one batch a group."""
+    for group in groups:
+        yield group, sample(student, group.prompts, group.seeds, sampling, vocabulary)
+
+
+def check_prompts_fit(
+    prompts: Sequence[tuple[str, tuple[int, ...]]], model: LanguageModel | Outline, room: int
+) -> None:
     """Refuse a prompt that leaves no room for its response.
 
     Args:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Batch, Side
-from teachdiag.diagnostics.models import Head, LanguageModel
+from teachdiag.diagnostics.alignment import Batch
+from teachdiag.diagnostics.head import Head
+from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.statistics import divergences, statistics
 from teachdiag.errors import ContextError
 
@@ -29,12 +30,6 @@ class States(NamedTuple):
 
 
 @torch.no_grad()
-def hidden_rows(model: LanguageModel, batch: Batch, side: Side) -> Tensor:
-    """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width)."""
-    return batch.gather(model.hidden(batch.input_ids(side, model.device)), side)
-
-
-@torch.no_grad()
 def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_positions: int) -> Columns:
     """Every theta0 column of a batch's kept positions, from one forward pass of each model.
 
@@ -44,8 +39,8 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
     Raises:
         ContextError: a logit is NaN or infinite; the message names model, context and position.
     """
-    hidden = hidden_rows(student, batch, "student")
-    taught = hidden_rows(teacher, batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
+    hidden = student.hidden_rows(batch, "student")
+    taught = teacher.hidden_rows(batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
     tokens = torch.from_numpy(batch.tokens).long().to(student.device)
     states = States(hidden, student.head, taught, teacher.head)
     columns = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)

@@ -14,11 +14,13 @@ import torch
 
 from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.alignment import Context, Side, in_shards
-from teachdiag.diagnostics.capture import ROLLOUT_CONTEXTS
+from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
-from teachdiag.diagnostics.models import LanguageModel, load, resolve
+from teachdiag.diagnostics.models import LanguageModel, load
+from teachdiag.diagnostics.processes import on_first
 from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
+from teachdiag.diagnostics.sources import resolve
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.updates import (
     Objective,
@@ -114,7 +116,7 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     steps = {update: Step(0.0, 0.0, 0, 0.0) for update in placebos if update.name == NOTHING}
     for update in (real, *(p for p in placebos if p.name != NOTHING)):
         steps[update] = _take_and_rescore(bench, update, steps.get(real))
-    return _assemble(bench, real, placebos, steps)
+    return on_first(lambda: _assemble(bench, real, placebos, steps))
 
 
 def _draws(settings: ProbeSettings) -> int:
@@ -128,13 +130,14 @@ def _own_id(probe_id: str, settings: ProbeSettings, name: str) -> str:
 def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> Step:
     """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
     note = bench.scratch / update.state / "step.json"
-    if note.exists() and bench.unscored(update.state) == []:
-        return Step(**json.loads(note.read_text()))
+    done = on_first(lambda: note.read_text() if note.exists() and bench.unscored(update.state) == [] else None)
+    if done:
+        return Step(**json.loads(done))
     step = _take(bench, update)
     if real is not None:
         bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
         step = replace(step, update_norm=bench.theta0.distance())
-    write_text(json.dumps(asdict(step)), note)
+    on_first(lambda: write_text(json.dumps(asdict(step)), note))
     try:
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
     except ContextError as error:

@@ -3,7 +3,8 @@
 A probe scores the same positions under many student weights; the teacher need not run again, nor stay in memory.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from teachdiag.diagnostics.alignment import Batch, Context, batched
-from teachdiag.diagnostics.models import Head, LanguageModel
-from teachdiag.diagnostics.scoring import hidden_rows
+from teachdiag.diagnostics.head import Head
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.processes import joined, on_first, shared_out
 from teachdiag.progress import Reporter
 
 
@@ -48,21 +50,43 @@ def compute_teacher_states(
 ) -> TeacherStates:
     """Run the teacher over every context once and keep its hidden states in `file`, or read those that are there.
 
-    Batches hold contexts of one group, so that no state depends, in its last digits, on what other groups there are.
+    Several processes share the batches. These hold contexts of one group, so that no state depends, in its last digits,
+    on what other groups there are.
     """
     contexts = [c for group in groups for c in group]
     starts = np.cumsum([0] + [len(c.response) for c in contexts])
     first_row = {c.context_id: int(row) for c, row in zip(contexts, starts[:-1], strict=True)}
-    if not file.exists():
+    if not on_first(file.exists):
         part = file.with_name(file.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        shape = (int(starts[-1]), teacher.head.weight.shape[1])
-        states = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        filling = TeacherStates(states, first_row, teacher.head)
-        with reporter.bar("Teacher states", total=len(contexts)) as advance:
-            for batch in (batch for group in groups for batch in batched(group, batch_tokens)):
-                states[filling.rows(batch)] = hidden_rows(teacher, batch, "teacher").float().cpu().numpy()
+        on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
+        batches = shared_out([batch for group in groups for batch in batched(group, batch_tokens)])
+        with joined(), reporter.bar("Teacher states", total=sum(len(b.contexts) for b in batches)) as advance:
+            for batch in batches:
+                _fill(part, first_row, batch, teacher.hidden_rows(batch, "teacher").float().cpu().numpy())
                 advance(len(batch.contexts))
-        states.flush()
-        part.rename(file)
+        on_first(lambda: os.replace(part, file))
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
+
+
+def _empty(file: Path, shape: tuple[int, int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+
+
+def _fill(file: Path, first_row: Mapping[int, int], batch: Batch, states: np.ndarray) -> None:
+    """Write a batch's states, shape (rows, width), where they belong.
+
+    As plain writes: pages of a memory map that several machines share would overwrite one another.
+    """
+    start = os.path.getsize(file) - _size(file)
+    row = 0
+    with file.open("r+b") as out:
+        for context in batch.contexts:
+            rows = states[row : row + len(context.response)]
+            out.seek(start + first_row[context.context_id] * states.shape[1] * states.itemsize)
+            out.write(rows.tobytes())
+            row += len(rows)
+
+
+def _size(file: Path) -> int:
+    return int(np.load(file, mmap_mode="r").nbytes)

@@ -7,7 +7,6 @@ cell, so that an interrupted stage goes on at the next unfinished one.
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any
 import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
-from teachdiag.diagnostics.capture import load_pair, pinned, resolve_pair
 from teachdiag.diagnostics.distillation import distil
 from teachdiag.diagnostics.evaluation import examination, shares, write_scores
-from teachdiag.diagnostics.models import ModelSource, load, machine_facts, pick_device, resolve
-from teachdiag.diagnostics.processes import is_first, on_first, processes, writing_first
+from teachdiag.diagnostics.models import load, machine_facts, pick_device
+from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.sources import ModelSource, resolve
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
@@ -59,7 +59,8 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         InputError: anything that the user can mend; finished cells stay as they are.
     """
     cells = plan(settings)
-    if settings.workers > 1 and processes().num_processes > 1:
+    agree(settings.as_dict())
+    if settings.workers > 1 and many():
         raise SettingsError(f"--workers {settings.workers}: cells are trained side by side, or by several processes")
     heard = reporter if is_first() else Reporter(quiet=True)
     stage = Stage(run, "train", tables=("train_steps", "eval_scores"), scratch="scratch/train")
@@ -71,12 +72,13 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
             prompts=on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file)),
             device=pick_device(settings.device),
         )
+        outline_pair(room.sources, heard)  # refuses a pair that shares no vocabulary
         examination(settings, room.prompts)  # refuses what cannot be graded, before anything is trained
         room.prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
         if on_first(lambda: stage.claim(_recorded(settings), _inputs(room, cells), machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
-        with stage.timed() if is_first() else nullcontext():
+        with timed_by_first(stage):
             for arm, source in ((BASE, room.sources[0]), (TEACHER, room.sources[1])):
                 _judge(room, source, arm, heard)
             _train(room, [cell for cell in cells if not room.scores(cell.name).exists()], heard)
@@ -89,9 +91,9 @@ def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
     """Train one student, save it, load it again, let it answer; its shards are written last."""
     folder, scratch = room.run / "students" / cell.name, room.run / "scratch/train" / cell.name
     _, prompts = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
-    together = processes().num_processes > 1  # then accelerate places the models, or shards them, from the CPU
+    together = many()  # then accelerate places the models, or shards them, from the CPU
     device = "cpu" if together else room.device
-    pair = load_pair(room.sources, cell.settings.dtype, device, reporter, master=True)
+    pair = load_pair(room.sources, cell.settings.dtype, device, master=True)
     steps = distil(pair, room.prompts.manifest, prompts, cell, folder, scratch, reporter)
     del pair
     if is_first():

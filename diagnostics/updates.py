@@ -15,6 +15,7 @@ from torch import Tensor
 from teachdiag.diagnostics.alignment import Batch, Context, batched
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.processes import shared_out, sum_gradients, summed
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
 from teachdiag.errors import SettingsError
@@ -227,18 +228,19 @@ def accumulate_gradient(
     The backward pass is cut at the hidden states that feed the LM head: each tile of logits sends its gradient there
     and is freed before the next is made, so that memory grows with neither the update batch nor the vocabulary. The
     sum of the losses is propagated and the gradient divided at the end: in half precision, terms of a mean over many
-    positions would vanish.
+    positions would vanish. Several processes share the batches, and add up what each found.
     """
-    batches = objective.batches(settings.batch_tokens)
+    batches = shared_out(objective.batches(settings.batch_tokens))
     loss_sum = 0.0
     with reporter.bar("Gradient", total=sum(len(b.contexts) for b in batches)) as advance:
         for batch in batches:
             loss_sum += _backward(student, objective, batch, settings.tile_positions)
             advance(len(batch.contexts))
+    sum_gradients(parameter for _, parameter in student.parameters())
     for _, parameter in student.parameters():
         if parameter.grad is not None:
             parameter.grad /= objective.positions
-    return loss_sum / objective.positions
+    return summed(loss_sum) / objective.positions
 
 
 def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_positions: int) -> float:

@@ -1,18 +1,41 @@
 """Do teacher and student speak the same tokens? Their distributions can be compared only if they do."""
 
+from typing import Any, Protocol
+
 import numpy as np
 import pyarrow as pa
 
 from teachdiag.artefacts import VOCABULARY
-from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.errors import ModelError
-from teachdiag.progress import Reporter
 from teachdiag.settings import SUPPORT_SIZES
 
 _SHOWN = 5  # differing ids that an error lists
 
 
-def shared_vocabulary(student: LanguageModel, teacher: LanguageModel, reporter: Reporter) -> int:
+class Speaker(Protocol):
+    """A model, loaded or in outline, as far as its vocabulary goes."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """Its tokenizer."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end a text."""
+
+    @property
+    def rows(self) -> int:
+        """Ids that its LM head has, padding included."""
+
+    def tokens(self) -> dict[int, str]:
+        """Token string of every id that its tokenizer can emit."""
+
+
+def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
     """Return the number of leading ids that both models share; their logits are cut to these.
 
     Padded LM heads of different sizes are accepted, since no tokenizer emits the padding.
@@ -34,27 +57,22 @@ def shared_vocabulary(student: LanguageModel, teacher: LanguageModel, reporter: 
             f"student {student.name} ends text with ids {sorted(student.end_ids)}, teacher {teacher.name} with "
             f"{sorted(teacher.end_ids)}: choose a pair with the same end-of-text ids"
         )
-    size = min(student.head.rows, teacher.head.rows)
+    size = min(student.rows, teacher.rows)
     if max(ours) >= size:
         raise ModelError(f"the tokenizers emit id {max(ours)}, but an LM head has only {size} rows")
     if size < max(SUPPORT_SIZES):
         raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {size} tokens")
-    if student.head.rows != teacher.head.rows:
-        reporter.say(
-            f"LM heads of {student.head.rows} (student) and {teacher.head.rows} (teacher) rows are cut to the "
-            f"{size} shared ids"
-        )
     return size
 
 
-def vocabulary_table(model: LanguageModel, size: int) -> pa.Table:
+def vocabulary_table(model: Speaker, size: int) -> pa.Table:
     """Return the `vocabulary` table: the text of every id below `size` that the tokenizer knows."""
     names = {index: name for index, name in sorted(model.tokens().items()) if index < size}
     texts = [_text(model, index, name) for index, name in names.items()]
     return VOCABULARY.build({"token_id": np.array(list(names), np.int32), "text": texts})
 
 
-def _text(model: LanguageModel, index: int, name: str) -> str:
+def _text(model: Speaker, index: int, name: str) -> str:
     """Decode one id; part of a character decodes to nothing readable, and SentencePiece drops a leading space."""
     text = str(model.tokenizer.decode([index]))
     if "\ufffd" in text or not text:

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards, relaid
-from teachdiag.diagnostics.capture import load_pair, read_contexts
+from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.models import LanguageModel, ModelSource
-from teachdiag.diagnostics.scoring import States, hidden_rows, rescore
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.pair import load_pair
+from teachdiag.diagnostics.processes import is_mine, joined, on_first
+from teachdiag.diagnostics.scoring import States, rescore
+from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.updates import Objective, Theta0
 from teachdiag.errors import RunError
@@ -27,7 +30,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.tables import is_intact, shard_path, write_shard
 
 Layout = Callable[[Sequence[Context]], list[Batch]]
 Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
@@ -83,26 +86,29 @@ class Workbench:
         `hidden` are the student's states at these rows, shape (rows, width), where a pass has made them already.
         """
         taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)
-        hidden = hidden_rows(self.student, batch, "student")[rows] if hidden is None else hidden
+        hidden = self.student.hidden_rows(batch, "student")[rows] if hidden is None else hidden
         states = States(hidden, self.student.head, taught, self.teacher.head)
         columns = rescore(states, batch, self.settings.tile_positions, rows)
         return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
 
     def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
-        """Rescore the bank at the student's present weights into the shards of a state; skip those that are there."""
-        missing = dict(self.unscored(state))
-        with self.reporter.bar(f"Rescoring: {label}", total=len(self.bank)) as advance:
+        """Rescore the bank at the student's present weights into the shards of a state; skip those that are there.
+
+        Every process writes its own shards.
+        """
+        missing = {index: path for index, path in on_first(lambda: self.unscored(state)) if is_mine(index)}
+        with joined(), self.reporter.bar(f"Rescoring: {label}", total=len(self.bank)) as advance:
             for index, shard in enumerate(in_shards(self.bank, self.capture.shard_contexts)):
                 if index in missing:
                     scored = pa.concat_tables([self.rescored(batch) for batch in layout(shard)])
-                    write_parquet(scored.sort_by(KEY), missing[index])
+                    write_shard(scored.sort_by(KEY), missing[index])
                 advance(len(shard))
 
     def unscored(self, state: str) -> list[tuple[int, Path]]:
         """Number and place of the shards of a state that are still to be written."""
         shards = -(-len(self.bank) // self.capture.shard_contexts)
         paths = [shard_path(self.scratch / state, index) for index in range(shards)]
-        return [(index, path) for index, path in enumerate(paths) if not path.exists()]
+        return [(index, path) for index, path in enumerate(paths) if not is_intact(path)]
 
     def shards(self, state: str) -> list[pa.Table]:
         """The shards of a state, in order."""
@@ -149,7 +155,7 @@ def set_up(
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
     fix, update = update_contexts(stage.run, settings, contexts)
     check(stage.run, settings, bank, update)
-    pair = load_pair(sources, capture.dtype, device, reporter, master=True)
+    pair = load_pair(sources, capture.dtype, device, master=True)
     more = further(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch

@@ -15,8 +15,8 @@ import numpy as np
 
 from teachdiag.arithmetic import problems
 from teachdiag.errors import EstimationError, ManifestError, cause
-from teachdiag.runs import file_digest
 from teachdiag.seeds import derive_seed
+from teachdiag.tables import file_digest
 
 FOLDER = Path(__file__).parent / "data_manifests"
 # Section: entry: (type, needed). Section '' is the top level.

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from teachdiag.errors import RunError
-from teachdiag.tables import write_text
+from teachdiag.tables import CHECKSUM, file_digest, write_text
 
 _KEYS = {"status", "settings", "inputs", "made_with"}
 _PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
@@ -92,6 +92,7 @@ class Stage:
             self._refuse_mixture(before, ours)
             if before["status"] == "complete":
                 self._remove_scratch()
+                self._remove_checksums()
                 return True
         elif self.scratch:
             self._remove_scratch()  # of a stage that was refused before it computed anything
@@ -105,6 +106,7 @@ class Stage:
         assert content is not None, "complete() follows claim()"
         digests = {table: table_digest(self.run / table) for table in self.tables}
         self._write(content | {"status": "complete", "tables": digests, "results": _plain(results)})
+        self._remove_checksums()
         self._remove_scratch()
 
     def require(self) -> dict[str, Any]:
@@ -170,6 +172,12 @@ class Stage:
         if self.scratch:
             shutil.rmtree(self.run / self.scratch, ignore_errors=True)
 
+    def _remove_checksums(self) -> None:
+        """Delete the checksums of single shards: those of the tables stand in the stage's JSON."""
+        for folder in self.tables:
+            for checksum in (self.run / folder).rglob(f"*{CHECKSUM}"):
+                checksum.unlink()
+
     def _remove_parts(self) -> None:
         """Delete what a killed process left half-written in the stage's own folders."""
         for folder in self._folders():
@@ -210,12 +218,6 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"python": platform.python_version(), "machine": platform.machine(), "packages": versions}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def table_digest(path: Path) -> str:

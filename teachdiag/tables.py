@@ -3,6 +3,7 @@
 Which tables there are stands in `artefacts`.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from teachdiag.errors import ArtefactError, cause
+
+CHECKSUM = ".sha256"  # suffix of the file that holds a shard's, until its stage ends
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,24 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     pq.write_table(table, part, compression="zstd")
     os.replace(part, path)
+
+
+def write_shard(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file of a stage that may be killed, and then, beside it, the checksum that vouches for it."""
+    write_parquet(table, path)
+    write_text(file_digest(path), path.with_suffix(CHECKSUM))
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a shard of an unfinished stage is there as it was written; anything else is to be made again."""
+    checksum = path.with_suffix(CHECKSUM)
+    return path.exists() and checksum.exists() and checksum.read_text(encoding="utf-8") == file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(text: str, path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair, run_capture
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings, ProbeSettings
@@ -159,4 +160,4 @@ def dying(function: Callable, after: int) -> Callable:
 
 @pytest.fixture
 def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
-    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+    return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")

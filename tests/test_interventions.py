@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS, POSITIONS, PREDICTIONS
 from teachdiag.diagnostics import interventions as interventions_kind
-from teachdiag.diagnostics.capture import read_contexts
 from teachdiag.diagnostics.cells import resolve_choosers
+from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import EstimationError, RunError, SettingsError
 from teachdiag.progress import Reporter

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics import isolated as isolated_kind
 from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.capture import read_contexts
+from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.isolated import draw_positions
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import EstimationError, SettingsError

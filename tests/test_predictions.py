@@ -12,9 +12,10 @@ from torch import Tensor
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.capture import Pair, read_contexts
+from teachdiag.diagnostics.contexts import read_contexts
+from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.models import Head
+from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states

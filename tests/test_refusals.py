@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics import stepped
-from teachdiag.diagnostics.capture import load_pair, run_capture
-from teachdiag.diagnostics.models import LanguageModel, resolve
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.sources import resolve
 from teachdiag.diagnostics.updates import Step, optimize
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
@@ -91,7 +92,7 @@ def test_padded_vocabularies_are_cut_with_a_line_that_says_so(
 
 def test_dropped_layers_are_gone(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
     settings = replace(tiny_settings, teacher=tiny_settings.student, student_drop_layers="0")
-    pair = load_pair(capture_stage.resolve_pair(settings, quiet), "float32", "cpu", quiet)
+    pair = load_pair(resolve_pair(settings, quiet), "float32", "cpu")
     ids = torch.tensor([[1, 2, 3]])
     kept = pair.teacher.model.model
     with torch.no_grad():
@@ -219,11 +220,11 @@ def test_positions_at_the_models_limit_are_scored_and_probed(
     run_probe(tmp_path / "run", PROBE, quiet)
 
 
-def test_a_vocabulary_smaller_than_k_is_refused(quiet: Reporter) -> None:
+def test_a_vocabulary_smaller_than_k_is_refused() -> None:
     tokens = dict(enumerate("abcdefgh"))
-    model = SimpleNamespace(name="m", tokens=lambda: tokens, end_ids={0}, head=SimpleNamespace(rows=8))
+    model = SimpleNamespace(name="m", tokens=lambda: tokens, end_ids={0}, rows=8)
     with pytest.raises(ModelError, match="K = 32 is larger than the shared vocabulary of 8 tokens"):
-        shared_vocabulary(model, model, quiet)  # type: ignore[arg-type]
+        shared_vocabulary(model, model)  # type: ignore[arg-type]
 
 
 def test_resolve_pins_local_weights(student_path: str, teacher_path: str, quiet: Reporter) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import Context, batched, check_fits, relaid
-from teachdiag.diagnostics.capture import Pair
+from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.statistics import statistics
 from teachdiag.errors import ContextError

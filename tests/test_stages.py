@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,10 @@ from conftest import PROBE, Killed, byte_tokenizer, dying, tables
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
+from teachdiag.diagnostics import rollouts as rollouts_module
 from teachdiag.diagnostics import workbench
-from teachdiag.diagnostics.capture import load_pair, run_capture
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
 from teachdiag.errors import RunError
@@ -58,7 +61,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 
 
 def test_a_rollout_depends_on_its_seed_and_not_on_its_batch(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
-    pair = load_pair(capture_stage.resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+    pair = load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
     prompts = [(1, 2, 3), (9, 8, 7, 6, 5), (4,)]
     together = sample(pair.student, prompts, [10, 11, 12], tiny_settings.sampling, pair.vocabulary)
     alone = [
@@ -71,7 +74,7 @@ def test_a_rollout_depends_on_its_seed_and_not_on_its_batch(tiny_settings: Captu
 
 def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
     """The first token of 4,000 rollouts has the frequencies that the model states, at two temperatures."""
-    pair = load_pair(capture_stage.resolve_pair(tiny_settings, quiet), "float32", "cpu", quiet)
+    pair = load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
     prompt = (70, 71, 72)
     with torch.no_grad():
         logits = pair.student.model(torch.tensor([prompt])).logits[0, -1, : pair.vocabulary]
@@ -83,18 +86,19 @@ def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSetting
         assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(expected.max() / 4000)
 
 
-@pytest.mark.parametrize(("victim", "after"), [("sample", 0), ("score", 3)])
+@pytest.mark.parametrize(("module", "victim", "after"), [(rollouts_module, "sample", 0), (capture_stage, "score", 3)])
 def test_a_killed_capture_ends_with_the_same_bytes(
     run: Path,
     tmp_path: Path,
     tiny_settings: CaptureSettings,
     quiet: Reporter,
     monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
     victim: str,
     after: int,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(capture_stage, victim, dying(getattr(capture_stage, victim), after))
+        patch.setattr(module, victim, dying(getattr(module, victim), after))
         with pytest.raises(Killed):
             run_capture(tmp_path / "killed", tiny_settings, quiet)
     with pytest.raises(RunError, match="unfinished: run `teachdiag capture"):

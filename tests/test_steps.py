@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.alignment import batched, relaid
-from teachdiag.diagnostics.capture import read_contexts
+from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.capture import Pair
 from teachdiag.diagnostics.gains import gain_columns
+from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_loss, reverse_kl, sampled_reverse_kl
-from teachdiag.diagnostics.models import Head
+from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.shuffles import shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.updates import (

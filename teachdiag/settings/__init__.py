@@ -27,6 +27,7 @@ from teachdiag.settings.base import (
     Split,
     TeacherPrompt,
     Ties,
+    flag,
     help_text,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
@@ -65,5 +66,6 @@ __all__ = [
     "TeacherPrompt",
     "Ties",
     "TrainSettings",
+    "flag",
     "help_text",
 ]

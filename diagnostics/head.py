@@ -1,0 +1,131 @@
+"""The LM head, cut from its model: logits in float32, of as many positions at a time as are asked for."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import cached_file
+
+from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.errors import ModelError, cause
+
+_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass
+class Head:
+    """The LM head in float32, with whatever the architecture does to its logits.
+
+    Attributes:
+        weight: shape (rows, width), float32. For float32 models it is the model's own parameter, not a copy.
+        bias: shape (rows,) or None.
+        scale: factor on the logits.
+        softcap: logits z become softcap * tanh(z / softcap); None is off.
+        size: leading ids that are kept.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+    size: int
+
+    @property
+    def rows(self) -> int:
+        """Ids that the head itself has, padding included."""
+        return self.weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of shape (N, size), float32, from hidden states of shape (N, width) of any float type."""
+        logits = self._linear(hidden, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
+        """Directional derivative of the logits, shape (N, size), float32.
+
+        Args:
+            hidden: shape (N, width).
+            hidden_slope: derivative of `hidden` along the direction.
+            weight_slope: the direction's part of `weight`, of its shape.
+            bias_slope: the direction's part of `bias`, or None.
+        """
+        slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
+        if self.softcap is not None:
+            slope = slope * (1 - (self(hidden) / self.softcap).square())
+        return slope
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.weight = self.weight.to(device)
+        self.bias = None if self.bias is None else self.bias.to(device)
+
+    def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
+        return logits if self.scale == 1.0 else logits * self.scale
+
+
+def head_of(model: Any) -> Head:  # noqa: ANN401
+    """Return a model's LM head. Weights that are sharded over processes are gathered, and gradients reach them."""
+    linear, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    weight, bias = (_whole(getattr(linear, name, None)) for name in ("weight", "bias"))
+    assert weight is not None
+    return Head(
+        weight=weight.float(),  # no copy where it is float32 already
+        bias=None if bias is None else bias.float(),
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        size=weight.shape[0],
+    )
+
+
+def read_head(source: ModelSource) -> Head:
+    """Read the LM head alone from a model's files; the rest of the model takes no memory.
+
+    Raises:
+        ModelError: the files are no safetensors, or hold no weight of that name.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.path, revision=source.at))
+    linear = model.get_output_embeddings()
+    everything = list(model.named_parameters(remove_duplicate=False))  # tied weights are stored under one of two names
+    for name in ("weight", "bias"):
+        own = getattr(linear, name, None)
+        if own is not None:
+            names = [other for other, parameter in everything if parameter is own]
+            setattr(linear, name, torch.nn.Parameter(_stored(source, names), requires_grad=False))
+    return head_of(model)
+
+
+def _stored(source: ModelSource, names: list[str]) -> Tensor:
+    """Read the first of some names that a model's files hold."""
+    try:
+        index = cached_file(source.path, _INDEX, revision=source.at, _raise_exceptions_for_missing_entries=False)
+        if index:
+            with open(index, encoding="utf-8") as file:
+                places = json.load(file)["weight_map"]
+        else:
+            places = dict.fromkeys(names, _WHOLE)
+        for name in (name for name in names if name in places):
+            with safe_open(cached_file(source.path, places[name], revision=source.at), framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    stored: Tensor = tensors.get_tensor(name)
+                    return stored
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the LM head of {source.name!r} cannot be read: {cause(error)}") from error
+    raise ModelError(f"{source.name!r} has no weight {' or '.join(names)}: its LM head cannot be read by itself")
+
+
+def local(parameter: Tensor) -> Tensor:
+    """Return this process's shard of a parameter; the parameter itself where it is not sharded."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,93 @@
+"""The pair: student and teacher, pinned, in outline, and loaded with their heads cut to the shared vocabulary."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from teachdiag.diagnostics.models import LanguageModel, load
+from teachdiag.diagnostics.sources import ModelSource, Outline, outline, resolve
+from teachdiag.diagnostics.vocabulary import shared_vocabulary
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.settings import PairSettings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher, loaded, with the number of leading ids that they share."""
+
+    student: LanguageModel
+    teacher: LanguageModel
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class PairOutline:
+    """Student and teacher before their weights are loaded, with the number of leading ids that they share."""
+
+    student: Outline
+    teacher: Outline
+    vocabulary: int
+
+
+def resolve_pair(settings: PairSettings, reporter: Reporter) -> tuple[ModelSource, ModelSource]:
+    """Pin student and teacher.
+
+    Raises:
+        ModelError: one cannot be found, or both are the same model under the same prompt.
+    """
+    student = resolve(settings.student, settings.revision, settings.dropped_layers, reporter)
+    teacher = resolve(settings.teacher, settings.teacher_revision or settings.revision, (), reporter)
+    if student.digest == teacher.digest and not student.dropped_layers and settings.same_prompt:
+        raise ModelError(
+            f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
+            "another teacher, --student-drop-layers, or --teacher-prompt privileged"
+        )
+    return student, teacher
+
+
+def pinned(source: ModelSource) -> dict[str, Any]:
+    """What identifies the weights; where a local copy lies does not."""
+    facts = asdict(source)
+    del facts["path"]
+    return facts
+
+
+def outline_pair(sources: tuple[ModelSource, ModelSource], reporter: Reporter) -> PairOutline:
+    """Read both models' tokenizers and configurations, and compare their vocabularies.
+
+    Args:
+        sources: student and teacher.
+        reporter: told where heads are cut.
+
+    Raises:
+        ModelError: they cannot be read, or the models do not share a vocabulary.
+    """
+    student, teacher = outline(sources[0]), outline(sources[1])
+    vocabulary = shared_vocabulary(student, teacher)
+    if student.rows != teacher.rows:
+        reporter.say(
+            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {vocabulary} "
+            "shared ids"
+        )
+    return PairOutline(student, teacher, vocabulary)
+
+
+def load_pair(sources: tuple[ModelSource, ModelSource], dtype: str, device: str, *, master: bool = False) -> Pair:
+    """Load both models and cut their heads to the shared vocabulary.
+
+    Args:
+        sources: student and teacher. Loaded once where they have the same weights and the student stays at theta0.
+        dtype: type of the weights, or of the student's forward computation with `master`.
+        device: torch device.
+        master: keep the student's weights in float32, to be updated.
+
+    Raises:
+        ModelError: one cannot be loaded, or they do not share a vocabulary.
+    """
+    student = load(sources[0], dtype, device, master=master)
+    same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
+    shared = same and not sources[0].dropped_layers and not master
+    teacher = student if shared else load(sources[1], dtype, device)
+    vocabulary = shared_vocabulary(student, teacher)
+    student.head.size = teacher.head.size = vocabulary
+    return Pair(student, teacher, vocabulary)

@@ -1,0 +1,154 @@
+"""Several processes on one run: the same tables as from one, whatever their number; what they refuse together."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROBE, Killed, dying, tables
+
+from teachdiag.artefacts import GAINS
+from teachdiag.diagnostics import capture as capture_stage
+from teachdiag.diagnostics import workbench
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.probe import run_probe
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings, ProbeSettings
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
+    """The command line of some settings."""
+    given = {name: value for name, value in settings.as_dict().items() if value not in ("", None)}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a teachdiag command in several processes, as a user does."""
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "--", "teachdiag"]
+    return subprocess.run(
+        [sys.executable, "-m", *torchrun, *command], capture_output=True, text=True, env=ONE_THREAD, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(student_path: str, teacher_path: str, manifest_path: str) -> CaptureSettings:
+    """Two groups of rollouts, so that both processes have some."""
+    sizes = {"bank_prompts": 20, "update_prompts": 16, "max_new_tokens": 12, "positions": 10}
+    layout = {"batch_tokens": 100, "tile_positions": 7, "shard_contexts": 4}
+    return CaptureSettings(student=student_path, teacher=teacher_path, prompts=manifest_path, **sizes, **layout)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, settings: CaptureSettings) -> dict[int, Path]:
+    """The same capture and probe by one, two and three processes."""
+    found = {}
+    for processes in (1, 2, 3):
+        run = tmp_path_factory.mktemp("runs") / str(processes)
+        for command, given in (("capture", settings), ("probe", PROBE)):
+            done = launch(processes, command, "--run", str(run), *options(given))
+            assert done.returncode == 0, done.stderr[-3000:]
+        found[processes] = run
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_capture_does_not_depend_on_the_number_of_processes(runs: dict[int, Path], processes: int) -> None:
+    one, several = (
+        {name: digest for name, digest in tables(runs[n]).items() if not name.startswith("gains")}
+        for n in (1, processes)
+    )
+    assert one == several
+    assert (runs[1] / "capture.json").read_bytes() == (runs[processes] / "capture.json").read_bytes()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_probe_sums_its_gradient_over_processes(runs: dict[int, Path], processes: int) -> None:
+    """Only the order of that sum differs, so gains agree to the rounding of a gradient."""
+    one, several = (GAINS.read(runs[n] / "gains") for n in (1, processes))
+    pd.testing.assert_frame_equal(one, several, rtol=2e-3, atol=2e-6)
+    real = one["update"] == "one_step"
+    assert np.abs(one["gain"][real]).mean() > 100 * np.abs(one["gain"][real] - several["gain"][real]).max()
+    steps = [json.loads((runs[n] / "probes/p.json").read_text())["results"]["updates"] for n in (1, processes)]
+    for name in ("loss", "gradient_norm", "update_norm"):
+        assert steps[0]["one_step"][name] == pytest.approx(steps[1]["one_step"][name], rel=1e-5)
+    assert not list((runs[processes] / "scratch").glob("*"))
+
+
+def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: CaptureSettings) -> None:
+    script = tmp_path / "uneven.py"
+    script.write_text(
+        "import os, sys\nfrom teachdiag.cli import main\nsys.argv += ['--seed', os.environ['RANK']]\nmain()\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", str(script)]
+    command = [sys.executable, *torchrun, "capture", "--run", str(tmp_path / "run"), *options(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+    assert done.returncode != 0
+    told = "teachdiag: the processes were started with different settings: --seed is 0 in process 0, 1 in process 1"
+    assert told in done.stderr
+    assert not (tmp_path / "run/capture.json").exists()
+
+
+def test_a_kind_that_is_not_shared_out_is_refused(runs: dict[int, Path]) -> None:
+    done = launch(2, "probe", "--run", str(runs[2]), "--kind", "isolated")
+    assert done.returncode != 0
+    assert "--kind isolated runs in one process, not in several" in done.stderr
+
+
+def test_a_failure_of_any_process_reaches_the_user(
+    tmp_path: Path, settings: CaptureSettings, runs: dict[int, Path]
+) -> None:
+    """A context whose ids are foreign lies in a shard that is not the first process's."""
+    contexts = pd.read_parquet(runs[1] / "contexts")
+    broken = tmp_path / "contexts.parquet"
+    contexts.loc[5, "response_token_ids"][0] = 9999
+    contexts.to_parquet(broken)
+    given = replace(settings, prompts="gsm_symbolic", contexts=str(broken))
+    done = launch(2, "capture", "--run", str(tmp_path / "run"), *options(given))
+    assert done.returncode != 0
+    assert "context 5 holds token id 9999, outside the shared vocabulary" in done.stderr
+
+
+@pytest.mark.parametrize("table", ["contexts", "positions"])
+def test_a_damaged_shard_is_made_again(
+    tmp_path: Path, settings: CaptureSettings, runs: dict[int, Path], monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """One bit is enough, in a run that was killed before it ended."""
+    run, quiet = tmp_path / "run", Reporter(quiet=True)
+    whole = tables(runs[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(capture_stage, "score", dying(capture_stage.score, 5))
+        with pytest.raises(Killed):
+            run_capture(run, settings, quiet)
+    shard = run / table / "part-00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    run_capture(run, settings, quiet)
+    assert tables(run) == {name: digest for name, digest in whole.items() if not name.startswith("gains")}
+    assert not list(run.rglob("*.sha256"))
+
+
+def test_a_damaged_state_of_a_probe_is_rescored(
+    tmp_path: Path, settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed probe has rescored is verified too."""
+    run, quiet = tmp_path / "run", Reporter(quiet=True)
+    run_capture(run, settings, quiet)
+    shutil.copytree(run, tmp_path / "whole")
+    run_probe(tmp_path / "whole", PROBE, quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(workbench, "rescore", dying(workbench.rescore, 6))
+        with pytest.raises(Killed):
+            run_probe(run, PROBE, quiet)
+    shard = min((run / "scratch/p/before").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    run_probe(run, PROBE, quiet)
+    assert tables(run) == tables(tmp_path / "whole")
