@@ -1,7 +1,8 @@
 """Stage capture: prompts to frozen rollouts (`contexts`), and both models' distributions on them (`positions`)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pyarrow as pa
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, batched, in_shards
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
-from teachdiag.diagnostics.models import machine_facts, pick_device
+from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import PairOutline, load_pair, outline_pair, pinned, resolve_pair
-from teachdiag.diagnostics.processes import agree, is_mine, joined, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.processes import agree, is_mine, joined, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.rollouts import Group, Rollout, roll_out
-from teachdiag.diagnostics.scoring import Columns, score
+from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.vocabulary import vocabulary_table
+from teachdiag.errors import SettingsError
 from teachdiag.manifests import PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest
@@ -25,7 +27,7 @@ from teachdiag.settings import CaptureSettings
 from teachdiag.tables import is_intact, shard_path, write_parquet, write_shard
 
 Sources = tuple[ModelSource, ModelSource]
-RollOut = Callable[[Iterable[Group]], Iterator[tuple[Group, list[Rollout]]]]
+RollOut = Callable[[list[Group]], Iterator[tuple[Group, list[Rollout]]]]
 Measure = Callable[[Batch], Columns]
 
 
@@ -53,6 +55,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
+    _refuse_missing_engine(settings)
     stage = Stage(run, "capture", tables=("contexts", "positions"))
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
@@ -94,6 +97,20 @@ def score_contexts(run: Path, settings: CaptureSettings, measure: Measure, repor
             write_shard(pa.concat_tables(scored).sort_by(KEY), path)
 
 
+def _refuse_missing_engine(settings: CaptureSettings) -> None:
+    """Say at once what an engine lacks here, before anything is computed."""
+    if "vllm" not in (settings.engine, settings.teacher_engine):
+        return
+    if many():
+        raise SettingsError(
+            "vLLM runs in one process, which shares a model over devices by --tensor-parallel: leave torchrun or "
+            "accelerate out, or score its rollouts in several processes with --contexts"
+        )
+    from teachdiag.diagnostics.engines.launch import require_vllm
+
+    require_vllm()
+
+
 def _prompts(settings: CaptureSettings) -> PromptSet | None:
     return None if settings.contexts else load_prompts(read_manifest(settings.prompts), settings.data_file)
 
@@ -109,11 +126,39 @@ def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
 
 def _sample_and_score(job: Job, groups: list[Group]) -> None:
     settings, vocabulary = job.settings, job.pair.vocabulary
-    pair = load_pair(job.sources, settings.dtype, job.device)
-    _write_rollouts(job, groups, lambda mine: roll_out(pair.student, mine, settings.sampling, vocabulary))
+    if groups and settings.engine == "vllm":  # before any other model takes memory
+        from teachdiag.diagnostics.engines import rollouts as engine
+
+        serve = partial(engine.roll_out, job.sources[0], job.pair, settings, reporter=job.reporter)
+        _write_rollouts(job, groups, serve)
+    student, measure = _scorer(job)
+    if groups and settings.engine == "transformers":
+        _write_rollouts(job, groups, lambda mine: roll_out(student, mine, settings.sampling, vocabulary))
     with joined():
-        tile = settings.tile_positions
-        score_contexts(job.run, settings, lambda batch: score(pair.student, pair.teacher, batch, tile), job.reporter)
+        score_contexts(job.run, settings, measure, job.reporter)
+
+
+def _scorer(job: Job) -> tuple[LanguageModel, Measure]:
+    """Load the student, and the teacher beside it or behind its engine; return what scores a batch."""
+    settings, tile = job.settings, job.settings.tile_positions
+    if settings.teacher_engine == "transformers":
+        pair = load_pair(job.sources, settings.dtype, job.device)
+        return pair.student, lambda batch: score(pair.student, pair.teacher, batch, tile)
+    from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, StatesTeacher, gives
+
+    student = load(job.sources[0], settings.dtype, job.device)
+    student.head.size = job.pair.vocabulary
+    engine = job.sources[1], settings, _longest(job), job.pair.vocabulary
+    if gives(settings) == "logprobs":
+        asked = LogprobsTeacher(*engine, job.reporter)
+        return student, lambda batch: score_listed(student, asked.answer, batch, tile)
+    teacher = StatesTeacher(*engine, job.device, job.reporter)
+    return student, lambda batch: score(student, teacher, batch, tile)
+
+
+def _longest(job: Job) -> int:
+    """Longest sequence that the teacher has to read, in tokens."""
+    return max(len(c.inputs("teacher")) for c in read_contexts(job.run, job.settings.positions)) + 1
 
 
 def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
@@ -161,7 +206,8 @@ def _positions(batch: Batch, columns: Columns) -> pa.Table:
 
 def _summary(run: Path) -> dict[str, Any]:
     contexts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_id", "split", "finish_reason"])
-    positions = POSITIONS.read(run / "positions", ["split", "forward_kl", "compatibility_k16", "student_entropy"])
+    averaged = POSITIONS.present(run / "positions", ("forward_kl", "compatibility_k16", "student_entropy"))
+    positions = POSITIONS.read(run / "positions", ["split", *averaged])
     bank = positions[positions["split"] == "bank"]
     counts = contexts.groupby("split").agg(contexts=("context_id", "size"), prompts=("prompt_id", "nunique"))
     return {
@@ -169,7 +215,4 @@ def _summary(run: Path) -> dict[str, Any]:
         "prompts": counts["prompts"].to_dict(),
         "positions": positions["split"].value_counts().sort_index().to_dict(),
         "share_cut_at_max_new_tokens": float((contexts["finish_reason"] == "length").mean()),
-        "bank_mean_forward_kl": float(bank["forward_kl"].mean()),
-        "bank_mean_compatibility_k16": float(bank["compatibility_k16"].mean()),
-        "bank_mean_student_entropy": float(bank["student_entropy"].mean()),
-    }
+    } | {f"bank_mean_{name}": float(bank[name].mean()) for name in averaged}

@@ -4,20 +4,44 @@ The LM head is applied to kept positions only, in float32, and no more than one 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Batch
+from teachdiag.artefacts import TOP
+from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.statistics import divergences, statistics
+from teachdiag.diagnostics.statistics import divergences, listed_statistics, statistics
 from teachdiag.errors import ContextError
 
 Columns = dict[str, np.ndarray]
 _CACHED_ROWS = 16
+
+
+class Scored(Protocol):
+    """A model as far as scoring goes: loaded here, or behind an engine that gives its hidden states."""
+
+    head: Head
+
+    def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
+        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width)."""
+
+
+class Answer(NamedTuple):
+    """What a teacher says of R positions: float32 nats, from its full softmax.
+
+    Attributes:
+        asked: log q at the ids that were asked for, shape (R, ids).
+        top_ids: its own top ids by falling probability, shape (R, 32), int64.
+        top: log q at these, shape (R, 32).
+    """
+
+    asked: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
 
 
 class States(NamedTuple):
@@ -30,7 +54,7 @@ class States(NamedTuple):
 
 
 @torch.no_grad()
-def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_positions: int) -> Columns:
+def score(student: LanguageModel, teacher: Scored, batch: Batch, tile_positions: int) -> Columns:
     """Every theta0 column of a batch's kept positions, from one forward pass of each model.
 
     Returns:
@@ -46,6 +70,50 @@ def score(student: LanguageModel, teacher: LanguageModel, batch: Batch, tile_pos
     columns = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
     _refuse_non_finite(columns, batch, states)
+    return columns
+
+
+@torch.no_grad()
+def score_listed(
+    student: LanguageModel, answer: Callable[[Batch, np.ndarray], Answer], batch: Batch, tile_positions: int
+) -> Columns:
+    """Every theta0 column that a teacher which answers for single ids determines; the others are left out.
+
+    Args:
+        student: the student at theta0.
+        answer: asks the teacher for log q at ids of shape (rows, ids), and for its own top ids.
+        batch: contexts whose kept positions are scored.
+        tile_positions: positions whose logits exist at the same time.
+
+    Raises:
+        ContextError: a statistic is NaN or infinite; the message names context and position.
+    """
+    hidden = student.hidden_rows(batch, "student")
+    tokens = torch.from_numpy(batch.tokens).long()[:, None].to(student.device)
+
+    def logp(rows: slice) -> Tensor:
+        return student.head(hidden[rows]).log_softmax(-1)
+
+    places = tiles(len(hidden), tile_positions)
+    support = torch.cat([logp(rows).topk(TOP).indices for rows in places])
+    asked, top_ids, top = answer(batch, torch.cat([support, tokens], 1).cpu().numpy())
+    parts: list[dict[str, Tensor]] = []
+    for rows in places:
+        ours = logp(rows)
+        theirs = torch.from_numpy(top_ids[rows]).to(ours.device)
+        tops = {
+            "student_topk_ids": support[rows],
+            "student_topk_logp": ours.gather(1, support[rows]),
+            "teacher_logp_at_student_topk": torch.from_numpy(asked[rows, :-1]).to(ours.device),
+            "teacher_topk_ids": theirs,
+            "teacher_topk_logp": torch.from_numpy(top[rows]).to(ours.device),
+            "student_logp_at_teacher_topk": ours.gather(1, theirs),
+        }
+        parts.append(listed_statistics(ours, tops) | {"student_logp": ours.gather(1, tokens[rows])[:, 0]})
+    columns = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
+    columns["teacher_logp"] = asked[:, -1]
+    columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
+    _refuse_gaps(columns, batch)
     return columns
 
 
@@ -99,14 +167,27 @@ def _prompts_differ(batch: Batch) -> bool:
     return any(c.student_prompt != c.teacher_prompt for c in batch.contexts)
 
 
+def _refuse_gaps(columns: Columns, batch: Batch) -> None:
+    row = _first_gap(columns, batch.rows)
+    if row is not None:
+        raise ContextError(
+            f"the pair gives NaN or infinite log-probabilities in context {batch.context_ids[row]} at position "
+            f"{batch.positions[row]}: try --dtype float32, or check the models' weights"
+        )
+
+
+def _first_gap(columns: Columns, rows: int) -> int | None:
+    bad = np.zeros(rows, bool)
+    for values in columns.values():
+        bad |= ~np.isfinite(values.reshape(rows, -1)).all(axis=1)
+    return int(np.flatnonzero(bad)[0]) if bad.any() else None
+
+
 def _refuse_non_finite(columns: Columns, batch: Batch, states: States, rows: slice = slice(None)) -> None:
     """Name the first position whose statistics are not finite, and the model to blame: a NaN logit reaches them all."""
-    bad = np.zeros(len(states.student), bool)
-    for values in columns.values():
-        bad |= ~np.isfinite(values.reshape(len(bad), -1)).all(axis=1)
-    if not bad.any():
+    row = _first_gap(columns, len(states.student))
+    if row is None:
         return
-    row = int(np.flatnonzero(bad)[0])
     logits = {
         "student": states.student_head(states.student[row : row + 1]),
         "teacher": states.teacher_head(states.teacher[row : row + 1]),

@@ -31,6 +31,16 @@ def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -
     return columns | tops | supports(tops)
 
 
+def listed_statistics(logp: Tensor, tops: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every column that the student's whole distribution and both models' top lists determine.
+
+    Args:
+        logp: the student's log-probabilities, shape (N, V).
+        tops: what `top_lists` returns, shape (N, 32) each, whoever computed it.
+    """
+    return {"student_entropy": (-_dot(logp.exp(), logp)).clamp_min(0)} | tops | supports(tops)
+
+
 def divergences(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
     """Forward and reverse KL alone, shape (N,) each, for rescoring after an update."""
     logp, logq = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
@@ -90,13 +100,21 @@ def top_lists(logp: Tensor, logq: Tensor) -> dict[str, Tensor]:
 
 
 def supports(tops: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every support column for K = 8, 16 and 32 from the top lists: D, C, its bound, and the support proxies."""
+    """Every support column for K = 8, 16 and 32 from the top lists: D, C, its bound, proxies; the mass in no list."""
     same = tops["student_topk_ids"][:, :, None] == tops["teacher_topk_ids"][:, None, :]  # (N, 32, 32)
     columns: dict[str, Tensor] = {}
     for k in SUPPORT_SIZES:
         measured = _support({name: values[:, :k] for name, values in tops.items()}, same[:, :k, :k])
         columns |= {f"{name}_k{k}": values for name, values in measured.items()}
+    columns["tail_mass"] = _tail_mass(tops, same)
     return columns
+
+
+def _tail_mass(tops: dict[str, Tensor], same: Tensor) -> Tensor:
+    """The teacher's mass outside both whole lists; `same` marks equal ids of S (dim 1) and T (dim 2)."""
+    on_student = tops["teacher_logp_at_student_topk"].exp().sum(-1)
+    on_teacher_alone = (tops["teacher_topk_logp"].exp() * ~same.any(1)).sum(-1)
+    return (1 - on_student - on_teacher_alone).clamp(0, 1)
 
 
 def _support(tops: dict[str, Tensor], same: Tensor) -> dict[str, Tensor]:

@@ -24,13 +24,17 @@ CHECKSUM = ".sha256"  # suffix of the file that holds a shard's, until its stage
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, unit ('1' is a pure number) and meaning. Null only where `nullable` says so."""
+    """One column: its Arrow type, unit ('1' is a pure number) and meaning.
+
+    Null only where `nullable` says so; absent only where `optional` does, from whole files that could not have it.
+    """
 
     name: str
     type: pa.DataType
     unit: str
     meaning: str
     nullable: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,16 @@ class Table:
             ArtefactError: a column is missing or unknown, or holds a null or a non-finite number that its schema
                 does not allow; the message names the column and the first such row's key.
         """
-        expected, given = {c.name for c in self.columns}, set(values)
-        if expected != given:
+        required, given = {c.name for c in self.columns if not c.optional}, set(values)
+        expected = {c.name for c in self.columns}
+        if required - given or given - expected:
             raise ArtefactError(
-                f"table {self.name}: missing columns {sorted(expected - given)}, unknown {sorted(given - expected)}"
+                f"table {self.name}: missing columns {sorted(required - given)}, unknown {sorted(given - expected)}"
             )
-        table = pa.table({c.name: _column(values[c.name], c.type) for c in self.columns})
+        present = [c for c in self.columns if c.name in given]
+        table = pa.table({c.name: _column(values[c.name], c.type) for c in present})
         self._refuse_gaps(table)
-        return table.cast(self.schema)
+        return table.cast(pa.schema([self.schema.field(c.name) for c in present], self.schema.metadata))
 
     def build_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Make an Arrow table of this schema from one mapping a row, every column present in each."""
@@ -80,7 +86,7 @@ class Table:
 
         Args:
             path: file or folder; a folder may hold sub-folders.
-            columns: names to load; all of them by default. Statistics never need the top-K lists.
+            columns: names to load; by default all that there are. Statistics never need the top-K lists.
 
         Raises:
             ArtefactError: nothing is there, a file is not Parquet, or the columns are not this table's.
@@ -96,9 +102,9 @@ class Table:
         wanted = [c for c in self.columns if columns is None or c.name in columns]
         try:
             found = pads.dataset([str(f) for f in files], format="parquet")
-            lacking = [c.name for c in wanted if c.name not in found.schema.names and not c.nullable]
-            if lacking:
-                raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {', '.join(lacking)}")
+            if columns is None:  # all that there are
+                wanted = [c for c in wanted if c.name in found.schema.names or not c.optional]
+            self._refuse_lacking(path, wanted, found.schema.names)
             present = [c.name for c in wanted if c.name in found.schema.names]
             table = found.to_table(columns=present)
             for c in wanted:
@@ -109,6 +115,23 @@ class Table:
             return table.cast(pa.schema([self.schema.field(c.name) for c in wanted]))
         except (pa.ArrowException, OSError) as error:
             raise ArtefactError(f"{path} cannot be read as a {self.name} table: {cause(error)}") from error
+
+    def present(self, path: Path, names: Sequence[str]) -> list[str]:
+        """Return those of some columns that the files have."""
+        file = min(path.rglob("*.parquet")) if path.is_dir() else path
+        there = pq.read_schema(file).names
+        return [name for name in names if name in there]
+
+    def _refuse_lacking(self, path: Path, wanted: Sequence[Column], names: Sequence[str]) -> None:
+        lacking = [c for c in wanted if c.name not in names and not c.nullable]
+        if lacking and all(c.optional for c in lacking):
+            raise ArtefactError(
+                f"{path} lacks the columns {', '.join(c.name for c in lacking)}, which the run's teacher engine could "
+                "not give exactly: capture with another --teacher-engine, or --teacher-gives states"
+            )
+        if lacking:
+            told = ", ".join(c.name for c in lacking if not c.optional)
+            raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {told}")
 
     def _refuse_gaps(self, table: pa.Table) -> None:
         for c in self.columns:

@@ -16,10 +16,14 @@ def show_capture(summary: Summary, run: Path) -> None:
     bank, update = (summary["contexts"].get(split, 0) for split in ("bank", "update"))
     print(
         f"{run}: {bank} bank and {update} update contexts, {summary['positions']['bank']} bank positions\n"
-        f"mean forward KL {summary['bank_mean_forward_kl']:.4f} nats, mean C (K=16) "
+        f"mean forward KL {_nats(summary.get('bank_mean_forward_kl'))}, mean C (K=16) "
         f"{summary['bank_mean_compatibility_k16']:.3f}, mean student entropy "
         f"{summary['bank_mean_student_entropy']:.3f} nats"
     )
+
+
+def _nats(value: float | None) -> str:
+    return "unknown (the teacher's engine gives lists alone)" if value is None else f"{value:.4f} nats"
 
 
 def show_probe(summary: Summary, run: Path) -> None:

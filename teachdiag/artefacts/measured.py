@@ -79,10 +79,12 @@ POSITIONS = Table(
         Column("token_id", INT, "token id", "the realised token y_t"),
         Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = kept positions of the context"),
         Column("student_entropy", REAL, "nats", "H(p), full vocabulary"),
-        Column("teacher_entropy", REAL, "nats", "H(q), full vocabulary"),
-        Column("forward_kl", REAL, "nats", "KL(q || p), full vocabulary: 'raw KL'"),
-        Column("reverse_kl", REAL, "nats", "KL(p || q), full vocabulary: the OPD token loss (paper Eq. 6)"),
-        Column("jsd", REAL, "nats", "Jensen-Shannon divergence, full vocabulary"),
+        Column("teacher_entropy", REAL, "nats", "H(q), full vocabulary", optional=True),
+        Column("forward_kl", REAL, "nats", "KL(q || p), full vocabulary: 'raw KL'", optional=True),
+        Column(
+            "reverse_kl", REAL, "nats", "KL(p || q), full vocabulary: the OPD token loss (paper Eq. 6)", optional=True
+        ),
+        Column("jsd", REAL, "nats", "Jensen-Shannon divergence, full vocabulary", optional=True),
         Column("student_logp", REAL, "nats", "log p(y_t)"),
         Column("teacher_logp", REAL, "nats", "log q(y_t)"),
         Column("student_topk_ids", TOP_IDS, "token ids", f"the student's top {TOP} ids, by falling probability"),
@@ -98,8 +100,9 @@ POSITIONS = Table(
         *_per_support("overlap", "|S & T| / K (K={k})"),
         *_per_support("jaccard", "|S & T| / |S | T| (K={k})"),
         *_per_support("teacher_top1_in_support", "1 where the teacher's first choice is in S (K={k}), else 0"),
-        Column("logit_alignment", REAL, "nats", "A = sum_v (p_v - q_v) p_v (log p_v/q_v - KL(p || q))"),
-        Column("forward_logit_energy", REAL, "1", "sum_v (p_v - q_v)^2"),
+        Column("tail_mass", REAL, "1", f"the teacher's mass outside S | T at K={TOP}: what no list tells"),
+        Column("logit_alignment", REAL, "nats", "A = sum_v (p_v - q_v) p_v (log p_v/q_v - KL(p || q))", optional=True),
+        Column("forward_logit_energy", REAL, "1", "sum_v (p_v - q_v)^2", optional=True),
         Column("hidden_norm_sq", REAL, "1", "squared norm of the student's hidden state that feeds the LM head"),
     ),
 )

