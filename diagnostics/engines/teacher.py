@@ -8,7 +8,7 @@ from torch import Tensor
 
 from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.alignment import Batch, Side
-from teachdiag.diagnostics.engines.launch import require_vllm, start
+from teachdiag.diagnostics.engines.launch import require_vllm, start, unchunked
 from teachdiag.diagnostics.head import Head, read_head
 from teachdiag.diagnostics.scoring import Answer
 from teachdiag.diagnostics.sources import ModelSource
@@ -47,10 +47,9 @@ class StatesTeacher:
         """
         config = require_vllm().config.PoolerConfig(task="token_embed", use_activation=False)
         # Every token's state is asked for: none may come from a cache, nor in several chunks.
-        whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
-        room = {"max_num_batched_tokens": max(length, settings.batch_tokens)}
+        whole = {"enable_prefix_caching": False} | unchunked(settings, length)
         pooling = {"runner": "pooling", "convert": "embed", "pooler_config": config}
-        self.engine = start(source, settings, length, reporter, **pooling, **whole, **room)
+        self.engine = start(source, settings, length, reporter, **pooling, **whole)
         self.head: Head = read_head(source)
         self.head.to(torch.device(device))
         self.head.size = vocabulary
@@ -73,11 +72,8 @@ class LogprobsTeacher:
         """Start the engine; arguments as for `StatesTeacher`.
 
         Raises:
-            ModelError: vLLM is not installed, is too old, does not run on CUDA, or does not take the model; or the
-                teacher has more ids than the pair shares, over which its softmax would go.
+            ModelError: vLLM does not take the model, or it has more ids than the pair shares: its softmax is over all.
         """
-        vllm = require_vllm()
-        refuse_without_logprobs(vllm)
         self.engine: Any = start(source, settings, length + 1, reporter, max_logprobs=2 * TOP)
         rows = int(self.engine.model_config.get_vocab_size())
         if rows != vocabulary:
