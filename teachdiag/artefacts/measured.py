@@ -47,7 +47,13 @@ CONTEXTS = Table(
         Column("prompt_token_ids", IDS, "token ids", "the student's prompt, chat template included"),
         Column("teacher_prompt_token_ids", IDS, "token ids", "the teacher's prompt; differs if privileged"),
         Column("response_token_ids", IDS, "token ids", "the response, end-of-text token included where sampled"),
-        Column("finish_reason", TEXT, "", "'stop': end-of-text was sampled; 'length': cut at max_new_tokens"),
+        Column(
+            "finish_reason",
+            TEXT,
+            "",
+            "'stop': end-of-text was sampled; 'length': cut at max_new_tokens; 'unknown': imported from text that "
+            "lost it",
+        ),
         Column("sampling_seed", LONG, "1", "seed of this rollout's own random stream; null if unknown", nullable=True),
     ),
 )
