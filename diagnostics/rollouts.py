@@ -1,6 +1,6 @@
 """Prompts to response tokens, sampled from the student. Each rollout has a random stream of its own."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,12 @@ def encode_prompt(tokenizer: Any, text: str) -> tuple[int, ...]:  # noqa: ANN401
     """Token ids of one user message: through the chat template where the tokenizer has one, else as plain text."""
     if tokenizer.chat_template is None:
         return tuple(tokenizer(text)["input_ids"])
-    message = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return encode_messages(tokenizer, [{"role": "user", "content": text}])
+
+
+def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:  # noqa: ANN401
+    """Token ids of a conversation through the chat template, up to where the assistant is to answer."""
+    rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 

@@ -20,7 +20,15 @@ from teachdiag.settings import (
     ReportSettings,
     TrainSettings,
 )
-from teachdiag.terminal import show_analysis, show_capture, show_figures, show_models, show_probe, show_report
+from teachdiag.terminal import (
+    show_analysis,
+    show_capture,
+    show_figures,
+    show_import,
+    show_models,
+    show_probe,
+    show_report,
+)
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
@@ -164,7 +172,9 @@ def _analyze_training(run: Path) -> None:
     publish_training(run)
 
 
-_importing = typer.Typer(help="Bring data from elsewhere into a run directory.", no_args_is_help=True)
+_importing = typer.Typer(
+    help="Bring data from elsewhere: a scored bank, or rollouts to be scored.", no_args_is_help=True
+)
 app.add_typer(_importing, name="import")
 
 
@@ -180,6 +190,41 @@ def released(
 
     found = import_bank(before, after, run, k)
     print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
+
+
+_ROLLOUTS = {
+    "trl": "the completions that TRL's GRPO and distillation trainers log (log_completions=True): .parquet",
+    "verl": "the dumps of verl's trainer.rollout_data_dir: .jsonl",
+    "slime": "what slime's --save-debug-rollout-data keeps: .pt",
+    "jsonl": "rows with prompt and response, as text or as *_token_ids: .jsonl or .parquet",
+}
+
+
+def _import_command(name: str, what: str) -> None:
+    def command(
+        files: Annotated[list[Path], typer.Argument(metavar="FILE_OR_FOLDER...", help=f"Rollouts: {what}")],
+        student: Annotated[str, typer.Option(help="The model that sampled them; only its tokenizer is loaded")],
+        contexts: Annotated[Path, typer.Option(help="Parquet file to write, of the schema `contexts`")],
+        update_prompts: Annotated[
+            int | None,
+            typer.Option(help="Prompts set aside for updates; the others are the bank", show_default="a quarter"),
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Seed of that draw")] = 0,
+        revision: Annotated[str, typer.Option(help="Hub revision of the student")] = "main",
+    ) -> None:
+        _need_models()
+        from teachdiag.diagnostics.imports.contexts import import_rollouts
+
+        show_import(
+            import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter()), contexts
+        )
+
+    command.__doc__ = f"Import rollouts for `teachdiag capture --contexts FILE`: {what}."
+    _importing.command(name)(command)
+
+
+for _name, _what in _ROLLOUTS.items():
+    _import_command(_name, _what)
 
 
 def _need_models() -> None:

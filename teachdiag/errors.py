@@ -21,6 +21,10 @@ class ContextError(InputError):
     """A context cannot be scored: too long, empty, or with non-finite logits."""
 
 
+class RolloutError(InputError):
+    """Rollouts from elsewhere cannot be read, or their token ids cannot be recovered exactly."""
+
+
 class ArtefactError(InputError):
     """A table of a run directory is missing, unfinished, or not of its schema."""
 

@@ -207,7 +207,7 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "evaluate": EvaluateSettings,
     }
     assert list(commands) == [*stages, "import"]
-    assert list(commands["import"].commands) == ["released"]
+    assert list(commands["import"].commands) == ["released", "trl", "verl", "slime", "jsonl"]
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
         place = "runs" if name in ("analyze", "figures", "report") else "run"
@@ -263,6 +263,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
     expected |= {f"teachdiag/figures/report/{f.name}" for f in (ROOT / "figures/report").glob("*.*")}
     expected |= {f"teachdiag/analysis/released/{f.name}" for f in (ROOT / "analysis/released").glob("*.py")}
+    expected |= {f"teachdiag/diagnostics/imports/{f.name}" for f in (ROOT / "diagnostics/imports").glob("*.py")}
     expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}
     assert ours == expected
 

@@ -51,8 +51,8 @@ CONTEXTS = Table(
             "finish_reason",
             TEXT,
             "",
-            "'stop': end-of-text was sampled; 'length': cut at max_new_tokens; 'unknown': imported from text that "
-            "lost it",
+            "'stop': end-of-text was sampled; 'length': cut at max_new_tokens; 'unknown': imported, and its file does "
+            "not tell",
         ),
         Column("sampling_seed", LONG, "1", "seed of this rollout's own random stream; null if unknown", nullable=True),
     ),

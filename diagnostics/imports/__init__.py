@@ -1,0 +1,1 @@
+"""Rollouts from elsewhere, turned into a `contexts` table that capture scores."""
