@@ -146,7 +146,9 @@ class Encoder:
     def _frame(self) -> tuple[str, str]:
         """What a rendering begins and ends with; where it has special tokens, only what it begins with to the first."""
         marker = "marker0"
-        before, _, after = self._decode(self._chat(({"role": "user", "content": marker},)), skip=False).partition(marker)
+        before, _, after = self._decode(self._chat(({"role": "user", "content": marker},)), skip=False).partition(
+            marker
+        )
         names = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
         special = [before.find(name) + len(name) for name in names if name in before]
         return (before[: min(special)], "") if special else (before, after)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def read_samples(file: Path) -> Iterator[Row]:
     Raises:
         RolloutError: it holds more than that, is damaged, or has no list `samples`.
     """
+    if not zipfile.is_zipfile(file):
+        raise RolloutError(f"{file}: is no file of torch.save, or is cut short")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -83,7 +86,7 @@ def read_samples(file: Path) -> Iterator[Row]:
             f"{file}: holds objects besides plain data and tensors, which are not loaded because loading them runs "
             "code: save it anew with those fields removed or as lists"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise RolloutError(f"{file}: cannot be read as a file of torch.save ({cause(error)})") from error
     samples = content.get("samples") if isinstance(content, dict) else None
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
