@@ -193,16 +193,16 @@ def released(
 
 
 _ROLLOUTS = {
-    "trl": "the completions that TRL's GRPO and distillation trainers log (log_completions=True): .parquet",
-    "verl": "the dumps of verl's trainer.rollout_data_dir: .jsonl",
-    "slime": "what slime's --save-debug-rollout-data keeps: .pt",
-    "jsonl": "rows with prompt and response, as text or as *_token_ids: .jsonl or .parquet",
+    "trl": "the completions that TRL's GRPO and distillation trainers log (log_completions=True, .parquet)",
+    "verl": "the dumps of verl's trainer.rollout_data_dir (.jsonl)",
+    "slime": "what slime's --save-debug-rollout-data keeps (.pt)",
+    "jsonl": "rows with prompt and response, as text or as *_token_ids (.jsonl or .parquet)",
 }
 
 
 def _import_command(name: str, what: str) -> None:
     def command(
-        files: Annotated[list[Path], typer.Argument(metavar="FILE_OR_FOLDER...", help=f"Rollouts: {what}")],
+        files: Annotated[list[Path], typer.Argument(metavar="FILE_OR_FOLDER", help="What to import")],
         student: Annotated[str, typer.Option(help="The model that sampled them; only its tokenizer is loaded")],
         contexts: Annotated[Path, typer.Option(help="Parquet file to write, of the schema `contexts`")],
         update_prompts: Annotated[
@@ -219,7 +219,7 @@ def _import_command(name: str, what: str) -> None:
             import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter()), contexts
         )
 
-    command.__doc__ = f"Import rollouts for `teachdiag capture --contexts FILE`: {what}."
+    command.__doc__ = f"Import {what}, for `teachdiag capture --contexts FILE`."
     _importing.command(name)(command)
 
 

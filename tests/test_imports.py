@@ -366,17 +366,12 @@ def refused(name: str, place: Path, message: str, student: str, **options: Any) 
 def test_bad_files_are_one_sentence(marked: str, tmp_path: Path) -> None:
     for number, (name, suffix, content, message) in enumerate(
         [
-            (
-                "jsonl",
-                ".jsonl",
-                b'{"prompt_token_ids": [1], "response_token_ids": [2]}\n\n{"prompt": \n',
-                ".jsonl:3: is no JSON (",
-            ),
+            ("verl", ".jsonl", b'{"input": "a", "output": "b"}\n\n{"input": \n', ".jsonl:3: is no JSON ("),
             ("verl", ".jsonl", b"\xff\n", ".jsonl:1: is no JSON ("),
             ("verl", ".jsonl", b"", "holds no rollouts"),
             ("jsonl", ".parquet", b"PAR1", "cannot be read as Parquet ("),
             ("slime", ".pt", b"text", "is no file of torch.save, or is cut short"),
-            ("slime", ".pt", b"PK\5\6" + bytes(18), "cannot be read as a file of torch.save ("),
+            ("slime", ".pt", b"PK\5\6" + bytes(18), "is damaged, torch cannot read it"),
             ("trl", ".jsonl", b"", "is no .parquet file, which this format is"),
         ]
     ):

@@ -81,13 +81,13 @@ def read_samples(file: Path) -> Iterator[Row]:
         raise RolloutError(f"{file}: is no file of torch.save, or is cut short")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise RolloutError(
-            f"{file}: holds objects besides plain data and tensors, which are not loaded because loading them runs "
-            "code: save it anew with those fields removed or as lists"
-        ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise RolloutError(f"{file}: cannot be read as a file of torch.save ({cause(error)})") from error
+        if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
+            raise RolloutError(
+                f"{file}: holds objects besides plain data and tensors, which are not loaded because loading them "
+                "runs code: save it anew with those fields removed or as lists"
+            ) from error
+        raise RolloutError(f"{file}: is damaged, torch cannot read it") from error
     samples = content.get("samples") if isinstance(content, dict) else None
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise RolloutError(f"{file}: has no list 'samples' of dictionaries, so it is no rollout data that slime saved")
