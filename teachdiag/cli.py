@@ -213,7 +213,7 @@ def _import_command(name: str, what: str) -> None:
         revision: Annotated[str, typer.Option(help="Hub revision of the student")] = "main",
     ) -> None:
         _need_models()
-        from teachdiag.diagnostics.imports.contexts import import_rollouts
+        from teachdiag.diagnostics.imports.table import import_rollouts
 
         show_import(
             import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter()), contexts

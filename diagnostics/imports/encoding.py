@@ -42,7 +42,10 @@ class Encoder:
         """
         if side.ids is not None:
             return self._checked(side.ids, side.text, "response")
-        text, skip = _text(side), side.form == "stripped"
+        text, skip = _text(side), side.form != "written"
+        parsers = (getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
+        if side.form == "parsed" and any(parsers):
+            raise RolloutError("the response was parsed by the student's tokenizer, which may drop parts of its text")
         if _BROKEN in text:
             raise RolloutError("the response holds U+FFFD, in place of bytes that are lost: give response_token_ids")
         ids = self._encode(text)

@@ -2,8 +2,9 @@
 
 A text is never the whole truth: several id sequences decode to the same text, and the student may have sampled one that
 its tokenizer would not choose. Ids that are recovered from text are the tokenizer's own choice, then, and the responses
-of such files count as rollouts of the student only as far as students sample what tokenizers choose. Where a format has
-ids, ids are taken.
+of such files count as rollouts of the student only as far as students sample what tokenizers choose. Nor does a file
+tell with which options of the chat template its prompts were rendered (tools, say, or thinking switched off) where they
+leave no trace in the text; prompts are rendered with none. Where a format has ids, ids are taken.
 """
 
 import json
@@ -70,14 +71,15 @@ def _trl(where: str, row: int, fields: Mapping[str, Any]) -> Record:
     tokens. DistillationTrainer, whose rows have no `advantage`, logs both decoded without special tokens.
     """
     given, answer = field(fields, "prompt"), field(fields, "completion")
+    answered: Form = "stripped"
     form: Form = "plain" if "advantage" in fields else "stripped"
     prompt = Side(text=given, form=form) if isinstance(given, str) else Side(messages=messages_of(given, "prompt"))
     if not isinstance(answer, str):
         messages = messages_of(answer, "completion")
         if len(messages) != 1 or messages[0]["role"] != "assistant":
             raise RolloutError("completion is more than one message of the assistant, whose ids cannot be recovered")
-        answer = messages[0]["content"]
-    return Record(where, row, prompt, Side(text=answer, form="stripped"), step=_step(fields))
+        answer, answered = messages[0]["content"], "parsed"
+    return Record(where, row, prompt, Side(text=answer, form=answered), step=_step(fields))
 
 
 def _verl(where: str, row: int, fields: Mapping[str, Any]) -> Record:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from teachdiag.errors import RolloutError
 
-Form = Literal["written", "plain", "stripped"]
+Form = Literal["written", "plain", "stripped", "parsed"]
 Ids = tuple[int, ...]
 Messages = tuple[Mapping[str, str], ...]
 
@@ -19,7 +18,7 @@ class Side:
     Attributes:
         form: what the text is. 'written': everything that was read or sampled, special tokens by their names;
             'plain': what was handed to the tokenizer, which adds what it adds; 'stripped': what decoding left of ids,
-            special tokens skipped.
+            special tokens skipped; 'parsed': that, or what the tokenizer's own parser of responses made of it.
     """
 
     ids: Ids | None = None
@@ -112,8 +111,3 @@ def messages_of(value: Any, name: str) -> Messages:  # noqa: ANN401 (whatever th
 def at(where: str, error: RolloutError) -> RolloutError:
     """Return the error with its place in front."""
     return RolloutError(f"{where}: {error}")
-
-
-def listed(files: list[Path]) -> str:
-    """Name the first file, and how many more there are."""
-    return str(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
