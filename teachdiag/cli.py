@@ -40,6 +40,7 @@ app = typer.Typer(
     [bold]teachdiag report[/bold]    put it all on one page that opens in a browser, tokens included
     [bold]teachdiag train[/bold]     distil the student on selected positions, one run or a sweep, and judge it
     [bold]teachdiag evaluate[/bold]  let models answer held-out prompts, and grade the answers
+    [bold]teachdiag import[/bold]    bring rollouts from elsewhere, for capture to score
 
     Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
     language model as teacher, the same model without one layer as student.""",

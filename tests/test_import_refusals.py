@@ -15,6 +15,7 @@ from rollout_worlds import (
     END,
     MARKED,
     bare_tokenizer,
+    embedded_tokenizer,
     imported,
     marked_tokenizer,
     refused,
@@ -37,7 +38,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 PROMPT = [{"role": "user", "content": "Hi"}]
 IDS = {"prompt_token_ids": [65], "response_token_ids": [66]}
-VERL = "<|turn|>user\nHi<end>\n<|turn|>assistant\n".replace("<|turn|>", "").replace("<end>", "")
+VERL = "user\nHi\nassistant\n"
 TURNS = VERL + "a\nuser\nb\nassistant\n"
 TALK = {"prompt": PROMPT, "advantage": 0.0}
 TOOL = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
@@ -82,6 +83,7 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("verl", [{"input": "system\n" + TURNS, "output": "b"}], "can be read as more than one conversation"),
         ("verl", [{"input": VERL, "output": "b<end>c"}], "of the response cannot be recovered from its text"),
         ("verl", [{"input": VERL, "output": None}], "r.jsonl:1: has no output; it has input, output"),
+        ("verl", [{"input": VERL, "output": 4}], "r.jsonl:1: output is no text but int"),
         ("verl", [{"input": VERL, "output": "\ud800"}], "its text is no valid Unicode"),
         ("trl", [{"prompt": PROMPT}], "r.parquet, row 0: has no completion; it has prompt"),
         ("trl", [TALK | {"completion": TOOL}], "completion is more than one message of the assistant"),
@@ -180,6 +182,16 @@ def test_special_tokens_that_leave_no_trace_leave_nothing_to_find() -> None:
     tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m.content }}<end>{% endfor %}"
     with pytest.raises(RolloutError, match="can be read as more than one conversation"):
         Encoder(tokenizer, 264).prompt(Side(text="Hi", form="stripped"))
+
+
+def test_characters_without_tokens_are_refused() -> None:
+    """SmolLM2's vocabulary lacks some bytes, and its tokenizer leaves them out without a word."""
+    encoder, lacking = Encoder(embedded_tokenizer(), 49152), "\U00082097"
+    for text in (f"<|im_start|>user\n{lacking}<|im_end|>\n<|im_start|>assistant\n", f"<|im_start|>{lacking}"):
+        with pytest.raises(RolloutError, match="cannot be recovered exactly"):
+            encoder.prompt(Side(text=text))
+    with pytest.raises(RolloutError, match="the ids of the response cannot be recovered"):
+        encoder.response(Side(text=lacking), (1,))
 
 
 def test_parsed_responses_are_refused() -> None:

@@ -2,9 +2,10 @@
 
 A text is never the whole truth: several id sequences decode to the same text, and the student may have sampled one that
 its tokenizer would not choose. Ids that are recovered from text are the tokenizer's own choice, then, and the responses
-of such files count as rollouts of the student only as far as students sample what tokenizers choose. Nor does a file
-tell with which options of the chat template its prompts were rendered (tools, say, or thinking switched off) where they
-leave no trace in the text; prompts are rendered with none. Where a format has ids, ids are taken.
+of such files count as rollouts of the student only as far as students sample what tokenizers choose. Text that lost its
+special tokens does not tell whether any stood inside a message or a response either. Nor does a file tell with which
+options of the chat template its prompts were rendered (tools, say, or thinking switched off), where they leave no trace
+in the text; prompts are rendered with none. Where a format has ids, ids are taken.
 """
 
 import json
@@ -113,7 +114,12 @@ def _slime(where: str, row: int, fields: Mapping[str, Any]) -> Record:
 
 
 def _own(where: str, row: int, fields: Mapping[str, Any]) -> Record:
-    """Parse a row of the format that any program can write: see README.md."""
+    """Parse a row of the format that any program can write.
+
+    `prompt` (text with special tokens written out, or chat messages) and `response` (text), or `prompt_token_ids` and
+    `response_token_ids`, or both; and if known `prompt_id`, `split`, `teacher_prompt` or `teacher_prompt_token_ids`,
+    `finish_reason`, `tokenizer` and `step`.
+    """
     teacher = any(fields.get(name) is not None for name in ("teacher_prompt", "teacher_prompt_token_ids"))
     return Record(
         where,
