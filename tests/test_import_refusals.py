@@ -81,6 +81,11 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("verl", [{"input": "Hi", "output": "b"}], "'Hi', lost its special tokens and is not what the student's chat"),
         ("verl", [{"input": TURNS, "output": "b"}], "lost its special tokens and can be read as more than one convers"),
         ("verl", [{"input": "system\n" + TURNS, "output": "b"}], "can be read as more than one conversation"),
+        (
+            "verl",
+            [{"input": "system\na\nuser\nb\n" + VERL, "output": "b"}],
+            "can be read as more than one conversation",
+        ),
         ("verl", [{"input": VERL, "output": "b<end>c"}], "of the response cannot be recovered from its text"),
         ("verl", [{"input": VERL, "output": None}], "r.jsonl:1: has no output; it has input, output"),
         ("verl", [{"input": VERL, "output": 4}], "r.jsonl:1: output is no text but int"),
