@@ -2,12 +2,15 @@
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
 selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, and `large` ten million positions.
+truth, `large` ten million positions, and `calibration` what `teachdiag plan` extrapolates from. `bench.py PART ...` runs
+these alone.
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
+from calibration import calibration_rows
 from estimates import estimate_rows
 from intervals import coverage_rows
 from large import large_rows
@@ -20,19 +23,32 @@ from training import training_rows
 from workload import QUIET, Row, load_bench_pair
 
 
+def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
+    """Title of every part, and what makes its rows."""
+    threads = f"embedded pair, {torch.get_num_threads()} threads"
+    return {
+        "scoring": (f"Scoring, {threads}", lambda: [*time_rows(load_bench_pair()), *memory_rows()]),
+        "probes": (f"Probes, {threads}", lambda: probe_rows(load_bench_pair(master=True), QUIET)),
+        "selection": ("Selectors", selection_rows),
+        "training": (f"Training, {threads}", training_rows),
+        "estimates": ("Analysis, one BLAS thread", estimate_rows),
+        "intervals": ("Coverage of 95% intervals", coverage_rows),
+        "large": ("A bank that memory cannot hold", large_rows),
+        "calibration": (f"Calibration, {threads}", calibration_rows),
+    }
+
+
 def main() -> None:
-    """Print every table, or take one memory reading in a process of its own."""
+    """Print every table or those that are named, or take one memory reading in a process of its own."""
     if sys.argv[1:2] == ["peak"]:
         print(peak_memory(int(sys.argv[2])))
         return
-    threads = f"embedded pair, {torch.get_num_threads()} threads"
-    show(f"Scoring, {threads}", [*time_rows(load_bench_pair()), *memory_rows()])
-    show(f"Probes, {threads}", probe_rows(load_bench_pair(master=True), QUIET))
-    show("Selectors", selection_rows())
-    show(f"Training, {threads}", training_rows())
-    show("Analysis, one BLAS thread", estimate_rows())
-    show("Coverage of 95% intervals", coverage_rows())
-    show("A bank that memory cannot hold", large_rows())
+    parts = _parts()
+    if unknown := [name for name in sys.argv[1:] if name not in parts]:
+        sys.exit(f"no part {', '.join(unknown)}: choose from {', '.join(parts)}")
+    for name in sys.argv[1:] or parts:
+        title, rows = parts[name]
+        show(title, rows())
 
 
 def show(title: str, rows: list[Row]) -> None:

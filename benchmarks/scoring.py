@@ -35,7 +35,7 @@ def time_rows(pair: Pair) -> list[Row]:
         batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
         models = (pair.student, pair.teacher)
         bare = best(lambda: [bare_pass(model, batch) for batch in batches for model in models])
-        scored = best(lambda: _score_anew(run, pair))
+        scored = best(lambda: score_anew(run, SETTINGS, pair))
     return [
         (f"two bare forward passes, {POSITIONS} positions a context", f"{bare:.2f} s", "1"),
         ("exact scoring of the same batches", f"{scored:.2f} s", f"{scored / bare:.3f}"),
@@ -44,22 +44,24 @@ def time_rows(pair: Pair) -> list[Row]:
 
 def memory_rows() -> list[Row]:
     """Peak resident memory of whole processes that score few and many contexts."""
-    command = (sys.executable, sys.argv[0], "peak")
-    few, many = (
-        int(subprocess.run([*command, str(n)], check=True, capture_output=True, text=True).stdout)
-        for n in CONTEXT_COUNTS
-    )
+    few, many = (measured_peak(n) for n in CONTEXT_COUNTS)
     return [
         (f"peak memory, {CONTEXT_COUNTS[0]} contexts", f"{few / 1024:.0f} MiB", "1"),
         (f"peak memory, {CONTEXT_COUNTS[1]} contexts", f"{many / 1024:.0f} MiB", f"{many / few:.3f}"),
     ]
 
 
+def measured_peak(contexts: int) -> int:
+    """Peak resident memory, in KiB, of a process that scores that many contexts."""
+    command = (sys.executable, str(Path(__file__).with_name("bench.py")), "peak", str(contexts))
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def peak_memory(contexts: int) -> int:
     """Score that many contexts and return this process's peak resident memory, in KiB."""
     with tempfile.TemporaryDirectory() as folder:
         _write_contexts(Path(folder), contexts)
-        _score_all(Path(folder), load_bench_pair())
+        score_anew(Path(folder), SETTINGS, load_bench_pair())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -83,14 +85,12 @@ def _write_contexts(run: Path, count: int) -> None:
         write_parquet(shard, shard_path(run / "contexts", index))
 
 
-def _score_anew(run: Path, pair: Pair) -> None:
+def score_anew(run: Path, settings: CaptureSettings, pair: Pair) -> None:
+    """Score a run's contexts as if none had been."""
     for shard in (run / "positions").glob("*.parquet"):
         os.unlink(shard)
-    _score_all(run, pair)
 
-
-def _score_all(run: Path, pair: Pair) -> None:
     def measure(batch: Batch) -> Columns:
-        return score(pair.student, pair.teacher, batch, SETTINGS.tile_positions)
+        return score(pair.student, pair.teacher, batch, settings.tile_positions)
 
-    score_contexts(run, SETTINGS, measure, QUIET)
+    score_contexts(run, settings, measure, QUIET)

@@ -4,13 +4,13 @@ Its 4-bit weights are dequantised once to float32 and cached as safetensors, so 
 """
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from filelock import FileLock
 
+from teachdiag.cache import cache_folder
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.tables import file_digest
@@ -33,12 +33,6 @@ def embedded_model(reporter: Reporter) -> Path:
             reporter.say(f"Dequantising the embedded model once, into {folder}")
             _dequantise(gguf, folder)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where models are cached: `TEACHDIAG_CACHE`, or teachdiag/ in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TEACHDIAG_CACHE") or Path(base) / "teachdiag")
 
 
 def _gguf_file() -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from teachdiag import __version__
-from teachdiag.commands import FIRST, stage_command
+from teachdiag.commands import FIRST, plain_command, stage_command
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
@@ -16,6 +16,7 @@ from teachdiag.settings import (
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
+    PlanSettings,
     ProbeSettings,
     ReportSettings,
     TrainSettings,
@@ -26,6 +27,7 @@ from teachdiag.terminal import (
     show_figures,
     show_import,
     show_models,
+    show_plan,
     show_probe,
     show_report,
 )
@@ -41,6 +43,7 @@ app = typer.Typer(
     [bold]teachdiag train[/bold]     distil the student on selected positions, one run or a sweep, and judge it
     [bold]teachdiag evaluate[/bold]  let models answer held-out prompts, and grade the answers
     [bold]teachdiag import[/bold]    bring rollouts from elsewhere, for capture to score
+    [bold]teachdiag plan[/bold]      foresee what a larger run takes, and how to lay it out
 
     Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
     language model as teacher, the same model without one layer as student.""",
@@ -163,6 +166,18 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
     summary = run_evaluation(run, settings, reporter)
     _analyze_training(run)
     return summary
+
+
+@plain_command(app, PlanSettings, show_plan)
+def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Foresee storage, model passes, memory and time of a run, and recommend a layout. It runs nothing.
+
+    It extrapolates from what `python benchmarks/bench.py calibration` measured, on the device where that ran.
+    """
+    from teachdiag.calibration import calibration_path, read_calibration
+    from teachdiag.planning import plan as foresee
+
+    return foresee(settings, read_calibration(Path(settings.calibration or calibration_path())))
 
 
 def _analyze_training(run: Path) -> None:

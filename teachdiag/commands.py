@@ -17,13 +17,14 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import help_text
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 
-_STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate")
+_STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan")
 
 FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate or torchrun started, who speaks
 
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Together = Callable[[list[Path], Any], Path | None]
 _Show = Callable[[dict[str, Any], Path], None]
+_Work = Callable[[Any], dict[str, Any]]
 
 
 def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # noqa: ANN401 (the value it was given)
@@ -90,6 +91,7 @@ _COMMON: dict[str, tuple[Any, Any]] = {
         False,
     ),
 }
+_PLAIN = {name: _COMMON[name] for name in ("recipe", "json")}
 
 
 def stage_command(
@@ -125,18 +127,44 @@ def stage_command(
             if common["json"] and FIRST:
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
-        options = (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class)
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in options.items()
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
-        command.__doc__ = stage.__doc__
-        app.command(stage.__name__)(command)
+        _add(app, command, stage, (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class))
         return stage
 
     return register
+
+
+def plain_command(
+    app: typer.Typer, settings_class: type, show: Callable[[dict[str, Any]], None]
+) -> Callable[[_Work], _Work]:
+    """Register a command that has no run directory: settings in, a summary out, for people or as JSON."""
+
+    def register(work: _Work) -> _Work:
+        def command(**values: Any) -> None:  # noqa: ANN401
+            common = {name: values.pop(name) for name in _PLAIN}
+            summary = work(settings_class(**values))
+            print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
+
+        _add(app, command, work, _PLAIN | _settings_options(settings_class))
+        return work
+
+    return register
+
+
+def _add(
+    app: typer.Typer,
+    command: Callable[..., None],
+    named: Callable[..., Any],
+    options: dict[str, tuple[Any, Any]],
+) -> None:
+    """Let a command join the command line under the name and help text of a function, with these options."""
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+    command.__doc__ = named.__doc__
+    app.command(named.__name__)(command)
 
 
 def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:

@@ -79,6 +79,56 @@ def show_import(summary: Summary, contexts: Path) -> None:
     print(f"{contexts}: {summary['contexts']} contexts of {prompts} prompts; finish_reason {ends}")
 
 
+def show_plan(summary: Summary) -> None:
+    """Print what a planned run takes, the layout that is recommended, and which machine this was extrapolated from."""
+    layout = summary["layout"]
+    table = _table(f"{summary['positions']:,} positions, {summary['contexts']:,} contexts", "what it takes", "")
+    for name, amount in _amounts(summary):
+        table.add_row(name, amount)
+    Console().print(table)
+    probe = ", ".join(f"{n} {side}" for side, n in summary["passes"]["probe"].items())
+    print(f"Passes over every context: capture rollouts, 1 student, 1 teacher; one_step probe {probe}")
+    print(f"Recommended: {layout['command']}")
+    for option, reason in layout["options"].items():
+        print(f"  {option}: {reason}")
+    print(f"  analysis: {layout['analysis']}")
+    print(f"Extrapolated from {summary['calibration']['device']}; what a CPU took says nothing about a GPU.")
+
+
+def _amounts(summary: Summary) -> list[tuple[str, str]]:
+    stored, memory, time = (summary[part] for part in ("storage_bytes", "memory_bytes", "time_seconds"))
+    processes = summary["layout"]["processes"]
+    return [
+        ("disk: positions, with top-K lists", _size(stored["positions"])),
+        ("disk: positions, without", _size(stored["positions_without_topk"])),
+        ("disk: a probe's scratch, until it ends", _size(stored["probe_scratch"])),
+        (f"time: rollouts, {processes} processes", _duration(time["rollouts"])),
+        (f"time: scoring, {processes} processes", _duration(time["scoring"])),
+        ("time: one_step probe, 1 process", _duration(time["probe"])),
+        ("memory a device: capture", _size(memory["capture"])),
+        *(
+            (f"  {name.replace('_', ' ')}", _size(memory[name]))
+            for name in ("weights", "float32_heads", "tile", "rest")
+        ),
+        ("memory a device: probe", _size(memory["probe"])),
+    ]
+
+
+def _size(amount: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if amount >= size:
+            return f"{amount / size:.3g} {unit}"
+    return f"{amount / 1e3:.3g} kB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def _updates(summary: Summary, title: str) -> None:
     table = _table(title, "update", "mean gain [nats]", "positions that gain", "update norm")
     for name, facts in summary["updates"].items():

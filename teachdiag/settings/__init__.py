@@ -31,6 +31,7 @@ from teachdiag.settings.base import (
     help_text,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
+from teachdiag.settings.planning import PlanSettings
 from teachdiag.settings.probe import ProbeSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
@@ -56,6 +57,7 @@ __all__ = [
     "Normalisation",
     "Optimizer",
     "PairSettings",
+    "PlanSettings",
     "ProbeSettings",
     "ProtocolSettings",
     "ReportSettings",

@@ -1,0 +1,204 @@
+"""What a run will take, by simple laws, from what one machine was measured to take.
+
+Let P_s and P_t be the parameters of student and teacher, L the positions of a context, N those of the run: N / L
+contexts of (prompt + L - 1) tokens each, which both models read. A prime marks what was calibrated.
+
+- Passes: capture samples N tokens and reads every context once with each model. The default one_step probe reads it 5
+  more times with the student (theta0, theta0 in another layout, the step, two placebos) and once with the teacher.
+- Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
+  P_t')), rollouts take N x P_s / (tokens/s' x P_s'), both divided by the number of processes, which is the best that
+  these can do. The probe is one process. Its gradients, loading of models and the analysis are left out.
+- Memory of a device = weights + float32 head + tile of logits + rest. Weights are P x bytes of the dtype, whole or
+  sharded over the processes. The head, vocabulary x width x 4 bytes, is a copy unless the model is float32 and whole. A
+  tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
+  beyond that, and is not scaled. A probe needs 5 float32 copies of the student instead of the weights.
+- Storage = bytes per position' x N, and bytes per file' for each shard. A probe keeps the teacher's hidden states,
+  N x width x 4 bytes, until it ends.
+
+A calibration of a CPU says nothing about a GPU, nor one of small models about how well large ones use a device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from teachdiag.calibration import Calibration, Measured
+from teachdiag.errors import SettingsError
+from teachdiag.settings import CaptureSettings, DType, PlanSettings
+
+LIVE = 12  # float32 arrays of a tile's size that scoring holds at the same time: logits, logs, and what is made of them
+PROBE_PASSES = {"student": 5, "teacher": 1}  # of the default one_step probe, over every context
+STUDENT_COPIES = 5  # of a probe, in float32: theta0, moved weights, gradient, two moments of AdamW
+OUT_OF_CORE = 10_000_000  # positions from which the analysis reads columns block by block
+SHARD_BYTES = 150e6  # what a shard should hold at scale
+SHARDS_A_PROCESS = 10  # at least, so that processes end together and a killed run loses little
+_FLOAT32, _GB = 4, 1e9
+_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Side = Literal["student", "teacher"]
+Bytes = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the laws know of a pair: parameters of each model, shared vocabulary, width, type of the weights."""
+
+    parameters: dict[Side, float]
+    vocabulary: float
+    width: float
+    dtype: DType
+
+    def memory(self, sides: tuple[Side, ...], shards: int = 1) -> Bytes:
+        """Bytes on one device, by part, without the rest, where it holds these models, cut into that many shards."""
+        whole_float32 = self.dtype == "float32" and shards == 1
+        head = 0.0 if whole_float32 else self.vocabulary * self.width * _FLOAT32
+        return {
+            "weights": sum(self.parameters[side] for side in sides) * _BYTES[self.dtype] / shards,
+            "float32_heads": len(sides) * head,
+            "tile": LIVE * CaptureSettings.tile_positions * self.vocabulary * _FLOAT32,
+        }
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How models lie on devices: whole or sharded, the teacher beside the student or in an engine of its own."""
+
+    shards: int
+    beside: bool
+    memory: Bytes  # of the fullest device
+
+    @property
+    def total(self) -> float:
+        """Bytes on the fullest device."""
+        return sum(self.memory.values())
+
+
+def plan(settings: PlanSettings, calibration: Calibration) -> dict[str, Any]:
+    """Foresee a run.
+
+    Returns:
+        Plain values: passes (over every context), tokens, storage and memory (bytes), time (s), and the layout.
+
+    Raises:
+        SettingsError: a model fits the devices not even sharded over all processes.
+    """
+    measured, models = calibration.measured, _models(settings, calibration.measured)
+    contexts = math.ceil(settings.positions / settings.positions_per_context)
+    placement = _place(settings, models, _rest(calibration))
+    layout = _layout(settings, measured, contexts, placement)
+    read = contexts * settings.prompt_tokens + settings.positions - contexts  # each context's last token is not read
+    time = _time(settings.positions, read, layout["processes"], models, measured)
+    return {
+        "positions": int(settings.positions),
+        "contexts": contexts,
+        "models": {**models.parameters, "vocabulary": models.vocabulary, "width": models.width, "dtype": models.dtype},
+        "calibration": {"device": calibration.device, **calibration.made_with},
+        "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PROBE_PASSES)},
+        "tokens": {"sampled": settings.positions, "read_a_pass": read},
+        "storage_bytes": _storage(settings.positions, layout["shards"], models, measured),
+        "time_seconds": time,
+        "memory_bytes": _memory(models, placement),
+        "layout": layout | _options(settings, placement, time, layout),
+    }
+
+
+def _models(settings: PlanSettings, measured: Measured) -> Models:
+    return Models(
+        parameters={
+            "student": settings.student_parameters or measured.student_parameters,
+            "teacher": settings.teacher_parameters or measured.teacher_parameters,
+        },
+        vocabulary=settings.vocabulary or measured.vocabulary,
+        width=settings.width or measured.width,
+        dtype=settings.dtype,
+    )
+
+
+def _time(positions: float, read: float, processes: int, models: Models, measured: Measured) -> dict[str, float]:
+    """Seconds of rollouts and scoring over all processes, and of a probe in one; `read` are the tokens of one pass."""
+    student, teacher = models.parameters["student"], models.parameters["teacher"]
+    sampled = measured.rollout_tokens_per_second * measured.student_parameters
+    scored = measured.scoring_tokens_per_second * (measured.student_parameters + measured.teacher_parameters)
+    return {
+        "rollouts": positions * student / sampled / processes,
+        "scoring": read * (student + teacher) / scored / processes,
+        "probe": read * (PROBE_PASSES["student"] * student + PROBE_PASSES["teacher"] * teacher) / scored,
+    }
+
+
+def _storage(positions: float, shards: int, models: Models, measured: Measured) -> Bytes:
+    """Bytes of the `positions` table, with and without its top-K lists, and of what a probe keeps until it ends."""
+    further = positions - shards  # one position of each file is in the bytes of a file
+    bare = measured.bytes_per_position_without_topk * further + measured.bytes_per_file_without_topk * shards
+    return {
+        "positions": measured.bytes_per_position * further + measured.bytes_per_file * shards,
+        "positions_without_topk": bare,
+        "probe_scratch": positions * models.width * _FLOAT32,
+    }
+
+
+def _rest(calibration: Calibration) -> float:
+    """Bytes that scoring took beyond what the law of memory knows."""
+    measured = calibration.measured
+    parameters: dict[Side, float] = {"student": measured.student_parameters, "teacher": measured.teacher_parameters}
+    models = Models(parameters, measured.vocabulary, measured.width, calibration.dtype)
+    return max(0.0, measured.scoring_peak_bytes - sum(models.memory(("student", "teacher")).values()))
+
+
+def _memory(models: Models, placement: Placement) -> Bytes:
+    weights = models.parameters["student"] * _FLOAT32 * STUDENT_COPIES
+    others = placement.total - placement.memory["weights"]
+    return {**placement.memory, "capture": placement.total, "probe": weights + others}
+
+
+def _place(settings: PlanSettings, models: Models, rest: float) -> Placement:
+    """Return the simplest way in which the models fit: whole before sharded, side by side before apart.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    room = settings.device_memory * _GB
+    for shards in dict.fromkeys((1, settings.processes)):
+        for groups in ((("student", "teacher"),), (("student",), ("teacher",))):
+            needs = [models.memory(sides, shards) | {"rest": rest} for sides in groups]
+            fullest = max(needs, key=lambda need: sum(need.values()))
+            if sum(fullest.values()) <= room:
+                return Placement(shards, len(groups) == 1, fullest)
+    larger = max(models.parameters, key=lambda side: models.parameters[side])
+    raise SettingsError(
+        f"the {larger} ({models.parameters[larger]:.3g} parameters, {models.dtype}) needs "
+        f"{sum(fullest.values()) / _GB:.3g} GB on each device, sharded over --processes {settings.processes}, and "
+        f"--device-memory is {settings.device_memory:g}: plan with more processes, larger devices or a smaller --dtype"
+    )
+
+
+def _layout(settings: PlanSettings, measured: Measured, contexts: int, placement: Placement) -> dict[str, int]:
+    """Contexts a shard, shards, and processes: no more than shards where each has the models for itself."""
+    shard_contexts = _shard_contexts(settings, measured, contexts)
+    shards = math.ceil(contexts / shard_contexts)
+    processes = settings.processes if placement.shards > 1 else min(settings.processes, shards)
+    return {"processes": processes, "shard_contexts": shard_contexts, "shards": shards}
+
+
+def _shard_contexts(settings: PlanSettings, measured: Measured, contexts: int) -> int:
+    """Contexts of 150 MB, or fewer where processes would share too few shards; never below capture's default."""
+    at_scale = SHARD_BYTES / (measured.bytes_per_position * settings.positions_per_context)
+    shared = contexts / (SHARDS_A_PROCESS * settings.processes)
+    return max(CaptureSettings.shard_contexts, int(min(at_scale, shared)))
+
+
+def _options(
+    settings: PlanSettings, placement: Placement, time: dict[str, float], layout: dict[str, int]
+) -> dict[str, Any]:
+    """Options of capture that the rules recommend, each with its reason, and the command that has them."""
+    reasons = {f"--shard-contexts {layout['shard_contexts']}": f"{layout['shards']:,} shards; 150 MB each at scale"}
+    if placement.shards > 1:
+        reasons["--shard-model"] = "a model does not fit one device"
+    if not placement.beside:
+        reasons["--teacher-engine vllm"] = "the teacher does not fit beside the student, and needs devices of its own"
+    if time["rollouts"] > time["scoring"]:
+        reasons["--engine vllm"] = "rollouts take longer than scoring"
+    several = f"torchrun --nproc-per-node {layout['processes']} -m teachdiag"
+    start = several if layout["processes"] > 1 else "teachdiag"
+    analysis = "out of core, by itself" if settings.positions >= OUT_OF_CORE else "in memory"
+    return {"options": reasons, "command": f"{start} capture {' '.join(reasons)}", "analysis": analysis}

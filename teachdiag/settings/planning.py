@@ -1,0 +1,42 @@
+"""Settings of plan."""
+
+from dataclasses import dataclass
+
+from teachdiag.settings.base import Checked, DType, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(Checked):
+    """How large the planned run is, with which models, on which devices."""
+
+    positions: float = option(1e6, "Response positions of the whole run, such as 1e9", "positions")
+    positions_per_context: int = option(64, "Response positions of each context", "positions")
+    prompt_tokens: float = option(128.0, "Mean length of a prompt, chat template included", "tokens")
+    student_parameters: float | None = option(
+        None, "Parameters of the student, such as 1.7e9; by default those of the calibration", "parameters"
+    )
+    teacher_parameters: float | None = option(
+        None, "Parameters of the teacher; by default those of the calibration", "parameters"
+    )
+    vocabulary: float | None = option(None, "Shared vocabulary; by default that of the calibration", "ids")
+    width: float | None = option(
+        None, "Width of the hidden state, of the wider model; by default that of the calibration", "features"
+    )
+    dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
+    processes: int = option(1, "Processes, each with a device of its own", "processes")
+    device_memory: float = option(80.0, "Memory of one device", "GB")
+    calibration: str = option("", "Calibration to extrapolate from; by default this machine's, from the cache folder")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        self._check_choices()
+        self._check_at_least(1, "positions", "positions_per_context", "prompt_tokens", "processes")
+        self._require(self.positions == int(self.positions), "positions", "a whole number, such as 1e9")
+        self._require(0 < self.device_memory < float("inf"), "device_memory", "above 0, and finite")
+        for name in ("student_parameters", "teacher_parameters", "vocabulary", "width"):
+            if getattr(self, name) is not None:
+                self._check_at_least(1, name)
