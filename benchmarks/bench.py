@@ -2,8 +2,8 @@
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
 selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, `large` ten million positions, and `calibration` what `teachdiag plan` extrapolates from. `bench.py PART ...` runs
-these alone.
+truth, `large` ten million positions, and `calibration` what `teachdiag plan` extrapolates from. `bench.py PART ...`
+runs these alone.
 """
 
 import sys

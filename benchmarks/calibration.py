@@ -1,4 +1,4 @@
-"""What one machine takes for a position and a token, recorded for `teachdiag plan`: a real capture of the embedded pair.
+"""What one machine takes for a position and a token, for `teachdiag plan`: measured on a capture of the embedded pair.
 
 Bytes are those of the capture's own `positions` table, written again as one file, with and without its top-K lists.
 Speeds are those of a second round, when everything is warm.

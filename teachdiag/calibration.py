@@ -89,7 +89,7 @@ def read_calibration(path: Path) -> Calibration:
     measured, made_with = (part if isinstance(part := content.get(n), dict) else {} for n in ("measured", "made_with"))
     wrong = [f.name for f in fields(Measured) if not _positive(measured.get(f.name))]
     wrong += [name for name in ("device_name", "threads") if name not in made_with]
-    dtype = content.get("dtype")
+    dtype: Any = content.get("dtype")
     if wrong or dtype not in get_args(DType):
         raise ArtefactError(
             f"calibration {path} lacks {', '.join(wrong or ['dtype'])}, or has it wrong: make it again with `{COMMAND}`"

@@ -92,7 +92,7 @@ def show_plan(summary: Summary) -> None:
     for option, reason in layout["options"].items():
         print(f"  {option}: {reason}")
     print(f"  analysis: {layout['analysis']}")
-    print(f"Extrapolated from {summary['calibration']['device']}; what a CPU took says nothing about a GPU.")
+    print(f"Extrapolated from {summary['calibration']['measured_on']}; what a CPU took says nothing about a GPU.")
 
 
 def _amounts(summary: Summary) -> list[tuple[str, str]]:

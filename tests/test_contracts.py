@@ -28,6 +28,7 @@ from teachdiag.settings import (
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
+    PlanSettings,
     ProbeSettings,
     ReportSettings,
     TrainSettings,
@@ -206,13 +207,16 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "train": TrainSettings,
         "evaluate": EvaluateSettings,
     }
-    assert list(commands) == [*stages, "import"]
+    assert list(commands) == [*stages, "plan", "import"]
     assert list(commands["import"].commands) == ["released", "trl", "verl", "slime", "jsonl"]
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
         place = "runs" if name in ("analyze", "figures", "report") else "run"
         assert {p.name for p in commands[name].params} - {"help"} == own | {place, "recipe", "quiet", "json"}
         assert all(p.help for p in commands[name].params)
+    planned = {f.name for f in fields(PlanSettings)}
+    assert {p.name for p in commands["plan"].params} - {"help"} == planned | {"recipe", "json"}
+    assert all(p.help for p in commands["plan"].params)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""The laws of `teachdiag plan` against numbers worked by hand, and its calibration against tables that were written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import calibration as measuring
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teachdiag.artefacts import POSITIONS
+from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, read_calibration, write_calibration
+from teachdiag.diagnostics.alignment import Batch
+from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.probe import run_probe
+from teachdiag.errors import ArtefactError, SettingsError
+from teachdiag.planning import PROBE_PASSES, plan
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings, PlanSettings
+
+MEASURED = Measured(
+    student_parameters=1e8,
+    teacher_parameters=3e8,
+    vocabulary=1e5,
+    width=1e3,
+    bytes_per_position=1000,
+    bytes_per_position_without_topk=100,
+    bytes_per_file=20_000,
+    bytes_per_file_without_topk=10_000,
+    scoring_tokens_per_second=50,
+    rollout_tokens_per_second=20,
+    scoring_peak_bytes=3e9,
+)
+CALIBRATION = Calibration(MEASURED, "float32", {"device": "cpu", "device_name": "cpu", "threads": 2})
+TILE = 12 * 128 * 1e5 * 4  # bytes
+REST = 3e9 - 4e8 * 4 - TILE
+
+
+def options(summary: dict[str, Any]) -> list[str]:
+    return [option.split()[0] for option in summary["layout"]["options"]]
+
+
+def test_the_laws_by_hand() -> None:
+    settings = PlanSettings(
+        positions=8e6,
+        positions_per_context=80,
+        prompt_tokens=121,
+        student_parameters=2e8,
+        teacher_parameters=6e8,
+        dtype="bfloat16",
+        processes=4,
+        device_memory=24,
+    )
+    found = plan(settings, CALIBRATION)
+    read = 1e5 * (121 + 80 - 1)
+    assert found["contexts"] == 100_000
+    assert found["tokens"] == {"sampled": 8e6, "read_a_pass": read}
+    assert found["time_seconds"] == pytest.approx(
+        {
+            "rollouts": 8e6 * 2 / 20 / 4,  # a student of twice the size, four processes
+            "scoring": read * 2 / 50 / 4,  # a pair of twice the size
+            "probe": read * (5 * 2e8 + 6e8) / (4e8 * 50),
+        }
+    )
+    shard = 150e6 / (1000 * 80)  # 1875 contexts: 40 shards at least would be 2500
+    assert found["layout"]["shard_contexts"] == shard
+    shards = found["layout"]["shards"]
+    assert shards == 54
+    assert found["storage_bytes"] == pytest.approx(
+        {
+            "positions": 1000 * (8e6 - shards) + 20_000 * shards,
+            "positions_without_topk": 100 * (8e6 - shards) + 10_000 * shards,
+            "probe_scratch": 8e6 * 1e3 * 4,
+        }
+    )
+    head = 1e5 * 1e3 * 4
+    memory = {"weights": 8e8 * 2, "float32_heads": 2 * head, "tile": TILE, "rest": REST}
+    whole = sum(memory.values())
+    probe = whole - 8e8 * 2 + 5 * 4 * 2e8
+    assert found["memory_bytes"] == pytest.approx(memory | {"capture": whole, "probe": probe})
+    assert found["layout"]["command"].startswith(
+        "torchrun --nproc-per-node 4 -m teachdiag capture --shard-contexts 1875"
+    )
+    assert options(found) == ["--shard-contexts"]
+    assert found["layout"]["analysis"] == "in memory"
+    assert plan(replace(settings, positions=1e7), CALIBRATION)["layout"]["analysis"].startswith("out of core")
+
+
+def test_the_calibrated_pair_needs_what_was_measured() -> None:
+    found = plan(PlanSettings(positions=100), CALIBRATION)
+    assert found["memory_bytes"]["capture"] == pytest.approx(3e9)
+    assert found["layout"]["command"] == "teachdiag capture --shard-contexts 8"
+    assert found["layout"]["shards"] == 1
+
+
+def test_models_are_placed_by_what_fits() -> None:
+    """Weights of 40 and 120 GB in bfloat16, and about 2 GB beside them."""
+    large = PlanSettings(student_parameters=2e10, teacher_parameters=6e10, dtype="bfloat16", processes=8)
+    beside = plan(replace(large, device_memory=170), CALIBRATION)
+    assert options(beside) == ["--shard-contexts"]
+    apart = plan(replace(large, device_memory=130), CALIBRATION)
+    assert "--teacher-engine" in options(apart)
+    assert apart["memory_bytes"]["weights"] == 120e9
+    sharded = plan(replace(large, device_memory=30), CALIBRATION)
+    assert "--shard-model" in options(sharded)
+    assert "--teacher-engine" not in options(sharded)
+    assert sharded["memory_bytes"]["weights"] == 20e9
+    assert sharded["memory_bytes"]["float32_heads"] == 2 * 1e5 * 1e3 * 4  # gathered whole on every device
+    both = plan(replace(large, device_memory=20), CALIBRATION)
+    assert {"--shard-model", "--teacher-engine"} <= set(options(both))
+    needs = r"the teacher \(6e\+10 parameters, bfloat16\) needs 16.8 GB on each device"  # 15 + 0.4 + 0.61 + 0.79
+    with pytest.raises(SettingsError, match=needs):
+        plan(replace(large, device_memory=10), CALIBRATION)
+
+
+def test_an_engine_for_rollouts_that_dominate() -> None:
+    short = plan(PlanSettings(prompt_tokens=1, positions_per_context=64), CALIBRATION)
+    assert "--engine" in options(short)  # 1/20 s a token, against 1/50 s
+    long = plan(PlanSettings(prompt_tokens=1000, positions_per_context=64), CALIBRATION)
+    assert "--engine" not in options(long)
+
+
+sizes = st.integers(1, 10**12).map(float)
+
+
+@given(sizes, sizes, st.integers(1, 1000), st.integers(1, 512))
+def test_more_positions_never_take_less(one: float, other: float, processes: int, length: int) -> None:
+    few, many = (
+        plan(PlanSettings(positions=n, positions_per_context=length, processes=processes), CALIBRATION)
+        for n in sorted((one, other))
+    )
+    assert few["storage_bytes"]["probe_scratch"] <= many["storage_bytes"]["probe_scratch"]
+    assert few["tokens"]["read_a_pass"] <= many["tokens"]["read_a_pass"]
+    assert few["time_seconds"]["probe"] <= many["time_seconds"]["probe"]
+    for found in (few, many):
+        assert found["layout"]["shard_contexts"] >= 8
+        assert 1 <= found["layout"]["processes"] <= min(processes, found["layout"]["shards"])
+        assert found["storage_bytes"]["positions_without_topk"] < found["storage_bytes"]["positions"]
+
+
+@given(st.floats(1e6, 1e12), st.floats(1e6, 1e12), st.integers(1, 64), st.integers(1, 64))
+def test_larger_models_take_more_and_processes_share_time(one: float, other: float, p: int, r: int) -> None:
+    def planned(parameters: float, processes: int) -> dict[str, Any]:
+        return plan(
+            PlanSettings(teacher_parameters=parameters, processes=processes, device_memory=1e6, positions=1e8),
+            CALIBRATION,
+        )
+
+    small, large = sorted((one, other))
+    for part in ("time_seconds", "memory_bytes"):
+        assert all(planned(small, p)[part][name] <= value for name, value in planned(large, p)[part].items())
+    few, many = sorted((p, r))
+    assert planned(small, many)["time_seconds"]["scoring"] <= planned(small, few)["time_seconds"]["scoring"]
+
+
+@pytest.fixture
+def tiny_calibration(tiny_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> Calibration:
+    monkeypatch.setattr(measuring, "measured_peak", lambda _: 4e5)
+    return measuring.calibrate(tiny_settings)
+
+
+def test_a_calibration_foresees_the_bytes_of_another_bank(
+    tiny_calibration: Calibration, tiny_settings: CaptureSettings, tmp_path: Path, quiet: Reporter
+) -> None:
+    larger = replace(tiny_settings, bank_prompts=32, update_prompts=8, shard_contexts=20)
+    measuring.run_capture(tmp_path / "run", larger, quiet)
+    files = list((tmp_path / "run/positions").glob("*.parquet"))
+    n = len(POSITIONS.read(tmp_path / "run/positions", ["position"]))
+    measured = tiny_calibration.measured
+    foreseen = measured.bytes_per_position * (n - len(files)) + measured.bytes_per_file * len(files)
+    assert foreseen == pytest.approx(sum(f.stat().st_size for f in files), rel=0.2)
+    bare = measuring.stored(tmp_path / "run/positions", lists=False)
+    assert measured.bytes_per_position_without_topk == pytest.approx(bare.position, rel=0.2)
+    assert measured.student_parameters == sum(p.numel() for _, p in load_student(tiny_settings, quiet).parameters())
+    assert (measured.vocabulary, measured.width) == (264, 32)
+
+
+def load_student(settings: CaptureSettings, quiet: Reporter) -> LanguageModel:
+    return measuring.load_pair(measuring.resolve_pair(settings, quiet), "float32", "cpu", quiet).student
+
+
+def test_a_probe_makes_the_passes_that_are_planned(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes without gradients, which are those over every context of the bank."""
+    from teachdiag.diagnostics import teacher_states, workbench
+    from teachdiag.settings import ProbeSettings
+
+    read = {"student": 0, "teacher": 0}
+    plain = workbench.hidden_rows
+
+    def counting(model: LanguageModel, batch: Batch, side: str) -> Any:
+        read[side] += sum(c.split == "bank" for c in batch.contexts)
+        return plain(model, batch, side)
+
+    monkeypatch.setattr(workbench, "hidden_rows", counting)
+    monkeypatch.setattr(teacher_states, "hidden_rows", counting)
+    run_probe(run, ProbeSettings(), quiet)
+    assert read == {side: 10 * passes for side, passes in PROBE_PASSES.items()}
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
+    write_calibration(CALIBRATION, calibration_path())
+    assert read_calibration(calibration_path()) == CALIBRATION
+
+
+def broken() -> Iterator[tuple[str, str]]:
+    whole = {"kind": "teachdiag calibration", **asdict(CALIBRATION)}
+    yield "{", "cannot be read"
+    yield "[]", "is no calibration of teachdiag"
+    yield '{"kind": "another"}', "is no calibration of teachdiag"
+    for value in (0, -1, "fast", None, True, float("nan")):
+        yield json.dumps(whole | {"measured": asdict(MEASURED) | {"width": value}}), "lacks width, or has it wrong"
+    yield json.dumps(whole | {"measured": 3}), "lacks student_parameters, teacher_parameters"
+    yield json.dumps(whole | {"dtype": "int8"}), "lacks dtype"
+    yield json.dumps(whole | {"made_with": {}}), "lacks device_name, threads"
+
+
+@pytest.mark.parametrize(("content", "message"), list(broken()))
+def test_a_foreign_calibration_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ArtefactError, match=message):
+        read_calibration(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("positions", "prompt_tokens", "device_memory") for value in (0.0, -1.0)),
+        *((name, 0) for name in ("positions_per_context", "processes")),
+        *((name, 0.0) for name in ("student_parameters", "teacher_parameters", "vocabulary", "width")),
+        *(("positions", value) for value in (1.5, float("nan"), float("inf"))),
+        ("device_memory", float("nan")),
+        ("dtype", "int8"),
+    ],
+)
+def test_impossible_plans_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"^--{name.replace('_', '-')} is "):
+        PlanSettings(**{name: value})
+
+
+def teachdiag(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "teachdiag.cli", "plan", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "c.json", tmp_path / "recipe.toml"
+    write_calibration(CALIBRATION, file)
+    recipe.write_text("[plan]\npositions = 1e9\nprocesses = 8\n")
+    shown = teachdiag("--calibration", file, "--recipe", recipe)
+    assert shown.returncode == 0, shown.stderr
+    assert "1,000,000,000 positions" in shown.stdout
+    assert "torchrun --nproc-per-node 8 -m teachdiag capture --shard-contexts" in shown.stdout
+    assert "Extrapolated from cpu, 2 threads, float32" in shown.stdout
+    summary = json.loads(teachdiag("--calibration", file, "--positions", "1e9", "--processes", 8, "--json").stdout)
+    assert summary == plan(PlanSettings(positions=1e9, processes=8), CALIBRATION)
+    explained = teachdiag("--help")
+    assert explained.returncode == 0
+    assert "--positions-per-context" in explained.stdout
+    absent = teachdiag("--calibration", tmp_path / "none.json")
+    assert absent.stderr.count("\n") == 1
+    assert COMMAND in absent.stderr
+    small = teachdiag("--calibration", file, "--device-memory", 1)
+    assert "needs" in small.stderr
+    assert (absent.returncode, small.returncode, teachdiag("--positions", 1.5).returncode) == (2, 2, 2)
