@@ -12,8 +12,9 @@ contexts of (prompt + L - 1) tokens each, which both models read. A prime marks 
   sharded over the processes. The head, vocabulary x width x 4 bytes, is a copy unless the model is float32 and whole. A
   tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
   beyond that, and is not scaled. A probe needs 5 float32 copies of the student instead of the weights.
-- Storage = bytes per position' x N, and bytes per file' for each shard. A probe keeps the teacher's hidden states,
-  N x width x 4 bytes, until it ends.
+- Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A short calibration
+  overstates large shards by up to two fifths: Parquet gives up dictionaries of numbers only where these are many. A
+  probe keeps the teacher's hidden states, N x width x 4 bytes, until it ends.
 
 A calibration of a CPU says nothing about a GPU, nor one of small models about how well large ones use a device.
 """
@@ -146,9 +147,10 @@ def _rest(calibration: Calibration) -> float:
 
 
 def _memory(models: Models, placement: Placement) -> Bytes:
-    weights = models.parameters["student"] * _FLOAT32 * STUDENT_COPIES
-    others = placement.total - placement.memory["weights"]
-    return {**placement.memory, "capture": placement.total, "probe": weights + others}
+    """Bytes on a device, part by part; what capture takes with these, and what a probe takes in one process."""
+    student = models.parameters["student"] * _FLOAT32 * STUDENT_COPIES
+    others = sum(amount for part, amount in placement.memory.items() if part != "weights")
+    return {**placement.memory, "capture": placement.total, "probe": student + others}
 
 
 def _place(settings: PlanSettings, models: Models, rest: float) -> Placement:

@@ -1,6 +1,7 @@
 """The laws of `teachdiag plan` against numbers worked by hand, and its calibration against tables that were written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,7 +246,8 @@ def test_impossible_plans_are_refused(name: str, value: Any) -> None:
 
 def teachdiag(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "teachdiag.cli", "plan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    wide = os.environ | {"COLUMNS": "160"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
 
 
 def test_the_command(tmp_path: Path) -> None:
