@@ -81,7 +81,8 @@ def calibrate(settings: CaptureSettings) -> Calibration:
         scoring_peak_bytes=torch.cuda.max_memory_allocated() if device != "cpu" else measured_peak(PROMPTS) * 1024,
     )
     made_with = {"command": COMMAND, "student": _named(pair.student), "teacher": _named(pair.teacher)}
-    workload = {"prompts": PROMPTS, "max_new_tokens": settings.max_new_tokens, "batch_tokens": settings.batch_tokens}
+    prompts = settings.bank_prompts + settings.update_prompts
+    workload = {"prompts": prompts, "max_new_tokens": settings.max_new_tokens, "batch_tokens": settings.batch_tokens}
     return Calibration(measured, settings.dtype, made_with | workload | machine_facts(device) | environment())
 
 
@@ -92,6 +93,8 @@ def measured_speeds(run: Path, settings: CaptureSettings, pair: Pair) -> Speeds:
     start = time.perf_counter()
     rollouts = sample(pair.student, [tuple(p) for p in prompts], seeds, settings.sampling, pair.vocabulary)
     sampled = time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of rollouts, which is not scoring's
     score_anew(run, settings, pair)
     scored = time.perf_counter()
     kept = [min(len(r.token_ids), settings.positions) for r in rollouts]

@@ -95,11 +95,11 @@ def plan(settings: PlanSettings, calibration: Calibration) -> dict[str, Any]:
         "models": {**models.parameters, "vocabulary": models.vocabulary, "width": models.width, "dtype": models.dtype},
         "calibration": {"measured_on": calibration.device, **calibration.made_with},
         "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PROBE_PASSES)},
-        "tokens": {"sampled": settings.positions, "read_a_pass": read},
+        "tokens": {"sampled": int(settings.positions), "read_a_pass": read},
         "storage_bytes": _storage(settings.positions, layout["shards"], models, measured),
         "time_seconds": time,
         "memory_bytes": _memory(models, placement),
-        "layout": layout | _options(settings, placement, time, layout),
+        "layout": layout | _options(settings, placement, time, layout, measured),
     }
 
 
@@ -190,10 +190,12 @@ def _shard_contexts(settings: PlanSettings, measured: Measured, contexts: int) -
 
 
 def _options(
-    settings: PlanSettings, placement: Placement, time: dict[str, float], layout: dict[str, int]
+    settings: PlanSettings, placement: Placement, time: dict[str, float], layout: dict[str, int], measured: Measured
 ) -> dict[str, Any]:
     """Options of capture that the rules recommend, each with its reason, and the command that has them."""
-    reasons = {f"--shard-contexts {layout['shard_contexts']}": f"{layout['shards']:,} shards; 150 MB each at scale"}
+    held = min(layout["shard_contexts"] * settings.positions_per_context, settings.positions)
+    shards = f"{layout['shards']:,} of about {held * measured.bytes_per_position / 1e6:.3g} MB"
+    reasons = {f"--shard-contexts {layout['shard_contexts']}": shards}
     if placement.shards > 1:
         reasons["--shard-model"] = "a model does not fit one device"
     if not placement.beside:
