@@ -1,7 +1,6 @@
 """The laws of `teachdiag plan` against numbers worked by hand, and its calibration against tables that were written."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,11 @@ import calibration as measuring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, read_calibration, write_calibration
+from teachdiag.cli import app
 from teachdiag.diagnostics.alignment import Batch
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.probe import run_probe
@@ -244,29 +245,32 @@ def test_impossible_plans_are_refused(name: str, value: Any) -> None:
         PlanSettings(**{name: value})
 
 
-def teachdiag(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "teachdiag.cli", "plan", *map(str, arguments)]
-    wide = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
-
-
 def test_the_command(tmp_path: Path) -> None:
     file, recipe = tmp_path / "c.json", tmp_path / "recipe.toml"
     write_calibration(CALIBRATION, file)
     recipe.write_text("[plan]\npositions = 1e9\nprocesses = 8\n")
-    shown = teachdiag("--calibration", file, "--recipe", recipe)
-    assert shown.returncode == 0, shown.stderr
-    assert "1,000,000,000 positions" in shown.stdout
-    assert "torchrun --nproc-per-node 8 -m teachdiag capture --shard-contexts" in shown.stdout
-    assert "Extrapolated from cpu, 2 threads, float32" in shown.stdout
-    summary = json.loads(teachdiag("--calibration", file, "--positions", "1e9", "--processes", 8, "--json").stdout)
+
+    def shown(*arguments: object) -> str:
+        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["plan", *map(str, arguments)])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    table = shown("--calibration", file, "--recipe", recipe)
+    assert "1,000,000,000 positions" in table
+    assert "torchrun --nproc-per-node 8 -m teachdiag capture --shard-contexts" in table
+    assert "Extrapolated from cpu, 2 threads, float32" in table
+    summary = json.loads(shown("--calibration", file, "--positions", "1e9", "--processes", 8, "--json"))
     assert summary == plan(PlanSettings(positions=1e9, processes=8), CALIBRATION)
-    explained = teachdiag("--help")
-    assert explained.returncode == 0
-    assert "--positions-per-context" in explained.stdout
-    absent = teachdiag("--calibration", tmp_path / "none.json")
-    assert absent.stderr.count("\n") == 1
-    assert COMMAND in absent.stderr
-    small = teachdiag("--calibration", file, "--device-memory", 1)
-    assert "needs" in small.stderr
-    assert (absent.returncode, small.returncode, teachdiag("--positions", 1.5).returncode) == (2, 2, 2)
+    assert "--positions-per-context" in shown("--help")
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    write_calibration(CALIBRATION, tmp_path / "c.json")
+    cases = (("--calibration", "none.json", COMMAND), ("--device-memory", "1", "GB on each device"))
+    for option, value, message in cases:
+        command = [sys.executable, "-m", "teachdiag.cli", "plan", "--calibration", "c.json", option, value]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
