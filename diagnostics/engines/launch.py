@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from teachdiag.diagnostics.embedded import cache_folder
+from teachdiag.cache import cache_folder
 from teachdiag.diagnostics.models import load
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError, cause
