@@ -14,8 +14,17 @@ from teachdiag.diagnostics.alignment import KEY, Batch, batched, in_shards
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import Pair, PairOutline, load_pair, outline_pair, pinned, resolve_pair
-from teachdiag.diagnostics.processes import agree, is_mine, joined, many, on_first, timed_by_first, writing_first
-from teachdiag.diagnostics.rollouts import Group, Rollout, roll_out
+from teachdiag.diagnostics.processes import (
+    agree,
+    in_step,
+    is_mine,
+    joined,
+    many,
+    on_first,
+    timed_by_first,
+    writing_first,
+)
+from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.vocabulary import vocabulary_table
@@ -55,7 +64,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
-    _refuse_missing_engine(settings)
+    _refuse_what_is_missing(settings)
     stage = Stage(run, "capture", tables=("contexts", "positions"))
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
@@ -97,8 +106,13 @@ def score_contexts(run: Path, settings: CaptureSettings, measure: Measure, repor
             write_shard(pa.concat_tables(scored).sort_by(KEY), path)
 
 
-def _refuse_missing_engine(settings: CaptureSettings) -> None:
-    """Say at once what an engine lacks here, before anything is computed."""
+def _refuse_what_is_missing(settings: CaptureSettings) -> None:
+    """Say at once what the settings need and is not here, before anything is computed."""
+    if settings.shard_model and not many():
+        raise SettingsError(
+            "--shard-model shares each model over processes, and there is one: start several, as in `torchrun "
+            "--nproc-per-node 8 -m -- teachdiag capture ...`"
+        )
     if "vllm" not in (settings.engine, settings.teacher_engine):
         return
     if many():
@@ -128,7 +142,7 @@ def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
 
 
 def _sample_and_score(job: Job, groups: list[Group]) -> None:
-    settings, vocabulary = job.settings, job.pair.vocabulary
+    settings = job.settings
     if groups and settings.engine == "vllm":  # before any other model takes memory
         from teachdiag.diagnostics.engines import rollouts as engine
 
@@ -136,20 +150,39 @@ def _sample_and_score(job: Job, groups: list[Group]) -> None:
         _write_rollouts(job, groups, serve)
     if settings.teacher_engine == "vllm":
         student = load(job.sources[0], settings.dtype, job.device)
-        student.head.size = vocabulary
-        pair = None
+        student.head.size = job.pair.vocabulary
     else:
-        pair = load_pair(job.sources, settings.dtype, job.device)
+        pair = _pair(job)
         student = pair.student
     if groups and settings.engine == "transformers":
-        _write_rollouts(job, groups, lambda mine: roll_out(student, mine, settings.sampling, vocabulary))
-    measure = _by_engine(job, student) if pair is None else _by_models(pair, settings.tile_positions)
-    with joined():
-        score_contexts(job.run, settings, measure, job.reporter)
+        _sample(job, student, groups)
+    measure = _by_engine(job, student) if settings.teacher_engine == "vllm" else _by_models(pair, settings)
+    idle = Batch((next(read_contexts(job.run, settings.positions)),))
+    with joined(), in_step(lambda: measure(idle), settings.shard_model) as step:
+        score_contexts(job.run, settings, lambda batch: step(lambda: measure(batch)), job.reporter)
 
 
-def _by_models(pair: Pair, tile: int) -> Measure:
-    return lambda batch: score(pair.student, pair.teacher, batch, tile)
+def _pair(job: Job) -> Pair:
+    if job.settings.shard_model:
+        from teachdiag.diagnostics.sharding import load_sharded_pair
+
+        return load_sharded_pair(job.sources, job.settings.dtype, job.pair.vocabulary)
+    return load_pair(job.sources, job.settings.dtype, job.device)
+
+
+def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
+    """Sample with the student itself."""
+    settings = job.settings
+
+    def rollouts(group: Group) -> list[Rollout]:
+        return sample_group(student, group, settings.sampling, job.pair.vocabulary, settings.shard_model)
+
+    with joined(), in_step(lambda: rollouts(groups[0]), settings.shard_model) as step:
+        _write_rollouts(job, groups, lambda mine: ((group, step(partial(rollouts, group))) for group in mine))
+
+
+def _by_models(pair: Pair, settings: CaptureSettings) -> Measure:
+    return lambda batch: score(pair.student, pair.teacher, batch, settings.tile_positions)
 
 
 def _by_engine(job: Job, student: LanguageModel) -> Measure:
@@ -173,7 +206,7 @@ def _longest(job: Job) -> int:
 def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
     """Sample this process's groups, and write each when it is done."""
     mine = [group for group in groups if is_mine(group.index)]
-    with joined(), job.reporter.bar("Rollouts", total=sum(len(group.rows) for group in mine)) as advance:
+    with job.reporter.bar("Rollouts", total=sum(len(group.rows) for group in mine)) as advance:
         for group, rollouts in sampled(mine):
             write_group(job.run, group, rollouts)
             advance(len(group.rows))

@@ -115,6 +115,34 @@ def agree(settings: Mapping[str, Any]) -> None:
             raise SettingsError(f"the processes were started with different settings: {flag(name)} is {told}")
 
 
+@contextmanager
+def in_step(idle: Callable[[], object], sharded: bool) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """Yield what runs one piece of work, so that passes through sharded models, which all processes take, pair up.
+
+    Args:
+        idle: a piece of work to be done for nothing, while others still have some.
+        sharded: whether that is needed; else a piece is just run.
+    """
+
+    def run(piece: Callable[[], T]) -> T:
+        if sharded:
+            _anyone(True)
+        return piece()
+
+    try:
+        yield run
+    finally:
+        while sharded and _anyone(False):
+            idle()
+
+
+def _anyone(working: bool) -> bool:
+    """Whether any process goes on."""
+    count = torch.tensor(int(working), device=processes().device)
+    torch.distributed.all_reduce(count)
+    return bool(count > 0)
+
+
 def is_mine(number: int) -> bool:
     """Whether a numbered piece of work falls to this process, whatever is done already."""
     state = processes()

@@ -1,6 +1,6 @@
 """Prompts to response tokens, sampled from the student. Each rollout has a random stream of its own."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,7 @@ def sample(
     seeds: Sequence[int],
     sampling: Sampling,
     vocabulary: int,
+    sharded: bool = False,
 ) -> list[Rollout]:
     """Sample one response a prompt, all in one batch.
 
@@ -120,6 +121,7 @@ def sample(
         seeds: one seed a rollout.
         sampling: temperature, top-p, top-k and length.
         vocabulary: number of leading ids that may be sampled.
+        sharded: whether every process samples at the same time from a model that they share.
     """
     width = max(map(len, prompts))
     pad = student.tokenizer.pad_token_id or 0
@@ -135,17 +137,17 @@ def sample(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
+        synced_gpus=sharded,  # as many passes in every process as the longest of their rollouts needs
         logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *bent, drawing]),
     )
     return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 
 
-def roll_out(
-    student: LanguageModel, groups: Iterable[Group], sampling: Sampling, vocabulary: int
-) -> Iterator[tuple[Group, list[Rollout]]]:
-    """Yield each group with its rollouts, one batch a group."""
-    for group in groups:
-        yield group, sample(student, group.prompts, group.seeds, sampling, vocabulary)
+def sample_group(
+    student: LanguageModel, group: Group, sampling: Sampling, vocabulary: int, sharded: bool = False
+) -> list[Rollout]:
+    """Sample a group's rollouts, as one batch."""
+    return sample(student, group.prompts, group.seeds, sampling, vocabulary, sharded)
 
 
 def check_prompts_fit(

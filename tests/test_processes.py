@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import PROBE, Killed, dying, tables
 
-from teachdiag.artefacts import GAINS
+from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import run_capture
@@ -26,8 +26,14 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
     """The command line of some settings."""
-    given = {name: value for name, value in settings.as_dict().items() if value not in ("", None)}
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words: list[str] = []
+    for name, value in settings.as_dict().items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option if value else f"--no-{name.replace('_', '-')}"]
+        elif value not in ("", None):
+            words += [option, str(value)]
+    return words
 
 
 def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
@@ -80,6 +86,19 @@ def test_a_probe_sums_its_gradient_over_processes(runs: dict[int, Path], process
     for name in ("loss", "gradient_norm", "update_norm"):
         assert steps[0]["one_step"][name] == pytest.approx(steps[1]["one_step"][name], rel=1e-5)
     assert not list((runs[processes] / "scratch").glob("*"))
+
+
+def test_models_may_be_sharded_over_processes(tmp_path: Path, settings: CaptureSettings) -> None:
+    """Three groups and eleven shards among two processes, which must take as many passes as each other."""
+    given = replace(settings, responses=2, shard_contexts=7)
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    for run, asked in ((whole, given), (sharded, replace(given, shard_model=True))):
+        done = launch(2, "capture", "--run", str(run), *options(asked))
+        assert done.returncode == 0, done.stderr[-3000:]
+    pd.testing.assert_frame_equal(CONTEXTS.read(whole / "contexts"), CONTEXTS.read(sharded / "contexts"))
+    ours, theirs = (POSITIONS.read(run / "positions") for run in (sharded, whole))
+    scalars = ours.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(ours[scalars], theirs[scalars], rtol=1e-4, atol=1e-6)
 
 
 def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: CaptureSettings) -> None:

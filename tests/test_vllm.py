@@ -176,7 +176,7 @@ def listing(settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LogprobsTeacher, "__init__", start)
     monkeypatch.setattr(LogprobsTeacher, "answer", answer)
-    monkeypatch.setattr(capture_stage, "_refuse_missing_engine", lambda _: None)
+    monkeypatch.setattr(capture_stage, "_refuse_what_is_missing", lambda _: None)
 
 
 def test_listed_log_probabilities_give_what_lists_determine(

@@ -89,6 +89,9 @@ class CaptureSettings(PairSettings):
     tensor_parallel: int = option(1, "Devices that share one model in vLLM", "devices")
     gpu_memory: float = option(0.9, "Share of each GPU's memory that vLLM takes", "share")
     prefix_caching: bool = option(True, "Whether vLLM computes a prompt once for all of its responses")
+    shard_model: bool = option(
+        False, "Share each model's layers over the processes (FSDP2), for models larger than a device"
+    )
     dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
     batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens")
@@ -121,6 +124,8 @@ class CaptureSettings(PairSettings):
 
     def _refuse_engine_options(self) -> None:
         """Refuse an option of an engine that is not used: it would promise what does not happen."""
+        if self.shard_model and "vllm" in (self.engine, self.teacher_engine):
+            raise SettingsError("--shard-model is for models in transformers; vLLM shares one by --tensor-parallel")
         engines = "--engine or --teacher-engine vllm"
         idle = {} if "vllm" in (self.engine, self.teacher_engine) else dict.fromkeys(_OF_VLLM, engines)
         if self.teacher_engine != "vllm":
