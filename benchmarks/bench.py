@@ -15,12 +15,10 @@ from estimates import estimate_rows
 from intervals import coverage_rows
 from large import large_rows
 from probes import probe_rows
-from rich.console import Console
-from rich.table import Table
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
 from training import training_rows
-from workload import QUIET, Row, load_bench_pair
+from workload import QUIET, Row, load_bench_pair, show
 
 
 def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
@@ -49,16 +47,6 @@ def main() -> None:
     for name in sys.argv[1:] or parts:
         title, rows = parts[name]
         show(title, rows())
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """Print one table."""
-    table = Table(title=title)
-    for heading in ("what", "measured", "ratio"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 if __name__ == "__main__":

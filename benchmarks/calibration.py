@@ -16,8 +16,9 @@ from workload import QUIET, Row
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, write_calibration
-from teachdiag.diagnostics.capture import Pair, load_pair, resolve_pair, run_capture
+from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models import LanguageModel, machine_facts, pick_device
+from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.rollouts import sample
 from teachdiag.runs import environment
 from teachdiag.settings import CaptureSettings
@@ -63,7 +64,7 @@ def calibrate(settings: CaptureSettings) -> Calibration:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         run_capture(run, settings, QUIET)
-        pair = load_pair(resolve_pair(settings, QUIET), settings.dtype, device, QUIET)
+        pair = load_pair(resolve_pair(settings, QUIET), settings.dtype, device)
         speeds = measured_speeds(run, settings, pair)
         lists, bare = (stored(run / "positions", lists=kept) for kept in (True, False))
     models = (pair.student, pair.teacher)

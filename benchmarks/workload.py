@@ -1,10 +1,12 @@
-"""What the benchmarks share: the embedded pair, contexts of random tokens, and a stopwatch."""
+"""What the benchmarks share: the embedded pair, contexts of random tokens, a stopwatch, and how results are shown."""
 
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from teachdiag.diagnostics.alignment import Batch, Context
 from teachdiag.diagnostics.models import LanguageModel
@@ -48,3 +50,13 @@ def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
         work()
         durations.append(time.perf_counter() - start)
     return min(durations)
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print one table."""
+    table = Table(title=title)
+    for heading in ("what", "measured", "ratio"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -248,6 +248,7 @@ def _positions(batch: Batch, columns: Columns) -> pa.Table:
 
 def _summary(run: Path) -> dict[str, Any]:
     contexts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_id", "split", "finish_reason"])
+    ends = contexts["finish_reason"][contexts["finish_reason"] != "unknown"]
     averaged = POSITIONS.present(run / "positions", ("forward_kl", "compatibility_k16", "student_entropy"))
     positions = POSITIONS.read(run / "positions", ["split", *averaged])
     bank = positions[positions["split"] == "bank"]
@@ -256,5 +257,5 @@ def _summary(run: Path) -> dict[str, Any]:
         "contexts": counts["contexts"].to_dict(),
         "prompts": counts["prompts"].to_dict(),
         "positions": positions["split"].value_counts().sort_index().to_dict(),
-        "share_cut_at_max_new_tokens": float((contexts["finish_reason"] == "length").mean()),
+        "share_cut_at_max_new_tokens": float((ends == "length").mean()) if len(ends) else None,
     } | {f"bank_mean_{name}": float(bank[name].mean()) for name in averaged}

@@ -35,7 +35,7 @@ def roll_out(
     length = max(len(prompt) for group in groups for prompt in group.prompts) + settings.max_new_tokens
     engine = start(source, settings, length, reporter)
     try:
-        yield from _finished(engine, pair, settings, groups)
+        yield from serve(engine, pair, settings, groups)
     finally:
         del engine
         gc.collect()
@@ -43,12 +43,13 @@ def roll_out(
             torch.cuda.empty_cache()  # for the models that score
 
 
-def _finished(
+def serve(
     engine: Any,  # noqa: ANN401
     pair: PairOutline,
     settings: CaptureSettings,
     groups: Iterable[Group],
 ) -> Iterator[tuple[Group, list[Rollout]]]:
+    """Yield each group with its rollouts from a running engine; arguments as for `roll_out`."""
     waiting = iter(groups)
     places: dict[str, tuple[Group, int]] = {}  # of every request that the engine has
     found: dict[int, dict[int, Rollout]] = {}  # rollouts of the groups that the engine has

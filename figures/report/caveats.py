@@ -39,9 +39,14 @@ def caveats(run: Path, tables: RunTables, stages: dict[str, Any]) -> list[tuple[
 
 def _truncation(run: Path, stages: dict[str, Any]) -> str:
     contexts = CONTEXTS.read(run / "contexts", ["split", "finish_reason"])
-    cut = (contexts[contexts["split"] == "bank"]["finish_reason"] == "length").mean()
-    limit = stages["capture"]["settings"]["max_new_tokens"]
-    return f"{cut:.0%} of the bank's responses were cut at {limit} tokens: what comes later was not measured."
+    ends = contexts[contexts["split"] == "bank"]["finish_reason"]
+    known = ends[ends != "unknown"]
+    if known.empty:
+        return "Whether the bank's responses ended or were cut is unknown: what may come later was not measured."
+    settings, whose = stages["capture"]["settings"], "" if len(known) == len(ends) else " whose end is known"
+    cut = "cut" if settings["contexts"] else f"cut at {settings['max_new_tokens']} tokens"
+    share = (known == "length").mean()
+    return f"{share:.0%} of the bank's responses{whose} were {cut}: what comes later was not measured."
 
 
 def _q3(tables: RunTables) -> str:
