@@ -6,14 +6,13 @@ contexts of (prompt + L - 1) tokens each, which both models read. A prime marks 
 - Passes: capture samples N tokens and reads every context once with each model. The default one_step probe reads it 5
   more times with the student (theta0, theta0 in another layout, the step, two placebos) and once with the teacher.
 - Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
-  P_t')), rollouts take N x P_s / (tokens/s' x P_s'), both divided by the number of processes, which is the best that
-  these can do. The probe is one process. Its gradients, loading of models and the analysis are left out.
+  P_t')), rollouts take N x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
+  is the best that these can do. Gradients, loading of models and the analysis are left out.
 - Memory of a device = weights + float32 head + tile of logits + rest. Weights are P x bytes of the dtype, whole or
   sharded over the processes. The head, vocabulary x width x 4 bytes, is a copy unless the model is float32 and whole. A
   tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
   beyond that, and is not scaled. A probe needs 5 float32 copies of the student instead of the weights.
-- Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A short calibration
-  overstates large shards by up to two fifths: Parquet gives up dictionaries of numbers only where these are many. A
+- Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A
   probe keeps the teacher's hidden states, N x width x 4 bytes, until it ends.
 
 A calibration of a CPU says nothing about a GPU, nor one of small models about how well large ones use a device.
@@ -116,14 +115,14 @@ def _models(settings: PlanSettings, measured: Measured) -> Models:
 
 
 def _time(positions: float, read: float, processes: int, models: Models, measured: Measured) -> dict[str, float]:
-    """Seconds of rollouts and scoring over all processes, and of a probe in one; `read` are the tokens of one pass."""
+    """Seconds of rollouts, scoring and a probe over all processes; `read` are the tokens of one pass."""
     student, teacher = models.parameters["student"], models.parameters["teacher"]
     sampled = measured.rollout_tokens_per_second * measured.student_parameters
     scored = measured.scoring_tokens_per_second * (measured.student_parameters + measured.teacher_parameters)
     return {
         "rollouts": positions * student / sampled / processes,
         "scoring": read * (student + teacher) / scored / processes,
-        "probe": read * (PROBE_PASSES["student"] * student + PROBE_PASSES["teacher"] * teacher) / scored,
+        "probe": read * (PROBE_PASSES["student"] * student + PROBE_PASSES["teacher"] * teacher) / scored / processes,
     }
 
 
@@ -202,7 +201,7 @@ def _options(
         reasons["--teacher-engine vllm"] = "the teacher does not fit beside the student, and needs devices of its own"
     if time["rollouts"] > time["scoring"]:
         reasons["--engine vllm"] = "rollouts take longer than scoring"
-    several = f"torchrun --nproc-per-node {layout['processes']} -m teachdiag"
+    several = f"torchrun --nproc-per-node {layout['processes']} -m -- teachdiag"
     start = several if layout["processes"] > 1 else "teachdiag"
     analysis = "out of core, by itself" if settings.positions >= OUT_OF_CORE else "in memory"
     return {"options": reasons, "command": f"{start} capture {' '.join(reasons)}", "analysis": analysis}

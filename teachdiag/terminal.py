@@ -104,7 +104,7 @@ def _amounts(summary: Summary) -> list[tuple[str, str]]:
         ("disk: a probe's scratch, until it ends", _size(stored["probe_scratch"])),
         (f"time: rollouts, {processes} processes", _duration(time["rollouts"])),
         (f"time: scoring, {processes} processes", _duration(time["scoring"])),
-        ("time: one_step probe, 1 process", _duration(time["probe"])),
+        (f"time: one_step probe, {processes} processes", _duration(time["probe"])),
         ("memory a device: capture", _size(memory["capture"])),
         *(
             (f"  {name.replace('_', ' ')}", _size(memory[name]))
