@@ -3,6 +3,8 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,8 @@ from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.engines.launch import require_vllm
-from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, collected
-from teachdiag.errors import ModelError
+from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, collected, refuse_without_logprobs
+from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -140,8 +142,6 @@ class Listing:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
     def outputs(self, batch: object, ids: np.ndarray, vocabulary: int) -> list[object]:
-        from types import SimpleNamespace
-
         found, row = [], 0
         for context in batch.contexts:  # type: ignore[attr-defined]
             prompt, n = [*context.teacher_prompt, *context.response], len(context.response)
@@ -204,3 +204,30 @@ def test_an_engine_that_is_not_installed_is_named_with_its_line(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
     with pytest.raises(ModelError):
         require_vllm()
+
+
+def test_an_engine_that_lacks_the_call_is_refused() -> None:
+    """What vLLM before 0.32 looks like from here."""
+    old = SimpleNamespace(
+        __version__="0.31.0",
+        SamplingParams=SimpleNamespace(__struct_fields__=("n", "prompt_logprobs")),
+        platforms=SimpleNamespace(current_platform=SimpleNamespace(is_cuda=lambda: True)),
+    )
+    with pytest.raises(
+        ModelError, match=r"vLLM 0\.31\.0 lacks SamplingParams\(prompt_logprob_token_ids\): install vllm"
+    ):
+        refuse_without_logprobs(old)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tensor_parallel": 2}, "--tensor-parallel belongs to --engine or --teacher-engine vllm"),
+        ({"engine": "vllm", "teacher_gives": "states"}, "--teacher-gives belongs to --teacher-engine vllm"),
+        ({"engine": "vllm", "gpu_memory": 1.5}, r"--gpu-memory is 1.5: it must be in \(0, 1\]"),
+        ({"engine": "vllm", "shard_model": True}, "--shard-model is for models in transformers"),
+    ],
+)
+def test_options_of_an_engine_that_is_not_used_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        CaptureSettings(**asked)
