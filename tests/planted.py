@@ -157,6 +157,7 @@ def _positions(world: World, rng: np.random.Generator) -> pd.DataFrame:
         "forward_kl": kl,
         "logit_alignment": 0.3 * kl * rng.uniform(0, 1, n) + 0.01 * rng.normal(size=n),
         "hidden_norm_sq": rng.gamma(20, 5, n),
+        "tail_mass": np.minimum(kl, 1) / 10,  # which nothing is estimated from
     }
     c = 1 - rng.beta(1, 4, n) * np.minimum(1, kl)
     for k in SUPPORT_SIZES:

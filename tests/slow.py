@@ -40,6 +40,8 @@ def position_columns(student_logits: np.ndarray, teacher_logits: np.ndarray, tok
         "logit_alignment": sum((x - y) * x * (math.log(x / y) - reverse) for x, y in zip(p, q, strict=True)),
         "forward_logit_energy": sum((x - y) ** 2 for x, y in zip(p, q, strict=True)),
     }
+    listed = set(top(p, 32)) | set(top(q, 32))
+    columns["tail_mass"] = sum(x for v, x in enumerate(q) if v not in listed)
     for k in (8, 16, 32):
         columns |= {f"{name}_k{k}": value for name, value in support_columns(p, q, k).items()}
     return columns
