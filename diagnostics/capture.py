@@ -1,5 +1,6 @@
 """Stage capture: prompts to frozen rollouts (`contexts`), and both models' distributions on them (`positions`)."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import pyarrow as pa
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, batched, in_shards
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
-from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
+from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
 from teachdiag.diagnostics.pair import Pair, PairOutline, load_pair, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.processes import (
     agree,
@@ -21,6 +22,7 @@ from teachdiag.diagnostics.processes import (
     joined,
     many,
     on_first,
+    own_device,
     timed_by_first,
     writing_first,
 )
@@ -69,13 +71,14 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
         prompts = on_first(lambda: _prompts(settings))
-        device = pick_device(settings.device)
+        device = own_device(settings.device)
         inputs = on_first(lambda: _inputs(settings, sources, prompts))
-        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device))):
+        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
             reporter.say(f"{run}: capture is complete")
             return dict(on_first(stage.require)["results"])
         with timed_by_first(stage):
-            job = Job(run, settings, sources, outline_pair(sources, reporter), device, reporter)
+            with joined():
+                job = Job(run, settings, sources, outline_pair(sources, reporter), device, reporter)
             groups = on_first(lambda: _prepare(job, prompts))
             _sample_and_score(job, groups)
             results = {"shared_vocabulary": job.pair.vocabulary} | on_first(lambda: _summary(run))
@@ -138,7 +141,10 @@ def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
     if prompts is None:
         import_contexts(job.run, job.settings, job.pair)
         return []
-    return unsampled(job.run, lay_out(job.settings, job.pair, prompts))
+    groups = unsampled(job.run, lay_out(job.settings, job.pair, prompts))
+    if groups:  # what was scored of responses that are sampled again is no longer theirs
+        shutil.rmtree(job.run / "positions", ignore_errors=True)
+    return groups
 
 
 def _sample_and_score(job: Job, groups: list[Group]) -> None:
@@ -167,7 +173,8 @@ def _pair(job: Job) -> Pair:
         from teachdiag.diagnostics.sharding import load_sharded_pair
 
         return load_sharded_pair(job.sources, job.settings.dtype, job.pair.vocabulary)
-    return load_pair(job.sources, job.settings.dtype, job.device)
+    with joined():
+        return load_pair(job.sources, job.settings.dtype, job.device)
 
 
 def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
@@ -200,7 +207,7 @@ def _by_engine(job: Job, student: LanguageModel) -> Measure:
 
 def _longest(job: Job) -> int:
     """Longest sequence that the teacher has to read, in tokens."""
-    return max(len(c.inputs("teacher")) for c in read_contexts(job.run, job.settings.positions)) + 1
+    return max(len(c.inputs("teacher")) for c in read_contexts(job.run, job.settings.positions))
 
 
 def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:

@@ -19,6 +19,7 @@ from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.diagnostics.alignment import KEY
 from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
 from teachdiag.diagnostics.predicted import inner_products, write_predictions
+from teachdiag.diagnostics.processes import on_first, shared_out, whole
 from teachdiag.diagnostics.updates import Step, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.progress import Reporter
@@ -45,9 +46,7 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
             lengths[cell.seed] = step.update_norm
         rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
     bench.theta0.verify()
-    write_parquet(INTERVENTIONS.build_rows(rows), shard_path(bench.run / "interventions" / bench.probe_id, 0))
-    if bench.settings.kind == "selectors":
-        _write_gains(bench, cells, before)
+    on_first(lambda: _write(bench, cells, rows, before))
     return {
         "cells": len(cells),
         "noise_floor": floor,
@@ -57,22 +56,28 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
     }
 
 
+def _write(bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
+    write_parquet(INTERVENTIONS.build_rows(rows), shard_path(bench.run / "interventions" / bench.probe_id, 0))
+    if bench.settings.kind == "selectors":
+        _write_gains(bench, cells, before)
+
+
 def _predictions(bench: Workbench) -> pa.Table:
     """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
     fix, _ = inner_products(bench, "fix", bench.fix, bench.update)
     bank, _ = inner_products(bench, "bank", bench.bank, bench.update)
     columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
-    write_predictions(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
+    on_first(lambda: write_predictions(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id))
     return pa.table({name: fix[name] for name in _KEYS} | columns)
 
 
 def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
     """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
     path = bench.scratch / "theta0.parquet"
-    if not path.exists():
+    if not on_first(path.exists):
         again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
         table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
-        write_parquet(table, path)
+        on_first(lambda: write_parquet(table, path))
     table = pq.read_table(path)
     floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
     facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
@@ -81,8 +86,11 @@ def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
 
 
 def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
-    """Forward KL of the rescored bank at the student's present weights, by (context_id, position)."""
-    scored = pa.concat_tables([bench.rescored(batch) for batch in batches]).sort_by(KEY)
+    """Forward KL of the rescored bank at the student's present weights, by (context_id, position).
+
+    Several processes share the batches.
+    """
+    scored = whole([bench.rescored(batch) for batch in shared_out(list(batches))]).sort_by(KEY)
     return scored.select([*_KEYS, "forward_kl"])
 
 
@@ -107,10 +115,9 @@ def _measured(
         The step, and the gain of every rescored position, one column a way of matching steps.
     """
     note = path.with_suffix(".json")
-    if path.exists() and note.exists():
-        done = json.loads(note.read_text())
-        if done.pop("kept") == cell.digest:
-            return Step(**done), pq.read_table(path)
+    done = json.loads(on_first(lambda: note.read_text() if path.exists() and note.exists() else "{}"))
+    if done.pop("kept", None) == cell.digest:
+        return Step(**done), pq.read_table(path)
     kept = cell.draw.kept(cell.selection.kept)
     objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, kept)
     step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
@@ -121,10 +128,14 @@ def _measured(
             bench.theta0.stretch(length / step.update_norm)
             gains["norm"] = _gain(bench, before)
     bench.theta0.restore()
-    note.unlink(missing_ok=True)  # it vouches for the gains, so it comes after them
-    write_parquet(pa.table(gains), path)
-    write_text(json.dumps(asdict(step) | {"kept": cell.digest}), note)
+    on_first(lambda: _keep(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note))
     return step, pa.table(gains)
+
+
+def _keep(gains: pa.Table, path: Path, facts: dict[str, Any], note: Path) -> None:
+    note.unlink(missing_ok=True)  # it vouches for the gains, so it comes after them
+    write_parquet(gains, path)
+    write_text(json.dumps(facts), note)
 
 
 def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:

@@ -19,13 +19,14 @@ from torch import Tensor
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.alignment import Batch, Context
 from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.processes import is_mine, joined, on_first
 from teachdiag.diagnostics.updates import Direction, gradient, inner
 from teachdiag.diagnostics.workbench import Workbench, rows_of
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_K, ProbeSettings
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.tables import is_intact, shard_path, write_parquet, write_shard
 
 _NOISE_DRAWS = 3  # layouts in which L_fix is measured at theta0
 _STRATIFIED_BY = (("forward_kl", 10), (f"compatibility_k{HEADLINE_K}", 3))
@@ -48,15 +49,15 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
     ids = drawn["context_id"].to_numpy()
     groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
     held = hold_out(bench)
-    with bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
+    with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
         for place, (context, rows) in enumerate(groups):
             path = shard_path(bench.scratch / "steps", place)
-            if not path.exists():
-                write_parquet(steps_in_context(bench, context, rows, held), path)
+            if is_mine(place) and not is_intact(path):
+                write_shard(steps_in_context(bench, context, rows, held), path)
             advance(rows.num_rows)
     bench.theta0.verify()
     relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-    return _assemble(bench) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+    return on_first(lambda: _assemble(bench)) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
 
 
 def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import head_of
@@ -16,6 +16,7 @@ from teachdiag.diagnostics.sources import ModelSource, end_ids, limit
 from teachdiag.errors import ModelError, SettingsError, cause
 
 transformers.utils.logging.disable_progress_bar()
+_SMALL_VOCABULARY = 64  # of the stand-in on which an architecture is checked
 _PROBE_TOKENS = 8  # length of the sequence on which the cut is checked against the whole model
 
 
@@ -120,13 +121,29 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
             source.path,
             revision=source.at,
             dtype=torch.float32 if master else compute,
-            device_map={"": device},
+            # By its number: weights are read in threads, for which a bare "cuda" is the first GPU.
+            device_map={"": torch.empty(0, device=device).device},
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {source.name!r} cannot be loaded: {cause(error)}") from error
     if source.dropped_layers:
         _drop_layers(model, source)
     return LanguageModel(source, model, tokenizer, compute if master and compute != torch.float32 else None)
+
+
+def check_head(source: ModelSource) -> None:
+    """Compare our logits with an architecture's own, without its weights: on one layer and few ids of random ones.
+
+    Raises:
+        ModelError: the architecture does something to its logits that `Head` does not know.
+    """
+    config = AutoConfig.from_pretrained(source.path, revision=source.at)
+    text = config.get_text_config()
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, _SMALL_VOCABULARY, None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.at)
+    LanguageModel(source, AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
 
 
 def pick_device(name: str) -> str:
@@ -145,9 +162,10 @@ def pick_device(name: str) -> str:
 
 
 def machine_facts(device: str) -> dict[str, Any]:
-    """What decides the last digits of the numbers beside the versions: device and threads."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return {"device": device, "device_name": name, "threads": torch.get_num_threads()}
+    """What decides the last digits of the numbers beside the versions: the device, and the threads of a CPU."""
+    if device.startswith("cuda"):
+        return {"device": device, "device_name": torch.cuda.get_device_name(device)}
+    return {"device": device, "device_name": device, "threads": torch.get_num_threads()}
 
 
 def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401

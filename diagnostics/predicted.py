@@ -6,6 +6,7 @@ gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
+from teachdiag.diagnostics.processes import on_first
 from teachdiag.diagnostics.updates import Direction, gradient, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor
 from teachdiag.settings import SHRINKS
@@ -42,14 +44,14 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
     bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
     for shrink in SHRINKS:
         state = _state(shrink)
-        if bench.unscored(state):
+        if on_first(partial(bench.unscored, state)):
             bench.theta0.displace(step(), shrink)
             bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
             bench.theta0.restore()
     direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
     fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
     bench.theta0.verify()
-    return _assemble(bench, -slopes["kl"].to_numpy(), fix) | {"step": slope_facts, "fix": fix_facts}
+    return on_first(lambda: _assemble(bench, -slopes["kl"].to_numpy(), fix)) | {"step": slope_facts, "fix": fix_facts}
 
 
 def inner_products(
@@ -81,7 +83,7 @@ def slopes_along(
         when it is halved, both null for the exact method.
     """
     path, note = bench.scratch / f"{name}.parquet", bench.scratch / f"{name}.json"
-    if not (path.exists() and note.exists()):
+    if not on_first(lambda: path.exists() and note.exists()):
         exact = Along(bench.student, bench.theta0, direction(), None)
         step, change = None, None
         if bench.settings.method == "central":
@@ -89,10 +91,14 @@ def slopes_along(
             step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
         along = Along(bench.student, bench.theta0, exact.direction, step)
         found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
-        write_parquet(found, path)
-        write_text(json.dumps({"central_step": step, "change_when_halved": change}), note)
+        on_first(lambda: _keep(found, path, {"central_step": step, "change_when_halved": change}, note))
     facts: dict[str, float | None] = json.loads(note.read_text())
     return pq.read_table(path), facts
+
+
+def _keep(table: pa.Table, path: Path, facts: dict[str, float | None], note: Path) -> None:
+    write_parquet(table, path)
+    write_text(json.dumps(facts), note)
 
 
 def write_predictions(

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.losses import PositionLoss
 from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.processes import is_mine, whole
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
 from teachdiag.diagnostics.updates import Direction, Theta0, inner
@@ -130,7 +131,7 @@ def derivatives(
     settings: ProbeSettings,
     reporter: Reporter,
 ) -> pa.Table:
-    """Derivative along a direction of functions of every position's logits.
+    """Derivative along a direction of functions of every position's logits; several processes share the contexts.
 
     For a loss whose gradient is not that of its value (`sampled_reverse_kl`, with its detached advantage) it is the
     inner product of the direction with the gradient that a step would take.
@@ -140,12 +141,14 @@ def derivatives(
     """
     found = []
     with reporter.bar("First-order predictions", total=len(contexts)) as advance:
-        for group in in_shards(contexts, _GROUP):
+        for number, group in enumerate(in_shards(contexts, _GROUP)):
+            if not is_mine(number):
+                continue
             for batch, tangent in along.tangents(batched(group, settings.batch_tokens)):
                 columns = _contracted(along, batch, tangent, teacher, functions, settings.tile_positions)
                 found.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
                 advance(len(batch.contexts))
-    return pa.concat_tables(found).sort_by(KEY)
+    return whole(found).sort_by(KEY)
 
 
 def choose_step(

@@ -7,18 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.cells import oracle_probe, resolve_choosers
 from teachdiag.diagnostics.interventions import measure_interventions
 from teachdiag.diagnostics.isolated import check_sample, measure_isolated
-from teachdiag.diagnostics.models import machine_facts, pick_device
+from teachdiag.diagnostics.models import machine_facts
 from teachdiag.diagnostics.pair import resolve_pair
 from teachdiag.diagnostics.predicted import measure_predicted
-from teachdiag.diagnostics.processes import agree, many, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.processes import agree, on_first, own_device, timed_by_first, writing_first
 from teachdiag.diagnostics.sources import ModelSource, resolve
 from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
-from teachdiag.errors import RunError, SettingsError
+from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings, Kind, ProbeSettings
@@ -47,7 +48,7 @@ _KINDS: dict[Kind, _Measurement] = {
 }
 
 
-_SHARED: tuple[Kind, ...] = ("one_step", "placebo", "checkpoint")  # kinds that several processes share out
+_NEEDED = ("forward_kl", "teacher_entropy")  # of the columns that a teacher behind an engine may not give
 
 
 def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[str, Any]:
@@ -60,12 +61,8 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
-    if many() and settings.kind not in _SHARED:
-        raise SettingsError(
-            f"--kind {settings.kind} runs in one process, not in several: leave torchrun or accelerate out (they share "
-            f"out {', '.join(_SHARED)})"
-        )
     captured = on_first(Stage(run, "capture").require)
+    on_first(lambda: POSITIONS.require(run / "positions", _NEEDED))
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     probe_id = settings.name or _default_name(settings)
@@ -73,9 +70,9 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(capture, reporter))
         _refuse_other_models(run, captured, sources)
-        device = pick_device(settings.device)
+        device = own_device(settings.device)
         inputs = captured["inputs"] | captured["tables"] | on_first(lambda: _further_inputs(run, settings, reporter))
-        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device))):
+        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(on_first(stage.require)["results"])
         with timed_by_first(stage):

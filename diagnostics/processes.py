@@ -5,16 +5,18 @@ never depends on how many there are, except that a gradient summed over processe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from teachdiag.diagnostics.models import pick_device
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.settings import flag
@@ -99,6 +101,20 @@ def timed_by_first(stage: Stage) -> AbstractContextManager[None]:
     return stage.timed() if is_first() else nullcontext()
 
 
+def own_device(name: str) -> str:
+    """Resolve a --device for this process.
+
+    Raises:
+        SettingsError: it cannot be used here, or not by several processes, each of which has a device of its own.
+    """
+    device = pick_device(name)
+    if many() and device != processes().device.type:
+        raise SettingsError(
+            f"--device {name}: each process has a {processes().device.type} device of its own: leave it out"
+        )
+    return device
+
+
 def agree(settings: Mapping[str, Any]) -> None:
     """Refuse processes that were started with different settings.
 
@@ -131,8 +147,15 @@ def in_step(idle: Callable[[], object], sharded: bool) -> Iterator[Callable[[Cal
 
     try:
         yield run
-    finally:
-        while sharded and _anyone(False):
+    except InputError:
+        _idle_along(idle, sharded)
+        raise
+    _idle_along(idle, sharded)
+
+
+def _idle_along(idle: Callable[[], object], sharded: bool) -> None:
+    while sharded and _anyone(False):
+        with suppress(InputError):  # whose piece of work it is tells of it
             idle()
 
 
@@ -152,6 +175,12 @@ def is_mine(number: int) -> bool:
 def shared_out(items: list[T]) -> list[T]:
     """Return this process's part of the items: every n-th of n processes."""
     return [item for number, item in enumerate(items) if is_mine(number)]
+
+
+def whole(tables: list[pa.Table]) -> pa.Table:
+    """Return the rows that all processes found, in no order that means anything."""
+    parts = gather_object([pa.concat_tables(tables) if tables else None]) if many() else tables
+    return pa.concat_tables([part for part in parts if part is not None])
 
 
 def together(parts: list[T], order: Callable[[T], Any]) -> list[T]:

@@ -73,19 +73,14 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
         """Take uniform numbers in [0, 1) of shape (rollouts, steps)."""
         self.uniforms = torch.from_numpy(uniforms).to(device)
         self.prompt_length = prompt_length
+        self.broken: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Force one token a row; shapes (rollouts, length) and (rollouts, ids).
-
-        Raises:
-            ContextError: a logit is NaN, so that nothing can be sampled.
-        """
+        """Force one token a row; shapes (rollouts, length) and (rollouts, ids). NaN is remembered as `broken`."""
         step = input_ids.shape[1] - self.prompt_length
         cumulative = scores.double().softmax(-1).cumsum(-1)
-        if not torch.isfinite(cumulative[:, -1]).all():
-            raise ContextError(
-                f"the student gives NaN logits at token {step} of a rollout: try --dtype float32, or check its weights"
-            )
+        if self.broken is None and not torch.isfinite(cumulative[:, -1]).all():
+            self.broken = step  # told of afterwards: other processes may be in the middle of the same pass
         target = self.uniforms[:, step, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
@@ -122,6 +117,9 @@ def sample(
         sampling: temperature, top-p, top-k and length.
         vocabulary: number of leading ids that may be sampled.
         sharded: whether every process samples at the same time from a model that they share.
+
+    Raises:
+        ContextError: a logit is NaN, so that nothing can be sampled.
     """
     width = max(map(len, prompts))
     pad = student.tokenizer.pad_token_id or 0
@@ -140,6 +138,11 @@ def sample(
         synced_gpus=sharded,  # as many passes in every process as the longest of their rollouts needs
         logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *bent, drawing]),
     )
+    if drawing.broken is not None:
+        raise ContextError(
+            f"the student gives NaN logits at token {drawing.broken} of a rollout: try --dtype float32, or check its "
+            "weights"
+        )
     return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 
 

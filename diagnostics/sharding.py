@@ -10,13 +10,13 @@ from torch.distributed.fsdp import fully_shard
 
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.processes import processes
+from teachdiag.diagnostics.processes import joined, processes
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError
 
 
 def load_sharded_pair(sources: tuple[ModelSource, ModelSource], dtype: str, vocabulary: int) -> Pair:
-    """Load both models into memory, one after the other, and keep this process's shard of each on its device.
+    """Load both models into memory, and keep this process's shard of each on its device.
 
     Args:
         sources: student and teacher.
@@ -26,7 +26,9 @@ def load_sharded_pair(sources: tuple[ModelSource, ModelSource], dtype: str, voca
     Raises:
         ModelError: one cannot be loaded, or has no layers to shard.
     """
-    student, teacher = (_sharded(load(source, dtype, "cpu")) for source in sources)
+    with joined():  # before anything collective
+        models = [load(source, dtype, "cpu") for source in sources]
+    student, teacher = (_sharded(model) for model in models)
     student.head.size = teacher.head.size = vocabulary
     return Pair(student, teacher, vocabulary)
 
@@ -41,6 +43,8 @@ def _sharded(model: LanguageModel) -> LanguageModel:
     model.head.to(state.device)
     head = model.model.get_output_embeddings()
     head.weight = torch.nn.Parameter(model.head.weight.to(head.weight.dtype), requires_grad=False)
+    if head.bias is not None:
+        head.bias = torch.nn.Parameter(head.bias.to(state.device), requires_grad=False)
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)

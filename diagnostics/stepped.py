@@ -4,6 +4,7 @@ Every state of the weights is rescored into shards; the `gains` tables are assem
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from teachdiag.diagnostics.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.models import LanguageModel, load
-from teachdiag.diagnostics.processes import on_first
+from teachdiag.diagnostics.processes import on_first, processes
 from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.sources import resolve
@@ -130,14 +131,17 @@ def _own_id(probe_id: str, settings: ProbeSettings, name: str) -> str:
 def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> Step:
     """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
     note = bench.scratch / update.state / "step.json"
-    done = on_first(lambda: note.read_text() if note.exists() and bench.unscored(update.state) == [] else None)
-    if done:
-        return Step(**json.loads(done))
+    facts = json.loads(on_first(lambda: note.read_text() if note.exists() else "{}"))
+    count = facts.pop("processes", None)
+    if facts and on_first(lambda: bench.unscored(update.state)) == []:
+        return Step(**facts)
+    if count not in (None, processes().num_processes):  # the step's last digits hang on their number
+        on_first(lambda: shutil.rmtree(note.parent))
     step = _take(bench, update)
     if real is not None:
         bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
         step = replace(step, update_norm=bench.theta0.distance())
-    on_first(lambda: write_text(json.dumps(asdict(step)), note))
+    on_first(lambda: write_text(json.dumps(asdict(step) | {"processes": processes().num_processes}), note))
     try:
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
     except ContextError as error:
@@ -189,11 +193,7 @@ def _take_fresh_steps(bench: Workbench) -> Step:
 
 
 def _fresh_objective(bench: Workbench, teacher: LanguageModel, batch: Sequence[Context], number: int) -> Objective:
-    sampled: list[Rollout] = []
-    for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
-        seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
-        prompts = [batch[place].student_prompt for place in places]
-        sampled += sample(bench.student, prompts, seeds, bench.capture.sampling, bench.student.head.size)
+    sampled = on_first(lambda: _fresh_rollouts(bench, batch, number))
     contexts = [
         replace(c, context_id=place, response=rollout.token_ids[: bench.capture.positions])
         for place, (c, rollout) in enumerate(zip(batch, sampled, strict=True))
@@ -202,6 +202,15 @@ def _fresh_objective(bench: Workbench, teacher: LanguageModel, batch: Sequence[C
     file.unlink(missing_ok=True)
     states = compute_teacher_states(teacher, [contexts], bench.settings.batch_tokens, file, Reporter(quiet=True))
     return step_objective(contexts, states, bench.settings)
+
+
+def _fresh_rollouts(bench: Workbench, batch: Sequence[Context], number: int) -> list[Rollout]:
+    sampled: list[Rollout] = []
+    for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
+        seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
+        prompts = [batch[place].student_prompt for place in places]
+        sampled += sample(bench.student, prompts, seeds, bench.capture.sampling, bench.student.head.size)
+    return sampled
 
 
 @torch.no_grad()

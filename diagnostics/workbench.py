@@ -155,7 +155,8 @@ def set_up(
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
     fix, update = update_contexts(stage.run, settings, contexts)
     check(stage.run, settings, bank, update)
-    pair = load_pair(sources, capture.dtype, device, master=True)
+    with joined():
+        pair = load_pair(sources, capture.dtype, device, master=True)
     more = further(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch

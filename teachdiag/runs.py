@@ -63,7 +63,11 @@ class Stage:
         return content
 
     def claim(
-        self, settings: Mapping[str, Any], inputs: Mapping[str, Any], machine: Mapping[str, Any] | None = None
+        self,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        machine: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> bool:
         """Begin, or resume, or find the stage complete.
 
@@ -71,6 +75,7 @@ class Stage:
             settings: resolved settings of the stage.
             inputs: digests and facts of what goes in (models, prompts, earlier stages).
             machine: what else decides the last digits of the numbers: device, threads.
+            defaults: what settings were that a note lacks, since there were none when it was written.
 
         Returns:
             True if the stage is complete with these very settings and inputs, so that nothing is left to do.
@@ -88,6 +93,8 @@ class Stage:
                 f"{self.run} has results of {self.name} but no {self.note.name} that says how they were made: delete "
                 f"{', '.join(self._folders())}, or choose another --run"
             )
+        if before is not None:
+            before["settings"] = _plain(defaults or {}) | before["settings"]
         if before is not None and (begun or before["status"] == "complete"):
             self._refuse_mixture(before, ours)
             if before["status"] == "complete":

@@ -122,12 +122,21 @@ class Table:
         there = pq.read_schema(file).names
         return [name for name in names if name in there]
 
+    def require(self, path: Path, names: Sequence[str]) -> None:
+        """Refuse files that lack one of some columns.
+
+        Raises:
+            ArtefactError: they do; the message says which, and how to have them.
+        """
+        present = self.present(path, names)
+        self._refuse_lacking(path, [c for c in self.columns if c.name in names], present)
+
     def _refuse_lacking(self, path: Path, wanted: Sequence[Column], names: Sequence[str]) -> None:
         lacking = [c for c in wanted if c.name not in names and not c.nullable]
         if lacking and all(c.optional for c in lacking):
             raise ArtefactError(
                 f"{path} lacks the columns {', '.join(c.name for c in lacking)}, which the run's teacher engine could "
-                "not give exactly: capture with another --teacher-engine, or --teacher-gives states"
+                "not give exactly: capture with --teacher-engine transformers, or --teacher-gives states"
             )
         if lacking:
             told = ", ".join(c.name for c in lacking if not c.optional)

@@ -115,10 +115,55 @@ def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: C
     assert not (tmp_path / "run/capture.json").exists()
 
 
-def test_a_kind_that_is_not_shared_out_is_refused(runs: dict[int, Path]) -> None:
-    done = launch(2, "probe", "--run", str(runs[2]), "--kind", "isolated")
+@pytest.mark.parametrize(
+    ("kind", "folders"),
+    [
+        ("isolated --sample 0 --fix-contexts 2", ("isolated",)),
+        ("predicted", ("predictions",)),
+        ("selectors --selector learnable,random --budgets 0.3,1.0 --seeds 2", ("interventions", "intervention_gains")),
+        ("lds --masks 4", ("interventions", "predictions")),
+    ],
+)
+def test_other_kinds_of_probe_find_the_same(
+    runs: dict[int, Path], tmp_path: Path, kind: str, folders: tuple[str, ...]
+) -> None:
+    """Two processes against one, to the rounding of gradients that are summed in another order."""
+    copies = {n: tmp_path / str(n) for n in (1, 2)}
+    for n, run in copies.items():
+        shutil.copytree(runs[1], run)
+        done = launch(n, "probe", "--run", str(run), "--name", "k", "--batch-tokens", "100", "--kind", *kind.split())
+        assert done.returncode == 0, done.stderr[-3000:]
+    for folder in folders:
+        one, two = (pd.read_parquet(run / folder / "k") for run in copies.values())
+        pd.testing.assert_frame_equal(one, two, rtol=2e-2, atol=2e-5)
+
+
+def test_a_device_by_number_is_refused_for_several(tmp_path: Path, settings: CaptureSettings) -> None:
+    done = launch(2, "capture", "--run", str(tmp_path / "run"), *options(replace(settings, device="meta")))
     assert done.returncode != 0
-    assert "--kind isolated runs in one process, not in several" in done.stderr
+    assert "--device" in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded_by_one_process_is_told_of(tmp_path: Path, settings: CaptureSettings) -> None:
+    script = tmp_path / "poor.py"
+    script.write_text(
+        "import os\n"
+        "from teachdiag.diagnostics import pair\n"
+        "from teachdiag.errors import ModelError\n"
+        "from teachdiag.cli import main\n"
+        "whole = pair.load\n"
+        "def load(*args, **more):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise ModelError('out of memory')\n"
+        "    return whole(*args, **more)\n"
+        "pair.load = load\n"
+        "main()\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", str(script)]
+    command = [sys.executable, *torchrun, "capture", "--run", str(tmp_path / "run"), *options(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+    assert done.returncode != 0
+    assert "teachdiag: out of memory" in done.stderr
 
 
 def test_a_failure_of_any_process_reaches_the_user(

@@ -4,13 +4,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from teachdiag.cache import cache_folder
-from teachdiag.diagnostics.models import load
+from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError, cause
 from teachdiag.progress import Reporter
@@ -98,12 +100,25 @@ def weights(source: ModelSource, reporter: Reporter) -> Path | str:
     return folder
 
 
+@torch.no_grad()
+def _refuse_another(source: ModelSource, pruned: LanguageModel, exported: LanguageModel) -> None:
+    """Refuse an architecture whose layers, by rules in its configuration, become others when some are gone."""
+    ids = torch.arange(8)[None] % pruned.rows
+    if not torch.allclose(pruned.hidden(ids), exported.hidden(ids), rtol=1e-3, atol=1e-4):
+        raise ModelError(
+            f"{source.name} without layers {source.dropped_layers} cannot be exported for vLLM: its architecture gives "
+            "the remaining layers other parts; use --engine transformers"
+        )
+
+
 def _export(source: ModelSource, folder: Path) -> None:
     pruned = load(source, "float32", "cpu")
     part = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         pruned.model.save_pretrained(part)
         pruned.tokenizer.save_pretrained(part)
+        again = replace(source, path=str(part), revision="", dropped_layers=())
+        _refuse_another(source, pruned, load(again, "float32", "cpu"))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Rollouts by vLLM: many at a time, each with its own seed, handed on group by group as they finish."""
 
 import gc
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,9 +12,11 @@ from teachdiag.diagnostics.engines.launch import require_vllm, start
 from teachdiag.diagnostics.pair import PairOutline
 from teachdiag.diagnostics.rollouts import Group, Rollout, ended
 from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
+_PADDING = 1024  # ids that vLLM can bend for one rollout
 _AHEAD = 64  # groups that wait in the engine, so that it never lacks work and the queue does not grow with the run
 
 
@@ -32,6 +35,11 @@ def roll_out(
     Raises:
         ModelError: vLLM is not installed, or does not take the model.
     """
+    if pair.student.rows - pair.vocabulary > _PADDING:
+        raise ModelError(
+            f"the student's LM head has {pair.student.rows} rows, of which the teacher shares {pair.vocabulary}: vLLM "
+            f"takes at most {_PADDING} ids out of reach; use --engine transformers"
+        )
     length = max(len(prompt) for group in groups for prompt in group.prompts) + settings.max_new_tokens
     engine = start(source, settings, length, reporter)
     try:
@@ -73,7 +81,7 @@ def serve(
 def _sampling(group: Group, pair: PairOutline, settings: CaptureSettings) -> list[Any]:
     """Parameters of each rollout; with n > 1 the samples of one prompt would share a seed."""
     vllm = require_vllm()
-    padded = pair.student.rows > pair.vocabulary
+    padding = dict.fromkeys(range(pair.vocabulary, pair.student.rows), -math.inf)
     return [
         vllm.SamplingParams(
             temperature=settings.temperature,
@@ -82,7 +90,7 @@ def _sampling(group: Group, pair: PairOutline, settings: CaptureSettings) -> lis
             max_tokens=settings.max_new_tokens,
             seed=seed,
             stop_token_ids=sorted(pair.student.end_ids),
-            allowed_token_ids=list(range(pair.vocabulary)) if padded else None,
+            logit_bias=padding or None,
             detokenize=False,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )

@@ -10,6 +10,7 @@ from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.engines.launch import require_vllm, start, unchunked
 from teachdiag.diagnostics.head import Head, read_head
+from teachdiag.diagnostics.models import check_head
 from teachdiag.diagnostics.scoring import Answer
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError
@@ -45,6 +46,7 @@ class StatesTeacher:
         Raises:
             ModelError: vLLM is not installed, does not take the model, or its head cannot be read.
         """
+        check_head(source)
         config = require_vllm().config.PoolerConfig(task="token_embed", use_activation=False)
         # Every token's state is asked for: none may come from a cache, nor in several chunks.
         whole = {"enable_prefix_caching": False} | unchunked(settings, length)
@@ -74,7 +76,9 @@ class LogprobsTeacher:
         Raises:
             ModelError: vLLM does not take the model, or it has more ids than the pair shares: its softmax is over all.
         """
-        self.engine: Any = start(source, settings, length + 1, reporter, max_logprobs=2 * TOP)
+        self.engine: Any = start(source, settings, length + 2, reporter, max_logprobs=2 * TOP)
+        if not self.engine.llm_engine.vllm_config.use_v2_model_runner:
+            raise ModelError("--teacher-gives logprobs needs vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1")
         rows = int(self.engine.model_config.get_vocab_size())
         if rows != vocabulary:
             raise ModelError(

@@ -77,6 +77,11 @@ class Checked:
         for name in names:
             self._require(lowest <= getattr(self, name) < math.inf, name, f"at least {lowest}, and finite")
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return every option's default."""
+        return {entry.name: entry.default for entry in fields(cls)}  # type: ignore[arg-type]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, for the run directory."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
