@@ -16,7 +16,7 @@ from teachdiag.errors import ArtefactError
 from teachdiag.manifests import Prompt, PromptSet
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import is_intact, shard_path, write_parquet, write_shard
+from teachdiag.tables import is_intact, shard_files, shard_path, write_parquet, write_shard
 
 ROLLOUT_CONTEXTS = 32  # rollouts in one group, which is one shard of the table
 
@@ -58,7 +58,7 @@ def write_group(run: Path, group: Group, rollouts: Sequence[Rollout]) -> None:
 
 def read_contexts(run: Path, positions: int) -> Iterator[Context]:
     """Yield the frozen contexts of a run, each cut to its kept positions; one shard is in memory at a time."""
-    for file in sorted((run / "contexts").glob("part-*.parquet")):
+    for file in shard_files(run / "contexts"):
         yield from _contexts(CONTEXTS.read_arrow(file), positions)
 
 

@@ -30,7 +30,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
-from teachdiag.tables import is_intact, shard_path, write_shard
+from teachdiag.tables import is_intact, shard_files, shard_path, write_shard
 
 Layout = Callable[[Sequence[Context]], list[Batch]]
 Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
@@ -112,7 +112,7 @@ class Workbench:
 
     def shards(self, state: str) -> list[pa.Table]:
         """The shards of a state, in order."""
-        return [pq.read_table(path) for path in sorted((self.scratch / state).glob("part-*.parquet"))]
+        return [pq.read_table(path) for path in shard_files(self.scratch / state)]
 
     def forward_kl(self, state: str) -> np.ndarray:
         """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""

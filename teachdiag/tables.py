@@ -96,7 +96,7 @@ class Table:
 
     def read_arrow(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Like `read`, as an Arrow table."""
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        files = shard_files(path) if path.is_dir() else [path]
         if not files or not files[0].exists():
             raise ArtefactError(f"no {self.name} table at {path}: run the stage that writes it ({self.written_by})")
         wanted = [c for c in self.columns if columns is None or c.name in columns]
@@ -190,6 +190,15 @@ def write_text(text: str, path: Path) -> None:
 def shard_path(folder: Path, index: int) -> Path:
     """Return the file of one shard; a shard is complete when it has this name."""
     return folder / f"part-{index:05d}.parquet"
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return a table's files, shards by their number, which from 100,000 on is not the order of their names."""
+
+    def order(file: Path) -> tuple[Path, int, str]:
+        return file.parent, len(file.stem) if file.stem.startswith("part-") else 0, file.name
+
+    return sorted(folder.rglob("*.parquet"), key=order)
 
 
 def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (arrays and sequences alike)

@@ -20,6 +20,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.tables import shard_files, shard_path
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -216,3 +217,11 @@ def test_a_damaged_state_of_a_probe_is_rescored(
     shard.write_bytes(shard.read_bytes()[:-1])
     run_probe(run, PROBE, quiet)
     assert tables(run) == tables(tmp_path / "whole")
+
+
+def test_shards_are_read_by_their_number(tmp_path: Path) -> None:
+    """Also where names have another digit."""
+    paths = [shard_path(tmp_path, number) for number in (0, 7, 99_999, 100_000, 250_001)]
+    for path in reversed(paths):
+        path.touch()
+    assert shard_files(tmp_path) == paths
