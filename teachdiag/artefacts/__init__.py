@@ -110,15 +110,15 @@ def data_dictionary() -> str:
             f"one row for each ({', '.join(t.key)}).\n\n| column | type | unit | meaning |\n| --- | --- | --- | --- |\n"
         )
         for c in t.columns:
-            unit, kind = c.unit.replace("|", "\\|"), str(c.type) + (", nullable" if c.nullable else "")
+            unit, kind = c.unit.replace("|", "\\|"), str(c.type) + ", nullable" * c.nullable + ", optional" * c.optional
             parts.append(f"| `{c.name}` | {kind} | {unit} | {c.meaning.replace('|', chr(92) + '|')} |\n")
     return "".join(parts)
 
 
 _PREAMBLE = """
 A run directory holds Parquet tables, and one JSON for each stage that says how they were made: resolved settings,
-versions, digests of models and data, device. A table is complete when its stage's JSON says so; a shard is complete
-when it has its final name. Each table reads as a whole, shards or not:
+versions, digests of models and data, device. A table is complete when its stage's JSON says so. Until then a shard
+counts once it has its final name and, beside it, its checksum (`.sha256`). Each table reads as a whole, shards or not:
 
 ```python
 import pandas as pd
@@ -129,7 +129,8 @@ bank = gains.merge(positions, on=["context_id", "position", "prompt_id"])
 ```
 
 Units and meanings also lie in the Parquet field metadata (`pyarrow.parquet.read_schema(file).field(name).metadata`).
-Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are never null unless marked so.
+Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are never null unless marked so, nor absent
+unless marked optional: those need the teacher's whole distribution, which one behind an engine may not give.
 
 | file | what |
 | --- | --- |
