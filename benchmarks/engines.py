@@ -56,7 +56,8 @@ def _agreement(pair: Pair, *samples: Sampled) -> list[Row]:
         one, other = (np.array([context[name] for context in sample]) for sample in means)
         error = np.sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other))
         told = f"{one.mean():.4f} and {other.mean():.4f}"
-        rows.append((f"mean {name}, transformers and vLLM", told, f"{(other.mean() - one.mean()) / error:+.2f} s.e."))
+        apart = f"{(other.mean() - one.mean()) / error:+.2f} s.e." if error else "no spread"
+        rows.append((f"mean {name}", told, apart))
     return rows
 
 
