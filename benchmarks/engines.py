@@ -4,7 +4,6 @@ Runs where vLLM is installed (`.venv-vllm/bin/python benchmarks/engines.py`); `m
 """
 
 import time
-from collections.abc import Iterable
 
 import numpy as np
 from workload import QUIET, Row, show
@@ -12,7 +11,7 @@ from workload import QUIET, Row, show
 from teachdiag.diagnostics.alignment import Context, batched
 from teachdiag.diagnostics.contexts import lay_out
 from teachdiag.diagnostics.engines.launch import start
-from teachdiag.diagnostics.engines.rollouts import serve
+from teachdiag.diagnostics.engines.rollouts import longest, serve
 from teachdiag.diagnostics.pair import Pair, load_pair, outline_pair, resolve_pair
 from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
 from teachdiag.diagnostics.scoring import score
@@ -30,7 +29,7 @@ def engine_rows() -> list[Row]:
     outlines = outline_pair(sources, QUIET)
     groups = lay_out(SETTINGS, outlines, load_prompts(read_manifest(SETTINGS.prompts), ""))
     begun = time.perf_counter()
-    engine = start(sources[0], SETTINGS, _length(groups), QUIET)
+    engine = start(sources[0], SETTINGS, longest(groups, SETTINGS), QUIET)
     started = time.perf_counter()
     by_vllm = list(serve(engine, outlines, SETTINGS, groups))
     served = time.perf_counter()
@@ -74,10 +73,6 @@ def _context_means(pair: Pair, sample: Sampled) -> list[dict[str, float]]:
             own = batch.context_ids == context.context_id
             found.append({n: float(columns[n][own].mean()) for n in STATISTICS} | {"length": len(context.response)})
     return found
-
-
-def _length(groups: Iterable[Group]) -> int:
-    return max(len(prompt) for group in groups for prompt in group.prompts) + SETTINGS.max_new_tokens
 
 
 def _tokens(sample: Sampled) -> int:

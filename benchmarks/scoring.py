@@ -13,11 +13,10 @@ from pathlib import Path
 from workload import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.alignment import Batch, batched, in_shards
-from teachdiag.diagnostics.capture import score_contexts
+from teachdiag.diagnostics.alignment import batched, in_shards
+from teachdiag.diagnostics.capture import by_models, score_contexts
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
 from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_path, write_parquet
 
@@ -89,8 +88,4 @@ def score_anew(run: Path, settings: CaptureSettings, pair: Pair) -> None:
     """Score a run's contexts as if none had been."""
     for shard in (run / "positions").glob("*.parquet"):
         os.unlink(shard)
-
-    def measure(batch: Batch) -> Columns:
-        return score(pair.student, pair.teacher, batch, settings.tile_positions)
-
-    score_contexts(run, settings, measure, QUIET)
+    score_contexts(run, settings, by_models(pair, settings), QUIET)

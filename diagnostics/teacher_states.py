@@ -59,10 +59,11 @@ def compute_teacher_states(
     if not on_first(file.exists):
         part = file.with_name(file.name + ".part")
         on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
+        start = int(np.load(part, mmap_mode="r").offset)  # behind the header
         batches = shared_out([batch for group in groups for batch in batched(group, batch_tokens)])
         with joined(), reporter.bar("Teacher states", total=sum(len(b.contexts) for b in batches)) as advance:
             for batch in batches:
-                _fill(part, first_row, batch, teacher.hidden_rows(batch, "teacher").float().cpu().numpy())
+                _fill(part, start, first_row, batch, teacher.hidden_rows(batch, "teacher").float().cpu().numpy())
                 advance(len(batch.contexts))
         on_first(lambda: os.replace(part, file))
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
@@ -73,12 +74,11 @@ def _empty(file: Path, shape: tuple[int, int]) -> None:
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
 
 
-def _fill(file: Path, first_row: Mapping[int, int], batch: Batch, states: np.ndarray) -> None:
+def _fill(file: Path, start: int, first_row: Mapping[int, int], batch: Batch, states: np.ndarray) -> None:
     """Write a batch's states, shape (rows, width), where they belong.
 
     As plain writes: pages of a memory map that several machines share would overwrite one another.
     """
-    start = os.path.getsize(file) - _size(file)
     row = 0
     with file.open("r+b") as out:
         for context in batch.contexts:
@@ -86,7 +86,3 @@ def _fill(file: Path, first_row: Mapping[int, int], batch: Batch, states: np.nda
             out.seek(start + first_row[context.context_id] * states.shape[1] * states.itemsize)
             out.write(rows.tobytes())
             row += len(rows)
-
-
-def _size(file: Path) -> int:
-    return int(np.load(file, mmap_mode="r").nbytes)

@@ -2,16 +2,13 @@
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from teachdiag.cache import cache_folder
+from teachdiag.cache import cache_folder, made_once
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError, cause
@@ -91,13 +88,13 @@ def weights(source: ModelSource, reporter: Reporter) -> Path | str:
     if not source.dropped_layers:
         return source.path
     without = "-".join(map(str, source.dropped_layers))
-    folder = cache_folder() / f"{source.digest[:32]}-without-{without}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            reporter.say(f"Exporting {source.name} without layers {without}, once, into {folder}")
-            _export(source, folder)
-    return folder
+    name = f"{source.digest[:32]}-without-{without}"
+
+    def make(part: Path) -> None:
+        reporter.say(f"Exporting {source.name} without layers {without}, once, into {cache_folder() / name}")
+        _export(source, part)
+
+    return made_once(name, make)
 
 
 @torch.no_grad()
@@ -111,14 +108,9 @@ def _refuse_another(source: ModelSource, pruned: LanguageModel, exported: Langua
         )
 
 
-def _export(source: ModelSource, folder: Path) -> None:
+def _export(source: ModelSource, part: Path) -> None:
     pruned = load(source, "float32", "cpu")
-    part = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        pruned.model.save_pretrained(part)
-        pruned.tokenizer.save_pretrained(part)
-        again = replace(source, path=str(part), revision="", dropped_layers=())
-        _refuse_another(source, pruned, load(again, "float32", "cpu"))
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    pruned.model.save_pretrained(part)
+    pruned.tokenizer.save_pretrained(part)
+    again = replace(source, path=str(part), revision="", dropped_layers=())
+    _refuse_another(source, pruned, load(again, "float32", "cpu"))

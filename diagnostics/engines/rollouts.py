@@ -40,8 +40,7 @@ def roll_out(
             f"the student's LM head has {pair.student.rows} rows, of which the teacher shares {pair.vocabulary}: vLLM "
             f"takes at most {_PADDING} ids out of reach; use --engine transformers"
         )
-    length = max(len(prompt) for group in groups for prompt in group.prompts) + settings.max_new_tokens
-    engine = start(source, settings, length, reporter)
+    engine = start(source, settings, longest(groups, settings), reporter)
     try:
         yield from serve(engine, pair, settings, groups)
     finally:
@@ -49,6 +48,11 @@ def roll_out(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for the models that score
+
+
+def longest(groups: Iterable[Group], settings: CaptureSettings) -> int:
+    """Longest sequence that rollouts may become, in tokens."""
+    return max(len(prompt) for group in groups for prompt in group.prompts) + settings.max_new_tokens
 
 
 def serve(
