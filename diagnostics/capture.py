@@ -2,19 +2,18 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
-from teachdiag.diagnostics.alignment import KEY, Batch, batched, in_shards
+from teachdiag.diagnostics.alignment import Batch
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
 from teachdiag.diagnostics.pair import Pair, PairOutline, load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.positions import Measure, by_models, score_contexts
 from teachdiag.diagnostics.processes import (
     agree,
     in_step,
@@ -35,11 +34,13 @@ from teachdiag.manifests import PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import is_intact, shard_path, write_parquet, write_shard
+from teachdiag.tables import shard_path, write_parquet
+
+if TYPE_CHECKING:
+    from teachdiag.diagnostics.engines.cluster import Cluster
 
 Sources = tuple[ModelSource, ModelSource]
 RollOut = Callable[[list[Group]], Iterator[tuple[Group, list[Rollout]]]]
-Measure = Callable[[Batch], Columns]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Job:
     pair: PairOutline
     device: str
     reporter: Reporter
+    cluster: "Cluster | None" = None
 
 
 def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
@@ -71,42 +73,21 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
         prompts = on_first(lambda: _prompts(settings))
-        device = own_device(settings.device)
         inputs = on_first(lambda: _inputs(settings, sources, prompts))
-        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
-            reporter.say(f"{run}: capture is complete")
-            return dict(on_first(stage.require)["results"])
-        with timed_by_first(stage):
-            with joined():
-                job = Job(run, settings, sources, outline_pair(sources, reporter), device, reporter)
-            groups = on_first(lambda: _prepare(job, prompts))
-            _sample_and_score(job, groups)
-            results = {"shared_vocabulary": job.pair.vocabulary} | on_first(lambda: _summary(run))
-            on_first(lambda: stage.complete(results))
+        with _cluster(settings, sources, reporter) as cluster:
+            device = settings.device if cluster else own_device(settings.device)
+            facts = cluster.facts if cluster else machine_facts(device)
+            if on_first(lambda: stage.claim(settings.as_dict(), inputs, facts, settings.defaults())):
+                reporter.say(f"{run}: capture is complete")
+                return dict(on_first(stage.require)["results"])
+            with timed_by_first(stage):
+                with joined():
+                    job = Job(run, settings, sources, outline_pair(sources, reporter), device, reporter, cluster)
+                groups = on_first(lambda: _prepare(job, prompts))
+                _sample_and_score(job, groups)
+                results = {"shared_vocabulary": job.pair.vocabulary} | on_first(lambda: _summary(run))
+                on_first(lambda: stage.complete(results))
     return results
-
-
-def score_contexts(run: Path, settings: CaptureSettings, measure: Measure, reporter: Reporter) -> None:
-    """Write this process's shards of the `positions` table; those that are there, undamaged, stay as they are.
-
-    Args:
-        run: the run directory, whose `contexts` are complete.
-        settings: sizes of shards and batches.
-        measure: returns the columns of a batch, as `scoring.score` does.
-        reporter: progress.
-    """
-    total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
-    with reporter.bar("Scoring contexts", total=total) as advance:
-        for index, shard in enumerate(in_shards(read_contexts(run, settings.positions), settings.shard_contexts)):
-            path = shard_path(run / "positions", index)
-            if not is_mine(index) or is_intact(path):
-                advance(len(shard))
-                continue
-            scored = []
-            for batch in batched(shard, settings.batch_tokens):
-                scored.append(_positions(batch, measure(batch)))
-                advance(len(batch.contexts))
-            write_shard(pa.concat_tables(scored).sort_by(KEY), path)
 
 
 def _refuse_what_is_missing(settings: CaptureSettings) -> None:
@@ -116,13 +97,19 @@ def _refuse_what_is_missing(settings: CaptureSettings) -> None:
             "--shard-model shares each model over processes, and there is one: start several, as in `torchrun "
             "--nproc-per-node 8 -m -- teachdiag capture ...`"
         )
-    if "vllm" not in (settings.engine, settings.teacher_engine):
+    if settings.engine == "transformers" and settings.teacher_engine == "transformers":
         return
     if many():
         raise SettingsError(
-            "vLLM runs in one process, which shares a model over devices by --tensor-parallel: leave torchrun or "
-            "accelerate out, or score its rollouts in several processes with --contexts"
+            "vLLM and Ray start from one process: leave torchrun or accelerate out (--tensor-parallel shares a model "
+            "over devices), or score the rollouts in several processes with --contexts"
         )
+    if settings.engine == "ray":
+        from teachdiag.diagnostics.engines.cluster import require_ray
+
+        require_ray()
+        if settings.contexts:  # so that nothing is sampled
+            return
     from teachdiag.diagnostics.engines.launch import require_vllm
     from teachdiag.diagnostics.engines.teacher import gives, refuse_without_logprobs
 
@@ -147,28 +134,53 @@ def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
     return groups
 
 
+def _cluster(
+    settings: CaptureSettings, sources: Sources, reporter: Reporter
+) -> AbstractContextManager["Cluster | None"]:
+    if settings.engine != "ray":
+        return nullcontext()
+    from teachdiag.diagnostics.engines.cluster import connected
+
+    return connected(settings, sources, reporter)
+
+
 def _sample_and_score(job: Job, groups: list[Group]) -> None:
     settings = job.settings
+    if job.cluster:
+        from teachdiag.diagnostics.engines import pipeline
+
+        if groups:
+            _write_rollouts(job, groups, partial(pipeline.roll_out, job.cluster, job.sources[0], job.pair, settings))
+        pipeline.score_contexts(job.cluster, job.run, settings, job.sources, job.reporter)
+        return
     if groups and settings.engine == "vllm":  # before any other model takes memory
         from teachdiag.diagnostics.engines import rollouts as engine
 
         serve = partial(engine.roll_out, job.sources[0], job.pair, settings, reporter=job.reporter)
         _write_rollouts(job, groups, serve)
-    if settings.teacher_engine == "vllm":
-        student = load(job.sources[0], settings.dtype, job.device)
-        student.head.size = job.pair.vocabulary
-    else:
-        pair = _pair(job)
-        student = pair.student
+    student, begin = _teacher_behind_engine(job) if settings.teacher_engine == "vllm" else _both_here(job)
     if groups and settings.engine == "transformers":
         _sample(job, student, groups)
-    measure = _by_engine(job, student) if settings.teacher_engine == "vllm" else by_models(pair, settings)
+    measure = begin()
 
     def idle() -> Columns:
         return measure(Batch((next(read_contexts(job.run, settings.positions)),)))
 
     with joined(), in_step(idle, settings.shard_model) as step:
         score_contexts(job.run, settings, lambda batch: step(lambda: measure(batch)), job.reporter)
+
+
+def _both_here(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
+    """Load the pair; return the student, and what begins to score once there are rollouts."""
+    pair = _pair(job)
+    return pair.student, lambda: by_models(pair, job.settings)
+
+
+def _teacher_behind_engine(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
+    """Load the student alone; return it, and what starts its teacher's engine once there are rollouts."""
+    student = load(job.sources[0], job.settings.dtype, job.device)
+    student.head.size = job.pair.vocabulary
+    return student, lambda: _by_engine(job, student)
 
 
 def _pair(job: Job) -> Pair:
@@ -189,11 +201,6 @@ def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
 
     with joined(), in_step(lambda: rollouts(groups[0]), settings.shard_model) as step:
         _write_rollouts(job, groups, lambda mine: ((group, step(partial(rollouts, group))) for group in mine))
-
-
-def by_models(pair: Pair, settings: CaptureSettings) -> Measure:
-    """Return what scores a batch with a pair that is loaded."""
-    return lambda batch: score(pair.student, pair.teacher, batch, settings.tile_positions)
 
 
 def _by_engine(job: Job, student: LanguageModel) -> Measure:
@@ -238,23 +245,6 @@ def _inputs(settings: CaptureSettings, sources: Sources, prompts: PromptSet | No
             "duplicates_dropped": prompts.duplicates,
         }
     }
-
-
-def _positions(batch: Batch, columns: Columns) -> pa.Table:
-    """Rows of the `positions` table from the statistics of one batch."""
-    lengths = np.array([len(c.response) for c in batch.contexts])
-    kept = np.repeat(lengths, lengths)
-    return POSITIONS.build(
-        columns
-        | {
-            "context_id": batch.context_ids,
-            "position": batch.positions,
-            "prompt_id": np.repeat([c.prompt_id for c in batch.contexts], lengths),
-            "split": np.repeat([c.split for c in batch.contexts], lengths),
-            "token_id": batch.tokens,
-            "pos_norm": batch.positions / np.maximum(kept - 1, 1),
-        }
-    )
 
 
 def _summary(run: Path) -> dict[str, Any]:

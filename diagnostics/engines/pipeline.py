@@ -1,0 +1,184 @@
+"""Rollouts and scoring over a Ray cluster: vLLM as a processor of Ray Data, our scorer as a pool of its actors.
+
+A rollout and a shard of positions are the pieces of work. What a worker that dies had in hand is done again elsewhere;
+as pieces are known by their numbers, none is lost and none is there twice.
+"""
+
+import hashlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
+from teachdiag.diagnostics.engines.cluster import Cluster, Sources, errors_of_workers, same_models
+from teachdiag.diagnostics.engines.launch import ENVIRONMENT, ON_CPU, engine_arguments
+from teachdiag.diagnostics.engines.rollouts import gathered, longest, refuse_padding, sampling_options
+from teachdiag.diagnostics.models import pick_device
+from teachdiag.diagnostics.pair import PairOutline, load_pair, pinned
+from teachdiag.diagnostics.positions import Measure, by_models, score_shard
+from teachdiag.diagnostics.rollouts import Group, Rollout, ended
+from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.store import Store
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.runs import table_digest
+from teachdiag.settings import CaptureSettings
+from teachdiag.tables import file_digest, shard_files, shard_path, write_shard
+
+_BLOCKS = 10_000  # pieces that Ray hands out; a worker that dies takes one with it
+_BATCHES = 32  # of 32 rollouts, that wait in one engine
+
+
+def roll_out(
+    cluster: Cluster, source: ModelSource, pair: PairOutline, settings: CaptureSettings, groups: list[Group]
+) -> Iterator[tuple[Group, list[Rollout]]]:
+    """Yield each group with its rollouts, in the order in which the groups finish; arguments as in `rollouts`.
+
+    Raises:
+        ModelError: vLLM does not take the model, or Ray gave up.
+    """
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    refuse_padding(pair)
+    on_cpu = "num_gpus" not in cluster.share
+    config = vLLMEngineProcessorConfig(
+        model_source=cluster.model,
+        engine_kwargs=engine_arguments(source, settings, longest(groups, settings), on_cpu)
+        | {"disable_log_stats": True},
+        placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
+        runtime_env={"env_vars": ENVIRONMENT | (ON_CPU if on_cpu else {})},
+        concurrency=(cluster.engines, cluster.engines),
+        batch_size=ROLLOUT_CONTEXTS,
+        max_concurrent_batches=_BATCHES,
+        log_engine_metrics=False,
+        **dict.fromkeys(("chat_template_stage", "tokenize_stage", "detokenize_stage"), False),
+    )
+    between = {"num_cpus": 0, "concurrency": cluster.engines}  # the engines may have all that there is
+    processor = build_processor(config, preprocess_map_kwargs=between, postprocess_map_kwargs=between)
+    asked = [_request(group, row, pair, settings) for group in groups for row in range(len(group.rows))]
+    dataset = processor(ray.data.from_items(asked, override_num_blocks=min(len(groups), _BLOCKS)))
+    sampled = dataset.select_columns(["group", "row", "generated_tokens"], **between)
+    by_index = {group.index: group for group in groups}
+    with errors_of_workers():
+        yield from gathered(
+            (by_index[row["group"]], row["row"], ended(list(map(int, row["generated_tokens"])), pair.student.end_ids))
+            for row in sampled.iter_rows()
+        )
+
+
+def score_contexts(
+    cluster: Cluster, run: Path, settings: CaptureSettings, sources: Sources, reporter: Reporter
+) -> None:
+    """Write the shards of the `positions` table; those that are there, undamaged, stay as they are.
+
+    Args:
+        cluster: the workers.
+        run: the run directory, whose `contexts` are complete.
+        settings: sizes of shards and batches, and the place through which shards go.
+        sources: student and teacher, pinned.
+        reporter: progress.
+
+    Raises:
+        InputError: as `positions.score_contexts`, whichever worker met with it.
+    """
+    import ray
+
+    store = Store(_place(run, settings))
+    for file in shard_files(run / "contexts"):
+        store.send(run, file.relative_to(run).as_posix())
+    total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
+    sizes = [min(settings.shard_contexts, total - at) for at in range(0, total, settings.shard_contexts)]
+    missing = [number for number in range(len(sizes)) if not store.fetch(run, _name("positions", number))]
+    if not missing:
+        return
+    numbers = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=min(len(missing), _BLOCKS))
+    scored = numbers.map_batches(
+        Scorer,
+        fn_constructor_args=(settings, [pinned(source) for source in sources], total, store.path),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=cluster.workers),
+        **cluster.share,
+    )
+    with reporter.bar("Scoring contexts", total=total) as advance, errors_of_workers():
+        advance(total - sum(sizes[number] for number in missing))
+        for row in scored.iter_rows():
+            if not store.fetch(run, _name("positions", row["shard"])):
+                raise ModelError(
+                    f"a worker has scored shard {row['shard']}, and it is not in {store.path}: give a --store that "
+                    "all machines reach"
+                )
+            advance(sizes[row["shard"]])
+
+
+class Scorer:
+    """One worker's copy of the pair: takes numbers of shards, leaves the shards in the store."""
+
+    def __init__(self, settings: CaptureSettings, pins: list[dict[str, Any]], contexts: int, store: str) -> None:
+        """Take note; the pair is loaded with the first shard, whose errors Ray hands on as they are.
+
+        Args:
+            settings: which pair, and how it scores.
+            pins: what identifies its weights.
+            contexts: how many contexts the run has.
+            store: where contexts are and shards go.
+        """
+        self.settings, self.pins, self.contexts, self.place = settings, pins, contexts, store
+
+    @cached_property
+    def store(self) -> Store:
+        """Where contexts are and shards go."""
+        return Store(self.place)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What scores a batch."""
+        sources = same_models(self.settings, self.pins)
+        return by_models(load_pair(sources, self.settings.dtype, pick_device(self.settings.device)), self.settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Score the contexts of some shards, shape (shards,), int64; return the same numbers when they are written."""
+        for number in batch["shard"].tolist():
+            with tempfile.TemporaryDirectory() as scratch:
+                self._score(number, Path(scratch))
+        return batch
+
+    def _score(self, number: int, scratch: Path) -> None:
+        start = number * self.settings.shard_contexts
+        stop = min(start + self.settings.shard_contexts, self.contexts)
+        for group in range(start // ROLLOUT_CONTEXTS, (stop - 1) // ROLLOUT_CONTEXTS + 1):
+            if not self.store.fetch(scratch, _name("contexts", group)):
+                raise ModelError(
+                    f"machine {socket.gethostname()} finds no contexts in {self.store.path}: give a --store that all "
+                    "machines reach"
+                )
+        skipped = start % ROLLOUT_CONTEXTS
+        contexts = islice(read_contexts(scratch, self.settings.positions), skipped, skipped + stop - start)
+        write_shard(score_shard(list(contexts), self.settings, self.measure), scratch / _name("positions", number))
+        self.store.send(scratch, _name("positions", number))
+
+
+def _request(group: Group, row: int, pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
+    options = sampling_options(group.seeds[row], pair, settings)
+    prompt = list(group.prompts[row])
+    return {"group": group.index, "row": row, "tokenized_prompt": prompt, "sampling_params": options}
+
+
+def _place(run: Path, settings: CaptureSettings) -> str:
+    """Where workers exchange shards: in a store, under what this very run and its contexts have to themselves."""
+    if not settings.store:
+        return str(run.absolute())
+    made = file_digest(run / "capture.json") + table_digest(run / "contexts")
+    return f"{settings.store.rstrip('/')}/{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+
+
+def _name(table: str, number: int) -> str:
+    """Return a shard's path in a run directory."""
+    return shard_path(Path(table), number).as_posix()

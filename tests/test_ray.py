@@ -1,0 +1,191 @@
+"""A real Ray cluster on this machine: rollouts and scoring by workers, one of whom is killed (`make test-vllm`)."""
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import save_model
+
+from teachdiag.artefacts import CONTEXTS, POSITIONS
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.store import Store
+from teachdiag.errors import ContextError, ModelError, SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
+from teachdiag.settings import CaptureSettings
+from teachdiag.tables import CHECKSUM
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray lives in .venv-vllm")
+without_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's and vLLM's own
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, manifest_path: str) -> CaptureSettings:
+    folder = tmp_path_factory.mktemp("pair")
+    heads = {"head_dim": 32, "hidden_size": 64}  # vLLM's CPU backend knows heads of 32 and more
+    student, teacher = (save_model(folder / n, seed=s, rows=r, **heads) for n, s, r in (("s", 1, 272), ("t", 2, 264)))
+    sizes = {"bank_prompts": 20, "update_prompts": 16, "responses": 16, "max_new_tokens": 12, "positions": 10}
+    whole = {"batch_tokens": 200, "shard_contexts": 5}
+    return CaptureSettings(student=student, teacher=teacher, prompts=manifest_path, **sizes, **whole)
+
+
+@pytest.fixture(scope="module")
+def by_vllm(tmp_path_factory: pytest.TempPathFactory, settings: CaptureSettings) -> Path:
+    """The same capture in one process."""
+    run = tmp_path_factory.mktemp("runs") / "vllm"
+    run_capture(run, replace(settings, engine="vllm"), QUIET)
+    return run
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two workers' worth of one machine."""
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@needs_ray
+def test_killed_workers_lose_and_double_nothing(
+    tmp_path: Path, settings: CaptureSettings, by_vllm: Path, cluster: None
+) -> None:
+    """One of two engines dies while it samples, and one of two scorers while it scores."""
+    run = tmp_path / "ray"
+    killers = [_Killer("vLLMEngineStageUDF", run / "contexts"), _Killer("Scorer", run / "positions")]
+    run_capture(run, replace(settings, engine="ray", ray_workers=2), QUIET)
+    for killer, shards in zip(killers, (18, 116), strict=True):
+        killer.join()
+        assert killer.killed
+        assert killer.written < shards == len(list(killer.folder.glob("*.parquet")))
+    pd.testing.assert_frame_equal(CONTEXTS.read(run / "contexts"), CONTEXTS.read(by_vllm / "contexts"))
+    _same_positions(run, by_vllm)
+    note = Stage(run, "capture", ("contexts", "positions")).require()
+    assert note["made_with"]["threads"] == 1
+    assert not list(run.rglob(f"*{CHECKSUM}"))
+
+
+@needs_ray
+def test_contexts_are_scored_through_a_store(
+    tmp_path: Path, settings: CaptureSettings, by_vllm: Path, cluster: None
+) -> None:
+    """What lies in a store already is brought over; what is damaged there, or of another run, is not."""
+    asked = replace(
+        settings, engine="ray", contexts=str(by_vllm / "contexts"), store=f"file://{tmp_path}/store", ray_workers=1
+    )
+    run_capture(tmp_path / "first", asked, QUIET)
+    _same_positions(tmp_path / "first", by_vllm)
+    (stored,) = (tmp_path / "store").iterdir()
+    shards = sorted((stored / "positions").glob("*.parquet"))
+    written = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].write_bytes(b"damaged")
+    run_capture(tmp_path / "second", asked, QUIET)
+    _same_positions(tmp_path / "second", by_vllm)
+    anew = [shard.stat().st_mtime_ns != before for shard, before in zip(shards, written, strict=True)]
+    assert anew == [number == 1 for number in range(len(shards))]
+    run_capture(tmp_path / "third", replace(asked, positions=3), QUIET)
+    assert POSITIONS.read(tmp_path / "third" / "positions")["position"].max() == 2
+    assert len(list((tmp_path / "store").iterdir())) == 2
+
+
+@needs_ray
+def test_what_a_worker_refuses_is_told_in_its_words(
+    tmp_path: Path, settings: CaptureSettings, by_vllm: Path, cluster: None
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(settings.teacher)
+    model.get_output_embeddings().weight.data[:] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    for file in Path(settings.teacher).glob("token*"):
+        (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
+    asked = replace(settings, engine="ray", teacher=str(tmp_path / "broken"), contexts=str(by_vllm / "contexts"))
+    with pytest.raises(ContextError, match=r"^the teacher gives NaN or infinite logits in context \d+ at position"):
+        run_capture(tmp_path / "run", asked, QUIET)
+
+
+def test_a_shard_in_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Against a store in memory, as against any that is not a folder."""
+    from teachdiag.tables import write_shard
+
+    table = CONTEXTS.build_rows([])
+    write_shard(table, tmp_path / "here" / "contexts" / "part-00000.parquet")
+    store = Store(f"memory://{tmp_path}")
+    name = "contexts/part-00000.parquet"
+    assert not store.fetch(tmp_path / "there", name)
+    store.send(tmp_path / "here", name)
+    assert store.fetch(tmp_path / "there", name)
+    assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    store.files.pipe_file(f"{store.root}/{name}", b"damaged")
+    assert not store.fetch(tmp_path / "elsewhere", name)
+    assert not any((tmp_path / "elsewhere").rglob("*.part*"))
+
+
+@without_ray
+def test_ray_that_is_not_installed_is_told(tmp_path: Path, settings: CaptureSettings) -> None:
+    with pytest.raises(ModelError, match=r"Ray is not installed: .* pip install 'teachdiag\[ray,vllm\]'"):
+        run_capture(tmp_path / "run", replace(settings, engine="ray"), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ray_workers": 2}, "--ray-workers belongs to --engine ray"),
+        ({"store": "s3://bucket/run"}, "--store belongs to --engine ray"),
+        ({"engine": "ray", "teacher_engine": "vllm"}, "--engine ray scores with both models"),
+        ({"engine": "ray", "shard_model": True}, "--shard-model is for models in transformers"),
+        ({"engine": "ray", "ray_workers": -1}, "--ray-workers is -1"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        CaptureSettings(**options)
+
+
+def test_a_store_that_nothing_can_reach_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--store 'nowhere://x' cannot be used: .*"):
+        Store("nowhere://x")
+
+
+def _same_positions(run: Path, other: Path) -> None:
+    """Ids to the last, numbers to the rounding of another number of threads."""
+    ours, theirs = (POSITIONS.read(folder / "positions") for folder in (run, other))
+    pd.testing.assert_frame_equal(ours[["context_id", "position"]], theirs[["context_id", "position"]])
+    for name in ours:
+        if ours[name].dtype == np.float32:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+class _Killer(threading.Thread):
+    """Kills a process of one class of Ray's workers, which bears its name, as soon as it is at work."""
+
+    def __init__(self, worker: str, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.worker, self.folder = worker, folder
+        self.killed, self.written = 0, 0
+        self.start()
+
+    def run(self) -> None:
+        import psutil
+
+        deadline = time.monotonic() + 300
+        while not self.killed and time.monotonic() < deadline:
+            for process in psutil.process_iter(["cmdline"]):
+                if f"({self.worker})).submit" in " ".join(process.info["cmdline"] or []):
+                    process.kill()
+                    self.written = len(list(self.folder.glob("*.parquet")))
+                    self.killed = process.pid
+                    break
+            time.sleep(0.02)
