@@ -165,7 +165,8 @@ def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
 
     Args:
         manifest: the source.
-        data_file: a local copy; else the environment variable `TEACHDIAG_DATA_<ID>`; else what the manifest names.
+        data_file: a copy, local or at a path that fsspec knows (`protocol://...`); else the environment variable
+            `TEACHDIAG_DATA_<ID>`; else what the manifest names.
 
     Raises:
         ManifestError: the data is missing, lacks a mapped column, or has another hash or row count than recorded.
@@ -241,7 +242,10 @@ def _read_source(manifest: Manifest, local: str) -> tuple[Iterator[list[dict[str
     kind = manifest.source["kind"]
     if kind in _GENERATED and not local:
         return iter([_GENERATED[kind](manifest)]), ""
-    path = _download(manifest) if kind == "hub" and not local else Path(local or manifest.source.get("file", ""))
+    if "://" in local:
+        path = _fetch(manifest, local)
+    else:
+        path = _download(manifest) if kind == "hub" and not local else Path(local or manifest.source.get("file", ""))
     if not path.is_file():
         raise ManifestError(f"{manifest.id}: no data file at {path}: give --data-file")
     return _read_file(path, manifest), file_digest(path)
@@ -280,6 +284,15 @@ def _download(manifest: Manifest) -> Path:
             f"{manifest.id}: {source['dataset']} cannot be fetched from the Hub ({cause(error)}): give a local "
             f"copy with --data-file or TEACHDIAG_DATA_{manifest.id.upper()}"
         ) from error
+
+
+def _fetch(manifest: Manifest, place: str) -> Path:
+    """Bring a file that fsspec can reach to this machine, until the process ends."""
+    fsspec = _require("fsspec")
+    try:
+        return Path(fsspec.open_local(f"simplecache::{place}", simplecache={"same_names": True}))
+    except Exception as error:  # each protocol has errors of its own
+        raise ManifestError(f"{manifest.id}: --data-file {place} cannot be fetched: {cause(error)}") from error
 
 
 def _generate(manifest: Manifest) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from teachdiag.errors import EstimationError, InputError, ManifestError
@@ -62,6 +63,16 @@ def test_a_local_file_replaces_the_source(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(load_prompts(manifest, str(other)).prompts) == 1
     monkeypatch.setenv("TEACHDIAG_DATA_MINE", str(other))
     assert len(load_prompts(manifest).prompts) == 1
+
+
+def test_a_copy_in_a_bucket_replaces_the_source(tmp_path: Path) -> None:
+    """Fsspec's memory, which stands for every place with a protocol."""
+    manifest = read_manifest(write(tmp_path))
+    local = load_prompts(manifest)
+    fsspec.filesystem("memory").pipe_file("/bucket/copy.jsonl", Path(manifest.source["file"]).read_bytes())
+    assert load_prompts(manifest, "memory://bucket/copy.jsonl") == local
+    with pytest.raises(ManifestError, match=r"--data-file memory://bucket/none.jsonl cannot be fetched: "):
+        load_prompts(manifest, "memory://bucket/none.jsonl")
 
 
 def test_draws_are_disjoint_seeded_and_bounded(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROBE, Killed, dying, tables
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
-from teachdiag.diagnostics import capture as capture_stage
+from teachdiag.diagnostics import positions as positions_module
 from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
@@ -189,7 +189,7 @@ def test_a_damaged_shard_is_made_again(
     run, quiet = tmp_path / "run", Reporter(quiet=True)
     run_capture(tmp_path / "whole", settings, quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(capture_stage, "score", dying(capture_stage.score, 5))
+        patch.setattr(positions_module, "score", dying(positions_module.score, 5))
         with pytest.raises(Killed):
             run_capture(run, settings, quiet)
     shard = run / table / "part-00000.parquet"

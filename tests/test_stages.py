@@ -15,6 +15,7 @@ from conftest import PROBE, Killed, byte_tokenizer, dying, tables
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
+from teachdiag.diagnostics import positions as positions_module
 from teachdiag.diagnostics import rollouts as rollouts_module
 from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import run_capture
@@ -86,7 +87,9 @@ def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSetting
         assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(expected.max() / 4000)
 
 
-@pytest.mark.parametrize(("module", "victim", "after"), [(rollouts_module, "sample", 0), (capture_stage, "score", 3)])
+@pytest.mark.parametrize(
+    ("module", "victim", "after"), [(rollouts_module, "sample", 0), (positions_module, "score", 3)]
+)
 def test_a_killed_capture_ends_with_the_same_bytes(
     run: Path,
     tmp_path: Path,

@@ -66,7 +66,7 @@ class CaptureSettings(PairSettings):
         "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)"
     )
     prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
-    data_file: str = option("", "Local copy of the prompt source, instead of its Hub file")
+    data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
     contexts: str = option("", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none")
     bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts")
     update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts")

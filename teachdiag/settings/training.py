@@ -27,7 +27,7 @@ class ProtocolSettings(Checked):
     """On which held-out prompts, and how, students are judged."""
 
     prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
-    data_file: str = option("", "Local copy of the prompt source, instead of its Hub file")
+    data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
     prompt_seed: int = option(0, "Root of which prompts are held out, and of the random numbers of answers", "integer")
     eval_prompts: int = option(32, "Held-out prompts that every model answers", "prompts")
     eval_samples: int = option(2, "Answers to each held-out prompt", "answers")
