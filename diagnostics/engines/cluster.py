@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,25 +50,25 @@ def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -
     """
     ray = require_ray()
     ours = not ray.is_initialized()
-    if ours:
-        try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ModelError(f"no Ray cluster can be reached: {cause(error)}; see RAY_ADDRESS") from error
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it meets with is raised
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars, context.raise_original_map_exception = False, True
-    try:
-        machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        workers, engines, share = _divided(settings, [node["Resources"] for node in machines])
-        told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
-        reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
-        with errors_of_workers():
-            facts, model = _prepared(settings, sources, machines, share)
-        yield Cluster(workers, engines, share, facts, model)
-    finally:
+    with _quiet():
         if ours:
-            ray.shutdown()
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                raise ModelError(f"no Ray cluster can be reached: {cause(error)}; see RAY_ADDRESS") from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars, context.raise_original_map_exception = False, True
+        try:
+            machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+            workers, engines, share = _divided(settings, [node["Resources"] for node in machines])
+            told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
+            reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
+            with errors_of_workers():
+                facts, model = _prepared(settings, sources, machines, share)
+            yield Cluster(workers, engines, share, facts, model)
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def require_ray() -> Any:  # noqa: ANN401
@@ -87,6 +88,19 @@ def require_ray() -> Any:  # noqa: ANN401
     import ray.data
 
     return ray
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let no log lines come between progress bars: what Ray meets with is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tuple[int, int, dict[str, int]]:

@@ -48,20 +48,21 @@ def roll_out(
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     refuse_padding(pair)
-    on_cpu = "num_gpus" not in cluster.share
+    on_cpu, engines = "num_gpus" not in cluster.share, min(cluster.engines, len(groups))
     config = vLLMEngineProcessorConfig(
         model_source=cluster.model,
         engine_kwargs=engine_arguments(source, settings, longest(groups, settings), on_cpu)
         | {"disable_log_stats": True},
         placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
         runtime_env={"env_vars": ENVIRONMENT | (ON_CPU if on_cpu else {})},
-        concurrency=(cluster.engines, cluster.engines),
+        concurrency=(engines, engines),
         batch_size=ROLLOUT_CONTEXTS,
         max_concurrent_batches=_BATCHES,
         log_engine_metrics=False,
         **dict.fromkeys(("chat_template_stage", "tokenize_stage", "detokenize_stage"), False),
     )
-    between = {"num_cpus": 0, "concurrency": cluster.engines}  # the engines may have all that there is
+    # The engines may have all the processors that there are.
+    between = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=engines)}
     processor = build_processor(config, preprocess_map_kwargs=between, postprocess_map_kwargs=between)
     asked = [_request(group, row, pair, settings) for group in groups for row in range(len(group.rows))]
     dataset = processor(ray.data.from_items(asked, override_num_blocks=min(len(groups), _BLOCKS)))
@@ -104,7 +105,7 @@ def score_contexts(
         Scorer,
         fn_constructor_args=(settings, [pinned(source) for source in sources], total, store.path),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=cluster.workers),
+        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(missing))),
         **cluster.share,
     )
     with reporter.bar("Scoring contexts", total=total) as advance, errors_of_workers():
