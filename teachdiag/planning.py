@@ -155,20 +155,23 @@ def _memory(models: Models, placement: Placement) -> Bytes:
 def _place(settings: PlanSettings, models: Models, rest: float) -> Placement:
     """Return the simplest way in which the models fit: whole before sharded, side by side before apart.
 
+    A teacher apart is behind an engine, which alone can shard it; the student is whole beside that.
+
     Raises:
         SettingsError: there is none.
     """
-    room = settings.device_memory * _GB
+    room, fullest = settings.device_memory * _GB, {}
     for shards in dict.fromkeys((1, settings.processes)):
-        for groups in ((("student", "teacher"),), (("student",), ("teacher",))):
-            needs = [models.memory(sides, shards) | {"rest": rest} for sides in groups]
-            fullest = max(needs, key=lambda need: sum(need.values()))
+        together = {"pair": models.memory(("student", "teacher"), shards)}
+        apart = {"student": models.memory(("student",)), "teacher": models.memory(("teacher",), shards)}
+        for needs in (together, apart):
+            fullest = max((need | {"rest": rest} for need in needs.values()), key=lambda need: sum(need.values()))
             if sum(fullest.values()) <= room:
-                return Placement(shards, len(groups) == 1, fullest)
-    larger = max(models.parameters, key=lambda side: models.parameters[side])
+                return Placement(shards, needs is together, fullest)
+    sharded = sum(together["pair"].values()) + rest
     raise SettingsError(
-        f"the {larger} ({models.parameters[larger]:.3g} parameters, {models.dtype}) needs "
-        f"{sum(fullest.values()) / _GB:.3g} GB on each device, sharded over --processes {settings.processes}, and "
+        f"the models need {sharded / _GB:.3g} GB on each device where both are sharded over --processes "
+        f"{settings.processes}, {sum(fullest.values()) / _GB:.3g} GB where the teacher has an engine of its own, and "
         f"--device-memory is {settings.device_memory:g}: plan with more processes, larger devices or a smaller --dtype"
     )
 
@@ -178,6 +181,8 @@ def _layout(settings: PlanSettings, measured: Measured, contexts: int, placement
     shard_contexts = _shard_contexts(settings, measured, contexts)
     shards = math.ceil(contexts / shard_contexts)
     processes = settings.processes if placement.shards > 1 else min(settings.processes, shards)
+    if not placement.beside:
+        processes = 1  # an engine's client is one process
     return {"processes": processes, "shard_contexts": shard_contexts, "shards": shards}
 
 
@@ -195,13 +200,17 @@ def _options(
     held = min(layout["shard_contexts"] * settings.positions_per_context, settings.positions)
     shards = f"{layout['shards']:,} of about {held * measured.bytes_per_position / 1e6:.3g} MB"
     reasons = {f"--shard-contexts {layout['shard_contexts']}": shards}
-    if placement.shards > 1:
-        reasons["--shard-model"] = "a model does not fit one device"
+    processes, sharded = layout["processes"], placement.shards > 1
+    if sharded and placement.beside:
+        reasons["--shard-model"] = "the models do not fit one device"
     if not placement.beside:
         reasons["--teacher-engine vllm"] = "the teacher does not fit beside the student, and needs devices of its own"
-    if time["rollouts"] > time["scoring"]:
-        reasons["--engine vllm"] = "rollouts take longer than scoring"
-    several = f"torchrun --nproc-per-node {layout['processes']} -m -- teachdiag"
-    start = several if layout["processes"] > 1 else "teachdiag"
+    if sharded and not placement.beside:
+        reasons[f"--tensor-parallel {placement.shards}"] = "the teacher does not fit one device"
+    engine = time["rollouts"] > time["scoring"] and "--shard-model" not in reasons
+    if engine:
+        workers = f"--engine ray --ray-workers {processes}" if processes > 1 else "--engine vllm"
+        reasons[workers] = "rollouts take longer than scoring"
+    start = f"torchrun --nproc-per-node {processes} -m -- teachdiag" if processes > 1 and not engine else "teachdiag"
     analysis = "out of core, by itself" if settings.positions >= OUT_OF_CORE else "in memory"
     return {"options": reasons, "command": f"{start} capture {' '.join(reasons)}", "analysis": analysis}

@@ -1,5 +1,6 @@
 """The laws of `teachdiag plan` against numbers worked by hand, and its calibration against tables that were written."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -113,16 +114,37 @@ def test_models_are_placed_by_what_fits() -> None:
     assert "--teacher-engine" not in options(sharded)
     assert sharded["memory_bytes"]["weights"] == 20e9
     assert sharded["memory_bytes"]["float32_heads"] == 2 * 1e5 * 1e3 * 4  # gathered whole on every device
-    both = plan(replace(large, device_memory=20), CALIBRATION)
-    assert {"--shard-model", "--teacher-engine"} <= set(options(both))
-    needs = r"the teacher \(6e\+10 parameters, bfloat16\) needs 16.8 GB on each device"  # 15 + 0.4 + 0.61 + 0.79
-    with pytest.raises(SettingsError, match=needs):
-        plan(replace(large, device_memory=10), CALIBRATION)
+    small = replace(large, student_parameters=5e9, teacher_parameters=8e10, device_memory=22)
+    both = plan(small, CALIBRATION)  # of 10 and 160 GB
+    assert {"--teacher-engine", "--tensor-parallel"} <= set(options(both))
+    assert both["layout"]["processes"] == 1
+    for found in (beside, apart, sharded, both):
+        accepted(found["layout"]["command"])
+    needs = r"the models need 22.2 GB on each device .* --processes 8, 41.8 GB where the teacher has an engine"
+    with pytest.raises(SettingsError, match=needs):  # 10 + 0.8 + 0.61 + 0.79, and 40 + 0.4 + 0.61 + 0.79
+        plan(replace(large, device_memory=20), CALIBRATION)
+
+
+def accepted(command: str) -> CaptureSettings:
+    """What capture makes of a command that was recommended: it refuses what does not go together."""
+    start, _, given = command.partition(" capture ")
+    several, words = start.startswith("torchrun"), given.split()
+    values: dict[str, Any] = {}
+    for word, after in itertools.pairwise([*words, "--"]):
+        if word.startswith("--"):
+            text = True if after.startswith("--") else after
+            values[word[2:].replace("-", "_")] = int(text) if str(text).isdigit() else text
+    settings = CaptureSettings(**values)
+    assert not (several and (settings.engine, settings.teacher_engine) != ("transformers", "transformers"))
+    return settings
 
 
 def test_an_engine_for_rollouts_that_dominate() -> None:
     short = plan(PlanSettings(prompt_tokens=1, positions_per_context=64), CALIBRATION)
     assert "--engine" in options(short)  # 1/20 s a token, against 1/50 s
+    assert accepted(short["layout"]["command"]).engine == "vllm"
+    many = plan(PlanSettings(prompt_tokens=1, positions_per_context=64, processes=4), CALIBRATION)
+    assert accepted(many["layout"]["command"]).ray_workers == 4
     long = plan(PlanSettings(prompt_tokens=1000, positions_per_context=64), CALIBRATION)
     assert "--engine" not in options(long)
 
