@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from conftest import save_model
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.engines.pipeline import place_of
 from teachdiag.diagnostics.store import Store
 from teachdiag.errors import ContextError, ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import CHECKSUM
+from teachdiag.tables import CHECKSUM, write_shard, write_text
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray lives in .venv-vllm")
 without_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
@@ -80,7 +82,7 @@ def test_killed_workers_lose_and_double_nothing(
 def test_contexts_are_scored_through_a_store(
     tmp_path: Path, settings: CaptureSettings, by_vllm: Path, cluster: None
 ) -> None:
-    """What lies in a store already is brought over; what is damaged there, or of another run, is not."""
+    """What lies in a store already is brought over; what is damaged there is not."""
     asked = replace(
         settings, engine="ray", contexts=str(by_vllm / "contexts"), store=f"file://{tmp_path}/store", ray_workers=1
     )
@@ -94,9 +96,6 @@ def test_contexts_are_scored_through_a_store(
     _same_positions(tmp_path / "second", by_vllm)
     anew = [shard.stat().st_mtime_ns != before for shard, before in zip(shards, written, strict=True)]
     assert anew == [number == 1 for number in range(len(shards))]
-    run_capture(tmp_path / "third", replace(asked, positions=3), QUIET)
-    assert POSITIONS.read(tmp_path / "third" / "positions")["position"].max() == 2
-    assert len(list((tmp_path / "store").iterdir())) == 2
 
 
 @needs_ray
@@ -116,10 +115,20 @@ def test_what_a_worker_refuses_is_told_in_its_words(
         run_capture(tmp_path / "run", asked, QUIET)
 
 
+def test_runs_that_share_a_store_do_not_mix(tmp_path: Path, settings: CaptureSettings) -> None:
+    """Other settings, or other contexts, and shards go elsewhere."""
+    asked, places = replace(settings, engine="ray", store="s3://bucket/runs/"), []
+    for name, content in (("a", "1"), ("b", "2"), ("c", "1")):
+        write_text(content, tmp_path / name / "capture.json")
+        write_text("2" if name == "c" else "1", tmp_path / name / "contexts" / "part-00000.parquet")
+        places.append(place_of(tmp_path / name, asked))
+    assert len(set(places)) == 3
+    assert all(re.fullmatch(r"s3://bucket/runs/\w{16}", place) for place in places)
+    assert place_of(tmp_path / "a", settings) == str(tmp_path / "a")
+
+
 def test_a_shard_in_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
     """Against a store in memory, as against any that is not a folder."""
-    from teachdiag.tables import write_shard
-
     table = CONTEXTS.build_rows([])
     write_shard(table, tmp_path / "here" / "contexts" / "part-00000.parquet")
     store = Store(f"memory://{tmp_path}")
@@ -169,7 +178,7 @@ def _same_positions(run: Path, other: Path) -> None:
 
 
 class _Killer(threading.Thread):
-    """Kills a process of one class of Ray's workers, which bears its name, as soon as it is at work."""
+    """Kills a process of one class of Ray's workers, whose title tells the class, once it is ready to work."""
 
     def __init__(self, worker: str, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -183,7 +192,8 @@ class _Killer(threading.Thread):
         deadline = time.monotonic() + 300
         while not self.killed and time.monotonic() < deadline:
             for process in psutil.process_iter(["cmdline"]):
-                if f"({self.worker})).submit" in " ".join(process.info["cmdline"] or []):
+                title = " ".join(process.info["cmdline"] or [])
+                if f"({self.worker}))" in title and "__init__" not in title:
                     process.kill()
                     self.written = len(list(self.folder.glob("*.parquet")))
                     self.killed = process.pid

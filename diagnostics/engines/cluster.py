@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from teachdiag.diagnostics.engines.launch import require_vllm, weights
 from teachdiag.diagnostics.models import machine_facts, pick_device
 from teachdiag.diagnostics.pair import pinned, resolve_pair
@@ -126,7 +128,7 @@ def _prepared(
     ready = [
         ray.remote(_ready)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), **share)
-        .remote(settings, pins)
+        .remote(settings, pins, share)
         for node in able
     ]
     answers = ray.get(ready)
@@ -140,13 +142,20 @@ def _prepared(
     return {name: _common([found[name] for found in facts]) for name in facts[0]}, models[0]
 
 
-def _ready(settings: CaptureSettings, pins: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+def _ready(settings: CaptureSettings, pins: list[dict[str, Any]], share: dict[str, int]) -> tuple[dict[str, Any], str]:
     """On a worker: facts of its device, and where vLLM finds the student there."""
+    keep_to(share)
     student, _ = same_models(settings, pins)
     if not settings.contexts:
         require_vllm()
     model = "" if settings.contexts else str(weights(student, _QUIET))
     return machine_facts(pick_device(settings.device)), model
+
+
+def keep_to(share: dict[str, int]) -> None:
+    """On a worker: use no more threads than processors that it was given, which Ray itself does not enforce."""
+    if "num_cpus" in share:
+        torch.set_num_threads(share["num_cpus"])
 
 
 def same_models(settings: CaptureSettings, pins: list[dict[str, Any]]) -> Sources:

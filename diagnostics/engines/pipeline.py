@@ -17,7 +17,7 @@ import numpy as np
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
-from teachdiag.diagnostics.engines.cluster import Cluster, Sources, errors_of_workers, same_models
+from teachdiag.diagnostics.engines.cluster import Cluster, Sources, errors_of_workers, keep_to, same_models
 from teachdiag.diagnostics.engines.launch import ENVIRONMENT, ON_CPU, engine_arguments
 from teachdiag.diagnostics.engines.rollouts import gathered, longest, refuse_padding, sampling_options
 from teachdiag.diagnostics.models import pick_device
@@ -54,7 +54,7 @@ def roll_out(
         engine_kwargs=engine_arguments(source, settings, longest(groups, settings), on_cpu)
         | {"disable_log_stats": True},
         placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
-        runtime_env={"env_vars": ENVIRONMENT | (ON_CPU if on_cpu else {})},
+        runtime_env={"env_vars": ENVIRONMENT | (_own_threads(cluster.share["num_cpus"]) if on_cpu else {})},
         concurrency=(engines, engines),
         batch_size=ROLLOUT_CONTEXTS,
         max_concurrent_batches=_BATCHES,
@@ -92,7 +92,7 @@ def score_contexts(
     """
     import ray
 
-    store = Store(_place(run, settings))
+    store = Store(place_of(run, settings))
     for file in shard_files(run / "contexts"):
         store.send(run, file.relative_to(run).as_posix())
     total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
@@ -103,7 +103,7 @@ def score_contexts(
     numbers = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=min(len(missing), _BLOCKS))
     scored = numbers.map_batches(
         Scorer,
-        fn_constructor_args=(settings, [pinned(source) for source in sources], total, store.path),
+        fn_constructor_args=(settings, [pinned(source) for source in sources], total, store.path, cluster.share),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(missing))),
         **cluster.share,
@@ -119,10 +119,20 @@ def score_contexts(
             advance(sizes[row["shard"]])
 
 
+def place_of(run: Path, settings: CaptureSettings) -> str:
+    """Where workers exchange shards: the run directory, or in a store what this very run has to itself."""
+    if not settings.store:
+        return str(run.absolute())
+    made = file_digest(run / "capture.json") + table_digest(run / "contexts")
+    return f"{settings.store.rstrip('/')}/{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+
+
 class Scorer:
     """One worker's copy of the pair: takes numbers of shards, leaves the shards in the store."""
 
-    def __init__(self, settings: CaptureSettings, pins: list[dict[str, Any]], contexts: int, store: str) -> None:
+    def __init__(
+        self, settings: CaptureSettings, pins: list[dict[str, Any]], contexts: int, store: str, share: dict[str, int]
+    ) -> None:
         """Take note; the pair is loaded with the first shard, whose errors Ray hands on as they are.
 
         Args:
@@ -130,7 +140,9 @@ class Scorer:
             pins: what identifies its weights.
             contexts: how many contexts the run has.
             store: where contexts are and shards go.
+            share: what it may take of its machine.
         """
+        keep_to(share)
         self.settings, self.pins, self.contexts, self.place = settings, pins, contexts, store
 
     @cached_property
@@ -166,18 +178,15 @@ class Scorer:
         self.store.send(scratch, _name("positions", number))
 
 
+def _own_threads(threads: int) -> dict[str, str]:
+    """Environment of an engine that shares a machine's processors with others."""
+    return ON_CPU | {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
 def _request(group: Group, row: int, pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
     options = sampling_options(group.seeds[row], pair, settings)
     prompt = list(group.prompts[row])
     return {"group": group.index, "row": row, "tokenized_prompt": prompt, "sampling_params": options}
-
-
-def _place(run: Path, settings: CaptureSettings) -> str:
-    """Where workers exchange shards: in a store, under what this very run and its contexts have to themselves."""
-    if not settings.store:
-        return str(run.absolute())
-    made = file_digest(run / "capture.json") + table_digest(run / "contexts")
-    return f"{settings.store.rstrip('/')}/{hashlib.sha256(made.encode()).hexdigest()[:16]}"
 
 
 def _name(table: str, number: int) -> str:
