@@ -13,7 +13,8 @@ from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
-from teachdiag.diagnostics.updates import Theta0, gradient
+from teachdiag.diagnostics.theta0 import Theta0
+from teachdiag.diagnostics.updates import gradient
 from teachdiag.diagnostics.workbench import Workbench
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings

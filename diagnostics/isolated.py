@@ -20,7 +20,8 @@ from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.alignment import Batch, Context
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.processes import is_mine, joined, on_first
-from teachdiag.diagnostics.updates import Direction, gradient, inner
+from teachdiag.diagnostics.theta0 import Direction, inner
+from teachdiag.diagnostics.updates import gradient
 from teachdiag.diagnostics.workbench import Workbench, rows_of
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins

@@ -19,7 +19,8 @@ from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.processes import on_first
-from teachdiag.diagnostics.updates import Direction, gradient, optimize, step_objective
+from teachdiag.diagnostics.theta0 import Direction
+from teachdiag.diagnostics.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import shard_path, write_parquet, write_text

@@ -25,7 +25,7 @@ from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.processes import is_mine, whole
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
-from teachdiag.diagnostics.updates import Direction, Theta0, inner
+from teachdiag.diagnostics.theta0 import Direction, Theta0, inner
 from teachdiag.errors import EstimationError, ModelError, cause
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings

@@ -23,12 +23,11 @@ from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.sources import resolve
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
+from teachdiag.diagnostics.theta0 import inner, random_direction
 from teachdiag.diagnostics.updates import (
     Objective,
     Step,
-    inner,
     optimize,
-    random_direction,
     step_objective,
 )
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of

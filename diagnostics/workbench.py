@@ -24,7 +24,8 @@ from teachdiag.diagnostics.processes import is_mine, joined, on_first
 from teachdiag.diagnostics.scoring import States, rescore
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
-from teachdiag.diagnostics.updates import Objective, Theta0
+from teachdiag.diagnostics.theta0 import Theta0
+from teachdiag.diagnostics.updates import Objective
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage

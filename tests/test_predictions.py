@@ -19,7 +19,8 @@ from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
-from teachdiag.diagnostics.updates import Objective, Theta0, gradient, inner, random_direction
+from teachdiag.diagnostics.theta0 import Theta0, inner, random_direction
+from teachdiag.diagnostics.updates import Objective, gradient
 from teachdiag.errors import EstimationError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings

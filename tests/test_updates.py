@@ -18,12 +18,10 @@ from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_l
 from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.shuffles import shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.theta0 import Theta0, inner, random_direction
 from teachdiag.diagnostics.updates import (
-    Theta0,
     accumulate_gradient,
-    inner,
     optimize,
-    random_direction,
     step_objective,
 )
 from teachdiag.errors import EstimationError, SettingsError
