@@ -1,6 +1,9 @@
 """Fixtures: a tiny random Qwen3 pair on disk, with a byte tokenizer, and prompts of a few words."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,3 +164,27 @@ def dying(function: Callable, after: int) -> Callable:
 @pytest.fixture
 def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
     return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
+
+
+def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
+    """The command line of some settings."""
+    words: list[str] = []
+    for name, value in settings.as_dict().items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option if value else f"--no-{name.replace('_', '-')}"]
+        elif value not in ("", None):
+            words += [option, str(value)]
+    return words
+
+
+def torchrun(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes with one thread each."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *start], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a teachdiag command in several processes, as a user does."""
+    return torchrun(processes, "-m", "--", "teachdiag", *command)

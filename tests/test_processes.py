@@ -1,48 +1,23 @@
 """Several processes on one run: the same tables as from one, whatever their number; what they refuse together."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROBE, Killed, dying, tables
+from conftest import PROBE, Killed, dying, launch, options, tables, torchrun
 
-from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
+from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics import positions as positions_module
 from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_files, shard_path
-
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
-    """The command line of some settings."""
-    words: list[str] = []
-    for name, value in settings.as_dict().items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [option if value else f"--no-{name.replace('_', '-')}"]
-        elif value not in ("", None):
-            words += [option, str(value)]
-    return words
-
-
-def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a teachdiag command in several processes, as a user does."""
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "--", "teachdiag"]
-    return subprocess.run(
-        [sys.executable, "-m", *torchrun, *command], capture_output=True, text=True, env=ONE_THREAD, timeout=300
-    )
 
 
 @pytest.fixture(scope="module")
@@ -89,27 +64,12 @@ def test_a_probe_sums_its_gradient_over_processes(runs: dict[int, Path], process
     assert not list((runs[processes] / "scratch").glob("*"))
 
 
-def test_models_may_be_sharded_over_processes(tmp_path: Path, settings: CaptureSettings) -> None:
-    """Three groups and eleven shards among two processes, which must take as many passes as each other."""
-    given = replace(settings, responses=2, shard_contexts=7)
-    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
-    for run, asked in ((whole, given), (sharded, replace(given, shard_model=True))):
-        done = launch(2, "capture", "--run", str(run), *options(asked))
-        assert done.returncode == 0, done.stderr[-3000:]
-    pd.testing.assert_frame_equal(CONTEXTS.read(whole / "contexts"), CONTEXTS.read(sharded / "contexts"))
-    ours, theirs = (POSITIONS.read(run / "positions") for run in (sharded, whole))
-    scalars = ours.select_dtypes("number").columns
-    pd.testing.assert_frame_equal(ours[scalars], theirs[scalars], rtol=1e-4, atol=1e-6)
-
-
 def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: CaptureSettings) -> None:
     script = tmp_path / "uneven.py"
     script.write_text(
         "import os, sys\nfrom teachdiag.cli import main\nsys.argv += ['--seed', os.environ['RANK']]\nmain()\n"
     )
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", str(script)]
-    command = [sys.executable, *torchrun, "capture", "--run", str(tmp_path / "run"), *options(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+    done = torchrun(2, "--", str(script), "capture", "--run", str(tmp_path / "run"), *options(settings))
     assert done.returncode != 0
     told = "teachdiag: the processes were started with different settings: --seed is 0 in process 0, 1 in process 1"
     assert told in done.stderr
@@ -160,9 +120,7 @@ def test_a_model_that_cannot_be_loaded_by_one_process_is_told_of(tmp_path: Path,
         "pair.load = load\n"
         "main()\n"
     )
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", str(script)]
-    command = [sys.executable, *torchrun, "capture", "--run", str(tmp_path / "run"), *options(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+    done = torchrun(2, "--", str(script), "capture", "--run", str(tmp_path / "run"), *options(settings))
     assert done.returncode != 0
     assert "teachdiag: out of memory" in done.stderr
 
