@@ -12,7 +12,7 @@ from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import Batch
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
-from teachdiag.diagnostics.pair import Pair, PairOutline, load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.positions import Measure, by_models, score_contexts
 from teachdiag.diagnostics.processes import (
     agree,
@@ -22,11 +22,13 @@ from teachdiag.diagnostics.processes import (
     many,
     on_first,
     own_device,
+    refuse_sharding_alone,
     timed_by_first,
     writing_first,
 )
 from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
+from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.vocabulary import vocabulary_table
 from teachdiag.errors import SettingsError
@@ -92,11 +94,8 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
 
 def _refuse_what_is_missing(settings: CaptureSettings) -> None:
     """Say at once what the settings need and is not here, before anything is computed."""
-    if settings.shard_model and not many():
-        raise SettingsError(
-            "--shard-model shares each model over processes, and there is one: start several, as in `torchrun "
-            "--nproc-per-node 8 -m -- teachdiag capture ...`"
-        )
+    if settings.shard_model:
+        refuse_sharding_alone("capture")
     if settings.engine == "transformers" and settings.teacher_engine == "transformers":
         return
     if many():
@@ -172,8 +171,9 @@ def _sample_and_score(job: Job, groups: list[Group]) -> None:
 
 def _both_here(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
     """Load the pair; return the student, and what begins to score once there are rollouts."""
-    pair = _pair(job)
-    return pair.student, lambda: by_models(pair, job.settings)
+    settings = job.settings
+    pair = load_over_processes(job.sources, settings.dtype, job.device, shard=settings.shard_model)
+    return pair.student, lambda: by_models(pair, settings)
 
 
 def _teacher_behind_engine(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
@@ -181,15 +181,6 @@ def _teacher_behind_engine(job: Job) -> tuple[LanguageModel, Callable[[], Measur
     student = load(job.sources[0], job.settings.dtype, job.device)
     student.head.size = job.pair.vocabulary
     return student, lambda: _by_engine(job, student)
-
-
-def _pair(job: Job) -> Pair:
-    if job.settings.shard_model:
-        from teachdiag.diagnostics.sharding import load_sharded_pair
-
-        return load_sharded_pair(job.sources, job.settings.dtype, job.pair.vocabulary)
-    with joined():
-        return load_pair(job.sources, job.settings.dtype, job.device)
 
 
 def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
+from teachdiag.diagnostics.parameters import whole
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.errors import ModelError, cause
 
@@ -65,6 +65,12 @@ class Head:
         self.weight = self.weight.to(device)
         self.bias = None if self.bias is None else self.bias.to(device)
 
+    def follow(self) -> None:
+        """Take on weights that have moved. Only a copy has to: these are the model's own parameters, or never move."""
+
+    def return_gradient(self) -> None:
+        """Give the weights' gradients to the model's parameters. Only a copy has to."""
+
     def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
         return logits if self.scale == 1.0 else logits * self.scale
@@ -74,11 +80,10 @@ def head_of(model: Any) -> Head:  # noqa: ANN401
     """Return a model's LM head. Weights that are sharded over processes are gathered, and gradients reach them."""
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    weight, bias = (_whole(getattr(linear, name, None)) for name in ("weight", "bias"))
-    assert weight is not None
+    weight, bias = linear.weight, getattr(linear, "bias", None)
     return Head(
-        weight=weight.float(),  # no copy where it is float32 already
-        bias=None if bias is None else bias.float(),
+        weight=whole(weight).float(),  # no copy where it is float32 already
+        bias=None if bias is None else whole(bias).float(),
         scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
         size=weight.shape[0],
@@ -120,12 +125,3 @@ def _stored(source: ModelSource, names: list[str]) -> Tensor:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the LM head of {source.name!r} cannot be read: {cause(error)}") from error
     raise ModelError(f"{source.name!r} has no weight {' or '.join(names)}: its LM head cannot be read by itself")
-
-
-def local(parameter: Tensor) -> Tensor:
-    """Return this process's shard of a parameter; the parameter itself where it is not sharded."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _whole(parameter: Tensor | None) -> Tensor | None:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

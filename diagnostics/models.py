@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import head_of
+from teachdiag.diagnostics.parameters import are_sharded
 from teachdiag.diagnostics.sources import ModelSource, end_ids, limit
 from teachdiag.errors import ModelError, SettingsError, cause
 
@@ -76,6 +77,11 @@ class LanguageModel:
     def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
         """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width)."""
         return batch.gather(self.hidden(batch.input_ids(side, self.device)), side)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it is sharded over processes, which must then take every pass together (`processes.in_step`)."""
+        return are_sharded(parameter for _, parameter in self.parameters())
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every trainable parameter once, by name, in a fixed order."""

@@ -15,7 +15,14 @@ from teachdiag.diagnostics.isolated import check_sample, measure_isolated
 from teachdiag.diagnostics.models import machine_facts
 from teachdiag.diagnostics.pair import resolve_pair
 from teachdiag.diagnostics.predicted import measure_predicted
-from teachdiag.diagnostics.processes import agree, on_first, own_device, timed_by_first, writing_first
+from teachdiag.diagnostics.processes import (
+    agree,
+    on_first,
+    own_device,
+    refuse_sharding_alone,
+    timed_by_first,
+    writing_first,
+)
 from teachdiag.diagnostics.sources import ModelSource, resolve
 from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
@@ -61,6 +68,8 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
+    if settings.shard_model:
+        refuse_sharding_alone("probe")
     captured = on_first(Stage(run, "capture").require)
     on_first(lambda: POSITIONS.require(run / "positions", _NEEDED))
     capture = _capture_settings(run, captured)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from teachdiag.diagnostics.models import pick_device
+from teachdiag.diagnostics.parameters import are_sharded
 from teachdiag.errors import InputError, SettingsError
 from teachdiag.runs import Stage, writing
 from teachdiag.settings import flag
@@ -131,6 +132,19 @@ def agree(settings: Mapping[str, Any]) -> None:
             raise SettingsError(f"the processes were started with different settings: {flag(name)} is {told}")
 
 
+def refuse_sharding_alone(stage: str) -> None:
+    """Refuse --shard-model of a stage that runs in one process.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if not many():
+        raise SettingsError(
+            "--shard-model shares each model over processes, and there is one: start several, as in `torchrun "
+            f"--nproc-per-node 8 -m -- teachdiag {stage} ...`"
+        )
+
+
 @contextmanager
 def in_step(idle: Callable[[], object], sharded: bool) -> Iterator[Callable[[Callable[[], T]], T]]:
     """Yield what runs one piece of work, so that passes through sharded models, which all processes take, pair up.
@@ -198,10 +212,13 @@ def summed(value: float) -> float:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up every parameter's `.grad` over processes; one that no process has a gradient of keeps none."""
-    if not many():
-        return
+    """Add up every parameter's `.grad` over processes; one that no process has a gradient of keeps none.
+
+    Those of sharded parameters are such sums already.
+    """
     known = list(parameters)
+    if not many() or are_sharded(known):
+        return
     reached = torch.tensor([p.grad is not None for p in known], dtype=torch.int32, device=processes().device)
     torch.distributed.all_reduce(reached, torch.distributed.ReduceOp.MAX)
     for parameter, anywhere in zip(known, reached.tolist(), strict=True):

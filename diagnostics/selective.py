@@ -18,8 +18,9 @@ from transformers import GenerationConfig, LogitsProcessorList
 from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from teachdiag.diagnostics.head import head_of, local
+from teachdiag.diagnostics.head import head_of
 from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.parameters import local
 from teachdiag.diagnostics.rollouts import SeededSampling, ended, warpers
 from teachdiag.diagnostics.scoring import States, tiled, tiles
 from teachdiag.diagnostics.selection_facts import MEASURED, facts_of

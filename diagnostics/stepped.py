@@ -18,6 +18,7 @@ from teachdiag.diagnostics.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
 from teachdiag.diagnostics.models import LanguageModel, load
+from teachdiag.diagnostics.parameters import laid_out_like
 from teachdiag.diagnostics.processes import on_first, processes
 from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
@@ -220,14 +221,13 @@ def _take_checkpoint(bench: Workbench) -> Step:
         ModelError: it has other parameters than the student.
     """
     path = bench.settings.student_after
-    trained = load(resolve(path, "main", (), bench.reporter), "float32", str(bench.student.device))
+    device = "cpu" if bench.student.sharded else str(bench.student.device)
+    trained = load(resolve(path, "main", (), bench.reporter), "float32", device)
     theirs = dict(trained.parameters())
     ours = dict(bench.student.parameters())
     if theirs.keys() != ours.keys() or any(ours[name].shape != p.shape for name, p in theirs.items()):
         raise ModelError(f"--student-after {path!r} has other parameters than the student {bench.student.name!r}")
-    bench.theta0.leave()
-    for name, parameter in theirs.items():
-        ours[name].data.copy_(parameter)
+    bench.theta0.leave(laid_out_like(own, theirs[name]) for name, own in ours.items())
     return Step(0.0, 0.0, 0, bench.theta0.distance())
 
 

@@ -6,6 +6,7 @@ A probe scores the same positions under many student weights; the teacher need n
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from teachdiag.diagnostics.alignment import Batch, Context, batched
 from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.processes import joined, on_first, shared_out
+from teachdiag.diagnostics.processes import in_step, joined, on_first, shared_out
 from teachdiag.progress import Reporter
 
 
@@ -60,10 +61,14 @@ def compute_teacher_states(
         part = file.with_name(file.name + ".part")
         on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
         start = int(np.load(part, mmap_mode="r").offset)  # behind the header
-        batches = shared_out([batch for group in groups for batch in batched(group, batch_tokens)])
-        with joined(), reporter.bar("Teacher states", total=sum(len(b.contexts) for b in batches)) as advance:
-            for batch in batches:
-                _fill(part, start, first_row, batch, teacher.hidden_rows(batch, "teacher").float().cpu().numpy())
+        batches = [batch for group in groups for batch in batched(group, batch_tokens)]
+        mine = shared_out(batches)
+        bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in mine))
+        idle = partial(teacher.hidden_rows, batches[-1], "teacher")
+        with joined(), in_step(idle, teacher.sharded) as step, bar as advance:
+            for batch in mine:
+                states = step(partial(teacher.hidden_rows, batch, "teacher"))
+                _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
         on_first(lambda: os.replace(part, file))
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ import torch
 from teachdiag.diagnostics.alignment import Batch, Context, batched
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.processes import shared_out, sum_gradients, summed
+from teachdiag.diagnostics.parameters import whole
+from teachdiag.diagnostics.processes import in_step, shared_out, sum_gradients, summed
 from teachdiag.diagnostics.scoring import tiles
 from teachdiag.diagnostics.teacher_states import TeacherStates
 from teachdiag.diagnostics.theta0 import Direction, Theta0
@@ -118,8 +120,9 @@ def _optimizer_step(
 ) -> tuple[float, float, int]:
     loss = accumulate_gradient(student, objective, settings, reporter)
     parameters = [p for _, p in student.parameters()]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf")))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))))
     optimizer.step()
+    student.head.follow()
     optimizer.zero_grad(set_to_none=True)
     return loss, norm, objective.positions
 
@@ -144,12 +147,15 @@ def accumulate_gradient(
     sum of the losses is propagated and the gradient divided at the end: in half precision, terms of a mean over many
     positions would vanish. Several processes share the batches, and add up what each found.
     """
-    batches = shared_out(objective.batches(settings.batch_tokens))
+    batches = objective.batches(settings.batch_tokens)
+    mine = shared_out(batches)
     loss_sum = 0.0
-    with reporter.bar("Gradient", total=sum(len(b.contexts) for b in batches)) as advance:
-        for batch in batches:
-            loss_sum += _backward(student, objective, batch, settings.tile_positions)
+    bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in mine))
+    with in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:
+        for batch in mine:
+            loss_sum += step(partial(_backward, student, objective, batch, settings.tile_positions))
             advance(len(batch.contexts))
+    student.head.return_gradient()
     sum_gradients(parameter for _, parameter in student.parameters())
     for _, parameter in student.parameters():
         if parameter.grad is not None:
@@ -174,6 +180,12 @@ def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_p
     assert cut.grad is not None
     hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
     return loss_sum
+
+
+def _pass_idly(student: LanguageModel, batch: Batch) -> None:
+    """Take part in the passes of other processes, without adding to the gradient."""
+    hidden = student.hidden(batch.input_ids("student", student.device))
+    hidden.backward(torch.zeros_like(hidden))  # type: ignore[no-untyped-call]
 
 
 def gradient(student: LanguageModel, objective: Objective, settings: ProbeSettings, reporter: Reporter) -> Direction:

@@ -6,6 +6,7 @@ end.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_sha
 from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.pair import load_pair
-from teachdiag.diagnostics.processes import is_mine, joined, on_first
+from teachdiag.diagnostics.processes import in_step, is_mine, joined, on_first
 from teachdiag.diagnostics.scoring import States, rescore
+from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.theta0 import Theta0
@@ -98,10 +99,12 @@ class Workbench:
         Every process writes its own shards.
         """
         missing = {index: path for index, path in on_first(lambda: self.unscored(state)) if is_mine(index)}
-        with joined(), self.reporter.bar(f"Rescoring: {label}", total=len(self.bank)) as advance:
+        idle = partial(self.rescored, Batch((self.bank[0],)))
+        bar = self.reporter.bar(f"Rescoring: {label}", total=len(self.bank))
+        with joined(), in_step(idle, self.student.sharded) as step, bar as advance:
             for index, shard in enumerate(in_shards(self.bank, self.capture.shard_contexts)):
                 if index in missing:
-                    scored = pa.concat_tables([self.rescored(batch) for batch in layout(shard)])
+                    scored = pa.concat_tables([step(partial(self.rescored, batch)) for batch in layout(shard)])
                     write_shard(scored.sort_by(KEY), missing[index])
                 advance(len(shard))
 
@@ -156,8 +159,7 @@ def set_up(
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
     fix, update = update_contexts(stage.run, settings, contexts)
     check(stage.run, settings, bank, update)
-    with joined():
-        pair = load_pair(sources, capture.dtype, device, master=True)
+    pair = load_over_processes(sources, capture.dtype, device, shard=settings.shard_model, master=True)
     more = further(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch

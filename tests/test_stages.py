@@ -169,7 +169,7 @@ def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
 def test_a_finished_stage_is_not_run_again(
     run: Path, tiny_settings: CaptureSettings, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture_stage, "load_pair", dying(load_pair, 0))
+    monkeypatch.setattr(capture_stage, "load_over_processes", dying(load_pair, 0))
     assert run_capture(run, tiny_settings, quiet) == json.loads((run / "capture.json").read_text())["results"]
 
 

@@ -18,6 +18,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.engines.launch import require_vllm
 from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, collected, refuse_without_logprobs
+from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
@@ -79,7 +80,7 @@ def test_first_tokens_follow_the_students_distribution(settings: CaptureSettings
     many = replace(settings, engine="vllm", bank_prompts=1, update_prompts=1, responses=300, max_new_tokens=1)
     run_capture(tmp_path / "run", many, QUIET)
     contexts = [c for c in read_contexts(tmp_path / "run", 1) if c.split == "bank"]
-    student = capture_stage.load_pair(capture_stage.resolve_pair(settings, QUIET), "float32", "cpu").student
+    student = load_pair(resolve_pair(settings, QUIET), "float32", "cpu").student
     with torch.no_grad():
         p = student.model(torch.tensor([contexts[0].student_prompt])).logits[0, -1, :264].softmax(-1).numpy()
     counts = np.bincount([c.response[0] for c in contexts], minlength=264)

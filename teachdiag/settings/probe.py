@@ -87,6 +87,11 @@ class ProbeSettings(Checked):
     masks: int = option(100, "Random masks of the update batch (kind lds)", "masks")
     mask_budget: float = option(0.1, "Share of the update batch in each random mask (kind lds)", "share")
     seed: int = option(0, "Root of every random stream of the probe", "integer")
+    shard_model: bool = option(
+        False,
+        "Share both models, the student's float32 weights and the optimizer's state over the processes (FSDP2), for "
+        "models larger than a device (kinds one_step, placebo, checkpoint)",
+    )
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
     batch_tokens: int = option(2048, "Padded tokens in one forward (and backward) pass", "tokens")
     tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions")
@@ -117,6 +122,7 @@ class ProbeSettings(Checked):
         self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")
         self._require(self.kind != "checkpoint" or self.student_after != "", "student_after", "given for a checkpoint")
         self._require(self.rollouts == "fixed" or self.steps > 1, "steps", "above 1 with --rollouts fresh")
+        self._require(self.rollouts == "fixed" or not self.shard_model, "rollouts", "'fixed' with --shard-model")
         self.budget_shares  # noqa: B018 (parsing is the check)
 
     @property
@@ -164,6 +170,7 @@ _OPTION_KINDS: dict[str, tuple[Kind, ...]] = {
     "draws": ("placebo",),
     "student_after": ("checkpoint",),
     "update_on": ("one_step", "placebo"),
+    "shard_model": ("one_step", "placebo", "checkpoint"),
     "update_contexts": _BATCHES,
     "bank_contexts": ("selectors", "lds"),
     "fix_contexts": _TERMS,
