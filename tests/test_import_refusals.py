@@ -239,3 +239,11 @@ def test_the_output_is_no_input(marked: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"it must end in \.parquet"):
         imported("jsonl", [tmp_path], tmp_path / "c.csv", marked)
     assert file.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_told(marked: str, tmp_path: Path) -> None:
+    rows = [{**IDS, "prompt_token_ids": [65 + number]} for number in range(4)]
+    file = tmp_path / "r.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    with pytest.raises(InputError, match=r"--contexts .*r\.parquet/c\.parquet cannot be written: "):
+        imported("jsonl", [file], file / "c.parquet", marked)

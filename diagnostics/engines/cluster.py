@@ -77,7 +77,7 @@ def require_ray() -> Any:  # noqa: ANN401
     """Import Ray.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: it is not installed, or lacks the parts that are needed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ModelError(
@@ -86,9 +86,11 @@ def require_ray() -> Any:  # noqa: ANN401
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports home
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no log lines between progress bars
-    import ray
-    import ray.data
-
+    try:
+        import ray
+        import ray.data.llm
+    except (ImportError, RuntimeError) as error:
+        raise ModelError(f"this Ray cannot be used: {cause(error)}; pip install 'ray[data]>=2.60'") from error
     return ray
 
 

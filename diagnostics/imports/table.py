@@ -13,7 +13,7 @@ from teachdiag.diagnostics.imports.files import expand
 from teachdiag.diagnostics.imports.formats import FORMATS, read_records
 from teachdiag.diagnostics.imports.records import Ids, Record, at
 from teachdiag.diagnostics.sources import outline, resolve
-from teachdiag.errors import RolloutError, SettingsError
+from teachdiag.errors import RolloutError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.tables import write_parquet
@@ -62,7 +62,11 @@ def import_rollouts(
     _check_names(records, rows)
     _split(records, rows, update_prompts, seed)
     rows.sort(key=lambda row: str(row["split"]))  # the bank first, each split in the order of the files
-    write_parquet(CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)]), out)
+    table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
+    try:
+        write_parquet(table, out)
+    except OSError as error:
+        raise SettingsError(f"--contexts {out} cannot be written: {cause(error)}") from error
     return _summary(rows)
 
 
