@@ -31,7 +31,7 @@ from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.vocabulary import vocabulary_table
-from teachdiag.errors import SettingsError
+from teachdiag.errors import ModelError, SettingsError
 from teachdiag.manifests import PromptSet, load_prompts, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, table_digest
@@ -213,12 +213,20 @@ def _longest(job: Job) -> int:
 
 
 def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
-    """Sample this process's groups, and write each when it is done."""
+    """Sample this process's groups, and write each when it is done.
+
+    Raises:
+        ModelError: the engine ended before it had sampled them all.
+    """
     mine = [group for group in groups if is_mine(group.index)]
+    written = 0
     with job.reporter.bar("Rollouts", total=sum(len(group.rows) for group in mine)) as advance:
         for group, rollouts in sampled(mine):
             write_group(job.run, group, rollouts)
+            written += 1
             advance(len(group.rows))
+    if written < len(mine):
+        raise ModelError(f"only {written} of {len(mine)} groups of rollouts came back: start the same command again")
 
 
 def _inputs(settings: CaptureSettings, sources: Sources, prompts: PromptSet | None) -> dict[str, Any]:

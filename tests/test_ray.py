@@ -16,6 +16,7 @@ from conftest import save_model
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.engines.cluster import divided
 from teachdiag.diagnostics.engines.pipeline import place_of
 from teachdiag.diagnostics.store import Store
 from teachdiag.errors import ContextError, ModelError, SettingsError
@@ -113,6 +114,29 @@ def test_what_a_worker_refuses_is_told_in_its_words(
     asked = replace(settings, engine="ray", teacher=str(tmp_path / "broken"), contexts=str(by_vllm / "contexts"))
     with pytest.raises(ContextError, match=r"^the teacher gives NaN or infinite logits in context \d+ at position"):
         run_capture(tmp_path / "run", asked, QUIET)
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ray_workers": 3}, "--ray-workers is 3: it must be at most 2, the CPUs of the cluster"),
+        ({"tensor_parallel": 2}, "--tensor-parallel is 2: the workers have 0 GPUs"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(
+    tmp_path: Path, settings: CaptureSettings, cluster: None, asked: dict[str, int], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        run_capture(tmp_path / "run", replace(settings, engine="ray", **asked), QUIET)
+
+
+def test_gpus_are_shared_out() -> None:
+    """On machines that Ray describes: eight GPUs, engines of two."""
+    machines = [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}]
+    assert divided(CaptureSettings(engine="ray"), machines) == (8, 8, {"num_gpus": 1})
+    assert divided(CaptureSettings(engine="ray", ray_workers=5, tensor_parallel=2), machines) == (5, 2, {"num_gpus": 1})
+    assert divided(CaptureSettings(engine="ray", ray_workers=5), [{"CPU": 9.0}] * 2) == (5, 5, {"num_cpus": 3})
 
 
 def test_runs_that_share_a_store_do_not_mix(tmp_path: Path, settings: CaptureSettings) -> None:

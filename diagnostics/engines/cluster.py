@@ -16,7 +16,7 @@ from teachdiag.diagnostics.engines.launch import require_vllm, weights
 from teachdiag.diagnostics.models import machine_facts, pick_device
 from teachdiag.diagnostics.pair import pinned, resolve_pair
 from teachdiag.diagnostics.sources import ModelSource
-from teachdiag.errors import InputError, ModelError, cause
+from teachdiag.errors import InputError, ModelError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -49,6 +49,7 @@ def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -
 
     Raises:
         ModelError: Ray or vLLM is not installed, the cluster cannot be reached, or a machine of it has other weights.
+        SettingsError: it has fewer processors than are asked for.
     """
     ray = require_ray()
     ours = not ray.is_initialized()
@@ -62,7 +63,7 @@ def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -
         context.enable_progress_bars, context.raise_original_map_exception = False, True
         try:
             machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-            workers, engines, share = _divided(settings, [node["Resources"] for node in machines])
+            workers, engines, share = divided(settings, [node["Resources"] for node in machines])
             told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
             reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
             with errors_of_workers():
@@ -94,6 +95,31 @@ def require_ray() -> Any:  # noqa: ANN401
     return ray
 
 
+def divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tuple[int, int, dict[str, int]]:
+    """How many workers and engines there are, and what each worker takes of its machine.
+
+    Args:
+        settings: workers and devices that are asked for.
+        machines: resources of each, as Ray calls them.
+
+    Raises:
+        SettingsError: the cluster has fewer processors than are asked for.
+    """
+    gpus, cpus = (int(sum(resources.get(name, 0) for resources in machines)) for name in ("GPU", "CPU"))
+    workers = settings.ray_workers or gpus or len(machines)
+    if workers > (gpus or cpus):
+        room = f"{gpus}, the GPUs" if gpus else f"{cpus}, the CPUs"
+        raise SettingsError(f"--ray-workers is {workers}: it must be at most {room} of the cluster")
+    if settings.tensor_parallel > max(1, min(gpus, workers)):
+        raise SettingsError(
+            f"--tensor-parallel is {settings.tensor_parallel}: the workers have {min(gpus, workers)} GPUs"
+        )
+    if gpus:
+        return workers, workers // settings.tensor_parallel, {"num_gpus": 1}
+    on_one = -(-workers // len(machines))
+    return workers, workers, {"num_cpus": max(1, int(min(resources["CPU"] for resources in machines)) // on_one)}
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let no log lines come between progress bars: what Ray meets with is raised."""
@@ -105,17 +131,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tuple[int, int, dict[str, int]]:
-    """How many workers and engines there are, and what each worker takes of its machine."""
-    gpus = int(sum(resources.get("GPU", 0) for resources in machines))
-    if gpus:
-        workers = settings.ray_workers or gpus
-        return workers, max(1, workers // settings.tensor_parallel), {"num_gpus": 1}
-    workers = settings.ray_workers or len(machines)
-    on_one = -(-workers // len(machines))
-    return workers, workers, {"num_cpus": max(1, int(min(r["CPU"] for r in machines)) // on_one)}
 
 
 def _prepared(

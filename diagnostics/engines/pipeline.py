@@ -5,17 +5,20 @@ as pieces are known by their numbers, none is lost and none is there twice.
 """
 
 import hashlib
+import math
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.alignment import in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
 from teachdiag.diagnostics.engines.cluster import Cluster, Sources, errors_of_workers, keep_to, same_models
 from teachdiag.diagnostics.engines.launch import ENVIRONMENT, ON_CPU, engine_arguments
@@ -32,7 +35,7 @@ from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import file_digest, shard_files, shard_path, write_shard
 
-_BLOCKS = 10_000  # pieces that Ray hands out; a worker that dies takes one with it
+_BLOCKS = 10_000  # pieces that Ray hands out at most; a worker that dies takes one with it, to be done again
 _BATCHES = 32  # of 32 rollouts, that wait in one engine
 
 
@@ -45,28 +48,23 @@ def roll_out(
         ModelError: vLLM does not take the model, or Ray gave up.
     """
     import ray
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from ray.data.llm import build_processor
 
     refuse_padding(pair)
-    on_cpu, engines = "num_gpus" not in cluster.share, min(cluster.engines, len(groups))
-    config = vLLMEngineProcessorConfig(
-        model_source=cluster.model,
-        engine_kwargs=engine_arguments(source, settings, longest(groups, settings), on_cpu)
-        | {"disable_log_stats": True},
-        placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
-        runtime_env={"env_vars": ENVIRONMENT | (_own_threads(cluster.share["num_cpus"]) if on_cpu else {})},
-        concurrency=(engines, engines),
-        batch_size=ROLLOUT_CONTEXTS,
-        max_concurrent_batches=_BATCHES,
-        log_engine_metrics=False,
-        **dict.fromkeys(("chat_template_stage", "tokenize_stage", "detokenize_stage"), False),
-    )
+    engines = min(cluster.engines, len(groups))
     # The engines may have all the processors that there are.
     between = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=engines)}
-    processor = build_processor(config, preprocess_map_kwargs=between, postprocess_map_kwargs=between)
-    asked = [_request(group, row, pair, settings) for group in groups for row in range(len(group.rows))]
-    dataset = processor(ray.data.from_items(asked, override_num_blocks=min(len(groups), _BLOCKS)))
-    sampled = dataset.select_columns(["group", "row", "generated_tokens"], **between)
+    options = sampling_options(pair, settings)
+    processor = build_processor(
+        _engine(cluster, source, settings, longest(groups, settings), engines),
+        # Not by a function of this module, which would be imported, and torch with it, wherever it is called.
+        preprocess=lambda row: {"sampling_params": options | {"seed": row["seed"]}},
+        preprocess_map_kwargs=between,
+        postprocess_map_kwargs=between,
+    )
+    blocks = in_shards(groups, math.ceil(len(groups) / _BLOCKS))
+    asked = ray.data.from_arrow_refs([ray.put(_requests(block)) for block in blocks])
+    sampled = processor(asked).select_columns(["group", "row", "generated_tokens"], **between)
     by_index = {group.index: group for group in groups}
     with errors_of_workers():
         yield from gathered(
@@ -178,15 +176,38 @@ class Scorer:
         self.store.send(scratch, _name("positions", number))
 
 
+def _engine(cluster: Cluster, source: ModelSource, settings: CaptureSettings, length: int, engines: int) -> Any:  # noqa: ANN401
+    """How Ray starts so many engines, each for sequences of at most this length."""
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    on_cpu = "num_cpus" in cluster.share
+    return vLLMEngineProcessorConfig(
+        model_source=cluster.model,
+        engine_kwargs=engine_arguments(source, settings, length, on_cpu) | {"disable_log_stats": True},
+        placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
+        runtime_env={"env_vars": ENVIRONMENT | (_own_threads(cluster.share["num_cpus"]) if on_cpu else {})},
+        concurrency=(engines, engines),
+        batch_size=ROLLOUT_CONTEXTS,
+        max_concurrent_batches=_BATCHES,
+        log_engine_metrics=False,
+        **dict.fromkeys(("chat_template_stage", "tokenize_stage", "detokenize_stage"), False),
+    )
+
+
 def _own_threads(threads: int) -> dict[str, str]:
     """Environment of an engine that shares a machine's processors with others."""
     return ON_CPU | {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def _request(group: Group, row: int, pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
-    options = sampling_options(group.seeds[row], pair, settings)
-    prompt = list(group.prompts[row])
-    return {"group": group.index, "row": row, "tokenized_prompt": prompt, "sampling_params": options}
+def _requests(groups: Iterable[Group]) -> pa.Table:
+    """What engines are asked for: a row a rollout, compact, since those of a whole run wait in Ray's memory."""
+    rows = [
+        {"group": group.index, "row": row, "seed": group.seeds[row], "tokenized_prompt": group.prompts[row]}
+        for group in groups
+        for row in range(len(group.rows))
+    ]
+    numbers = [("group", pa.int64()), ("row", pa.int32()), ("seed", pa.int64())]
+    return pa.Table.from_pylist(rows, pa.schema([*numbers, ("tokenized_prompt", pa.list_(pa.int32()))]))
 
 
 def _name(table: str, number: int) -> str:

@@ -71,15 +71,14 @@ def gathered(finished: Iterable[tuple[Group, int, Rollout]]) -> Iterator[tuple[G
             yield group, [rollouts[row] for row in range(len(group.rows))]
 
 
-def sampling_options(seed: int, pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
-    """Parameters of one rollout as plain values; with n > 1 the samples of one prompt would share a seed."""
+def sampling_options(pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
+    """Parameters of every rollout as plain values, but for its seed, which n > 1 samples of a prompt would share."""
     padding = dict.fromkeys(range(pair.vocabulary, pair.student.rows), -math.inf)
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k,
         "max_tokens": settings.max_new_tokens,
-        "seed": seed,
         "stop_token_ids": sorted(pair.student.end_ids),
         "logit_bias": padding or None,
         "detokenize": False,
@@ -106,13 +105,13 @@ def _finished(
     waiting: Iterator[Group],
 ) -> Iterator[tuple[Group, int, Rollout]]:
     vllm = require_vllm()
-    last = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+    options = sampling_options(pair, settings) | {"output_kind": vllm.sampling_params.RequestOutputKind.FINAL_ONLY}
     places: dict[str, tuple[Group, int]] = {}  # of every request that the engine has
     while True:
         while len(places) < _AHEAD and (group := next(waiting, None)):
             for row, (prompt, seed) in enumerate(zip(group.prompts, group.seeds, strict=True)):
                 places[f"{group.index}/{row}"] = (group, row)
-                params = vllm.SamplingParams(**sampling_options(seed, pair, settings), output_kind=last)
+                params = vllm.SamplingParams(**options, seed=seed)
                 engine.llm_engine.add_request(f"{group.index}/{row}", {"prompt_token_ids": list(prompt)}, params)
         if not places:
             return
