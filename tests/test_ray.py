@@ -3,8 +3,11 @@
 import importlib.util
 import os
 import re
+import shutil
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from conftest import save_model
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.engines.cluster import divided
+from teachdiag.diagnostics.engines.cluster import divided, errors_of_workers, require_ray
 from teachdiag.diagnostics.engines.pipeline import place_of
 from teachdiag.diagnostics.store import Store
 from teachdiag.errors import ContextError, ModelError, SettingsError
@@ -136,7 +139,47 @@ def test_gpus_are_shared_out() -> None:
     machines = [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}]
     assert divided(CaptureSettings(engine="ray"), machines) == (8, 8, {"num_gpus": 1})
     assert divided(CaptureSettings(engine="ray", ray_workers=5, tensor_parallel=2), machines) == (5, 2, {"num_gpus": 1})
+    pairs = CaptureSettings(engine="ray", tensor_parallel=2)
+    assert divided(pairs, [{"CPU": 9.0, "GPU": 3.0}] * 2) == (6, 2, {"num_gpus": 1})  # an engine is on one machine
+    with pytest.raises(SettingsError, match="--tensor-parallel is 2: no machine has as many GPUs"):
+        divided(pairs, [{"CPU": 9.0, "GPU": 1.0}] * 2)
     assert divided(CaptureSettings(engine="ray", ray_workers=5), [{"CPU": 9.0}] * 2) == (5, 5, {"num_cpus": 3})
+    with pytest.raises(ModelError, match="the Ray cluster has no machine with a CPU"):
+        divided(CaptureSettings(engine="ray"), [])
+
+
+@needs_ray
+def test_why_ray_gave_up_is_told(cluster: None) -> None:
+    """A worker that cannot be started, and one whose own error is no matter of input."""
+    import ray
+
+    class Narrow:
+        def __init__(self) -> None:
+            raise RuntimeError("no room for the model")
+
+        def work(self) -> None:
+            pass
+
+    def broken() -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
+    with (
+        pytest.raises(ModelError, match=r"Ray gave up: RuntimeError: no room for the model \(Ray's logs"),
+        errors_of_workers(),
+    ):
+        ray.get(ray.remote(Narrow).remote().work.remote())
+    with pytest.raises(ZeroDivisionError, match="a mistake of ours"), errors_of_workers():
+        ray.get(ray.remote(broken).remote())
+
+
+@needs_ray
+def test_a_ray_that_lacks_what_is_needed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which older ones have other names."""
+    monkeypatch.setitem(sys.modules, "ray.data.llm", types.ModuleType("ray.data.llm"))
+    with pytest.raises(
+        ModelError, match=r"this Ray cannot be used: .*build_processor.*pip install 'ray\[data\]>=2.60'"
+    ):
+        require_ray()
 
 
 def test_runs_that_share_a_store_do_not_mix(tmp_path: Path, settings: CaptureSettings) -> None:
@@ -161,9 +204,26 @@ def test_a_shard_in_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
     store.send(tmp_path / "here", name)
     assert store.fetch(tmp_path / "there", name)
     assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
-    store.files.pipe_file(f"{store.root}/{name}", b"damaged")
-    assert not store.fetch(tmp_path / "elsewhere", name)
-    assert not any((tmp_path / "elsewhere").rglob("*.part*"))
+    for spoil in (lambda at: store.files.pipe_file(at, b"damaged"), store.files.rm_file):
+        spoil(f"{store.root}/{name}")
+        assert not store.fetch(tmp_path / "elsewhere", name)
+        assert not any((tmp_path / "elsewhere").rglob("*.part*"))
+        store.send(tmp_path / "here", name)  # made again
+        assert store.fetch(tmp_path / "again", name)
+        shutil.rmtree(tmp_path / "again")
+
+
+def test_a_run_directory_is_a_store_as_well(tmp_path: Path) -> None:
+    """Where a shard was lost, it is written again, whatever its checksum says; half-written ones do not stay."""
+    table, name = CONTEXTS.build_rows([]), "contexts/part-00000.parquet"
+    for folder in ("run", "worker"):
+        write_shard(table, tmp_path / folder / name)
+    (tmp_path / "run" / name).unlink()
+    store = Store(str(tmp_path / "run"))
+    assert not store.fetch(tmp_path / "run", name)
+    store.send(tmp_path / "worker", name)
+    assert store.fetch(tmp_path / "run", name)
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 @without_ray
@@ -202,7 +262,7 @@ def _same_positions(run: Path, other: Path) -> None:
 
 
 class _Killer(threading.Thread):
-    """Kills a process of one class of Ray's workers, whose title tells the class, once it is ready to work."""
+    """Kills a process of one class of Ray's workers, whose title tells the class, once it is at work."""
 
     def __init__(self, worker: str, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -217,7 +277,7 @@ class _Killer(threading.Thread):
         while not self.killed and time.monotonic() < deadline:
             for process in psutil.process_iter(["cmdline"]):
                 title = " ".join(process.info["cmdline"] or [])
-                if f"({self.worker}))" in title and "__init__" not in title:
+                if f"({self.worker})).submit" in title:
                     process.kill()
                     self.written = len(list(self.folder.glob("*.parquet")))
                     self.killed = process.pid

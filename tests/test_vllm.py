@@ -223,7 +223,8 @@ def test_an_engine_that_lacks_the_call_is_refused() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"tensor_parallel": 2}, "--tensor-parallel belongs to --engine vllm or ray, or --teacher-engine vllm"),
+        ({"tensor_parallel": 2}, "--tensor-parallel belongs to vLLM, which runs nothing here"),
+        ({"engine": "vllm", "contexts": "c", "gpu_memory": 0.5}, "--gpu-memory belongs to vLLM"),
         ({"engine": "vllm", "teacher_gives": "states"}, "--teacher-gives belongs to --teacher-engine vllm"),
         ({"engine": "vllm", "gpu_memory": 1.5}, r"--gpu-memory is 1.5: it must be in \(0, 1\]"),
         ({"engine": "vllm", "shard_model": True}, "--shard-model is for models in transformers"),

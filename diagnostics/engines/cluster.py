@@ -22,6 +22,7 @@ from teachdiag.settings import CaptureSettings
 
 Sources = tuple[ModelSource, ModelSource]
 _QUIET = Reporter(quiet=True)
+_SOON, _DAY = 60.0, 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Cluster:
     facts: dict[str, Any]
     model: str
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its workers have no GPU."""
+        return "num_gpus" not in self.share
+
 
 @contextmanager
 def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -> Iterator[Cluster]:
@@ -59,16 +65,14 @@ def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -
                 ray.init(include_dashboard=False, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 raise ModelError(f"no Ray cluster can be reached: {cause(error)}; see RAY_ADDRESS") from error
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars, context.raise_original_map_exception = False, True
         try:
             machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
             workers, engines, share = divided(settings, [node["Resources"] for node in machines])
             told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
             reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
-            with errors_of_workers():
-                facts, model = _prepared(settings, sources, machines, share)
-            yield Cluster(workers, engines, share, facts, model)
+            with errors_of_workers(), _settings_of_data():
+                facts, model = _prepared(settings, sources, machines, share, reporter)
+                yield Cluster(workers, engines, share, facts, model)
         finally:
             if ours:
                 ray.shutdown()
@@ -89,7 +93,7 @@ def require_ray() -> Any:  # noqa: ANN401
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no log lines between progress bars
     try:
         import ray
-        import ray.data.llm
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # noqa: F401 (older ones have others)
     except (ImportError, RuntimeError) as error:
         raise ModelError(f"this Ray cannot be used: {cause(error)}; pip install 'ray[data]>=2.60'") from error
     return ray
@@ -103,8 +107,11 @@ def divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tupl
         machines: resources of each, as Ray calls them.
 
     Raises:
+        ModelError: there is no machine.
         SettingsError: the cluster has fewer processors than are asked for.
     """
+    if not machines:
+        raise ModelError("the Ray cluster has no machine with a CPU: start some, or wait until they are up")
     gpus, cpus = (int(sum(resources.get(name, 0) for resources in machines)) for name in ("GPU", "CPU"))
     workers = settings.ray_workers or gpus or len(machines)
     if workers > (gpus or cpus):
@@ -114,10 +121,58 @@ def divided(settings: CaptureSettings, machines: list[dict[str, float]]) -> tupl
         raise SettingsError(
             f"--tensor-parallel is {settings.tensor_parallel}: the workers have {min(gpus, workers)} GPUs"
         )
-    if gpus:
-        return workers, workers // settings.tensor_parallel, {"num_gpus": 1}
+    if gpus:  # an engine has its GPUs on one machine
+        whole = sum(int(resources.get("GPU", 0)) // settings.tensor_parallel for resources in machines)
+        if not whole:
+            raise SettingsError(f"--tensor-parallel is {settings.tensor_parallel}: no machine has as many GPUs")
+        return workers, min(workers // settings.tensor_parallel, whole), {"num_gpus": 1}
     on_one = -(-workers // len(machines))
     return workers, workers, {"num_cpus": max(1, int(min(resources["CPU"] for resources in machines)) // on_one)}
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Raise what a worker raised, without what Ray wraps it in.
+
+    Raises:
+        InputError: a worker raised it.
+        ModelError: Ray gave up, since workers would not start, or nothing happened for a day.
+    """
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RayError, ExecutionTimeoutError) as error:
+        found = getattr(error, "cause", None)
+        if isinstance(found, InputError):
+            raise found from None
+        if isinstance(found, Exception):
+            raise found from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        logs = "Ray's logs, by default in /tmp/ray/session_latest/logs of each machine, say more"
+        raise ModelError(f"Ray gave up: {lines[-1]} ({logs})") from error
+
+
+@contextmanager
+def _settings_of_data() -> Iterator[None]:
+    """Let Ray Data show no bars, raise what workers raise, and be patient with long rollouts and large shards."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    ours = {
+        "enable_progress_bars": False,
+        "raise_original_map_exception": True,
+        "execution_no_progress_timeout_s": _DAY,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    try:
+        for name, value in ours.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 @contextmanager
@@ -134,7 +189,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _prepared(
-    settings: CaptureSettings, sources: Sources, machines: list[dict[str, Any]], share: dict[str, int]
+    settings: CaptureSettings,
+    sources: Sources,
+    machines: list[dict[str, Any]],
+    share: dict[str, int],
+    reporter: Reporter,
 ) -> tuple[dict[str, Any], str]:
     """Let every machine find the models; return what they have in common."""
     import ray
@@ -148,6 +207,9 @@ def _prepared(
         .remote(settings, pins, share)
         for node in able
     ]
+    _, silent = ray.wait(ready, num_returns=len(ready), timeout=_SOON)
+    if silent:
+        reporter.say(f"Ray: {len(silent)} of {len(ready)} machines have not answered yet: are they busy?")
     answers = ray.get(ready)
     models = sorted({model for _, model in answers})
     if len(models) > 1:
@@ -163,24 +225,29 @@ def _ready(settings: CaptureSettings, pins: list[dict[str, Any]], share: dict[st
     """On a worker: facts of its device, and where vLLM finds the student there."""
     keep_to(share)
     student, _ = same_models(settings, pins)
-    if not settings.contexts:
-        require_vllm()
-    model = "" if settings.contexts else str(weights(student, _QUIET))
-    return machine_facts(pick_device(settings.device)), model
+    facts = machine_facts(pick_device(settings.device))
+    if settings.contexts:
+        return facts, ""
+    require_vllm()
+    return facts, str(weights(student, _QUIET))
 
 
 def keep_to(share: dict[str, int]) -> None:
-    """On a worker: use no more threads than processors that it was given, which Ray itself does not enforce."""
+    """On a worker: use no more threads than processors that it was given, whatever its environment says."""
     if "num_cpus" in share:
         torch.set_num_threads(share["num_cpus"])
 
 
 def same_models(settings: CaptureSettings, pins: list[dict[str, Any]]) -> Sources:
     """On a worker: find the pair, which must be the very same there."""
-    sources = resolve_pair(settings, _QUIET)
+    host = socket.gethostname()
+    try:
+        sources = resolve_pair(settings, _QUIET)
+    except ModelError as error:
+        raise ModelError(f"on machine {host}: {error}") from error
     for source, pin in zip(sources, pins, strict=True):
         if pinned(source) != pin:
-            raise ModelError(f"machine {socket.gethostname()} has other weights under the name {source.name!r}")
+            raise ModelError(f"machine {host} has other weights under the name {source.name!r}")
     return sources
 
 
@@ -188,19 +255,3 @@ def _common(values: Iterable[Any]) -> Any:  # noqa: ANN401
     """Return the one value that all machines share, or all values there are."""
     distinct = sorted(set(values), key=str)
     return distinct[0] if len(distinct) == 1 else ", ".join(map(str, distinct))
-
-
-@contextmanager
-def errors_of_workers() -> Iterator[None]:
-    """Raise what a worker raised, without what Ray wraps it in.
-
-    Raises:
-        InputError: a worker raised it, or Ray gave up.
-    """
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        found = getattr(error, "cause", None)
-        raise found if isinstance(found, InputError) else ModelError(f"Ray gave up: {cause(error)}") from None

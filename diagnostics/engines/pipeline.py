@@ -1,15 +1,17 @@
 """Rollouts and scoring over a Ray cluster: vLLM as a processor of Ray Data, our scorer as a pool of its actors.
 
-A rollout and a shard of positions are the pieces of work. What a worker that dies had in hand is done again elsewhere;
-as pieces are known by their numbers, none is lost and none is there twice.
+A rollout and a shard of positions are the pieces of work. What a worker that dies had in hand is done again, by the one
+that takes its place; as pieces are known by their numbers, none is lost and none is there twice.
 """
 
 import hashlib
 import math
+import os
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow as pa
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.alignment import in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
-from teachdiag.diagnostics.engines.cluster import Cluster, Sources, errors_of_workers, keep_to, same_models
+from teachdiag.diagnostics.engines.cluster import Cluster, keep_to, same_models
 from teachdiag.diagnostics.engines.launch import ENVIRONMENT, ON_CPU, engine_arguments
 from teachdiag.diagnostics.engines.rollouts import gathered, longest, refuse_padding, sampling_options
 from teachdiag.diagnostics.models import pick_device
@@ -35,17 +37,25 @@ from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import file_digest, shard_files, shard_path, write_shard
 
-_BLOCKS = 10_000  # pieces that Ray hands out at most; a worker that dies takes one with it, to be done again
+_BLOCKS = 10_000  # pieces that Ray hands out at most; a worker that dies takes some with it, to be done again
 _BATCHES = 32  # of 32 rollouts, that wait in one engine
+_TRANSFERS = 16  # files that travel to the store at the same time
 
 
 def roll_out(
     cluster: Cluster, source: ModelSource, pair: PairOutline, settings: CaptureSettings, groups: list[Group]
 ) -> Iterator[tuple[Group, list[Rollout]]]:
-    """Yield each group with its rollouts, in the order in which the groups finish; arguments as in `rollouts`.
+    """Yield each group with its rollouts, in the order in which the groups finish.
+
+    Args:
+        cluster: the workers.
+        source: the student.
+        pair: its end-of-text ids, and the ids that may be sampled.
+        settings: sampling, and the engines' options.
+        groups: what is still to be sampled.
 
     Raises:
-        ModelError: vLLM does not take the model, or Ray gave up.
+        ModelError: vLLM does not take the model.
     """
     import ray
     from ray.data.llm import build_processor
@@ -57,24 +67,23 @@ def roll_out(
     options = sampling_options(pair, settings)
     processor = build_processor(
         _engine(cluster, source, settings, longest(groups, settings), engines),
-        # Not by a function of this module, which would be imported, and torch with it, wherever it is called.
+        # No functions of this module, which would be imported, and torch with it, wherever they are called.
         preprocess=lambda row: {"sampling_params": options | {"seed": row["seed"]}},
+        postprocess=lambda row: {name: row[name] for name in ("group", "row", "generated_tokens")},
         preprocess_map_kwargs=between,
         postprocess_map_kwargs=between,
     )
     blocks = in_shards(groups, math.ceil(len(groups) / _BLOCKS))
     asked = ray.data.from_arrow_refs([ray.put(_requests(block)) for block in blocks])
-    sampled = processor(asked).select_columns(["group", "row", "generated_tokens"], **between)
     by_index = {group.index: group for group in groups}
-    with errors_of_workers():
-        yield from gathered(
-            (by_index[row["group"]], row["row"], ended(list(map(int, row["generated_tokens"])), pair.student.end_ids))
-            for row in sampled.iter_rows()
-        )
+    yield from gathered(
+        (by_index[row["group"]], row["row"], ended(list(map(int, row["generated_tokens"])), pair.student.end_ids))
+        for row in processor(asked).iter_rows()
+    )
 
 
 def score_contexts(
-    cluster: Cluster, run: Path, settings: CaptureSettings, sources: Sources, reporter: Reporter
+    cluster: Cluster, run: Path, settings: CaptureSettings, sources: tuple[ModelSource, ModelSource], reporter: Reporter
 ) -> None:
     """Write the shards of the `positions` table; those that are there, undamaged, stay as they are.
 
@@ -91,8 +100,9 @@ def score_contexts(
     import ray
 
     store = Store(place_of(run, settings))
-    for file in shard_files(run / "contexts"):
-        store.send(run, file.relative_to(run).as_posix())
+    names = [file.relative_to(run).as_posix() for file in shard_files(run / "contexts")]
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        list(pool.map(partial(store.send, run), names))
     total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
     sizes = [min(settings.shard_contexts, total - at) for at in range(0, total, settings.shard_contexts)]
     missing = [number for number in range(len(sizes)) if not store.fetch(run, _name("positions", number))]
@@ -106,10 +116,10 @@ def score_contexts(
         compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(missing))),
         **cluster.share,
     )
-    with reporter.bar("Scoring contexts", total=total) as advance, errors_of_workers():
+    with reporter.bar("Scoring contexts", total=total) as advance:
         advance(total - sum(sizes[number] for number in missing))
         for row in scored.iter_rows():
-            if not store.fetch(run, _name("positions", row["shard"])):
+            if not store.await_shard(run, _name("positions", row["shard"])):
                 raise ModelError(
                     f"a worker has scored shard {row['shard']}, and it is not in {store.path}: give a --store that "
                     "all machines reach"
@@ -165,10 +175,10 @@ class Scorer:
         start = number * self.settings.shard_contexts
         stop = min(start + self.settings.shard_contexts, self.contexts)
         for group in range(start // ROLLOUT_CONTEXTS, (stop - 1) // ROLLOUT_CONTEXTS + 1):
-            if not self.store.fetch(scratch, _name("contexts", group)):
+            if not self.store.await_shard(scratch, _name("contexts", group)):
                 raise ModelError(
-                    f"machine {socket.gethostname()} finds no contexts in {self.store.path}: give a --store that all "
-                    "machines reach"
+                    f"machine {socket.gethostname()} does not find all contexts, undamaged, in {self.store.path}: give "
+                    "a --store that all machines reach, or start the same command again"
                 )
         skipped = start % ROLLOUT_CONTEXTS
         contexts = islice(read_contexts(scratch, self.settings.positions), skipped, skipped + stop - start)
@@ -180,12 +190,18 @@ def _engine(cluster: Cluster, source: ModelSource, settings: CaptureSettings, le
     """How Ray starts so many engines, each for sequences of at most this length."""
     from ray.data.llm import vLLMEngineProcessorConfig
 
-    on_cpu = "num_cpus" in cluster.share
+    environment = ENVIRONMENT | (ON_CPU if cluster.on_cpu else {})
+    theirs = {name: os.environ.get(name, value) for name, value in environment.items()}
+    if cluster.on_cpu:  # which several engines may share
+        theirs |= {"OMP_NUM_THREADS": str(cluster.share["num_cpus"]), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # Several GPUs of one machine, by processes: those that Ray would start keep their GPUs when the engine is gone.
+    parallel = {"distributed_executor_backend": "mp"} if settings.tensor_parallel > 1 else {}
+    given = engine_arguments(source, settings, length, cluster.on_cpu) | parallel | {"disable_log_stats": True}
     return vLLMEngineProcessorConfig(
         model_source=cluster.model,
-        engine_kwargs=engine_arguments(source, settings, length, on_cpu) | {"disable_log_stats": True},
-        placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if on_cpu else None,
-        runtime_env={"env_vars": ENVIRONMENT | (_own_threads(cluster.share["num_cpus"]) if on_cpu else {})},
+        engine_kwargs=given,
+        placement_group_config={"bundles": [{"CPU": cluster.share["num_cpus"]}]} if cluster.on_cpu else None,
+        runtime_env={"env_vars": theirs},
         concurrency=(engines, engines),
         batch_size=ROLLOUT_CONTEXTS,
         max_concurrent_batches=_BATCHES,
@@ -194,17 +210,12 @@ def _engine(cluster: Cluster, source: ModelSource, settings: CaptureSettings, le
     )
 
 
-def _own_threads(threads: int) -> dict[str, str]:
-    """Environment of an engine that shares a machine's processors with others."""
-    return ON_CPU | {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
 def _requests(groups: Iterable[Group]) -> pa.Table:
     """What engines are asked for: a row a rollout, compact, since those of a whole run wait in Ray's memory."""
     rows = [
-        {"group": group.index, "row": row, "seed": group.seeds[row], "tokenized_prompt": group.prompts[row]}
+        {"group": group.index, "row": row, "seed": seed, "tokenized_prompt": prompt}
         for group in groups
-        for row in range(len(group.rows))
+        for row, (seed, prompt) in enumerate(zip(group.seeds, group.prompts, strict=True))
     ]
     numbers = [("group", pa.int64()), ("row", pa.int32()), ("seed", pa.int64())]
     return pa.Table.from_pylist(rows, pa.schema([*numbers, ("tokenized_prompt", pa.list_(pa.int32()))]))

@@ -139,15 +139,15 @@ class CaptureSettings(PairSettings):
 
     def _refuse_engine_options(self) -> None:
         """Refuse an option of an engine that is not used: it would promise what does not happen."""
-        served = self.engine != "transformers" or self.teacher_engine == "vllm"
-        if self.shard_model and served:
+        if self.shard_model and (self.engine, self.teacher_engine) != ("transformers", "transformers"):
             raise SettingsError("--shard-model is for models in transformers; vLLM shares one by --tensor-parallel")
         if self.engine == "ray" and self.teacher_engine == "vllm":
             raise SettingsError(
                 "--engine ray scores with both models in each worker: leave --teacher-engine out, or score the "
                 "rollouts in another run with --contexts"
             )
-        idle = {} if served else dict.fromkeys(_OF_VLLM, "--engine vllm or ray, or --teacher-engine vllm")
+        served = (self.engine != "transformers" and not self.contexts) or self.teacher_engine == "vllm"
+        idle = {} if served else dict.fromkeys(_OF_VLLM, "vLLM, which runs nothing here")
         if self.engine != "ray":
             idle |= dict.fromkeys(_OF_RAY, "--engine ray")
         if self.teacher_engine != "vllm":
