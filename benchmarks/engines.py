@@ -15,7 +15,8 @@ from teachdiag.diagnostics.engines.rollouts import longest, serve
 from teachdiag.diagnostics.pair import Pair, load_pair, outline_pair, resolve_pair
 from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
 from teachdiag.diagnostics.scoring import score
-from teachdiag.manifests import load_prompts, read_manifest
+from teachdiag.manifests import read_manifest
+from teachdiag.prompts import load_prompts
 from teachdiag.settings import CaptureSettings
 
 SETTINGS = CaptureSettings(bank_prompts=160, update_prompts=40, max_new_tokens=32, positions=32)

@@ -14,7 +14,8 @@ from workload import QUIET, Row
 from teachdiag.diagnostics import distillation
 from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
-from teachdiag.manifests import load_prompts, read_manifest
+from teachdiag.manifests import read_manifest
+from teachdiag.prompts import load_prompts
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import Cell
 

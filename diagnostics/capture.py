@@ -32,8 +32,9 @@ from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.vocabulary import vocabulary_table
 from teachdiag.errors import ModelError, SettingsError
-from teachdiag.manifests import PromptSet, load_prompts, read_manifest
+from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
+from teachdiag.prompts import PromptSet, load_prompts
 from teachdiag.runs import Stage, table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_path, write_parquet

@@ -13,7 +13,8 @@ from teachdiag.diagnostics.pair import PairOutline
 from teachdiag.diagnostics.rollouts import Group, Rollout, check_prompts_fit, encode_prompt
 from teachdiag.diagnostics.sources import Outline
 from teachdiag.errors import ArtefactError
-from teachdiag.manifests import Prompt, PromptSet
+from teachdiag.manifests import Prompt
+from teachdiag.prompts import PromptSet
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import is_intact, shard_files, shard_path, write_shard

@@ -11,8 +11,10 @@ from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pic
 from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
 from teachdiag.diagnostics.sources import resolve
-from teachdiag.manifests import Prompt, PromptSet, load_prompts, read_manifest
+from teachdiag.diagnostics.vocabulary import token_strings
+from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
+from teachdiag.prompts import PromptSet, load_prompts
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import EvaluateSettings, ProtocolSettings
@@ -47,7 +49,7 @@ class Examination:
             for prompt, ids in zip(self.held_out, texts, strict=True)
             for number in range(settings.eval_samples)
         ]
-        mine, words = shared_out(asked), max(model.tokens()) + 1  # padding of the LM head is out of reach
+        mine, words = shared_out(asked), max(token_strings(model)) + 1  # padding of the LM head is out of reach
         rows: list[Row] = []
         with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
             for start in range(0, len(mine), settings.eval_batch):

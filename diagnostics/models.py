@@ -63,10 +63,6 @@ class LanguageModel:
         """Ids that the LM head has, padding included."""
         return self.head.rows
 
-    def tokens(self) -> dict[int, str]:
-        """Token string of every id that the tokenizer can emit."""
-        return {index: token for token, index in self.tokenizer.get_vocab().items()}
-
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Last hidden states, normalised as the LM head wants them: (contexts, length) ids to (.., .., width)."""
         with self._precision():

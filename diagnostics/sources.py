@@ -56,10 +56,6 @@ class Outline:
     rows: int
     limit: int
 
-    def tokens(self) -> dict[int, str]:
-        """Token string of every id that the tokenizer can emit."""
-        return {index: token for token, index in self.tokenizer.get_vocab().items()}
-
 
 def resolve(name: str, revision: str, dropped_layers: tuple[int, ...], reporter: Reporter) -> ModelSource:
     """Find a model and pin its weights, without loading them.

@@ -22,8 +22,9 @@ from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.sources import ModelSource, resolve
 from teachdiag.errors import SettingsError
-from teachdiag.manifests import PromptSet, load_prompts, read_manifest
+from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
+from teachdiag.prompts import PromptSet, load_prompts
 from teachdiag.runs import Stage
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import Cell, plan

@@ -31,8 +31,10 @@ class Speaker(Protocol):
     def rows(self) -> int:
         """Ids that its LM head has, padding included."""
 
-    def tokens(self) -> dict[int, str]:
-        """Token string of every id that its tokenizer can emit."""
+
+def token_strings(model: Speaker) -> dict[int, str]:
+    """Token string of every id that a model's tokenizer can emit."""
+    return {index: token for token, index in model.tokenizer.get_vocab().items()}
 
 
 def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
@@ -44,7 +46,7 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
         ModelError: some id that either tokenizer can emit stands for another token in the other, the end-of-text ids
             differ, or the vocabulary is smaller than the largest K; the message lists the first ids that differ.
     """
-    ours, theirs = student.tokens(), teacher.tokens()
+    ours, theirs = token_strings(student), token_strings(teacher)
     differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
     if differing:
         examples = "; ".join(f"id {i}: {ours.get(i)!r} against {theirs.get(i)!r}" for i in differing[:_SHOWN])
@@ -67,7 +69,7 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
 
 def vocabulary_table(model: Speaker, size: int) -> pa.Table:
     """Return the `vocabulary` table: the text of every id below `size` that the tokenizer knows."""
-    names = {index: name for index, name in sorted(model.tokens().items()) if index < size}
+    names = {index: name for index, name in sorted(token_strings(model).items()) if index < size}
     texts = [_text(model, index, name) for index, name in names.items()]
     return VOCABULARY.build({"token_id": np.array(list(names), np.int32), "text": texts})
 

@@ -9,7 +9,8 @@ import pytest
 from teachdiag.arithmetic import problems
 from teachdiag.diagnostics.grading import grader_of
 from teachdiag.errors import ManifestError
-from teachdiag.manifests import Prompt, load_prompts, read_manifest
+from teachdiag.manifests import Prompt, read_manifest
+from teachdiag.prompts import load_prompts
 
 
 @pytest.mark.parametrize(

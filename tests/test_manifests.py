@@ -7,7 +7,8 @@ import fsspec
 import pytest
 
 from teachdiag.errors import EstimationError, InputError, ManifestError
-from teachdiag.manifests import FOLDER, Prompt, content_digest, load_prompts, manifest_names, read_manifest
+from teachdiag.manifests import FOLDER, Prompt, manifest_names, read_manifest
+from teachdiag.prompts import content_digest, load_prompts
 
 ROWS = [{"q": f"{a} and {a}?", "s": f"{2 * a}", "deep": [{"a": f"so #### {2 * a}"}]} for a in range(6)]
 
