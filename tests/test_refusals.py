@@ -221,8 +221,8 @@ def test_positions_at_the_models_limit_are_scored_and_probed(
 
 
 def test_a_vocabulary_smaller_than_k_is_refused() -> None:
-    tokens = dict(enumerate("abcdefgh"))
-    model = SimpleNamespace(name="m", tokens=lambda: tokens, end_ids={0}, rows=8)
+    tokenizer = SimpleNamespace(get_vocab=lambda: {token: index for index, token in enumerate("abcdefgh")})
+    model = SimpleNamespace(name="m", tokenizer=tokenizer, end_ids={0}, rows=8)
     with pytest.raises(ModelError, match="K = 32 is larger than the shared vocabulary of 8 tokens"):
         shared_vocabulary(model, model)  # type: ignore[arg-type]
 
