@@ -29,7 +29,7 @@ from teachdiag.diagnostics.processes import (
 from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sharding import load_over_processes
-from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.sources import Sources
 from teachdiag.diagnostics.vocabulary import vocabulary_table
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.manifests import read_manifest
@@ -42,7 +42,6 @@ from teachdiag.tables import shard_path, write_parquet
 if TYPE_CHECKING:
     from teachdiag.diagnostics.engines.cluster import Cluster
 
-Sources = tuple[ModelSource, ModelSource]
 RollOut = Callable[[list[Group]], Iterator[tuple[Group, list[Rollout]]]]
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from teachdiag.diagnostics.models import LanguageModel, load
-from teachdiag.diagnostics.sources import ModelSource, Outline, outline, resolve
+from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline, resolve
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
@@ -29,7 +29,7 @@ class PairOutline:
     vocabulary: int
 
 
-def resolve_pair(settings: PairSettings, reporter: Reporter) -> tuple[ModelSource, ModelSource]:
+def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
     """Pin student and teacher.
 
     Raises:
@@ -52,7 +52,7 @@ def pinned(source: ModelSource) -> dict[str, Any]:
     return facts
 
 
-def outline_pair(sources: tuple[ModelSource, ModelSource], reporter: Reporter) -> PairOutline:
+def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
     """Read both models' tokenizers and configurations, and compare their vocabularies.
 
     Args:
@@ -72,7 +72,7 @@ def outline_pair(sources: tuple[ModelSource, ModelSource], reporter: Reporter) -
     return PairOutline(student, teacher, vocabulary)
 
 
-def load_pair(sources: tuple[ModelSource, ModelSource], dtype: str, device: str, *, master: bool = False) -> Pair:
+def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False) -> Pair:
     """Load both models and cut their heads to the shared vocabulary.
 
     Args:

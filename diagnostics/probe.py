@@ -23,7 +23,7 @@ from teachdiag.diagnostics.processes import (
     timed_by_first,
     writing_first,
 )
-from teachdiag.diagnostics.sources import ModelSource, resolve
+from teachdiag.diagnostics.sources import Sources, resolve
 from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
 from teachdiag.errors import RunError
@@ -114,7 +114,7 @@ def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:
         raise RunError(f"{run} was captured by another version of teachdiag ({error}): capture it again") from error
 
 
-def _refuse_other_models(run: Path, captured: dict[str, Any], sources: tuple[ModelSource, ModelSource]) -> None:
+def _refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) -> None:
     """Refuse to probe models that are not, byte for byte, those whose predictors the run holds."""
     for side, source in zip(("student", "teacher"), sources, strict=True):
         before = captured["inputs"][side]["digest"]

@@ -18,7 +18,7 @@ from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.pair import Pair, load_pair
 from teachdiag.diagnostics.parameters import add_to_gradient, whole
 from teachdiag.diagnostics.processes import joined, processes
-from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.sources import Sources
 from teachdiag.errors import ModelError
 
 
@@ -49,9 +49,7 @@ class GatheredHead(Head):
                 copy.grad = None
 
 
-def load_over_processes(
-    sources: tuple[ModelSource, ModelSource], dtype: str, device: str, *, shard: bool, master: bool = False
-) -> Pair:
+def load_over_processes(sources: Sources, dtype: str, device: str, *, shard: bool, master: bool = False) -> Pair:
     """Load both models in every process, as `load_pair` does, and shard them if that is asked for.
 
     Args:

@@ -38,6 +38,9 @@ class ModelSource:
         return self.revision or "main"
 
 
+Sources = tuple[ModelSource, ModelSource]  # of student and teacher
+
+
 @dataclass(frozen=True)
 class Outline:
     """A model without its weights: enough to lay out rollouts, and to refuse a pair.

@@ -20,7 +20,7 @@ from teachdiag.diagnostics.evaluation import examination, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
-from teachdiag.diagnostics.sources import ModelSource, resolve
+from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
@@ -39,7 +39,7 @@ class Classroom:
 
     run: Path
     settings: TrainSettings
-    sources: tuple[ModelSource, ModelSource]
+    sources: Sources
     prompts: PromptSet
     device: str
 

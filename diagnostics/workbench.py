@@ -23,7 +23,7 @@ from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.processes import in_step, is_mine, joined, on_first
 from teachdiag.diagnostics.scoring import States, rescore
 from teachdiag.diagnostics.sharding import load_over_processes
-from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.sources import Sources
 from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.theta0 import Theta0
 from teachdiag.diagnostics.updates import Objective
@@ -133,7 +133,7 @@ def set_up(
     probe_id: str,
     settings: ProbeSettings,
     capture: CaptureSettings,
-    sources: tuple[ModelSource, ModelSource],
+    sources: Sources,
     device: str,
     reporter: Reporter,
     check: Check,

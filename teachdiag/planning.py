@@ -201,13 +201,14 @@ def _options(
     shards = f"{layout['shards']:,} of about {held * measured.bytes_per_position / 1e6:.3g} MB"
     reasons = {f"--shard-contexts {layout['shard_contexts']}": shards}
     processes, sharded = layout["processes"], placement.shards > 1
-    if sharded and placement.beside:
+    shard_model = sharded and placement.beside
+    if shard_model:
         reasons["--shard-model"] = "the models do not fit one device"
     if not placement.beside:
         reasons["--teacher-engine vllm"] = "the teacher does not fit beside the student, and needs devices of its own"
     if sharded and not placement.beside:
         reasons[f"--tensor-parallel {placement.shards}"] = "the teacher does not fit one device"
-    engine = time["rollouts"] > time["scoring"] and "--shard-model" not in reasons
+    engine = time["rollouts"] > time["scoring"] and not shard_model
     if engine:
         workers = f"--engine ray --ray-workers {processes}" if processes > 1 else "--engine vllm"
         reasons[workers] = "rollouts take longer than scoring"

@@ -21,11 +21,9 @@ from teachdiag.tables import shard_files, shard_path
 
 
 @pytest.fixture(scope="module")
-def settings(student_path: str, teacher_path: str, manifest_path: str) -> CaptureSettings:
+def settings(tiny_settings: CaptureSettings) -> CaptureSettings:
     """Two groups of rollouts, so that both processes have some."""
-    sizes = {"bank_prompts": 20, "update_prompts": 16, "max_new_tokens": 12, "positions": 10}
-    layout = {"batch_tokens": 100, "tile_positions": 7, "shard_contexts": 4}
-    return CaptureSettings(student=student_path, teacher=teacher_path, prompts=manifest_path, **sizes, **layout)
+    return replace(tiny_settings, bank_prompts=20, update_prompts=16)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A real Ray cluster on this machine: rollouts and scoring by workers, one of whom is killed (`make test-vllm`)."""
 
 import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_model
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
@@ -35,10 +33,8 @@ QUIET = Reporter(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, manifest_path: str) -> CaptureSettings:
-    folder = tmp_path_factory.mktemp("pair")
-    heads = {"head_dim": 32, "hidden_size": 64}  # vLLM's CPU backend knows heads of 32 and more
-    student, teacher = (save_model(folder / n, seed=s, rows=r, **heads) for n, s, r in (("s", 1, 272), ("t", 2, 264)))
+def settings(served_pair: tuple[str, str], manifest_path: str) -> CaptureSettings:
+    student, teacher = served_pair
     sizes = {"bank_prompts": 20, "update_prompts": 16, "responses": 16, "max_new_tokens": 12, "positions": 10}
     whole = {"batch_tokens": 200, "shard_contexts": 5}
     return CaptureSettings(student=student, teacher=teacher, prompts=manifest_path, **sizes, **whole)
@@ -55,9 +51,7 @@ def by_vllm(tmp_path_factory: pytest.TempPathFactory, settings: CaptureSettings)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two workers' worth of one machine."""
-    import ray
-
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    ray = require_ray()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

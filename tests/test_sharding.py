@@ -21,10 +21,8 @@ PLACEBOS = replace(PROBE, kind="placebo", draws=1)
 
 
 @pytest.fixture(scope="module")
-def settings(student_path: str, teacher_path: str, manifest_path: str) -> CaptureSettings:
-    sizes = {"bank_prompts": 12, "update_prompts": 10, "max_new_tokens": 12, "positions": 10}
-    layout = {"batch_tokens": 100, "tile_positions": 7, "shard_contexts": 4}
-    return CaptureSettings(student=student_path, teacher=teacher_path, prompts=manifest_path, **sizes, **layout)
+def settings(tiny_settings: CaptureSettings) -> CaptureSettings:
+    return replace(tiny_settings, bank_prompts=12, update_prompts=10)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import save_model
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
@@ -27,13 +26,11 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 QUIET = Reporter(quiet=True)
-HEAD = {"head_dim": 32, "hidden_size": 64}  # the CPU backend knows heads of 32 and more
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, manifest_path: str) -> CaptureSettings:
-    folder = tmp_path_factory.mktemp("pair")
-    student, teacher = (save_model(folder / n, seed=s, rows=r, **HEAD) for n, s, r in (("s", 1, 272), ("t", 2, 264)))
+def settings(served_pair: tuple[str, str], manifest_path: str) -> CaptureSettings:
+    student, teacher = served_pair
     sizes = {"bank_prompts": 20, "update_prompts": 16, "max_new_tokens": 12, "positions": 10}
     return CaptureSettings(student=student, teacher=teacher, prompts=manifest_path, batch_tokens=200, **sizes)
 

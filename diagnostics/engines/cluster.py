@@ -15,12 +15,11 @@ import torch
 from teachdiag.diagnostics.engines.launch import require_vllm, weights
 from teachdiag.diagnostics.models import machine_facts, pick_device
 from teachdiag.diagnostics.pair import pinned, resolve_pair
-from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.sources import Sources
 from teachdiag.errors import InputError, ModelError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
-Sources = tuple[ModelSource, ModelSource]
 _QUIET = Reporter(quiet=True)
 _SOON, _DAY = 60.0, 86_400.0  # seconds
 

@@ -29,7 +29,7 @@ from teachdiag.diagnostics.models import pick_device
 from teachdiag.diagnostics.pair import PairOutline, load_pair, pinned
 from teachdiag.diagnostics.positions import Measure, by_models, score_shard
 from teachdiag.diagnostics.rollouts import Group, Rollout, ended
-from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.sources import ModelSource, Sources
 from teachdiag.diagnostics.store import Store
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
@@ -83,7 +83,7 @@ def roll_out(
 
 
 def score_contexts(
-    cluster: Cluster, run: Path, settings: CaptureSettings, sources: tuple[ModelSource, ModelSource], reporter: Reporter
+    cluster: Cluster, run: Path, settings: CaptureSettings, sources: Sources, reporter: Reporter
 ) -> None:
     """Write the shards of the `positions` table; those that are there, undamaged, stay as they are.
 
