@@ -61,7 +61,7 @@ sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdic
 	$(BIN)/teachdiag train --run runs/sweep --sweep docs/train/testbed.toml
 
 test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 
