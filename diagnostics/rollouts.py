@@ -86,16 +86,28 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-def encode_prompt(tokenizer: Any, text: str) -> tuple[int, ...]:  # noqa: ANN401
+def encode_prompt(tokenizer: Any, text: str, options: Mapping[str, Any] | None = None) -> tuple[int, ...]:  # noqa: ANN401
     """Token ids of one user message: through the chat template where the tokenizer has one, else as plain text."""
     if tokenizer.chat_template is None:
         return tuple(tokenizer(text)["input_ids"])
-    return encode_messages(tokenizer, [{"role": "user", "content": text}])
+    return encode_messages(tokenizer, [{"role": "user", "content": text}], options)
 
 
-def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:  # noqa: ANN401
-    """Token ids of a conversation through the chat template, up to where the assistant is to answer."""
-    rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+def encode_messages(
+    tokenizer: Any,  # noqa: ANN401
+    messages: Sequence[Mapping[str, str]],
+    options: Mapping[str, Any] | None = None,
+) -> tuple[int, ...]:
+    """Token ids of a conversation through the chat template, up to where the assistant is to answer.
+
+    Args:
+        tokenizer: the student's.
+        messages: roles and contents.
+        options: what else the template reads, by name: tools, documents, enable_thinking and the like.
+    """
+    rendered = tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=False, **(options or {})
+    )
     return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 

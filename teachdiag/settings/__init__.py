@@ -29,6 +29,7 @@ from teachdiag.settings.base import (
     Ties,
     flag,
     help_text,
+    template_options,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
 from teachdiag.settings.planning import PlanSettings
@@ -70,4 +71,5 @@ __all__ = [
     "TrainSettings",
     "flag",
     "help_text",
+    "template_options",
 ]

@@ -5,6 +5,7 @@ from dataclasses import Field, asdict, field, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from teachdiag.errors import SettingsError
+from teachdiag.jsontext import parse_json
 
 DType = Literal["float32", "bfloat16", "float16"]
 Loss = Literal["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"]
@@ -91,3 +92,32 @@ class Checked:
 def flag(name: str) -> str:
     """Return an option as the command line spells it."""
     return "--" + name.replace("_", "-")
+
+
+_APPLYING = {  # of apply_chat_template itself, which belong to whoever renders
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "processor_kwargs"),
+}
+
+
+def template_options(text: str, name: str = "--template-options") -> dict[str, Any]:
+    """Return the options of a chat template, such as enable_thinking or tools, that a JSON object gives.
+
+    Args:
+        text: the object; '' is none.
+        name: what gave it, for messages.
+
+    Raises:
+        SettingsError: it is no JSON object, or names what is no option of a template.
+    """
+    try:
+        found = parse_json(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SettingsError(f"{name} is {text[:60]!r}: give a JSON object such as '{{\"enable_thinking\": false}}'")
+    reserved = sorted(found.keys() & _APPLYING)
+    if reserved:
+        raise SettingsError(f"{name} has {', '.join(reserved)}, which is no option of a chat template: leave it out")
+    return found

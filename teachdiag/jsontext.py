@@ -1,0 +1,45 @@
+"""JSON as any program can read it: what only Python understands, or programs read differently, is no JSON here."""
+
+import json
+import math
+from typing import Any
+
+
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401 (whatever the text says)
+    """Return what a JSON text says.
+
+    Args:
+        text: the text, or its UTF-8, with or without a byte order mark.
+        finite: whether NaN, Infinity and numbers beyond float64 are refused; Python's own writer writes them.
+
+    Raises:
+        ValueError: it is no JSON, names a key twice, holds half a surrogate pair or a number that is refused, or is
+            nested too deep; the message is one line.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    numbers = _finite if finite else None
+    try:
+        found = json.loads(text, object_pairs_hook=_distinct, parse_float=numbers, parse_constant=numbers)
+        if "\\ud" in text.lower():  # an escape of a surrogate, which need not be half of a pair
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a surrogate pair, which is no valid Unicode") from error
+    return found
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is no finite number")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands in one object twice")
+    return found
