@@ -127,7 +127,19 @@ def selector_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
                     bench.reporter.say(f"{chooser.name} knows too few positions of draw {seed} for {budget:g} of it")
                 else:
                     cells.append(Cell(chooser.name, budget, seed, draw, chosen))
+    _refuse_without_cells(settings, choosers, cells)
     return cells
+
+
+def _refuse_without_cells(settings: ProbeSettings, choosers: Sequence[Chooser], cells: Sequence[Cell]) -> None:
+    """Refuse a selector that was asked for by name and never chooses: the probe would end without a word on it."""
+    chosen = {cell.selector for cell in cells}
+    idle = [chooser.name for chooser in choosers if chooser.name not in chosen]
+    if settings.selector != "all" and idle and min(settings.budget_shares) < 1:
+        raise SettingsError(
+            f"selector {idle[0]} scores too few positions for any of --budgets {settings.budgets} (the others are "
+            "NaN): leave it out, or ask for a smaller budget"
+        )
 
 
 def mask_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
@@ -155,16 +167,18 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
     if settings.selector == "all":
         return [_chooser(settings, s) for s in SELECTORS.values() if known or s.name != "oracle"]
     names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
-    if "oracle" in names and not known:
-        raise RunError(
-            f"the selector oracle needs the isolated gains of the whole update split of {run}: first run `teachdiag "
-            f"probe --run {run} --kind isolated --sample-from update --sample 0` with the same --loss, --seed and "
-            "--fix-contexts"
-        )
-    return [
+    choosers = [
         _released(settings, name) if name.startswith(_RELEASED) else _chooser(settings, resolve_selector(name))
         for name in names
     ]
+    lost = [] if known else [chooser.name for chooser in choosers if "isolated_gain" in chooser.columns]
+    if lost:
+        raise RunError(
+            f"the selector {lost[0]} needs the isolated gains of the whole update split of {run}: first run `teachdiag "
+            f"probe --run {run} --kind isolated --sample-from update --sample 0` with the same --loss, --seed and "
+            "--fix-contexts"
+        )
+    return choosers
 
 
 def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:

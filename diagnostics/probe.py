@@ -96,7 +96,9 @@ def _further_inputs(run: Path, settings: ProbeSettings, reporter: Reporter) -> d
     """What goes into a probe beside the capture; a change of it between two processes is a change of the probe."""
     if settings.kind == "checkpoint":
         return {"student_after": resolve(settings.student_after, "main", (), reporter).digest}
-    if settings.kind == "selectors" and any(c.name == "oracle" for c in resolve_choosers(run, settings)):
+    if settings.kind == "selectors" and any(
+        "isolated_gain" in chooser.columns for chooser in resolve_choosers(run, settings)
+    ):
         oracle = oracle_probe(run, settings)
         return {"oracle": Stage(run, f"probes/{oracle}").require()["tables"]}
     return {}

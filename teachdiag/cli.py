@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from teachdiag import __version__
-from teachdiag.commands import FIRST, plain_command, stage_command
+from teachdiag.commands import FIRST, plain_command, stage_command, whole
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
@@ -204,7 +204,8 @@ def released(
     """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""
     from teachdiag.analysis.released.bank import import_bank
 
-    found = import_bank(before, after, run, k)
+    with whole():
+        found = import_bank(before, after, run, k)
     print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
 
 
@@ -231,9 +232,9 @@ def _import_command(name: str, what: str) -> None:
         _need_models()
         from teachdiag.diagnostics.imports.table import import_rollouts
 
-        show_import(
-            import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter()), contexts
-        )
+        with whole():
+            found = import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter())
+        show_import(found, contexts)
 
     command.__doc__ = f"Import {what}, for `teachdiag capture --contexts FILE`."
     _importing.command(name)(command)

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -94,6 +95,19 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 _PLAIN = {name: _COMMON[name] for name in ("recipe", "json")}
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Say where work ended before its end, and exit with 1: what was interrupted is not done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except SystemExit as error:  # of a library or of a checkpoint's own code; its own exit code would say "done"
+        print(f"teachdiag: code that was called ended the program (sys.exit: {error})", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
 def stage_command(
     app: typer.Typer, settings_class: type, show: _Show, *, many: bool = False, together: _Together | None = None
 ) -> Callable[[_Stage], _Stage]:
@@ -114,16 +128,13 @@ def stage_command(
             quiet = common["quiet"] or not FIRST
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
             summaries = {}
-            try:
+            with whole():
                 for run in runs:
                     summaries[str(run)] = stage(run, settings, reporter)
                     if not common["json"] and not quiet:
                         show(summaries[str(run)], run)
                 if together and len(runs) > 1 and (folder := together(runs, settings)):
                     reporter.say(f"all runs in one table: {folder}")
-            except KeyboardInterrupt:
-                print("teachdiag: interrupted: the same command continues where this one stopped", file=sys.stderr)
-                raise typer.Exit(1) from None
             if common["json"] and FIRST:
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
@@ -141,7 +152,8 @@ def plain_command(
     def register(work: _Work) -> _Work:
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in _PLAIN}
-            summary = work(settings_class(**values))
+            with whole():
+                summary = work(settings_class(**values))
             print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
 
         _add(app, command, work, _PLAIN | _settings_options(settings_class))

@@ -219,6 +219,13 @@ def test_a_selector_of_ones_own_and_a_misspelt_one(
     (tmp_path / "broken.py").write_text("def score(tokens):\n    return 1 / 0\n")
     with pytest.raises(SettingsError, match="selector broken:score failed: ZeroDivisionError: division by zero"):
         run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": "broken:score"})), quiet)
+    (tmp_path / "leaving.py").write_text(
+        "def score(tokens):\n    raise SystemExit\ndef unknown(tokens):\n    return [float('nan')] * len(tokens)\n"
+    )
+    for name, message in (("score", "failed: SystemExit: "), ("unknown", "scores too few positions")):
+        with pytest.raises(SettingsError, match=f"selector leaving:{name} {message}"):
+            run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": f"leaving:{name}"})), quiet)
+    assert not any((run / "interventions").glob("t*"))
     with pytest.raises(SettingsError, match="no selector 'learnible'"):
         run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": "learnible"})), quiet)
 

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
 from teachdiag.scores import soft_or as either_suffices
+from teachdiag.selectors import Selection
 from teachdiag.selectors.choice import select
 from teachdiag.selectors.parts import Score, column, product, within_q3
 from teachdiag.selectors.registry import GROUP, SELECTORS, resolve_selector, selectors_page
-from teachdiag.selectors.tokens import Tokens, stored_name
+from teachdiag.selectors.tokens import KEYS, Tokens, stored_name
 
 
 def test_mid_ranks_by_hand() -> None:
@@ -177,7 +179,9 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
     late.columns = ("position",)  # type: ignore[attr-defined]
     module = types.ModuleType("mine")
-    vars(module).update(late=late, everything=lambda tokens: tokens.column("a"), part=product(column("a"), column("a")))
+    vars(module).update(
+        late=late, everything=lambda tokens: tokens.column("a"), part=product(column("position"), column("position"))
+    )
     vars(module).update(number=3, short=lambda tokens: np.ones(2), endless=lambda tokens: np.full(len(tokens), np.inf))
     vars(module).update(words=lambda tokens: np.full(len(tokens), "x"))
     monkeypatch.setitem(sys.modules, "mine", module)
@@ -185,8 +189,10 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     selector = resolve_selector("mine:late")
     assert selector.columns(16) == ("context_id", "position")
     assert select(TOKENS, selector, 0.1).kept.tolist() == (COLUMNS["position"] == 9).tolist()
-    assert set(resolve_selector("mine:everything").columns(16)) == {c.name for c in POSITIONS.columns}
-    assert resolve_selector("mine:part").score.formula == "a · a"
+    assert set(resolve_selector("mine:everything").columns(16)) == {
+        c.name for c in POSITIONS.columns if c.type != pa.string()
+    }
+    assert resolve_selector("mine:part").score.formula == "position · position"
     entry = EntryPoints([EntryPoint("later", "mine:late", GROUP), EntryPoint("lost", "nowhere:x", GROUP)])
     monkeypatch.setattr("teachdiag.selectors.registry.entry_points", lambda group: entry.select(group=group))
     np.testing.assert_array_equal(resolve_selector("later").scores(TOKENS), COLUMNS["position"])
@@ -195,8 +201,14 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
             "laerner",
             r"no selector 'laerner': did you mean .*learnable.*\? There are random, .*, later, lost, or your own as",
         ),
-        ("lost", r"selector lost cannot be loaded: No module named 'nowhere'; its folder must be on PYTHONPATH"),
-        ("mine:absent", r"selector mine:absent cannot be loaded: module 'mine' has no attribute 'absent'$"),
+        (
+            "lost",
+            r"selector lost cannot be loaded: \w+: No module named 'nowhere'; its folder must be on PYTHONPATH",
+        ),
+        (
+            "mine:absent",
+            r"selector mine:absent cannot be loaded: AttributeError: module 'mine' has no attribute 'absent'$",
+        ),
         ("mine:number", "selector mine:number is int, neither a function of Tokens nor a Score"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -221,3 +233,88 @@ def test_the_page_is_made_from_the_registry() -> None:
 def test_selectors_need_no_torch() -> None:
     code = "import sys, teachdiag.selectors.released; assert not {'torch', 'scipy', 'statsmodels'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _exits(tokens: Tokens) -> np.ndarray:
+    raise SystemExit(0)
+
+
+def _raises(tokens: Tokens) -> np.ndarray:
+    raise ZeroDivisionError("no luck")
+
+
+def _changes(tokens: Tokens) -> np.ndarray:
+    tokens.stored("position")[:] = 0
+    return tokens.column("position")
+
+
+def _declaring(columns: object) -> Callable[[Tokens], np.ndarray]:
+    def score(tokens: Tokens) -> np.ndarray:
+        return tokens.column("position")
+
+    score.columns = columns  # type: ignore[attr-defined]
+    return score
+
+
+_USERS = {  # what a user may bring -> the sentence that it gets, when it is loaded or when it is called
+    "Chosen": (type("Chosen", (), {}), "is the class Chosen, neither a function of Tokens nor a Score"),
+    "nothing": (None, "is NoneType, neither"),
+    "unknown": (_declaring(("forward_kl", "no_such", "other")), "declares that it reads no_such, other: `columns`"),
+    "text": (_declaring(["prompt_id"]), "declares that it reads prompt_id: `columns` lists names of numeric columns"),
+    "word": (_declaring("position"), "declares that it reads 'position': "),
+    "numbers": (_declaring([3]), r"declares that it reads \[3\]: "),
+    "part": (Score(_exits, ("nowhere",), "mine"), "declares that it reads nowhere"),
+    "exits": (_exits, "failed: SystemExit: 0"),
+    "exits_within": (Score(_exits, (), "mine"), "failed: SystemExit: 0"),
+    "raises": (_raises, "failed: ZeroDivisionError: no luck"),
+    "changes": (_changes, "failed: ValueError: assignment destination is read-only"),
+    "none": (lambda tokens: None, r"returned object of shape \(\)"),
+    "scalar": (lambda tokens: 1.0, r"returned float64 of shape \(\), where one number for each of 60 positions"),
+    "ragged": (lambda tokens: [[1.0], [1.0, 2.0]], "failed: ValueError: "),
+    "wide": (lambda tokens: np.ones((len(tokens), 2)), r"returned float64 of shape \(60, 2\)"),
+    "complex": (lambda tokens: np.ones(len(tokens)) * 1j, r"returned complex128 of shape \(60,\)"),
+    "words": (lambda tokens: ["x"] * len(tokens), r"returned <U1 of shape"),
+    "objects": (lambda tokens: [None] * len(tokens), r"returned object of shape"),
+    "nan": (lambda tokens: np.full(len(tokens), np.nan), "scored none of 60 positions: every score is NaN"),
+    "minus": (lambda tokens: np.full(len(tokens), -np.inf), "scored row 0 as -inf"),
+    "takes_nothing": (lambda: 1, "failed: TypeError: "),
+}
+
+
+@pytest.mark.parametrize("name", _USERS)
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_users_code_does_wrong_is_a_sentence_that_names_it(
+    name: str, soft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("bad")
+    setattr(module, name, _USERS[name][0])
+    monkeypatch.setitem(sys.modules, "bad", module)
+    columns = {k: v for k, v in COLUMNS.items() if k in {*KEYS, "forward_kl"}}
+    before = {k: v.copy() for k, v in columns.items()}
+    with pytest.raises(SettingsError, match=f"^selector bad:{name} {_USERS[name][1]}"):
+        Selection(f"bad:{name}", budget=0.2, soft=soft).weigh(columns)
+    for key, values in before.items():
+        np.testing.assert_array_equal(columns[key], values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit()", "cannot be loaded: SystemExit: "),
+        ("def f(tokens)\n    return 1", "cannot be loaded: SyntaxError: expected ':'"),
+        ("raise RuntimeError('first\\nsecond')", "cannot be loaded: RuntimeError: first$"),
+        (
+            "import no_such_module",
+            "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'; its folder",
+        ),
+        ("f = None\x00", "cannot be loaded: SyntaxError: "),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_named(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    with pytest.raises(SettingsError, match=f"^selector broken_module:f {message}"):
+        resolve_selector("broken_module:f")

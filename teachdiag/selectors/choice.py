@@ -147,7 +147,20 @@ def _ranking(tokens: Tokens, selector: Selector, normalisation: Normalisation, t
 
 
 def _score_key(tokens: Tokens, selector: Selector) -> Key:
-    return lambda: np.nan_to_num(selector.scores(tokens), nan=-np.inf)
+    return lambda: np.nan_to_num(known_scores(tokens, selector), nan=-np.inf)
+
+
+def known_scores(tokens: Tokens, selector: Selector) -> Array:
+    """Return a selector's scores, shape (N,).
+
+    Raises:
+        SettingsError: they are no scores, or none of them is known: a choice by the tie rule alone is not the
+            selector's.
+    """
+    scores = selector.scores(tokens)
+    if np.isnan(scores).all():
+        raise SettingsError(f"selector {selector.name} scored none of {len(tokens)} positions: every score is NaN")
+    return scores
 
 
 def _edges(codes: Codes, values: Array, wanted: Codes) -> Array:

@@ -11,7 +11,7 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Flags
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors.choice import places, select
+from teachdiag.selectors.choice import known_scores, places, select
 from teachdiag.selectors.registry import Selector, resolve_selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import HEADLINE_K, Normalisation, Scope, Ties
@@ -106,7 +106,7 @@ class Selection:
             return Weights(np.ones(n), np.ones(n, bool), 0.0, 0)
         tokens = Tokens(columns, self.k, derive_seed(self.seed, "selection", step), self.normalisation)
         if self.soft:
-            weights = _in_proportion(self._resolved.scores(tokens), int(places(budget, np.array([n]))[0]))
+            weights = _in_proportion(known_scores(tokens, self._resolved), int(places(budget, np.array([n]))[0]))
             return Weights(weights, weights > 0, 0.0, 0)
         found = select(
             tokens, self._resolved, budget, self.normalisation, self.scope, minimum=self.minimum, ties=self.ties

@@ -3,7 +3,8 @@
 The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.selectors`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,12 +12,11 @@ from importlib.metadata import entry_points
 
 import numpy as np
 
-from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import InputError, SettingsError, cause
 from teachdiag.scores import Array
 from teachdiag.selectors import published
-from teachdiag.selectors.parts import Score, column, complement, normed, product, soft_or, within_q3
-from teachdiag.selectors.tokens import KEYS, Tokens, stored_name
+from teachdiag.selectors.parts import Score, ScoreFunction, column, complement, normed, product, soft_or, within_q3
+from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, PER_SUPPORT, Tokens, stored_name
 
 GROUP = "teachdiag.selectors"  # entry points of this group are selectors
 
@@ -174,29 +174,45 @@ def resolve_selector(spec: str) -> Selector:
 
 
 def _users_own(spec: str, load: Callable[[], object]) -> Selector:
-    try:
+    with _users_code(spec, "cannot be loaded"):
         found = load()
-    except Exception as error:  # whatever the user's module does when it is imported
-        hint = "; its folder must be on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
-        raise SettingsError(f"selector {spec} cannot be loaded: {cause(error)}{hint}") from error
-    if isinstance(found, Score):
-        return Selector(spec, found, "user")
-    if not callable(found):
-        raise SettingsError(f"selector {spec} is {type(found).__name__}, neither a function of Tokens nor a Score")
-    everything = tuple(c.name for c in POSITIONS.columns)
-    return Selector(spec, Score(_guarded(spec, found), tuple(getattr(found, "columns", everything)), spec), "user")
+        read = getattr(found, "columns", MEASURED)
+    if isinstance(found, type) or not (isinstance(found, Score) or callable(found)):
+        what = f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
+        raise SettingsError(f"selector {spec} is {what}, neither a function of Tokens nor a Score")
+    known = {*MEASURED, *PER_SUPPORT, *FROM_PROBES}
+    columns = read if isinstance(read, list | tuple) and all(isinstance(name, str) for name in read) else None
+    if columns is None or not known.issuperset(columns):
+        unknown = repr(read) if columns is None else ", ".join(dict.fromkeys(n for n in columns if n not in known))
+        raise SettingsError(
+            f"selector {spec} declares that it reads {unknown}: `columns` lists names of numeric columns of the table "
+            "positions (docs/artefacts.md)"
+        )
+    of = _guarded(spec, found.of if isinstance(found, Score) else found)
+    return Selector(spec, Score(of, tuple(columns), found.formula if isinstance(found, Score) else spec), "user")
 
 
-def _guarded(spec: str, function: Callable[[Tokens], Array]) -> Callable[[Tokens], Array]:
+def _guarded(spec: str, function: ScoreFunction) -> ScoreFunction:
     def scores(tokens: Tokens) -> Array:
-        try:
-            return function(tokens)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's function does
-            raise SettingsError(f"selector {spec} failed: {type(error).__name__}: {cause(error)}") from error
+        with _users_code(spec, "failed"):
+            values: Array = np.asarray(function(tokens))
+            return values
 
     return scores
+
+
+@contextmanager
+def _users_code(spec: str, what: str) -> Iterator[None]:
+    """Turn whatever a user's code raises, `sys.exit()` included, into one sentence that names the selector."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except InputError as error:
+        raise type(error)(f"selector {spec}: {error}") from error
+    except BaseException as error:
+        hint = "; its folder must be on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise SettingsError(f"selector {spec} {what}: {type(error).__name__}: {cause(error)}{hint}") from error
 
 
 def selectors_page() -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KEYS = ("context_id", "position")  # what every table of tokens carries: scopes and tie rules need them
 _SUFFIX = f"_k{HEADLINE_K}"
+MEASURED = tuple(c.name for c in POSITIONS.columns if c.type != pa.string())  # what scores can read of `positions`
+FROM_PROBES = ("fix_inner", "bank_inner", "isolated_gain")  # what a probe adds to it
 PER_SUPPORT = frozenset(c.name.removesuffix(_SUFFIX) for c in POSITIONS.columns if c.name.endswith(_SUFFIX))
 
 
@@ -34,7 +36,8 @@ class Tokens:
     Attributes:
         columns: shape (N,) each, or (N, 32) for the top-K lists; names, units and meanings are those of the table
             `positions`, and any further ones that the caller's selectors read. `context_id` and `position` identify a
-            row and are always there. NaN in a column means unknown.
+            row and are always there. NaN in a column means unknown. Kept as read-only views: no score changes what
+            the next one reads.
         k: support size K at which `disagreement`, `compatibility` and their kin are read.
         seed: root of the random selector and of random ties.
         normalisation: what `normed` does: 'quantile' is clip((z - Q05) / (Q95 - Q05), 0, 1), 'rank' is mid-rank / N,
@@ -60,6 +63,7 @@ class Tokens:
                 raise SettingsError(f"column {name} has {len(values)} rows, where {KEYS[0]} has {len(self)}")
         if not len(self):
             raise SettingsError("there are no tokens to select from")
+        object.__setattr__(self, "columns", {name: _read_only(values) for name, values in self.columns.items()})
         if self.k not in SUPPORT_SIZES:
             raise SettingsError(f"K is {self.k}: it must be one of {', '.join(map(str, SUPPORT_SIZES))}")
 
@@ -126,6 +130,12 @@ def _scramble(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _read_only(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def column_array(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401 (an Arrow column or a pandas one)
