@@ -224,8 +224,8 @@ def test_a_selector_of_ones_own_and_a_misspelt_one(
     )
     for name, message in (("score", "failed: SystemExit: "), ("unknown", "scores too few positions")):
         with pytest.raises(SettingsError, match=f"selector leaving:{name} {message}"):
-            run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": f"leaving:{name}"})), quiet)
-    assert not any((run / "interventions").glob("t*"))
+            run_probe(run, ProbeSettings(**(settings | {"name": name, "selector": f"leaving:{name}"})), quiet)
+    assert [folder.name for folder in (run / "interventions").iterdir()] == ["s"]
     with pytest.raises(SettingsError, match="no selector 'learnible'"):
         run_probe(run, ProbeSettings(**(settings | {"name": "t", "selector": "learnible"})), quiet)
 
