@@ -3,8 +3,10 @@
 import math
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from teachdiag.manifests import Manifest, Prompt
 from teachdiag.progress import Advance, Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import TrainSettings
+from teachdiag.settings.base import fits, in_words, shown
 from teachdiag.sweeps import Cell
 
 Row = dict[str, Any]
@@ -135,10 +138,35 @@ def _arguments(settings: TrainSettings, scratch: Path) -> Any:  # noqa: ANN401 (
         "report_to": settings.report_to,
         "disable_tqdm": True,
     }
+    theirs, hints = settings.trl_settings, get_type_hints(DistillationConfig)
+    for name, value in theirs.items():
+        if name not in hints:
+            near = get_close_matches(name, hints)
+            meant = f"did you mean {near[0]}?" if near else "see trl.DistillationConfig for those that there are"
+            raise SettingsError(f"--trl sets {name}, which TRL {version('trl')} does not know: {meant}")
+        if not fits(value, hints[name]):
+            raise SettingsError(f"--trl sets {name} to {shown(value)}: it must be {in_words(hints[name])}")
     try:
-        return DistillationConfig(**ours | settings.trl_settings)
-    except (TypeError, ValueError) as error:
+        return DistillationConfig(**ours | theirs)
+    except Exception as error:  # whatever TRL, transformers and accelerate raise at values that they dislike
         raise SettingsError(f"TRL refuses the settings: {cause(error)}") from error
+
+
+def check_arguments(settings: TrainSettings) -> None:
+    """Refuse what TRL would refuse, and a logger that is not installed, before any model is loaded.
+
+    Raises:
+        SettingsError: the message names the option.
+    """
+    needed: dict[str, str] = {} if settings.report_to == "none" else {settings.report_to: "--report-to"}
+    if settings.trl_settings.get("use_vllm") is True:
+        needed["vllm"] = "--trl use_vllm"
+    for package, option in needed.items():
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            raise SettingsError(f"{option} needs {package}, which is not installed: pip install {package}") from None
+    _arguments(settings, Path("scratch"))
 
 
 def _dataset(tokenizer: Any, manifest: Manifest, prompts: Sequence[Prompt], settings: TrainSettings) -> Dataset:  # noqa: ANN401

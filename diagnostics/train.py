@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
-from teachdiag.diagnostics.distillation import distil
+from teachdiag.diagnostics.distillation import check_arguments, distil
 from teachdiag.diagnostics.evaluation import examination, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_pair
@@ -61,6 +61,8 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     """
     cells = plan(settings)
     agree(settings.as_dict())
+    for cell in cells:
+        check_arguments(cell.settings)
     if settings.workers > 1 and many():
         raise SettingsError(f"--workers {settings.workers}: cells are trained side by side, or by several processes")
     heard = reporter if is_first() else Reporter(quiet=True)

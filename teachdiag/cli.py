@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from teachdiag import __version__
-from teachdiag.commands import FIRST, plain_command, stage_command, whole
+from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
@@ -198,7 +198,7 @@ app.add_typer(_importing, name="import")
 def released(
     before: Annotated[Path, typer.Option(help="Scores of the untouched student: Parquet or CSV, its columns")],
     after: Annotated[Path, typer.Option(help="Scores after its update, of the same positions")],
-    run: Annotated[Path, typer.Option(help="Run directory to write")],
+    run: Annotated[Path, typer.Option(parser=run_folder, metavar="PATH", help="Run directory to write")],
     k: Annotated[int, typer.Option("--k", help="Support size K that they were scored with")] = 16,
 ) -> None:
     """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""

@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,7 +15,9 @@ import typer
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import help_text
+from teachdiag.settings.base import fits, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
+from teachdiag.sweeps import read_recipe
 
 _STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan")
 
@@ -33,12 +34,7 @@ def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # no
     if not given:
         return given
     path = Path(given)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"recipe {path} is not TOML: {error}") from error
+    content = read_recipe(path, "recipe")
     name = str(context.info_name)
     allowed = (*_STAGES, *SWEEP_TABLES)
     strangers = [key for key, table in content.items() if key not in allowed or not isinstance(table, dict)]
@@ -51,21 +47,46 @@ def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # no
     unknown = entries.keys() - known
     if unknown:
         raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
+    hints = get_type_hints(context.command.callback)
+    for key, value in entries.items():  # before the command line makes 1 of true, and 3 of 3.7
+        if not fits(value, hints[key]):
+            raise SettingsError(f"recipe {path}: {key} is {shown(value)}: it must be {in_words(hints[key])}")
     context.default_map = {**(context.default_map or {}), **entries}
     return given
 
 
 _RECIPES = ("recipe", "sweep")  # options whose file holds defaults of the others
 
+
+def run_folder(given: str | Path) -> Path:
+    """Take the name of a run directory; what is a slip is none."""
+    name = str(given)
+    if name in ("", "-") or "\0" in name or any(len(os.fsencode(part)) > _NAME_BYTES for part in Path(name).parts):
+        raise SettingsError(f"run {shown(name)} is no name of a folder: give one such as {_DEFAULT_RUN}")
+    return Path(name)
+
+
+_NAME_BYTES = 255  # of one part of a path, on the usual file systems
 _DEFAULT_RUN = Path("runs/demo")
 _ONE_RUN: dict[str, tuple[Any, Any]] = {
-    "run": (Annotated[Path, typer.Option(help="Run directory: every stage reads and writes here")], _DEFAULT_RUN)
+    "run": (
+        Annotated[
+            Path,
+            typer.Option(parser=run_folder, metavar="PATH", help="Run directory: every stage reads and writes here"),
+        ],
+        _DEFAULT_RUN,
+    )
 }
 _RUNS: dict[str, tuple[Any, Any]] = {
     "runs": (
         Annotated[
             list[Path] | None,
-            typer.Argument(metavar="[RUN]...", help=f"Run directories (default: {_DEFAULT_RUN})", show_default=False),
+            typer.Argument(
+                parser=run_folder,
+                metavar="[RUN]...",
+                help=f"Run directories (default: {_DEFAULT_RUN})",
+                show_default=False,
+            ),
         ],
         None,
     )

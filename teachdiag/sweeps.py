@@ -1,17 +1,17 @@
 """Sweeps: which students are trained, from a recipe of arms, budgets and seeds."""
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from teachdiag.errors import SettingsError
+from teachdiag.errors import SettingsError, cause
 from teachdiag.selectors.policy import FULL, Selection
 from teachdiag.settings import TrainSettings
+from teachdiag.settings.base import COUNTABLE, fits, in_words, shown
 
 TABLES = ("sweep", "arms")  # tables of a recipe beside [train]
-_ENTRIES = {"arms": list, "budgets": list, "seeds": int}
+_ENTRIES = {"arms": list[str], "budgets": list[float], "seeds": int}
 _SHARED = ("sweep", "workers", "student", "teacher", "budget", "seed")  # options that no arm has for itself
 
 
@@ -85,28 +85,45 @@ def _sweep(settings: TrainSettings) -> list[Cell]:
     return list(cells.values())
 
 
+def read_recipe(path: Path, called: str) -> dict[str, Any]:
+    """Return what a TOML file of options says.
+
+    Args:
+        path: the file.
+        called: what the file is, for messages.
+
+    Raises:
+        SettingsError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{called} {shown(str(path))} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+        raise SettingsError(f"{called} {shown(str(path))} is not TOML: {cause(error)}") from error
+
+
 def _read(path: Path) -> tuple[dict[str, dict[str, Any]], list[float], int]:
     """Return each arm's own options, the budgets, and the number of seeds."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"sweep {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"sweep {path} is not TOML: {error}") from error
+    content = read_recipe(path, "sweep")
     table, described = content.get("sweep", {}), content.get("arms", {})
-    for name, kind in _ENTRIES.items():
-        if not isinstance(table.get(name), kind) or isinstance(table.get(name), bool) or not table[name]:
-            raise SettingsError(f"{path}: [sweep] needs {name}, a {'list' if kind is list else 'whole number'}")
+    if not isinstance(table, dict) or not isinstance(described, dict):
+        raise SettingsError(f"{path}: [sweep] and [arms] are tables")
+    for name, hint in _ENTRIES.items():
+        if not fits(table.get(name), hint) or not table[name]:
+            raise SettingsError(f"{path}: [sweep] needs {name}, {in_words(hint)}")
     unknown = [*(table.keys() - _ENTRIES.keys()), *(f"arms.{arm}" for arm in described.keys() - set(table["arms"]))]
     if unknown:
         raise SettingsError(f"{path}: unknown entries {', '.join(sorted(unknown))}; [sweep] has {', '.join(_ENTRIES)}")
-    if not all(isinstance(budget, int | float) for budget in table["budgets"]) or table["seeds"] < 1:
-        raise SettingsError(f"{path}: budgets are numbers in (0, 1], and seeds a whole number from 1 up")
-    arms = {str(arm): _options(path, str(arm), described.get(arm, {"selector": arm})) for arm in table["arms"]}
+    if not 1 <= table["seeds"] * len(table["budgets"]) * len(table["arms"]) <= COUNTABLE:
+        raise SettingsError(f"{path}: seeds is {table['seeds']}: it must be from 1 up, with at most {COUNTABLE} cells")
+    arms = {arm: _options(path, arm, described.get(arm, {"selector": arm})) for arm in table["arms"]}
     return arms, [float(budget) for budget in table["budgets"]], table["seeds"]
 
 
-def _options(path: Path, arm: str, table: Mapping[str, Any]) -> dict[str, Any]:
+def _options(path: Path, arm: str, table: Any) -> dict[str, Any]:  # noqa: ANN401 (whatever TOML holds)
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: arms.{arm} is {shown(table)}: it must be a table of options")
     options = {key.replace("-", "_"): value for key, value in table.items()}
     unknown = options.keys() - ({entry.name for entry in fields(TrainSettings)} - set(_SHARED))
     if unknown:

@@ -1,9 +1,11 @@
 """Training stage: sweeps that are paired, resume, and are judged; the real pair; what is refused."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ from conftest import Killed, byte_tokenizer, dying, save_model, tables
 from teachdiag.analysis.training import analyze_training
 from teachdiag.analysis.training_report import training_block
 from teachdiag.diagnostics import train as stage
+from teachdiag.diagnostics.distillation import _arguments, check_arguments
 from teachdiag.diagnostics.evaluation import run_evaluation
 from teachdiag.errors import InputError, ModelError, RunError, SettingsError
 from teachdiag.figures.training import publish_training
 from teachdiag.progress import Reporter
 from teachdiag.settings import EvaluateSettings, TrainSettings
+from teachdiag.settings.training import TRL_KEYS_TAKEN
 from teachdiag.sweeps import plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning", "ignore::FutureWarning")
@@ -235,7 +239,60 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
     refused("do not share a vocabulary: 2 ids differ", ModelError, teacher=swapped)
     shutil.rmtree(tmp_path / "run")
     refused("too few for", InputError, train_prompts=100)
-    refused("TRL refuses the settings", SettingsError, trl='{"betta": 1}')
+    refused("--trl sets betta, which TRL", SettingsError, trl='{"betta": 1}')
     refused("--budget is 0", SettingsError, budget=0.0)
     refused("it must be a JSON object", SettingsError, trl="beta=1")
     assert not list((tmp_path / "run").rglob("train_steps/*.parquet"))
+
+
+@pytest.mark.parametrize("trl", ["", '{"use_vllm": false, "adam_beta2": 0.99, "optim": "adamw_torch"}'])
+def test_trl_gets_our_settings_and_what_is_given_beside_them(small: TrainSettings, tmp_path: Path, trl: str) -> None:
+    found = _arguments(replace(small, trl=trl, learning_rate=2e-4, steps=7, top_k=5), tmp_path)
+    assert (found.learning_rate, found.max_steps, found.top_k, found.output_dir) == (2e-4, 7, 5, str(tmp_path))
+    assert found.adam_beta2 == (0.99 if trl else 0.999)
+
+
+def test_every_setting_of_ours_is_refused_in_trl(small: TrainSettings, tmp_path: Path) -> None:
+    given: dict[str, object] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("teachdiag.diagnostics.distillation.DistillationConfig", lambda **own: given.update(own))
+        patch.setattr("teachdiag.diagnostics.distillation.get_type_hints", lambda _: {})
+        _arguments(small, tmp_path)
+    assert given.keys() <= TRL_KEYS_TAKEN.keys()
+    for name in (*given, "eval_steps"):
+        with pytest.raises(SettingsError, match=f"--trl sets {name}, which teachdiag sets itself: "):
+            replace(small, trl=json.dumps({name: given.get(name)}))
+
+
+@pytest.mark.parametrize(
+    ("trl", "message"),
+    [
+        ({"use_vlm": True}, "--trl sets use_vlm, which TRL .* does not know: did you mean use_vllm"),
+        ({"qqq": 1}, "--trl sets qqq, which TRL .* does not know: see trl.DistillationConfig"),
+        ({"use_vllm": 1}, "--trl sets use_vllm to 1: it must be true or false"),
+        ({"adam_beta1": "0.9"}, "--trl sets adam_beta1 to '0.9': it must be a number"),
+        ({"adam_beta1": True}, "--trl sets adam_beta1 to True: it must be a number"),
+        ({"gradient_checkpointing_kwargs": [1]}, "it must be a table or text"),
+        ({"optim": "fastest"}, "TRL refuses the settings: "),
+        ({"deepspeed": "/no/such/file.json"}, "TRL refuses the settings: "),
+        ({"use_vllm": True}, "--trl use_vllm needs vllm, which is not installed"),
+        ({"min_p": 0.1}, "--trl sets min_p, which only vLLM reads"),
+    ],
+)
+def test_what_trl_would_take_wrongly_is_refused_before_models_are_loaded(
+    trl: dict, message: str, small: TrainSettings
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_arguments(replace(small, trl=json.dumps(trl)))
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_refused(
+    name: str, small: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()  # what an earlier run may have left is no package
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match=f"--report-to needs {name}"):
+        check_arguments(replace(small, report_to=name))
+    with pytest.raises(SettingsError, match="--report-to is 'abacus': it must be one of none, trackio, wandb"):
+        replace(small, report_to="abacus")

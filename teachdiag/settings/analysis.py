@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from teachdiag.errors import SettingsError
-from teachdiag.settings.base import Checked, option
+from teachdiag.settings.base import COUNTABLE, Checked, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +30,12 @@ class AnalyzeSettings(Checked):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
+        super().__post_init__()
         self._check_at_least(100, "draws")
         self._check_at_least(2, "folds")
         self._check_at_least(1, "fold_repeats")
         self._check_at_least(0, "seed")
+        self._check_at_most(COUNTABLE, "draws", "folds", "fold_repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,6 @@ class ReportSettings(Checked):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
+        super().__post_init__()
         self._check_at_least(1, "contexts")
-        if not 0 < self.budget <= 1:
-            raise SettingsError(f"--budget is {self.budget:g}: it must lie in (0, 1]")
+        self._require(0 < self.budget <= 1, "budget", "in (0, 1]")

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import Field, asdict, field, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from teachdiag.errors import SettingsError
 from teachdiag.jsontext import parse_json
@@ -23,6 +25,7 @@ Engine = Literal["transformers", "vllm", "ray"]
 TeacherEngine = Literal["transformers", "vllm"]
 EngineDType = Literal["run", "float32", "bfloat16", "float16"]
 TeacherGives = Literal["auto", "states", "logprobs"]
+ReportTo = Literal["none", "trackio", "wandb", "tensorboard", "mlflow"]
 LossMean = Literal["positions", "sequences"]
 
 SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the length of the stored top-K lists
@@ -31,6 +34,9 @@ HEADLINE_OUTCOME = "gain"  # likewise the outcome
 SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
 NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
 MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
+COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
+_SHOWN = 80  # characters of a value in a message
+_TOO_LARGE = 2**63
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
 
@@ -60,24 +66,85 @@ def help_text(entry: "Field[Any]") -> str:
     return f"{entry.metadata['help']} ({unit})" if unit else str(entry.metadata["help"])
 
 
+def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 (an annotation)
+    """Whether a plain value, as TOML, JSON or a caller gives it, is of an annotated type; no bool is a number."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in inner)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inner)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, {float: int | float, Path: str | Path}.get(hint, hint))
+
+
+def in_words(hint: Any) -> str:  # noqa: ANN401
+    """Return what values of an annotated type are, for messages."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(in_words(part) for part in get_args(hint) if part is not NoneType)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is list:
+        return f"a list, each entry {in_words(get_args(hint)[0])}"
+    return _WORDS.get(get_origin(hint) or hint, str(getattr(hint, "__name__", hint)))
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", dict: "a table"}
+
+
+def shown(value: object) -> str:
+    """Return a value as messages quote it: of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 and file names can hold it; an argument with other bytes comes with lone surrogates."""
+    return "\0" not in text and text.encode(errors="replace").decode() == text
+
+
 class Checked:
-    """Range checks shared by the settings classes."""
+    """Checks shared by the settings classes."""
+
+    def __post_init__(self) -> None:
+        """Check every field against its annotation, and that numbers and text are such as machines can hold.
+
+        Raises:
+            SettingsError: one is of another type, no finite number of 64 bits, or text that no file name can be.
+        """
+        hints = get_type_hints(type(self))
+        for entry in fields(self):  # type: ignore[arg-type]
+            name, hint, value = entry.name, hints[entry.name], getattr(self, entry.name)
+            self._require(fits(value, hint), name, in_words(hint))
+            if isinstance(value, int):
+                self._require(abs(value) < _TOO_LARGE, name, "a whole number of 64 bits")
+            elif isinstance(value, float):
+                self._require(math.isfinite(value), name, "finite")
+            elif isinstance(value, str | list):
+                self._require(all(map(_is_unicode, value)), name, "Unicode without NUL")
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:
-            raise SettingsError(f"{flag(name)} is {getattr(self, name)!r}: it must be {rule}")
-
-    def _check_choices(self) -> None:
-        hints = get_type_hints(type(self))
-        for entry in fields(self):  # type: ignore[arg-type]
-            hint = hints[entry.name]
-            if get_origin(hint) is Literal:
-                choices = get_args(hint)
-                self._require(getattr(self, entry.name) in choices, entry.name, f"one of {', '.join(choices)}")
+            raise SettingsError(f"{flag(name)} is {shown(getattr(self, name))}: it must be {rule}")
 
     def _check_at_least(self, lowest: float, *names: str) -> None:
         for name in names:
             self._require(lowest <= getattr(self, name) < math.inf, name, f"at least {lowest}, and finite")
+
+    def _check_at_most(self, highest: float, *names: str) -> None:
+        for name in names:
+            self._require(getattr(self, name) <= highest, name, f"at most {highest:g}")
+
+    def _check_temperature(self, name: str, *, zero: bool = False) -> None:
+        """Beyond these bounds float32 logits overflow, or nothing is left of them."""
+        value, greedy = getattr(self, name), "0, or " if zero else ""
+        self._require((zero and value == 0) or 1e-3 <= value <= 1e3, name, f"{greedy}from 0.001 to 1000")
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

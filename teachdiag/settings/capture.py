@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
+    COUNTABLE,
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
     Checked,
@@ -119,14 +120,15 @@ class CaptureSettings(PairSettings):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
-        self._check_choices()
+        super().__post_init__()
         self._check_at_least(
             1,
             *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
             *("tile_positions", "shard_contexts", "tensor_parallel"),
         )
         self._check_at_least(0, "top_k", "seed", "ray_workers")
-        self._require(self.temperature > 0, "temperature", "above 0")
+        self._check_at_most(COUNTABLE, "responses", "ray_workers", "tensor_parallel")
+        self._check_temperature("temperature")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
         self._refuse_engine_options()

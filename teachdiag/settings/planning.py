@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from teachdiag.settings.base import Checked, DType, option
+from teachdiag.settings.base import COUNTABLE, Checked, DType, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,11 @@ class PlanSettings(Checked):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
-        self._check_choices()
-        self._check_at_least(1, "positions", "positions_per_context", "prompt_tokens", "processes")
+        super().__post_init__()
+        sizes = "positions", "student_parameters", "teacher_parameters", "vocabulary", "width", "prompt_tokens"
+        given = [name for name in sizes if getattr(self, name) is not None]
+        self._check_at_least(1, *given, "positions_per_context", "processes")
+        self._check_at_most(1e15, *given)
+        self._check_at_most(COUNTABLE, "processes")
         self._require(self.positions == int(self.positions), "positions", "a whole number, such as 1e9")
-        self._require(0 < self.device_memory < float("inf"), "device_memory", "above 0, and finite")
-        for name in ("student_parameters", "teacher_parameters", "vocabulary", "width"):
-            if getattr(self, name) is not None:
-                self._check_at_least(1, name)
+        self._require(0 < self.device_memory <= 1e9, "device_memory", "above 0, and at most 1e9")

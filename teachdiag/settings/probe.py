@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
+    COUNTABLE,
     Checked,
     Derivative,
     Kind,
@@ -102,7 +103,7 @@ class ProbeSettings(Checked):
         Raises:
             SettingsError: a value is outside its range, or an option belongs to another kind of probe.
         """
-        self._check_choices()
+        super().__post_init__()
         self._refuse_foreign_options()
         termwise = self.kind in ("isolated", "selectors", "lds")
         if self.optimizer == "auto":
@@ -113,6 +114,7 @@ class ProbeSettings(Checked):
         self._check_at_least(1, "batch_tokens", "tile_positions", "steps", "draws", "fix_contexts", "seeds", "masks")
         self._check_at_least(0, "learning_rate", "weight_decay", "clip_norm", "update_contexts", "bank_contexts")
         self._check_at_least(0, "sample", "min_keep", "seed")
+        self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks")
         self._require(self.step_size < 1e38, "learning_rate", "a number that float32 holds")
         self._require(
             self.step_size > 0 or self.kind not in _TERMS, "learning_rate", f"above 0 with --kind {self.kind}"

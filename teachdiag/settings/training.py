@@ -1,11 +1,12 @@
 """Settings of train and evaluate."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from teachdiag.errors import SettingsError
+from teachdiag.jsontext import parse_json
 from teachdiag.settings.base import (
+    COUNTABLE,
     HEADLINE_K,
     SUPPORT_SIZES,
     Checked,
@@ -13,11 +14,13 @@ from teachdiag.settings.base import (
     Loss,
     LossMean,
     Normalisation,
+    ReportTo,
     Sampling,
     Scope,
     Ties,
     arguments,
     option,
+    shown,
 )
 from teachdiag.settings.capture import PairSettings
 
@@ -43,10 +46,17 @@ class ProtocolSettings(Checked):
         """How answers are sampled."""
         return Sampling(self.eval_temperature, self.eval_top_p, 0, self.eval_max_new_tokens)
 
-    def _check_protocol(self) -> None:
-        self._check_choices()
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        super().__post_init__()
         self._check_at_least(1, "eval_prompts", "eval_samples", "eval_max_new_tokens", "eval_batch")
-        self._check_at_least(0, "eval_temperature", "prompt_seed")
+        self._check_at_least(0, "prompt_seed")
+        self._check_at_most(COUNTABLE, "eval_samples")
+        self._check_temperature("eval_temperature", zero=True)
         self._require(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
 
 
@@ -63,7 +73,7 @@ class EvaluateSettings(ProtocolSettings):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
-        self._check_protocol()
+        super().__post_init__()
         self._require(0 < len(self.models) == len(set(self.models)), "models", "one model or more, each named once")
 
 
@@ -104,7 +114,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
     save_steps: int = option(0, "Steps between checkpoints that an interrupted run continues from; 0 is off", "steps")
     keep: bool = option(True, "Keep the weights of trained students, in students/ of the run")
     seed: int = option(0, "Root of the prompts' order, the rollouts and random masks; equal for all arms", "integer")
-    report_to: str = option("none", "Where TRL logs to: none, trackio, wandb")
+    report_to: ReportTo = option("none", "Where TRL logs to; its package must be installed")
     trl: str = option("", "Further settings of trl.DistillationConfig as JSON, such as '{\"use_vllm\": true}'")
 
     def __post_init__(self) -> None:
@@ -113,15 +123,20 @@ class TrainSettings(PairSettings, ProtocolSettings):
         Raises:
             SettingsError: a value is outside its range; the message names the option.
         """
-        self._check_protocol()
+        super().__post_init__()
         self._check_at_least(1, "train_prompts", "steps", "batch", "micro_batch", "max_new_tokens", "tile_positions")
         self._check_at_least(1, "workers")
-        self._check_at_least(0, "warmup", "min_keep", "learning_rate", "weight_decay", "clip_norm", "top_k", "seed")
-        self._check_at_least(0, "save_steps")
+        self._check_at_least(0, "warmup", "min_keep", "weight_decay", "clip_norm", "top_k", "seed", "save_steps")
+        self._check_at_most(COUNTABLE, "steps", "workers")
+        self._check_at_most(2**31 - 1, "seed")  # a column of 32 bits holds it
+        self._check_temperature("temperature")
+        self._require(
+            1e-12 <= self.learning_rate <= 1, "learning_rate", "from 1e-12, below which no weight moves, to 1"
+        )
+        self._require(self.weight_decay * self.learning_rate < 1, "weight_decay", "below 1 / --learning-rate")
         self._require(0 < self.budget <= 1, "budget", "in (0, 1]")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
         self._require(self.k in SUPPORT_SIZES, "k", f"one of {', '.join(map(str, SUPPORT_SIZES))}")
-        self._require(self.temperature > 0, "temperature", "above 0")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")
         self._require(self.batch <= self.train_prompts, "batch", f"at most --train-prompts {self.train_prompts}")
@@ -132,9 +147,49 @@ class TrainSettings(PairSettings, ProtocolSettings):
     def trl_settings(self) -> dict[str, Any]:
         """Further settings of `trl.DistillationConfig`."""
         try:
-            found = json.loads(self.trl or "{}")
-        except json.JSONDecodeError:
+            found = parse_json(self.trl or "{}")
+        except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise SettingsError(f"--trl is {self.trl!r}: it must be a JSON object, such as '{{\"use_vllm\": true}}'")
+            raise SettingsError(
+                f"--trl is {shown(self.trl)}: it must be a JSON object, such as '{{\"use_vllm\": true}}'"
+            )
+        for name in found:
+            instead = TRL_KEYS_TAKEN.get("eval_*" if name.startswith("eval_") else name)
+            if instead:
+                raise SettingsError(f"--trl sets {name}, which teachdiag sets itself: {instead}")
+            if name in _WITH_VLLM and found.get("use_vllm") is not True:
+                raise SettingsError(f"--trl sets {name}, which only vLLM reads: leave it out, or set use_vllm as well")
         return found
+
+
+_ROLLOUTS, _STUDENT = "use --max-new-tokens, --temperature, --top-p and --top-k", "use --student and --revision"
+_TEACHER, _JUDGED = "use --teacher and --teacher-revision", "students are judged as --eval-prompts and its kin say"
+_CONSTANT, _ORDER = "the learning rate is constant: use --learning-rate", "the order of prompts is drawn from --seed"
+TRL_KEYS_TAKEN = {  # settings of trl.DistillationConfig that ours decide or that have no part in it -> what to use
+    "output_dir": "use --run",
+    **dict.fromkeys(("max_steps", "num_train_epochs"), "use --steps"),
+    **dict.fromkeys(("per_device_train_batch_size", "auto_find_batch_size"), "use --micro-batch"),
+    "gradient_accumulation_steps": "use --batch and --micro-batch",
+    "learning_rate": "use --learning-rate",
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"), _CONSTANT),
+    "weight_decay": "use --weight-decay",
+    "max_grad_norm": "use --clip-norm",
+    **dict.fromkeys(("max_completion_length", "temperature", "top_p", "top_k"), _ROLLOUTS),
+    "seed": "use --seed",
+    **dict.fromkeys(("data_seed", "shuffle_dataset", "train_sampling_strategy"), _ORDER),
+    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "use --dtype"),
+    "use_cpu": "use --device",
+    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), "use --save-steps"),
+    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "the same command continues a run"),
+    **dict.fromkeys(("logging_strategy", "logging_steps", "logging_first_step"), "every step is logged"),
+    "report_to": "use --report-to",
+    "disable_tqdm": "use --quiet",
+    "cache_implementation": "rollouts are sampled by teachdiag, or by vLLM",
+    "beta": "use --loss and --jsd-beta",
+    "label_smoothing_factor": "use --loss",
+    **dict.fromkeys(("eval_*", "do_eval", "do_predict", "load_best_model_at_end", "metric_for_best_model"), _JUDGED),
+    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), _STUDENT),
+    **dict.fromkeys(("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"), _TEACHER),
+}
+_WITH_VLLM = ("min_p", "generation_kwargs")  # our own sampler does not read them
