@@ -19,11 +19,10 @@ from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select, stored_name
-from teachdiag.selectors.released import METHODS, select_released, with_live_statistics
+from teachdiag.selectors.released import RELEASED, check_method, select_released, with_live_statistics
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 
 EVERYTHING, RANDOM_MASK = "all", "random_mask"
-_RELEASED = "released:"  # names a mask of the released code
 _KEYS = [name for name, _ in KEY]
 _DESCRIBED = ("disagreement", "compatibility", "student_entropy", "position", "forward_kl")
 
@@ -168,7 +167,7 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
         return [_chooser(settings, s) for s in SELECTORS.values() if known or s.name != "oracle"]
     names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
     choosers = [
-        _released(settings, name) if name.startswith(_RELEASED) else _chooser(settings, resolve_selector(name))
+        _released(settings, name) if name.startswith(RELEASED) else _chooser(settings, resolve_selector(name))
         for name in names
     ]
     lost = [] if known else [chooser.name for chooser in choosers if "isolated_gain" in chooser.columns]
@@ -212,9 +211,7 @@ def _released(settings: ProbeSettings, name: str) -> Chooser:
             f"{name} has its own rules: leave --normalisation, --scope, --min-keep and --ties out, or compare it in a "
             "probe of its own"
         )
-    method = name.removeprefix(_RELEASED)
-    if method not in METHODS:
-        raise SettingsError(f"the released code has no mask {method!r}: choose from {', '.join(METHODS)}")
+    method = check_method(name)
     lists = tuple(c.name for c in POSITIONS.columns if "topk" in c.name)
     return Chooser(name, lists, lambda tokens, budget: select_released(with_live_statistics(tokens), method, budget))
 

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -153,19 +153,11 @@ def _arguments(settings: TrainSettings, scratch: Path) -> Any:  # noqa: ANN401 (
 
 
 def check_arguments(settings: TrainSettings) -> None:
-    """Refuse what TRL would refuse, and a logger that is not installed, before any model is loaded.
+    """Refuse what TRL would refuse, before any model is loaded.
 
     Raises:
         SettingsError: the message names the option.
     """
-    needed: dict[str, str] = {} if settings.report_to == "none" else {settings.report_to: "--report-to"}
-    if settings.trl_settings.get("use_vllm") is True:
-        needed["vllm"] = "--trl use_vllm"
-    for package, option in needed.items():
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            raise SettingsError(f"{option} needs {package}, which is not installed: pip install {package}") from None
     _arguments(settings, Path("scratch"))
 
 

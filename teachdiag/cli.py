@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from teachdiag import __version__
+from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
@@ -84,6 +84,7 @@ def _version(
 def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Freeze student rollouts into a bank, and score student and teacher at every position of it."""
     _need_models()
+    preflight.before_capture(run, settings)
     from teachdiag.diagnostics.capture import run_capture
 
     return run_capture(run, settings, reporter)
@@ -97,6 +98,7 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     predictions for all of them, many placebos, or what each way of selecting positions gains.
     """
     _need_models()
+    preflight.before_probe(run, settings)
     from teachdiag.diagnostics.probe import run_probe
 
     return run_probe(run, settings, reporter)
@@ -112,6 +114,7 @@ def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
 @stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
+    preflight.before_reading(run)
     from teachdiag.analysis.analyze import run_analysis
     from teachdiag.analysis.released.stage import run_released
     from teachdiag.figures.build import publish
@@ -128,6 +131,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 @stage_command(app, FiguresSettings, show_figures, many=True, together=_compare)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Draw the figures and print the tables of an analysed run again, all or one."""
+    preflight.before_reading(run)
     from teachdiag.figures.build import publish
 
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
@@ -136,6 +140,7 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 @stage_command(app, ReportSettings, show_report, many=True)
 def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected."""
+    preflight.before_reading(run)
     from teachdiag.figures.report.build import write_report
 
     return write_report(run, settings, reporter)
@@ -149,6 +154,7 @@ def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     are sharded.
     """
     _need(("torch", "transformers", "accelerate", "trl", "datasets"), "train")
+    preflight.before_train(run, settings)
     from teachdiag.diagnostics.train import run_train
 
     summary = run_train(run, settings, reporter)
@@ -161,6 +167,7 @@ def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Let models answer held-out prompts, and grade the answers: right, wrong, or unparseable."""
     _need(("torch", "transformers", "accelerate", "math_verify"), "train")
+    preflight.before_evaluate(run, settings)
     from teachdiag.diagnostics.evaluation import run_evaluation
 
     summary = run_evaluation(run, settings, reporter)

@@ -56,8 +56,7 @@ def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
     Raises:
         ManifestError: the data is missing, lacks a mapped column, or has another hash or row count than recorded.
     """
-    local = data_file or os.environ.get(f"TEACHDIAG_DATA_{manifest.id.upper()}", "")
-    batches, file_sha256 = _read_source(manifest, local)
+    batches, file_sha256 = _read_source(manifest, data_file)
     distinct: dict[tuple[str, str | None, str | None], Prompt] = {}  # repeated rows are dropped as they come
     count = 0
     for rows in batches:
@@ -94,31 +93,51 @@ def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
         )
 
 
-def _read_source(manifest: Manifest, local: str) -> tuple[Iterator[list[dict[str, Any]]], str]:
-    """Return the rows in batches, and the SHA-256 of the file they came from ('' for generated rows)."""
-    kind = manifest.source["kind"]
-    if kind in _GENERATED and not local:
-        return iter([_GENERATED[kind](manifest)]), ""
-    if "://" in local:
-        path = _fetch(manifest, local)
-    else:
-        path = _download(manifest) if kind == "hub" and not local else Path(local or manifest.source.get("file", ""))
+def local_file(manifest: Manifest, data_file: str = "") -> Path | None:
+    """Return the file of this machine that a source is read from; None where its rows are fetched or made.
+
+    Raises:
+        ManifestError: it is not there, or of no format that is read.
+    """
+    place, kind = _copy(manifest, data_file), manifest.source["kind"]
+    if "://" in place or (not place and kind != "file"):
+        return None
+    path = Path(place or manifest.source["file"])
     if not path.is_file():
         raise ManifestError(f"{manifest.id}: no data file at {path}: give --data-file")
+    _format(path)
+    return path
+
+
+def _copy(manifest: Manifest, data_file: str) -> str:
+    """Where the user has a copy of the source; '' for nowhere."""
+    return data_file or os.environ.get(f"TEACHDIAG_DATA_{manifest.id.upper()}", "")
+
+
+def _read_source(manifest: Manifest, data_file: str) -> tuple[Iterator[list[dict[str, Any]]], str]:
+    """Return the rows in batches, and the SHA-256 of the file they came from ('' for generated rows)."""
+    place, kind = _copy(manifest, data_file), manifest.source["kind"]
+    if kind in _GENERATED and not place:
+        return iter([_GENERATED[kind](manifest)]), ""
+    path = local_file(manifest, data_file) or (_fetch(manifest, place) if place else _download(manifest))
     return _read_file(path, manifest), file_digest(path)
+
+
+def _format(path: Path) -> str:
+    formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    if path.suffix not in formats:
+        raise ManifestError(f"{path}: prompts are read from .jsonl, .json or .parquet files")
+    return formats[path.suffix]
 
 
 def _read_file(path: Path, manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
     """Yield the mapped columns in batches, so that a file larger than memory can be read."""
     datasets = _require("datasets")
     datasets.disable_progress_bars()
-    formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    if path.suffix not in formats:
-        raise ManifestError(f"{path}: prompts are read from .jsonl, .json or .parquet files")
     try:
-        rows = datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
+        rows = datasets.load_dataset(_format(path), data_files=str(path), split="train")
     except Exception as error:
-        raise ManifestError(f"{path} cannot be read as {formats[path.suffix]} rows: {cause(error)}") from error
+        raise ManifestError(f"{path} cannot be read as {_format(path)} rows: {cause(error)}") from error
     paths = [value for name, value in manifest.columns.items() if name != "answer_after"]
     wanted = {path.split(".")[0] for path in paths}
     if wanted <= set(rows.column_names):  # else the first row tells what is missing among what there is

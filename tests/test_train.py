@@ -20,6 +20,7 @@ from teachdiag.diagnostics.distillation import _arguments, check_arguments
 from teachdiag.diagnostics.evaluation import run_evaluation
 from teachdiag.errors import InputError, ModelError, RunError, SettingsError
 from teachdiag.figures.training import publish_training
+from teachdiag.preflight import before_train
 from teachdiag.progress import Reporter
 from teachdiag.settings import EvaluateSettings, TrainSettings
 from teachdiag.settings.training import TRL_KEYS_TAKEN
@@ -275,7 +276,6 @@ def test_every_setting_of_ours_is_refused_in_trl(small: TrainSettings, tmp_path:
         ({"gradient_checkpointing_kwargs": [1]}, "it must be a table or text"),
         ({"optim": "fastest"}, "TRL refuses the settings: "),
         ({"deepspeed": "/no/such/file.json"}, "TRL refuses the settings: "),
-        ({"use_vllm": True}, "--trl use_vllm needs vllm, which is not installed"),
         ({"min_p": 0.1}, "--trl sets min_p, which only vLLM reads"),
     ],
 )
@@ -292,7 +292,9 @@ def test_a_logger_that_is_not_installed_is_refused(
 ) -> None:
     (tmp_path / name).mkdir()  # what an earlier run may have left is no package
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SettingsError, match=f"--report-to needs {name}"):
-        check_arguments(replace(small, report_to=name))
+    with pytest.raises(SettingsError, match=f"--report-to needs {name}, which is not installed"):
+        before_train(tmp_path / "run", replace(small, report_to=name))
+    with pytest.raises(SettingsError, match="--trl use_vllm needs vllm, which is not installed"):
+        before_train(tmp_path / "run", replace(small, trl='{"use_vllm": true}'))
     with pytest.raises(SettingsError, match="--report-to is 'abacus': it must be one of none, trackio, wandb"):
         replace(small, report_to="abacus")

@@ -67,6 +67,19 @@ _MASKS = {
     "q3_dincompat_high": _Mask(lambda x: x.d * (1 - x.c), in_q3=True),
 }
 METHODS = (*_MASKS, "split_budget_ca", "random")
+RELEASED = "released:"  # what --selector has before the name of such a mask
+
+
+def check_method(name: str) -> str:
+    """Return the method that a name is of, with `released:` before it or without.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    method = name.removeprefix(RELEASED)
+    if method not in METHODS:
+        raise SettingsError(f"the released code has no mask {method!r}: choose from {', '.join(METHODS)}")
+    return method
 
 
 def select_released(tokens: Tokens, method: str, budget: float, minimum: int = 1, entropy_share: float = 0.5) -> Kept:
@@ -90,8 +103,7 @@ def select_released(tokens: Tokens, method: str, budget: float, minimum: int = 1
     Raises:
         SettingsError: the method is unknown, the budget is impossible, or a column is missing.
     """
-    if method not in METHODS:
-        raise SettingsError(f"the released code has no mask {method!r}: choose from {', '.join(METHODS)}")
+    check_method(method)
     if not 0 < budget <= 1:
         raise SettingsError(f"the budget is {budget}: it must be a share of positions in (0, 1]")
     if budget == 1:

@@ -1,0 +1,110 @@
+"""What can be refused before models' libraries are imported, which takes seconds: runs, files and names that are not.
+
+Nothing is decided here alone: a stage makes the same checks by the same functions, where its work needs them.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.errors import ModelError, RunError, SettingsError
+from teachdiag.manifests import read_manifest
+from teachdiag.prompts import local_file
+from teachdiag.runs import Stage
+from teachdiag.selectors import resolve_selector
+from teachdiag.selectors.released import RELEASED, check_method
+from teachdiag.settings import EMBEDDED, CaptureSettings, EvaluateSettings, PairSettings, ProbeSettings, TrainSettings
+from teachdiag.sweeps import plan
+
+_PATH_LIKE = ("/", "./", "../", "~")
+
+
+def before_capture(run: Path, settings: CaptureSettings) -> None:
+    """Refuse a run, a pair, contexts or prompts that are not there.
+
+    Raises:
+        InputError: one is not.
+    """
+    _own_note(run, "capture")
+    _pair(settings)
+    if settings.contexts:
+        CONTEXTS.read_arrow(Path(settings.contexts), ["context_id"])
+    else:
+        local_file(read_manifest(settings.prompts), settings.data_file)
+
+
+def before_probe(run: Path, settings: ProbeSettings) -> None:
+    """Refuse a run that was not captured, and selectors and students that are not there.
+
+    Raises:
+        InputError: one is not.
+    """
+    Stage(run, "capture").record()
+    if settings.kind == "checkpoint":
+        _model(settings.student_after)
+    if settings.kind == "selectors" and settings.selector != "all":
+        for name in settings.selector.split(","):
+            check_method(name.strip()) if name.strip().startswith(RELEASED) else resolve_selector(name.strip())
+
+
+def before_train(run: Path, settings: TrainSettings) -> None:
+    """Refuse a run, a pair, prompts, selectors or loggers that are not there, and sweeps that are none.
+
+    Raises:
+        InputError: one is not.
+    """
+    _own_note(run, "train")
+    for cell in plan(settings):
+        _loggers(cell.settings)
+    _pair(settings)
+    local_file(read_manifest(settings.prompts), settings.data_file)
+
+
+def before_evaluate(run: Path, settings: EvaluateSettings) -> None:
+    """Refuse a run, models or prompts that are not there.
+
+    Raises:
+        InputError: one is not.
+    """
+    _own_note(run, "evaluate")
+    for name in settings.models:
+        _model(name)
+    local_file(read_manifest(settings.prompts), settings.data_file)
+
+
+def before_reading(run: Path) -> None:
+    """Refuse to read a run that is not there.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not run.is_dir():
+        Stage(run, "capture").record()
+
+
+def _own_note(run: Path, stage: str) -> None:
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run} is a file: choose another --run")
+    Stage(run, stage).read()
+
+
+def _pair(settings: PairSettings) -> None:
+    _model(settings.student)
+    _model(settings.teacher)
+
+
+def _model(name: str) -> None:
+    """Refuse what is meant as a path and leads nowhere; whether the Hub has an id is asked later."""
+    if name != EMBEDDED and name.startswith(_PATH_LIKE) and not Path(name).is_dir():
+        raise ModelError(f"model {name!r} is no folder: give the folder of a model, or its id on the Hub")
+
+
+def _loggers(settings: TrainSettings) -> None:
+    needed: dict[str, str] = {} if settings.report_to == "none" else {settings.report_to: "--report-to"}
+    if settings.trl_settings.get("use_vllm") is True:
+        needed["vllm"] = "--trl use_vllm"
+    for package, option in needed.items():
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            raise SettingsError(f"{option} needs {package}, which is not installed: pip install {package}") from None
