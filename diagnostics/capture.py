@@ -26,7 +26,7 @@ from teachdiag.diagnostics.processes import (
     timed_by_first,
     writing_first,
 )
-from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
+from teachdiag.diagnostics.rollouts import Group, Rollout, check_candidates, sample_group
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import Sources
@@ -127,6 +127,7 @@ def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
     if prompts is None:
         import_contexts(job.run, job.settings, job.pair)
         return []
+    check_candidates(job.settings.top_k, job.pair.vocabulary)
     groups = unsampled(job.run, lay_out(job.settings, job.pair, prompts))
     if groups:  # what was scored of responses that are sampled again is no longer theirs
         shutil.rmtree(job.run / "positions", ignore_errors=True)

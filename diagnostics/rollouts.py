@@ -18,7 +18,7 @@ from transformers import (
 
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.sources import Outline
-from teachdiag.errors import ContextError
+from teachdiag.errors import ContextError, SettingsError
 from teachdiag.settings import Sampling
 
 
@@ -163,6 +163,16 @@ def sample_group(
 ) -> list[Rollout]:
     """Sample a group's rollouts, as one batch."""
     return sample(student, group.prompts, group.seeds, sampling, vocabulary, sharded)
+
+
+def check_candidates(top_k: int, vocabulary: int) -> None:
+    """Refuse to sample from more candidates than there are.
+
+    Raises:
+        SettingsError: --top-k is beyond the vocabulary.
+    """
+    if top_k > vocabulary:
+        raise SettingsError(f"--top-k is {top_k}: the models share {vocabulary} ids; give fewer, or 0 for all of them")
 
 
 def check_prompts_fit(

@@ -20,6 +20,7 @@ from teachdiag.diagnostics.evaluation import examination, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.rollouts import check_candidates
 from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
@@ -75,7 +76,9 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
             prompts=on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file)),
             device=pick_device(settings.device),
         )
-        outline_pair(room.sources, heard)  # refuses a pair that shares no vocabulary
+        shared = outline_pair(room.sources, heard).vocabulary  # refuses a pair that shares none
+        for cell in cells:
+            check_candidates(cell.settings.top_k, shared)
         examination(settings, room.prompts)  # refuses what cannot be graded, before anything is trained
         room.prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
         if on_first(lambda: stage.claim(_recorded(settings), _inputs(room, cells), machine_facts(room.device))):

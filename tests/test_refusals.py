@@ -72,11 +72,12 @@ def test_models_that_do_not_match_are_refused(tmp_path: Path, tiny_settings: Cap
         ({"teacher": small}, "the tokenizers emit id 256, but an LM head has only 200 rows"),
         ({"teacher": tiny_settings.student}, "there is nothing to learn"),
         ({"student": str(tmp_path / "nowhere/at-all")}, "cannot be found, neither as a local folder nor on the Hub"),
+        ({"top_k": 265}, "--top-k is 265: the models share 264 ids"),
         ({"student_drop_layers": "7"}, r"--student-drop-layers \[7\]: .* has layers 0 to 1"),
         ({"student_drop_layers": "0,1"}, "--student-drop-layers all"),
     ]
     for number, (changes, message) in enumerate(cases):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(InputError, match=message):
             run_capture(tmp_path / f"run{number}", replace(tiny_settings, **changes), quiet)
 
 
