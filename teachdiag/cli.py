@@ -16,6 +16,7 @@ from teachdiag.settings import (
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
+    ImportSettings,
     PlanSettings,
     ProbeSettings,
     ReportSettings,
@@ -220,31 +221,22 @@ _ROLLOUTS = {
     "trl": "the completions that TRL's GRPO and distillation trainers log (log_completions=True, .parquet)",
     "verl": "the dumps of verl's trainer.rollout_data_dir (.jsonl)",
     "slime": "what slime's --save-debug-rollout-data keeps (.pt)",
+    "msswift": "the completions.jsonl that ms-swift logs (log_completions)",
+    "skyrl": "SkyRL's evaluation dumps (dump_eval_results, .jsonl)",
+    "prime-rl": "prime-rl's token exports (enable_token_export, token_exports/step_*/rank_*.jsonl)",
     "jsonl": "rows with prompt and response, as text or as *_token_ids (.jsonl or .parquet)",
 }
 
 
 def _import_command(name: str, what: str) -> None:
-    def command(
-        files: Annotated[list[Path], typer.Argument(metavar="FILE_OR_FOLDER", help="What to import")],
-        student: Annotated[str, typer.Option(help="The model that sampled them; only its tokenizer is loaded")],
-        contexts: Annotated[Path, typer.Option(help="Parquet file to write, of the schema `contexts`")],
-        update_prompts: Annotated[
-            int | None,
-            typer.Option(help="Prompts set aside for updates; the others are the bank", show_default="a quarter"),
-        ] = None,
-        seed: Annotated[int, typer.Option(help="Seed of that draw")] = 0,
-        revision: Annotated[str, typer.Option(help="Hub revision of the student")] = "main",
-    ) -> None:
+    def work(settings: Any) -> dict[str, Any]:  # noqa: ANN401
         _need_models()
         from teachdiag.diagnostics.imports.table import import_rollouts
 
-        with whole():
-            found = import_rollouts(name, files, contexts, student, revision, update_prompts, seed, Reporter())
-        show_import(found, contexts)
+        return import_rollouts(name, settings, Reporter())
 
-    command.__doc__ = f"Import {what}, for `teachdiag capture --contexts FILE`."
-    _importing.command(name)(command)
+    work.__name__, work.__doc__ = name, f"Import {what}, for `teachdiag capture --contexts FILE`."
+    plain_command(_importing, ImportSettings, show_import, recipe=False)(work)
 
 
 for _name, _what in _ROLLOUTS.items():

@@ -166,18 +166,26 @@ def stage_command(
 
 
 def plain_command(
-    app: typer.Typer, settings_class: type, show: Callable[[dict[str, Any]], None]
+    app: typer.Typer, settings_class: type, show: Callable[[dict[str, Any]], None], *, recipe: bool = True
 ) -> Callable[[_Work], _Work]:
-    """Register a command that has no run directory: settings in, a summary out, for people or as JSON."""
+    """Register a command that has no run directory: settings in, a summary out, for people or as JSON.
+
+    Args:
+        app: the command line that the command joins.
+        settings_class: its settings.
+        show: prints the summary for people.
+        recipe: whether a recipe has a table for it.
+    """
+    shared = {name: option for name, option in _PLAIN.items() if recipe or name != "recipe"}
 
     def register(work: _Work) -> _Work:
         def command(**values: Any) -> None:  # noqa: ANN401
-            common = {name: values.pop(name) for name in _PLAIN}
+            common = {name: values.pop(name) for name in shared}
             with whole():
                 summary = work(settings_class(**values))
             print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
 
-        _add(app, command, work, _PLAIN | _settings_options(settings_class))
+        _add(app, command, work, shared | _settings_options(settings_class))
         return work
 
     return register

@@ -72,11 +72,11 @@ def show_report(summary: Summary, run: Path) -> None:
     print(f"{run}: {summary['report']}, {summary['size'] / 1e6:.1f} MB, {shown}")
 
 
-def show_import(summary: Summary, contexts: Path) -> None:
+def show_import(summary: Summary) -> None:
     """Print how many rollouts came in, and how they ended."""
     prompts = ", ".join(f"{count} {split}" for split, count in summary["prompts"].items())
     ends = ", ".join(f"{count} {end}" for end, count in summary["ends"].items() if count)
-    print(f"{contexts}: {summary['contexts']} contexts of {prompts} prompts; finish_reason {ends}")
+    print(f"{summary['file']}: {summary['contexts']} contexts of {prompts} prompts; finish_reason {ends}")
 
 
 def show_plan(summary: Summary) -> None:

@@ -18,6 +18,7 @@ from teachdiag.diagnostics.imports.table import import_rollouts
 from teachdiag.diagnostics.rollouts import encode_prompt
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
+from teachdiag.settings import ImportSettings
 
 END = 256
 ANSWERS = ("4.", "Let me think:\n\n2 + 2 = 4", " naïve 你好 🙂", "\u2028odd\r\nlines\x85")
@@ -52,9 +53,12 @@ def embedded_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(embedded_model(QUIET))
 
 
-def imported(name: str, places: Sequence[Path], out: Path, student: str, **options: Any) -> list[dict[str, Any]]:
-    given = {"revision": "main", "update_prompts": None, "seed": 0, "reporter": QUIET} | options
-    import_rollouts(name, places, out, student, **given)
+def imported(
+    name: str, places: Sequence[Path], out: Path, student: str, reporter: Reporter = QUIET, **options: Any
+) -> list[dict[str, Any]]:
+    files = [str(place) for place in places]
+    settings = ImportSettings(files=files, student=student, contexts=str(out), **options)
+    import_rollouts(name, settings, reporter)
     return CONTEXTS.read_arrow(out).to_pylist()  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,10 +57,11 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("jsonl", [IDS | {"response_token_ids": []}], "r.jsonl:1: the response is empty"),
         ("jsonl", [{"prompt": PROMPT, "response": ""}], "r.jsonl:1: the response is empty"),
         ("jsonl", [IDS | {"response_token_ids": [264]}], "holds id 264, but the student's vocabulary has 264 ids"),
-        ("jsonl", [IDS | {"response_token_ids": [-1]}], "holds id -1"),
+        ("jsonl", [IDS | {"response_token_ids": [66, -1]}], "ends with 1 of id -1, which looks like padding"),
+        ("jsonl", [IDS | {"response_token_ids": [66, -1, 66]}], "holds id -1"),
         (
             "jsonl",
-            [IDS | {"response_token_ids": [END, 66]}],
+            [IDS | {"response_token_ids": [65, END, 66]}],
             "goes on behind its end-of-text token (id 256",
         ),
         ("jsonl", [IDS | {"response": "x"}], "decode to 'c', where its text is 'x': it was tokenised by another token"),
@@ -89,7 +89,7 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("verl", [{"input": VERL, "output": "b<end>c"}], "of the response cannot be recovered from its text"),
         ("verl", [{"input": VERL, "output": None}], "r.jsonl:1: has no output; it has input, output"),
         ("verl", [{"input": VERL, "output": 4}], "r.jsonl:1: output is no text but int"),
-        ("verl", [{"input": VERL, "output": "\ud800"}], "its text is no valid Unicode"),
+        ("verl", [{"input": VERL, "output": "\ud800"}], "r.jsonl:1: is no JSON (it holds half of a surrogate pair"),
         ("trl", [{"prompt": PROMPT}], "r.parquet, row 0: has no completion; it has prompt"),
         ("trl", [TALK | {"completion": TOOL}], "completion is more than one message of the assistant"),
         ("trl", [TALK | {"completion": [TOOL[0] | {"tool_calls": "f"}]}], "holds a message with content, role, tool_"),
@@ -97,13 +97,10 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("slime", [{"response_length": 1}], "r.pt, sample 0: has no tokens"),
         ("slime", [whole(response_length=2)], "response_length is 2, but there are 2 tokens with the prompt"),
         ("slime", [whole(response_length=0)], "r.pt, sample 0: the response is empty"),
-        (
-            "slime",
-            [whole(tokens=[65, 66, 67], response_length=2, loss_mask=[1, 0])],
-            "parts of the response are masked",
-        ),
+        ("slime", [whole(loss_mask=[0])], "no token of it is the student's: its mask is 0 everywhere"),
+        ("slime", [whole(loss_mask=[1, 0])], "loss_mask has 2 values for 1 tokens"),
         ("slime", [whole(prompt="x")], "the prompt's ids decode to 'b', where its text is 'x'"),
-        ("slime", [whole(reward=np.float64(1))], "r.pt: holds objects besides plain data and tensors"),
+        ("slime", [whole(reward=Path("x"))], "r.pt: holds objects besides plain data, tensors and arrays"),
         ("slime", [3], "r.pt: has no list 'samples' of dictionaries"),
     ],
 )
@@ -227,7 +224,7 @@ def test_bad_splits_are_one_sentence(marked: str, tmp_path: Path) -> None:
     refused("jsonl", rows("update", "update", "update"), "no row has the split 'bank'", marked)
     refused("jsonl", rows("bank", "bank", "update"), "--update-prompts cannot be used", marked, update_prompts=1)
     refused("jsonl", rows(None, None, None), "--update-prompts is 2: of the 2 prompts", marked, update_prompts=2)
-    refused("jsonl", rows(None, None, None), "--update-prompts is 0", marked, update_prompts=0)
+    refused("jsonl", rows(None, None, None), "--update-prompts is -1", marked, update_prompts=-1)
 
 
 def test_the_output_is_no_input(marked: str, tmp_path: Path) -> None:
@@ -236,7 +233,7 @@ def test_the_output_is_no_input(marked: str, tmp_path: Path) -> None:
     before = file.read_bytes()
     with pytest.raises(InputError, match="is one of the files to import"):
         imported("jsonl", [tmp_path], file, marked)
-    with pytest.raises(InputError, match=r"it must end in \.parquet"):
+    with pytest.raises(InputError, match=r"the file to write, and end in \.parquet"):
         imported("jsonl", [tmp_path], tmp_path / "c.csv", marked)
     assert file.read_bytes() == before
 

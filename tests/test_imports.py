@@ -220,7 +220,8 @@ def test_capture_scores_what_was_imported(tiny_settings: CaptureSettings, tmp_pa
     options = ["--student", tiny_settings.student, "--contexts", str(out), "--update-prompts", "3"]
     done = CliRunner().invoke(app, ["import", "verl", str(file), *options])
     assert done.exit_code == 0, done.output
-    assert done.output == f"{out}: 16 contexts of 5 bank, 3 update prompts; finish_reason 16 unknown\n"
+    assert done.stdout == f"{out}: 16 contexts of 5 bank, 3 update prompts; finish_reason 16 unknown\n"
+    assert "16 of 16 responses were encoded anew from their text" in " ".join(done.stderr.split())
     settings = CaptureSettings(**tiny_settings.as_dict() | {"contexts": str(out)})
     summary = run_capture(tmp_path / "run", settings, QUIET)
     assert summary["contexts"] == {"bank": 10, "update": 6}

@@ -1,14 +1,37 @@
 """Rollouts as their files give them: ids, text or messages, before anything is encoded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from teachdiag.errors import RolloutError
 
-Form = Literal["written", "plain", "stripped", "parsed"]
+Form = Literal["written", "plain", "stripped", "parsed", "unsure"]
 Ids = tuple[int, ...]
 Messages = tuple[Mapping[str, str], ...]
+
+_SHOWN = 60  # characters of a value that an error quotes
+
+
+class BadRow(RolloutError):
+    """One rollout cannot be had exactly; it may be left out where the user says so. `reason` is what is counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Take why, in a few words that many rows share, and what is wrong with this one."""
+        super().__init__(message)
+        self.reason = reason
+
+
+class Row(NamedTuple):
+    """One rollout of a file before it is read: where it stands, its zero-based number, its fields or why it has none.
+
+    Rows of one `batch` were written together.
+    """
+
+    where: str
+    number: int
+    fields: Mapping[Any, Any] | BadRow
+    batch: str
 
 
 @dataclass(frozen=True)
@@ -18,13 +41,18 @@ class Side:
     Attributes:
         form: what the text is. 'written': everything that was read or sampled, special tokens by their names;
             'plain': what was handed to the tokenizer, which adds what it adds; 'stripped': what decoding left of ids,
-            special tokens skipped; 'parsed': that, or what the tokenizer's own parser of responses made of it.
+            special tokens skipped; 'parsed': that, or what the tokenizer's own parser of responses made of it;
+            'unsure': plain or stripped, which the chat template decides.
+        masked: whether a mask vouches that the student sampled these very ids.
+        continues: whether a last message of the assistant's is known to be continued by the response.
     """
 
     ids: Ids | None = None
     text: str | None = None
     messages: Messages | None = None
     form: Form = "written"
+    masked: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,8 @@ class Record:
         finish_reason: 'stop', 'length' or 'unknown'; an end-of-text token in the response outranks it.
         tokenizer: name of the tokenizer that the file claims; None where it claims none.
         step: training step whose student sampled it; None where the file does not tell.
+        opening: ids of the prompt of the sequence's first turn, where this is another; turns of one sequence share the
+            name of their prompt.
     """
 
     where: str
@@ -53,61 +83,112 @@ class Record:
     finish_reason: str = "unknown"
     tokenizer: str | None = None
     step: int | None = None
+    opening: Ids | None = None
 
 
-def field(row: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 (whatever the file holds)
+def shown(value: object) -> str:
+    """Return a stranger's value for a message: on one line, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # a whole number of too many digits, or an object that cannot say what it is
+        text = type(value).__name__
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def names_of(row: Mapping[Any, Any]) -> str:
+    """Return the names of a row's fields, for a message."""
+    names = [name if isinstance(name, str) and name.isprintable() else shown(name) for name in row]
+    return ", ".join(names) or "nothing"
+
+
+def field(row: Mapping[Any, Any], name: str) -> Any:  # noqa: ANN401 (whatever the file holds)
     """Return a field that must be there.
 
     Raises:
-        RolloutError: it is missing or null.
+        BadRow: it is missing or null.
     """
     if row.get(name) is None:
-        raise RolloutError(f"has no {name}; it has {', '.join(row) or 'nothing'}")
+        raise BadRow(f"has no {name}", f"has no {name}; it has {names_of(row)}")
     return row[name]
 
 
-def text_of(row: Mapping[str, Any], name: str) -> str:
+def text_of(row: Mapping[Any, Any], name: str) -> str:
     """Return a field that must be text.
 
     Raises:
-        RolloutError: it is missing, or no text.
+        BadRow: it is missing, or no text.
     """
     value = field(row, name)
     if not isinstance(value, str):
-        raise RolloutError(f"{name} is no text but {type(value).__name__}")
+        raise malformed(f"{name} is no text but {type(value).__name__}")
     return value
 
 
 def ids_of(value: Any, name: str) -> Ids:  # noqa: ANN401 (whatever the file holds)
-    """Return token ids: a list or a tensor of whole numbers, one dimension.
+    """Return token ids: a list, a tensor or an array of whole numbers, one dimension.
 
     Raises:
-        RolloutError: it is something else.
+        BadRow: it is something else.
     """
-    listed = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(listed, list) or any(type(i) is not int for i in listed):
-        raise RolloutError(f"{name} is no list of token ids")
+    listed = _listed(value)
+    if listed is None or any(type(i) is not int for i in listed):
+        raise malformed(f"{name} is no list of token ids")
     return tuple(listed)
+
+
+def mask_of(value: Any, name: str, length: int) -> tuple[bool, ...]:  # noqa: ANN401 (whatever the file holds)
+    """Return which of so many tokens a mask keeps, given as truth values or as 0 and 1.
+
+    Raises:
+        BadRow: it is something else, or of another length.
+    """
+    listed = _listed(value)
+    if listed is None or any(type(i) not in (int, bool, float) or i not in (0, 1) for i in listed):
+        raise malformed(f"{name} is no list of 0 and 1")
+    if len(listed) != length:
+        raise malformed(f"{name} has {len(listed)} values for {length} tokens")
+    return tuple(bool(i) for i in listed)
 
 
 def messages_of(value: Any, name: str) -> Messages:  # noqa: ANN401 (whatever the file holds)
     """Return chat messages of text alone; fields that hold null, as Parquet fills them in, are left out.
 
     Raises:
-        RolloutError: a message holds anything besides a role and text: a tool call, an image, a separate thought.
+        BadRow: a message holds anything besides a role and text: a tool call, an image, a separate thought.
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise RolloutError(f"{name} is neither text nor a list of messages")
+        raise malformed(f"{name} is neither text nor a list of messages")
     found = tuple({key: part for key, part in message.items() if part is not None} for message in value)
     for message in found:
         if set(message) != {"role", "content"} or not all(isinstance(part, str) for part in message.values()):
-            raise RolloutError(
-                f"{name} holds a message with {', '.join(sorted(message)) or 'nothing'}: only a role and a content of "
-                "plain text can be encoded exactly"
+            raise malformed(
+                f"{name} holds a message with {names_of(dict.fromkeys(sorted(message, key=str)))}: only a role and a "
+                "content of plain text can be encoded exactly"
             )
     return found
 
 
-def at(where: str, error: RolloutError) -> RolloutError:
+def malformed(message: str) -> BadRow:
+    """Return the error of a row that is not what its format says."""
+    return BadRow("malformed", message)
+
+
+def counted(reasons: Iterable[str]) -> dict[str, int]:
+    """Return how often each reason was given, the commonest first."""
+    listed = list(reasons)
+    return dict(sorted(((r, listed.count(r)) for r in set(listed)), key=lambda pair: (-pair[1], pair[0])))
+
+
+def at(where: str, error: BadRow) -> BadRow:
     """Return the error with its place in front."""
-    return RolloutError(f"{where}: {error}")
+    return BadRow(error.reason, f"{where}: {error}")
+
+
+def _listed(value: Any) -> list[Any] | None:  # noqa: ANN401 (whatever the file holds)
+    """Return a list as it is, a tensor's or an array's values, and None for anything else."""
+    try:
+        listed = value.tolist() if hasattr(value, "tolist") else value
+    except Exception:  # a tensor without values, or of a kind that has no list
+        return None
+    return listed if isinstance(listed, list) else None

@@ -1,73 +1,141 @@
 """Records to a `contexts` table: ids, names and splits of prompts, and how each response ended."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from teachdiag.artefacts import CONTEXTS
+from teachdiag.artefacts import CONTEXTS, IMPORTED
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.files import expand
 from teachdiag.diagnostics.imports.formats import FORMATS, read_records
-from teachdiag.diagnostics.imports.records import Ids, Record, at
+from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at, counted
 from teachdiag.diagnostics.sources import outline, resolve
 from teachdiag.errors import RolloutError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
+from teachdiag.settings import ImportSettings, template_options
 from teachdiag.tables import write_parquet
 
 _UPDATE_SHARE = 4  # one prompt in so many is set aside for updates, unless the user says how many
 
 
-def import_rollouts(
-    name: str,
-    places: Sequence[Path],
-    out: Path,
-    student: str,
-    revision: str,
-    update_prompts: int | None,
-    seed: int,
-    reporter: Reporter,
-) -> dict[str, Any]:
+def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> dict[str, Any]:
     """Write rollouts from elsewhere as one `contexts` table, whole or not at all.
+
+    The table's metadata say how it was imported: format, student, options, and what was left out.
 
     Args:
         name: of the format, one of `FORMATS`.
-        places: its files, and folders of them.
-        out: Parquet file to write.
-        student: the model that sampled the rollouts; its weights are not loaded.
-        revision: Hub revision of it.
-        update_prompts: prompts of the split 'update'; None is a quarter, at least 1.
-        seed: of the draw of splits.
+        settings: its files, the student, what may be mended or left out.
         reporter: told what the user should know of the files.
 
     Returns:
-        Numbers of `contexts`, and of `prompts` by split, and how many contexts ended in each way (`ends`).
+        Numbers of `contexts`, of `prompts` by split, and of contexts by how they ended (`ends`); `file`, which was
+        written; and what its metadata say, as `imported`.
 
     Raises:
         InputError: a file, a row, the student or an option is wrong.
     """
-    if out.suffix != ".parquet":
-        raise SettingsError(f"--contexts is {out}: it must end in .parquet")
-    files = expand(places, FORMATS[name].suffixes)
-    if out.resolve() in [file.resolve() for file in files]:
-        raise SettingsError(f"--contexts {out} is one of the files to import: choose another name")
-    records = read_records(name, files, reporter)
-    _check_origins(records, reporter)
-    model = outline(resolve(student, revision, (), reporter))
-    encoder = Encoder(model.tokenizer, model.rows)
-    rows = [_row(name, record, encoder, model.end_ids) for record in records]
+    out, form = Path(settings.contexts), FORMATS[name]
+    files = expand([Path(place) for place in settings.files], form.suffixes, form.pattern, form.beside)
+    _check_output(out, files)
+    found = read_records(name, files, reporter)
+    _check_origins(found.records, reporter)
+    model = outline(resolve(settings.student, settings.revision, (), reporter))
+    options = template_options(settings.template_options)
+    encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
+    records, rows, bad = [], [], found.bad
+    for record in found.records:
+        try:
+            rows.append(_row(name, record, encoder, model.end_ids))
+            records.append(record)
+        except BadRow as error:
+            bad.append(at(record.where, error))
+    _check_share(bad, len(records) + len(bad), settings)
     _check_names(records, rows)
-    _split(records, rows, update_prompts, seed)
+    _split(records, rows, settings)
     rows.sort(key=lambda row: str(row["split"]))  # the bank first, each split in the order of the files
+    imported = {
+        "format": name,
+        "files": [file.name for file in files],
+        "student": settings.student,
+        "template_options": options,
+        "skipped": counted(error.reason for error in bad),
+        "padding_stripped": sum(_is_shorter(*pair) for pair in zip(records, rows, strict=True)),
+        "responses": counted(_known_by(record) for record in records),
+    }
+    _tell(imported, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
+    table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
     try:
         write_parquet(table, out)
     except OSError as error:
-        raise SettingsError(f"--contexts {out} cannot be written: {cause(error)}") from error
-    return _summary(rows)
+        with suppress(OSError):
+            out.with_name(out.name + ".part").unlink(missing_ok=True)
+        raise SettingsError(f"--contexts {settings.contexts} cannot be written: {cause(error)}") from error
+    return {"file": settings.contexts} | _summary(rows) | {"imported": imported}
+
+
+def _check_output(out: Path, files: Sequence[Path]) -> None:
+    try:
+        taken, folder = out.resolve() in [file.resolve() for file in files], out.is_dir()
+    except OSError as error:
+        raise SettingsError(f"--contexts {str(out)[:200]} cannot be written: {cause(error)}") from error
+    if taken:
+        raise SettingsError(f"--contexts {out} is one of the files to import: choose another name")
+    if folder:
+        raise SettingsError(f"--contexts {out} is a folder: choose another name")
+
+
+def _check_share(bad: Sequence[BadRow], rows: int, settings: ImportSettings) -> None:
+    """Refuse the first bad row, or too many of them where they may be left out."""
+    if not bad:
+        return
+    reasons = "; ".join(f"{count} {reason}" for reason, count in counted(error.reason for error in bad).items())
+    if not settings.skip_bad_rows:
+        more = f" (so are {len(bad) - 1} more of {rows} rows: {reasons})" if len(bad) > 1 else f" (1 of {rows} rows)"
+        raise RolloutError(f"{bad[0]}{more}; --skip-bad-rows leaves such rows out")
+    if len(bad) > settings.skip_at_most * rows:
+        raise RolloutError(
+            f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), above --skip-at-most "
+            f"{settings.skip_at_most:g}: the first is {bad[0]}"
+        )
+
+
+def _is_shorter(record: Record, row: dict[str, Any]) -> bool:
+    """Whether padding was taken off the ids of a row."""
+    sides = (record.prompt, "prompt"), (record.response, "response"), (record.teacher_prompt, "teacher_prompt")
+    return any(side and side.ids is not None and side.ids != row[f"{name}_token_ids"] for side, name in sides)
+
+
+def _known_by(record: Record) -> str:
+    return "ids given" if record.response.ids is not None else "re-encoded from text"
+
+
+def _tell(imported: dict[str, Any], records: Sequence[Record], encoder: Encoder, reporter: Reporter) -> None:
+    """Say what was left out or mended, and what the file could not tell."""
+    skipped, mended = imported["skipped"], imported["padding_stripped"]
+    if skipped:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
+        reporter.say(f"left out {sum(skipped.values())} rows: {reasons}")
+    if mended:
+        reporter.say(f"padding was taken off the ids of {mended} rows")
+    if recoded := imported["responses"].get("re-encoded from text", 0):
+        reporter.say(
+            f"{recoded} of {len(records)} responses were encoded anew from their text: where the student sampled other "
+            "tokens with the same text than its tokenizer chooses, which no file of text tells, these are not its own"
+        )
+    rendered = any(record.prompt.ids is None and record.prompt.messages is not None for record in records)
+    if rendered and not imported["template_options"] and encoder.options:
+        reporter.say(
+            f"prompts were rendered with the defaults of a chat template that reads {', '.join(encoder.options)}: if "
+            "the run gave it any of these, import with --template-options"
+        )
 
 
 def _check_origins(records: list[Record], reporter: Reporter) -> None:
@@ -89,15 +157,13 @@ def _check_origins(records: list[Record], reporter: Reporter) -> None:
 
 def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> dict[str, Any]:
     """Columns of one context but its id and split."""
-    try:
-        prompt = encoder.prompt(record.prompt)
-        response = encoder.response(record.response, prompt)
-        teacher = prompt if record.teacher_prompt is None else encoder.prompt(record.teacher_prompt)
-        _check_end(response, ends)
-    except RolloutError as error:
-        raise at(record.where, error) from error
+    prompt = encoder.prompt(record.prompt)
+    response = encoder.response(record.response, prompt, record.finish_reason)
+    teacher = prompt if record.teacher_prompt is None else encoder.prompt(record.teacher_prompt)
+    _check_end(response, ends)
+    opening = prompt if record.opening is None else encoder.prompt(Side(ids=record.opening, masked=True))
     return {
-        "prompt_id": record.prompt_id or f"{name}/{_digest(prompt)}",
+        "prompt_id": record.prompt_id or f"{name}/{_digest(opening)}",
         "source_row": record.row,
         "prompt_token_ids": prompt,
         "teacher_prompt_token_ids": teacher,
@@ -110,9 +176,10 @@ def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> d
 def _check_end(response: Ids, ends: frozenset[int]) -> None:
     for place, token in enumerate(response[:-1]):
         if token in ends:
-            raise RolloutError(
+            raise BadRow(
+                "goes on behind its end",
                 f"the response goes on behind its end-of-text token (id {token} at position {place}): cut off what "
-                "follows, which is padding or another turn"
+                "follows, which is padding (--strip-padding takes it off) or another turn",
             )
 
 
@@ -121,10 +188,15 @@ def _digest(ids: Ids) -> str:
 
 
 def _check_names(records: list[Record], rows: list[dict[str, Any]]) -> None:
-    """Refuse a name for two prompts, and two names for one: prompts are clusters, each in one split."""
+    """Refuse a name for two prompts, and two names for one: prompts are clusters, each in one split.
+
+    Turns of one sequence share its name, whatever they read: only the first turn's prompt is what is named.
+    """
     names: dict[Ids, tuple[str, str]] = {}
     prompts: dict[str, tuple[Ids, str]] = {}
     for record, row in zip(records, rows, strict=True):
+        if record.opening is not None:
+            continue
         prompt_id, prompt = row["prompt_id"], row["prompt_token_ids"]
         name, there = names.setdefault(prompt, (prompt_id, record.where))
         if name != prompt_id:
@@ -134,12 +206,12 @@ def _check_names(records: list[Record], rows: list[dict[str, Any]]) -> None:
             raise RolloutError(f"{record.where}: prompt_id {prompt_id} stands for another prompt at {there}")
 
 
-def _split(records: list[Record], rows: list[dict[str, Any]], update_prompts: int | None, seed: int) -> None:
+def _split(records: list[Record], rows: list[dict[str, Any]], settings: ImportSettings) -> None:
     """Put a split into every row: the file's own, or one that is drawn.
 
     Raises:
         RolloutError: there are fewer than 2 prompts, the file's splits overlap, are not in every row or have no bank.
-        SettingsError: `update_prompts` leaves nothing for a split, or the file has splits already.
+        SettingsError: --update-prompts leaves nothing for a split, or the file has splits already.
     """
     prompts = sorted({row["prompt_id"] for row in rows})
     if len(prompts) < 2:
@@ -148,9 +220,9 @@ def _split(records: list[Record], rows: list[dict[str, Any]], update_prompts: in
     own = len(lacking) < len(records)
     if own and lacking:
         raise RolloutError(f"{lacking[0]}: has no split, but other rows have: give it in every row or in none")
-    if own and update_prompts is not None:
+    if own and settings.update_prompts:
         raise SettingsError("--update-prompts cannot be used: the rows say which split they are in")
-    chosen = _given_splits(records, rows) if own else _drawn_splits(prompts, update_prompts, seed)
+    chosen = _given_splits(records, rows) if own else _drawn_splits(prompts, settings.update_prompts, settings.seed)
     for row in rows:
         row["split"] = chosen[row["prompt_id"]]
 
@@ -166,9 +238,9 @@ def _given_splits(records: list[Record], rows: list[dict[str, Any]]) -> dict[str
     return splits
 
 
-def _drawn_splits(prompts: list[str], update_prompts: int | None, seed: int) -> dict[str, str]:
-    wanted = max(1, len(prompts) // _UPDATE_SHARE) if update_prompts is None else update_prompts
-    if not 1 <= wanted < len(prompts):
+def _drawn_splits(prompts: list[str], update_prompts: int, seed: int) -> dict[str, str]:
+    wanted = update_prompts or max(1, len(prompts) // _UPDATE_SHARE)
+    if wanted >= len(prompts):
         raise SettingsError(
             f"--update-prompts is {wanted}: of the {len(prompts)} prompts, between 1 and {len(prompts) - 1} can be set "
             "aside for updates"

@@ -20,6 +20,7 @@ from teachdiag.artefacts.estimated import (
 from teachdiag.artefacts.measured import (
     CONTEXTS,
     GAINS,
+    IMPORTED,
     INTERVENTION_GAINS,
     INTERVENTIONS,
     ISOLATED,
@@ -40,6 +41,7 @@ __all__ = [
     "EVAL_SCORES",
     "FINDINGS",
     "GAINS",
+    "IMPORTED",
     "INFERENCE",
     "INTERVENTIONS",
     "INTERVENTION_GAINS",

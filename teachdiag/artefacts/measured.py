@@ -33,6 +33,8 @@ def _per_support(name: str, meaning: str, unit: str = "1") -> tuple[Column, ...]
     return tuple(Column(f"{name}_k{k}", REAL, unit, meaning.format(k=k)) for k in SUPPORT_SIZES)
 
 
+IMPORTED = "imported"  # key of a contexts file's metadata: how it was imported, as JSON
+
 CONTEXTS = Table(
     name="contexts",
     place="contexts/",

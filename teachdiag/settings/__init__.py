@@ -32,6 +32,7 @@ from teachdiag.settings.base import (
     template_options,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
+from teachdiag.settings.importing import ImportSettings
 from teachdiag.settings.planning import PlanSettings
 from teachdiag.settings.probe import ProbeSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
@@ -51,6 +52,7 @@ __all__ = [
     "Derivative",
     "EvaluateSettings",
     "FiguresSettings",
+    "ImportSettings",
     "Kind",
     "Loss",
     "LossMean",

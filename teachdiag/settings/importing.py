@@ -1,0 +1,37 @@
+"""Settings of `import`, which brings rollouts from elsewhere."""
+
+from dataclasses import dataclass
+
+from teachdiag.settings.base import Checked, arguments, option, template_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(Checked):
+    """Which files, whose rollouts they are, and what may be mended or left out."""
+
+    files: list[str] = arguments("What to import: files, and folders of them")
+    student: str = option("", "The model that sampled them; only its tokenizer is loaded")
+    contexts: str = option("", "Parquet file to write, of the schema `contexts`")
+    update_prompts: int = option(0, "Prompts set aside for updates, the others are the bank; 0 is a quarter", "prompts")
+    seed: int = option(0, "Seed of that draw", "integer")
+    revision: str = option("main", "Hub revision of the student")
+    template_options: str = option(
+        "",
+        "Options that the prompts' chat template was given, as JSON, such as '{\"enable_thinking\": false}'",
+    )
+    skip_bad_rows: bool = option(False, "Leave out rows that cannot be had exactly, and count them by reason")
+    skip_at_most: float = option(0.5, "Share of all rows that --skip-bad-rows may leave out", "share")
+    strip_padding: bool = option(False, "Take padding off both ends of lists of ids")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        super().__post_init__()
+        self._require(bool(self.student), "student", "the model that sampled the rollouts")
+        self._require(self.contexts.endswith(".parquet"), "contexts", "the file to write, and end in .parquet")
+        self._check_at_least(0, "update_prompts")
+        self._require(0 <= self.skip_at_most <= 1, "skip_at_most", "in [0, 1]")
+        template_options(self.template_options)
