@@ -208,7 +208,9 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         "evaluate": EvaluateSettings,
     }
     assert list(commands) == [*stages, "plan", "import"]
-    assert list(commands["import"].commands) == ["released", "trl", "verl", "slime", "jsonl"]
+    assert list(commands["import"].commands) == [
+        *("released", "trl", "verl", "slime", "msswift", "skyrl", "prime-rl", "jsonl")
+    ]
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
         place = "runs" if name in ("analyze", "figures", "report") else "run"
