@@ -55,10 +55,18 @@ app = typer.Typer(
 )
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer hold themselves
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the input is wrong (one sentence), 1 anything else."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        if said := " ".join(error.format_message().split()):  # else its help was asked for, and is on the screen
+            where = error.ctx.command_path if error.ctx else "teachdiag"
+            print(f"teachdiag: {said.rstrip('.')}: see {where} --help", file=sys.stderr)
+        sys.exit(2)
     except InputError as error:
         if FIRST:
             print(f"teachdiag: {error}", file=sys.stderr)

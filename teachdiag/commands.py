@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
@@ -214,11 +215,13 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
     options: dict[str, tuple[Any, Any]] = {}
     for entry in fields(settings_class):
         if entry.metadata["argument"]:
-            argument = typer.Argument(help=help_text(entry), metavar=f"{entry.name[:-1].upper()}...")
+            argument = typer.Argument(help=escape(help_text(entry)), metavar=f"{entry.name[:-1].upper()}...")
             options[entry.name] = (Annotated[hints[entry.name], argument], ...)
             continue
         shown = "none" if entry.default == "" else True
         reader = _read_recipe if entry.name in _RECIPES else None
-        option = typer.Option(help=help_text(entry), show_default=shown, is_eager=reader is not None, callback=reader)
+        option = typer.Option(
+            help=escape(help_text(entry)), show_default=shown, is_eager=reader is not None, callback=reader
+        )
         options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
     return options

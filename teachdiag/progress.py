@@ -41,7 +41,7 @@ class Reporter:
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0) -> Iterator["Advance"]:
         """Open a progress bar and yield the function that advances it."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, *times, console=_console(), disable=self.quiet or not self.bars) as progress:
             yield Advance(progress, progress.add_task(label, total=total, completed=done))

@@ -44,7 +44,7 @@ def show_analysis(summary: Summary, run: Path) -> None:
         return
     from teachdiag.analysis.summary import terminal_tables
 
-    console = Console(width=max(Console().width, _WIDTH))
+    console = _console(max(Console().width, _WIDTH))
     for table in terminal_tables(run):
         console.print(table)
     for sentence in summary["verdict"]:
@@ -58,7 +58,7 @@ def show_models(summary: Summary, run: Path) -> None:
     for row in summary["models"]:
         named = row["arm"], *("-" if row[key] is None else f"{row[key]:g}" for key in ("budget", "seed"))
         table.add_row(*named, f"{row['right']:.1%}", f"{row['unparseable']:.1%}")
-    Console().print(table)
+    _console().print(table)
 
 
 def show_figures(summary: Summary, run: Path) -> None:
@@ -85,7 +85,7 @@ def show_plan(summary: Summary) -> None:
     table = _table(f"{summary['positions']:,} positions, {summary['contexts']:,} contexts", "what it takes", "")
     for name, amount in _amounts(summary):
         table.add_row(name, amount)
-    Console().print(table)
+    _console().print(table)
     probe = ", ".join(f"{n} {side}" for side, n in summary["passes"]["probe"].items())
     print(f"Passes over every context: capture rollouts, 1 student, 1 teacher; one_step probe {probe}")
     print(f"Recommended: {layout['command']}")
@@ -137,7 +137,7 @@ def _updates(summary: Summary, title: str) -> None:
             label = name if len(draws) == 1 else f"{name}, draw {number}"
             cells = f"{draw['mean_gain']:.3g}", f"{draw['share_gaining']:.1%}", f"{draw['update_norm']:.3g}"
             table.add_row(label, *cells)
-    Console().print(table)
+    _console().print(table)
     print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
 
 
@@ -146,7 +146,7 @@ def _isolated(summary: Summary, title: str) -> None:
     table.add_row("at the position itself", f"{summary['mean_gain']:.3g}", f"{summary['share_gaining']:.1%}")
     others = f"{summary['mean_fix_gain']:.3g}", f"{summary['share_helping_others']:.1%}"
     table.add_row("L_fix, at other prompts", *others)
-    Console().print(table)
+    _console().print(table)
     print(
         f"{summary['steps']} steps, weighted to stand for their whole split; noise floors {summary['noise_floor']:.2g} "
         f"and {summary['fix_noise_floor']:.2g} nats"
@@ -157,7 +157,7 @@ def _predicted(summary: Summary, title: str) -> None:
     table = _table(title, "share of the step", "mean gain [nats]", "R2 of the first-order prediction")
     for share, r2 in summary["r2"].items():
         table.add_row(share, f"{summary['mean_gain'][share]:.3g}", f"{r2:.4f}")
-    Console().print(table)
+    _console().print(table)
     print(f"mean predicted gain of the whole step: {summary['mean_predicted_gain']:.3g} nats")
 
 
@@ -167,10 +167,15 @@ def _interventions(summary: Summary, title: str) -> None:
     for row in summary["selectors"]:
         numbers = f"{row['keep']:.1%}", f"{row['mean_gain']:.3g}", f"{row['first_order_gain']:.3g}"
         table.add_row(row["selector"], f"{row['budget']:g}", row["match"], *numbers)
-    Console().print(table)
+    _console().print(table)
     matched = {row["match"] for row in summary["selectors"]}
     how = "; matched by learning rate, or by the length of the step that keeps everything" if len(matched) > 1 else ""
     print(f"{summary['cells']} masked steps, measured on {summary['bank_positions']} bank positions{how}")
+
+
+def _console(width: int | None = None) -> Console:
+    """Names of runs, arms and selectors may hold brackets, which are no markup."""
+    return Console(width=width, markup=False)
 
 
 def _table(title: str, *headings: str) -> Table:

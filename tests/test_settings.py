@@ -2,15 +2,18 @@
 
 import json
 import math
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from teachdiag.cli import app
+from teachdiag.cli import app, main
 from teachdiag.errors import SettingsError
+from teachdiag.progress import Reporter
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
@@ -20,9 +23,11 @@ from teachdiag.settings import (
     ProbeSettings,
     ReportSettings,
     TrainSettings,
+    help_text,
 )
 from teachdiag.settings.base import Checked, fits, flag
 from teachdiag.sweeps import plan
+from teachdiag.terminal import show_models
 
 STAGES: dict[str, type[Checked]] = {
     "capture": CaptureSettings,
@@ -147,3 +152,56 @@ def test_defaults_and_ints_for_floats_are_fine() -> None:
     assert CaptureSettings(temperature=1).temperature == 1
     assert TrainSettings(eval_temperature=0).answering.temperature == 0
     assert all(f.default is not MISSING or f.name == "models" for s in STAGES.values() for f in fields(s))  # type: ignore[arg-type]
+
+
+def _help_texts() -> list[tuple[list[str], list[str]]]:
+    """Each command's words, with the help texts that were written for its options."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    found = [([stage], [help_text(entry) for entry in fields(own)]) for stage, own in STAGES.items()]  # type: ignore[arg-type]
+    for name, command in commands["import"].commands.items():
+        found.append((["import", name], [param.help for param in command.params if param.name != "help"]))
+    return found
+
+
+@pytest.mark.parametrize(("words", "texts"), _help_texts(), ids=lambda own: " ".join(own)[:20])
+def test_every_help_text_appears_whole(words: list[str], texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 2000)
+    page = " ".join(CliRunner().invoke(app, [*words, "--help"]).stdout.split())
+    for text in texts:
+        assert " ".join(text.split()) in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("capture --nope", "No such option: --nope .*: see .* capture --help"),
+        ("probe --loss l2", "Invalid value for '--loss': .*'l2' is not one of 'reverse_kl'"),
+        ("capture --positions x", "Invalid value for '--positions': .* integer"),
+        ("capture extra", r"Got unexpected extra argument\(s\) \(extra\)"),
+        ("evaluate", "Missing argument 'MODEL...'"),
+        ("nope", "No such command 'nope'"),
+        ("train --sweep [sweep]", r"recipe '\[sweep\]' cannot be read"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_sentence(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["teachdiag", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert re.fullmatch(f"teachdiag: .*{message}.*\n", said.err)
+    assert said.out == ""
+
+
+def test_messages_keep_their_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter().say("[arms] has [bold]no[/bold] [link=x]")
+    assert capsys.readouterr().err == "[arms] has [bold]no[/bold] [link=x]\n"
+    with Reporter().bar("Training [a]-10pct", total=1) as advance:
+        advance()
+    assert "Training [a]-10pct" in capsys.readouterr().err
+    show_models({"models": [{"arm": "[b]x", "budget": 1.0, "seed": 0, "right": 0.5, "unparseable": 0.0}]}, Path("[r]"))
+    shown = capsys.readouterr().out
+    assert "[b]x" in shown
+    assert "[r]: answers" in shown
