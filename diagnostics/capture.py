@@ -32,6 +32,7 @@ from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import Sources
 from teachdiag.diagnostics.vocabulary import vocabulary_table
 from teachdiag.errors import ModelError, SettingsError
+from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts
@@ -233,8 +234,8 @@ def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
 def _inputs(settings: CaptureSettings, sources: Sources, prompts: PromptSet | None) -> dict[str, Any]:
     inputs: dict[str, Any] = {"student": pinned(sources[0]), "teacher": pinned(sources[1])}
     if prompts is None:
-        CONTEXTS.read_arrow(Path(settings.contexts), ["context_id"])  # refuses what is no such table
-        return inputs | {"contexts": table_digest(Path(settings.contexts))}
+        imported = how_imported(Path(settings.contexts))
+        return inputs | {"contexts": table_digest(Path(settings.contexts))} | imported
     manifest = prompts.manifest
     return inputs | {
         "prompts": {

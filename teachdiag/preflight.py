@@ -6,8 +6,8 @@ Nothing is decided here alone: a stage makes the same checks by the same functio
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from teachdiag.artefacts import CONTEXTS
 from teachdiag.errors import ModelError, RunError, SettingsError
+from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import local_file
 from teachdiag.runs import Stage
@@ -28,7 +28,7 @@ def before_capture(run: Path, settings: CaptureSettings) -> None:
     _own_note(run, "capture")
     _pair(settings)
     if settings.contexts:
-        CONTEXTS.read_arrow(Path(settings.contexts), ["context_id"])
+        how_imported(Path(settings.contexts))
     else:
         local_file(read_manifest(settings.prompts), settings.data_file)
 

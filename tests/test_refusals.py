@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import PROBE, byte_tokenizer, save_model, tables
@@ -46,6 +47,8 @@ def test_bad_foreign_contexts_are_refused(
         ({"prompt_id": [None] * 16}, "column prompt_id has no finite value at context_id 0"),
         ({"response_token_ids": [[1, None] for _ in range(16)]}, "column response_token_ids has no finite value"),
         ({"response_token_ids": [[] for _ in range(16)]}, "context 0 has no kept position"),
+        ({"response_token_ids": [["1", "2"] for _ in range(16)]}, "column response_token_ids holds .*string.*import"),
+        ({"response_token_ids": "12"}, "column response_token_ids holds .*string"),
         ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
     ]
@@ -53,10 +56,18 @@ def test_bad_foreign_contexts_are_refused(
         settings = replace(tiny_settings, contexts=edited(run, tmp_path, **columns))
         with pytest.raises(InputError, match=message):
             run_capture(tmp_path / f"refused{number}", settings, quiet)
+    lacking = CONTEXTS.read_arrow(run / "contexts").select(["context_id", "split", "prompt_token_ids"])
+    pq.write_table(lacking, tmp_path / "lacking.parquet")
     (tmp_path / "text.parquet").write_text("no Parquet")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
     for path, message in (
         (tmp_path / "text.parquet", "cannot be read"),
         (tmp_path / "absent.parquet", "no contexts table"),
+        (tmp_path / "rows.jsonl", "it is no Parquet file: `teachdiag import jsonl .*rows.jsonl --student MODEL"),
+        (
+            tmp_path / "lacking.parquet",
+            "prompt_id, teacher_prompt_token_ids, response_token_ids, finish_reason; `teachdiag import jsonl",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             run_capture(tmp_path / "refused", replace(tiny_settings, contexts=str(path)), quiet)

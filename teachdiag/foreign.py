@@ -1,0 +1,62 @@
+"""A `contexts` table from elsewhere, looked at before anything of it is used: its columns, and how it was imported."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from teachdiag.artefacts import CONTEXTS, IMPORTED
+from teachdiag.errors import ArtefactError
+from teachdiag.jsontext import parse_json
+from teachdiag.tables import shard_files
+
+
+def how_imported(path: Path) -> dict[str, Any]:
+    """Check the columns of contexts from elsewhere; return what `teachdiag import` recorded as `imported`, if it did.
+
+    Args:
+        path: Parquet file, or a folder of them.
+
+    Raises:
+        ArtefactError: nothing is there, it is no Parquet, columns are missing (all are named) or of another type, or
+            the record is damaged.
+    """
+    files = shard_files(path) if path.is_dir() else [path]
+    convert = f"`teachdiag import jsonl {path} --student MODEL --contexts FILE.parquet` makes one of rollouts"
+    if not files or not files[0].exists():
+        raise ArtefactError(f"no contexts table at {path}: {convert}")
+    try:
+        schema = pq.read_schema(files[0])
+    except (pa.ArrowException, OSError) as error:
+        raise ArtefactError(
+            f"{files[0]} cannot be read as a contexts table, it is no Parquet file: {convert}"
+        ) from error
+    lacking = [c.name for c in CONTEXTS.columns if c.name not in schema.names and not c.nullable]
+    if lacking:
+        raise ArtefactError(f"{files[0]} is no contexts table: it lacks the columns {', '.join(lacking)}; {convert}")
+    for column in CONTEXTS.columns:
+        there = schema.field(column.name).type if column.name in schema.names else column.type
+        if not _is_like(there, column.type):
+            raise ArtefactError(
+                f"{files[0]}: column {column.name} holds {there}, where {column.type} is meant; {convert}"
+            )
+    recorded = (schema.metadata or {}).get(IMPORTED.encode())
+    try:
+        return {} if recorded is None else {IMPORTED: parse_json(recorded)}
+    except ValueError as error:
+        raise ArtefactError(f"{files[0]}: what it says of its import is damaged ({error}): import it again") from error
+
+
+def _is_like(there: pa.DataType, meant: pa.DataType) -> bool:
+    """Whether a column is of the kind that is meant, of whatever width: whole numbers, text, lists of whole numbers."""
+    if pa.types.is_dictionary(there):
+        there = there.value_type
+    if pa.types.is_list(meant):
+        lists = pa.types.is_list(there) or pa.types.is_large_list(there) or pa.types.is_fixed_size_list(there)
+        return lists and _is_like(there.value_type, meant.value_type)
+    if pa.types.is_null(there):
+        return True  # no value at all, which the table's own checks tell
+    if pa.types.is_integer(meant):
+        return bool(pa.types.is_integer(there) or pa.types.is_floating(there))  # pandas makes floats of whole numbers
+    return bool(pa.types.is_integer(there) or pa.types.is_string(there) or pa.types.is_large_string(there))
