@@ -14,6 +14,7 @@ from workload import QUIET, Row
 from teachdiag.diagnostics import distillation
 from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
+from teachdiag.diagnostics.templates import encode_prompts
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import load_prompts
 from teachdiag.settings import TrainSettings
@@ -71,6 +72,7 @@ def _seconds(selector: str, budget: float) -> dict[str, float]:
     settings = replace(_SETTINGS, selector=selector, budget=budget)
     prompts = load_prompts(read_manifest(settings.prompts))
     _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, 0)
+    named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt)) for prompt in drawn]
     pair = load_pair(resolve_pair(settings, QUIET), "float32", "cpu", master=True)
     Timed.seconds.clear()
     cell = Cell(selector, settings)
@@ -80,5 +82,6 @@ def _seconds(selector: str, budget: float) -> dict[str, float]:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        distillation.distil(pair, prompts.manifest, drawn, cell, Path(folder) / "s", Path(folder) / "c", QUIET)
+        asked = encode_prompts(pair.student.tokenizer, named, {})
+        distillation.distil(pair, asked, cell, Path(folder) / "s", Path(folder) / "c", QUIET)
     return dict(Timed.seconds)

@@ -30,6 +30,7 @@ from teachdiag.diagnostics.rollouts import Group, Rollout, check_candidates, sam
 from teachdiag.diagnostics.scoring import Columns, score, score_listed
 from teachdiag.diagnostics.sharding import load_over_processes
 from teachdiag.diagnostics.sources import Sources
+from teachdiag.diagnostics.templates import ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.vocabulary import vocabulary_table
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.foreign import how_imported
@@ -76,7 +77,10 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
         prompts = on_first(lambda: _prompts(settings))
-        inputs = on_first(lambda: _inputs(settings, sources, prompts))
+        with joined():
+            pair = outline_pair(sources, reporter)
+        groups, prompted = on_first(lambda: _planned(stage, settings, pair, prompts, reporter))
+        inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted
         with _cluster(settings, sources, reporter) as cluster:
             device = settings.device if cluster else own_device(settings.device)
             facts = cluster.facts if cluster else machine_facts(device)
@@ -84,10 +88,8 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
                 reporter.say(f"{run}: capture is complete")
                 return dict(on_first(stage.require)["results"])
             with timed_by_first(stage):
-                with joined():
-                    job = Job(run, settings, sources, outline_pair(sources, reporter), device, reporter, cluster)
-                groups = on_first(lambda: _prepare(job, prompts))
-                _sample_and_score(job, groups)
+                job = Job(run, settings, sources, pair, device, reporter, cluster)
+                _sample_and_score(job, on_first(lambda: _prepare(job, groups)))
                 results = {"shared_vocabulary": job.pair.vocabulary} | on_first(lambda: _summary(run))
                 on_first(lambda: stage.complete(results))
     return results
@@ -122,17 +124,43 @@ def _prompts(settings: CaptureSettings) -> PromptSet | None:
     return None if settings.contexts else load_prompts(read_manifest(settings.prompts), settings.data_file)
 
 
-def _prepare(job: Job, prompts: PromptSet | None) -> list[Group]:
+def _planned(
+    stage: Stage, settings: CaptureSettings, pair: PairOutline, prompts: PromptSet | None, reporter: Reporter
+) -> tuple[list[Group], dict[str, Any]]:
+    """Lay out what is to be sampled, rendered at the date that was recorded; with what the run records of it."""
+    if prompts is None:
+        imported = how_imported(Path(settings.contexts))
+        return [], {"contexts": table_digest(Path(settings.contexts))} | imported
+    check_candidates(settings.top_k, pair.vocabulary)
+    manifest, named = prompts.manifest, {pair.student.name: pair.student.tokenizer}
+    given, defaults = settings.options_given, manifest.template_options
+    ours = resolve_options(given[0], named, defaults, recorded_options(stage, settings), reporter)
+    theirs = ours if given[0] == given[1] else resolve_options(given[1], named, defaults, ours, reporter)
+    groups = lay_out(settings, pair, prompts, (ours, theirs), reporter)
+    sides = ("prompt_token_ids", "teacher_prompt_token_ids")
+    recorded = {
+        "manifest": manifest.id,
+        "licence": manifest.licence,
+        "content_sha256": prompts.content_sha256,
+        "distinct": len(prompts.prompts),
+        "duplicates_dropped": prompts.duplicates,
+        "template_options": ours,
+        "teacher_template_options": theirs,
+        "token_ids_sha256": ids_digest(row[side] for group in groups for row in group.rows for side in sides),
+    }
+    return groups, {"prompts": recorded}
+
+
+def _prepare(job: Job, groups: list[Group]) -> list[Group]:
     """Write what needs no weights; return the groups of rollouts that are still to be sampled."""
     write_parquet(vocabulary_table(job.pair.student, job.pair.vocabulary), shard_path(job.run / "vocabulary", 0))
-    if prompts is None:
+    if job.settings.contexts:
         import_contexts(job.run, job.settings, job.pair)
         return []
-    check_candidates(job.settings.top_k, job.pair.vocabulary)
-    groups = unsampled(job.run, lay_out(job.settings, job.pair, prompts))
-    if groups:  # what was scored of responses that are sampled again is no longer theirs
+    missing = unsampled(job.run, groups)
+    if missing:  # what was scored of responses that are sampled again is no longer theirs
         shutil.rmtree(job.run / "positions", ignore_errors=True)
-    return groups
+    return missing
 
 
 def _cluster(
@@ -229,23 +257,6 @@ def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
             advance(len(group.rows))
     if written < len(mine):
         raise ModelError(f"only {written} of {len(mine)} groups of rollouts came back: start the same command again")
-
-
-def _inputs(settings: CaptureSettings, sources: Sources, prompts: PromptSet | None) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"student": pinned(sources[0]), "teacher": pinned(sources[1])}
-    if prompts is None:
-        imported = how_imported(Path(settings.contexts))
-        return inputs | {"contexts": table_digest(Path(settings.contexts))} | imported
-    manifest = prompts.manifest
-    return inputs | {
-        "prompts": {
-            "manifest": manifest.id,
-            "licence": manifest.licence,
-            "content_sha256": prompts.content_sha256,
-            "distinct": len(prompts.prompts),
-            "duplicates_dropped": prompts.duplicates,
-        }
-    }
 
 
 def _summary(run: Path) -> dict[str, Any]:

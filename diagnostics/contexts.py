@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.alignment import Context, Side, check_fits, in_shards
 from teachdiag.diagnostics.pair import PairOutline
-from teachdiag.diagnostics.rollouts import Group, Rollout, check_prompts_fit, encode_prompt
-from teachdiag.diagnostics.sources import Outline
+from teachdiag.diagnostics.rollouts import Group, Rollout, check_prompts_fit
+from teachdiag.diagnostics.templates import Options, encode_prompts, say_control_tokens
 from teachdiag.errors import ArtefactError
-from teachdiag.manifests import Prompt
+from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings
@@ -22,22 +22,47 @@ from teachdiag.tables import is_intact, shard_files, shard_path, write_shard
 ROLLOUT_CONTEXTS = 32  # rollouts in one group, which is one shard of the table
 
 
-def lay_out(settings: CaptureSettings, pair: PairOutline, prompts: PromptSet) -> list[Group]:
+def lay_out(
+    settings: CaptureSettings,
+    pair: PairOutline,
+    prompts: PromptSet,
+    options: tuple[Options, Options],
+    reporter: Reporter,
+) -> list[Group]:
     """Lay out every rollout of a run, in groups: every column of `contexts` that is known before sampling, bank first.
+
+    Args:
+        settings: how many prompts and responses, drawn from which seed.
+        pair: both models in outline.
+        prompts: the source.
+        options: of the chat template, for the student's prompts and the teacher's.
+        reporter: told of control tokens in the prompts' own text.
 
     Raises:
         ContextError: a prompt leaves no room for its response.
         ManifestError: there are too few prompts.
     """
     bank, update = prompts.draw(settings.bank_prompts, settings.update_prompts, settings.seed)
+    drawn, manifest, privileged = [*bank, *update], prompts.manifest, settings.teacher_prompt == "privileged"
+    asked = [(prompt.prompt_id, manifest.student_messages(prompt)) for prompt in drawn]
+    told = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
+    # Both go through the student's tokenizer and chat template: the teacher is to answer as the student would.
+    ids, teacher_ids = (
+        encode_prompts(pair.student.tokenizer, own, given) for own, given in zip((asked, told), options, strict=True)
+    )
+    say_control_tokens(pair.student.tokenizer, asked, reporter)
     rows: list[dict[str, Any]] = []
-    for split, drawn in (("bank", bank), ("update", update)):
-        for prompt in drawn:
-            row = {"prompt_id": prompt.prompt_id, "split": split, "source_row": prompt.source_row}
-            row |= _prompt_tokens(settings, pair.student, prompts, prompt)
-            for response in range(settings.responses):
-                seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)
-                rows.append(row | {"context_id": len(rows), "sampling_seed": seed})
+    for place, prompt in enumerate(drawn):
+        row = {
+            "prompt_id": prompt.prompt_id,
+            "split": "bank" if place < len(bank) else "update",
+            "source_row": prompt.source_row,
+            "prompt_token_ids": ids[place],
+            "teacher_prompt_token_ids": teacher_ids[place],
+        }
+        for response in range(settings.responses):
+            seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)
+            rows.append(row | {"context_id": len(rows), "sampling_seed": seed})
     for model, column in ((pair.student, "prompt_token_ids"), (pair.teacher, "teacher_prompt_token_ids")):
         check_prompts_fit([(row["prompt_id"], row[column]) for row in rows], model, settings.max_new_tokens)
     return [Group(index, group) for index, group in enumerate(in_shards(rows, ROLLOUT_CONTEXTS))]
@@ -86,19 +111,6 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     check_fits(_contexts(table, settings.positions), limits, pair.vocabulary)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
-
-
-def _prompt_tokens(
-    settings: CaptureSettings, student: Outline, prompts: PromptSet, prompt: Prompt
-) -> dict[str, tuple[int, ...]]:
-    student_text = prompts.manifest.student_text(prompt)
-    privileged = settings.teacher_prompt == "privileged"
-    teacher_text = prompts.manifest.privileged_text(prompt) if privileged else student_text
-    # Both prompts go through the student's tokenizer and chat template: the teacher is to answer as the student would.
-    return {
-        "prompt_token_ids": encode_prompt(student.tokenizer, student_text),
-        "teacher_prompt_token_ids": encode_prompt(student.tokenizer, teacher_text),
-    }
 
 
 def _contexts(table: pa.Table, positions: int) -> list[Context]:

@@ -20,7 +20,6 @@ from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.processes import is_first, processes
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
 from teachdiag.errors import SettingsError, cause
-from teachdiag.manifests import Manifest, Prompt
 from teachdiag.progress import Advance, Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import TrainSettings
@@ -39,8 +38,7 @@ _LOGGED = {  # columns of train_steps by the names that the trainer logs
 
 def distil(
     pair: Pair,
-    manifest: Manifest,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Sequence[int]],
     cell: Cell,
     folder: Path,
     scratch: Path,
@@ -50,8 +48,7 @@ def distil(
 
     Args:
         pair: student with float32 weights, and teacher.
-        manifest: what the prompts are from.
-        prompts: the prompts to train on; their order is drawn from the cell's seed.
+        prompts: token ids of the prompts to train on; their order is drawn from the cell's seed.
         cell: how to train.
         folder: where the student's weights and tokenizer go.
         scratch: where checkpoints go, and from where an interrupted training continues.
@@ -73,7 +70,7 @@ def distil(
             model=pair.student.model,
             teacher_model=pair.teacher.model,
             args=_arguments(settings, scratch),
-            train_dataset=_dataset(pair.student.tokenizer, manifest, prompts, settings),
+            train_dataset=_dataset(prompts, settings),
             processing_class=pair.student.tokenizer,
             callbacks=[_Progress(advance)],
             selection=cell.selection,
@@ -161,20 +158,16 @@ def check_arguments(settings: TrainSettings) -> None:
     _arguments(settings, Path("scratch"))
 
 
-def _dataset(tokenizer: Any, manifest: Manifest, prompts: Sequence[Prompt], settings: TrainSettings) -> Dataset:  # noqa: ANN401
-    """The prompts of every step in their order, as TRL wants them: conversations where there is a chat template.
+def _dataset(prompts: Sequence[Sequence[int]], settings: TrainSettings) -> Dataset:
+    """The prompts of every step in their order, as token ids: rendered as those are on which the student is judged.
 
     All steps are laid out, each pass over the prompts in an order of its own, so that a training that was interrupted
     goes on with the very prompts that it would have met.
     """
-    texts = [manifest.student_text(prompt) for prompt in prompts]
-    passes = math.ceil(settings.steps * settings.batch / len(texts))
+    passes = math.ceil(settings.steps * settings.batch / len(prompts))
     streams = (np.random.default_rng(derive_seed(settings.seed, "order", own)) for own in range(passes))
-    order = np.concatenate([rng.permutation(len(texts)) for rng in streams])
-    rows = [texts[place] for place in order[: settings.steps * settings.batch]]
-    if tokenizer.chat_template is None:
-        return Dataset.from_dict({"prompt": rows})
-    return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in rows]})
+    order = np.concatenate([rng.permutation(len(prompts)) for rng in streams])
+    return Dataset.from_dict({"prompt": [list(prompts[place]) for place in order[: settings.steps * settings.batch]]})
 
 
 def _same_size(pair: Pair) -> None:

@@ -1,6 +1,6 @@
 """Answers to held-out prompts, sampled and graded: the table `eval_scores`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from teachdiag.artefacts import EVAL_SCORES
 from teachdiag.diagnostics.grading import Grader, grader_of
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
-from teachdiag.diagnostics.rollouts import check_prompts_fit, encode_prompt, sample
-from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
+from teachdiag.diagnostics.sources import outline, resolve
+from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.vocabulary import token_strings
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
@@ -31,6 +32,25 @@ class Examination:
     prompts: PromptSet
     held_out: Sequence[Prompt]
     grade: Grader
+    options: Options
+
+    def asked(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
+        """Token ids of every held-out prompt, by a model's tokenizer and chat template.
+
+        Raises:
+            ContextError: one cannot be rendered.
+        """
+        named = [(prompt.prompt_id, self.prompts.manifest.student_messages(prompt)) for prompt in self.held_out]
+        return encode_prompts(tokenizer, named, self.options)
+
+    def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
+        """What a stage records of its prompts, `prompts` being their token ids."""
+        return {
+            "manifest": self.prompts.manifest.id,
+            "content_sha256": self.prompts.content_sha256,
+            "template_options": self.options,
+            "token_ids_sha256": ids_digest(prompts),
+        }
 
     def answers(self, model: LanguageModel, reporter: Reporter, label: str) -> list[Row]:
         """Sample and grade every answer of one model: rows of `eval_scores` without arm, budget and seed.
@@ -40,8 +60,7 @@ class Examination:
         Raises:
             ContextError: a prompt is too long for the model.
         """
-        settings, manifest = self.settings, self.prompts.manifest
-        texts = [encode_prompt(model.tokenizer, manifest.student_text(prompt)) for prompt in self.held_out]
+        settings, texts = self.settings, self.asked(model.tokenizer)
         room = settings.eval_max_new_tokens
         check_prompts_fit([(p.prompt_id, ids) for p, ids in zip(self.held_out, texts, strict=True)], model, room)
         asked = [
@@ -61,7 +80,7 @@ class Examination:
                     text = model.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
                     rows.append(
                         {
-                            "benchmark": manifest.id,
+                            "benchmark": self.prompts.manifest.id,
                             "prompt_id": prompt.prompt_id,
                             "sample": number,
                             "outcome": self.grade(prompt, text),
@@ -74,7 +93,7 @@ class Examination:
         return together(rows, lambda row: (row["prompt_id"], row["sample"]))
 
 
-def examination(settings: ProtocolSettings, prompts: PromptSet) -> Examination:
+def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Examination:
     """Draw the held-out prompts, the same ones for the same `prompt_seed` whatever else is drawn.
 
     Raises:
@@ -82,7 +101,7 @@ def examination(settings: ProtocolSettings, prompts: PromptSet) -> Examination:
         ManifestError: it has no answers to grade by.
     """
     held_out, _ = prompts.draw(settings.eval_prompts, 0, settings.prompt_seed)
-    return Examination(settings, prompts, held_out, grader_of(prompts.manifest))
+    return Examination(settings, prompts, held_out, grader_of(prompts.manifest), options)
 
 
 def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) -> dict[str, Any]:
@@ -97,11 +116,15 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
     stage = Stage(run, "evaluate", tables=("eval_scores",))
     with writing(run):
         prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
-        exam, device = examination(settings, prompts), pick_device(settings.device)
+        device = pick_device(settings.device)
         sources = {name: resolve(name, settings.revision, (), reporter) for name in settings.models}
+        speakers = {name: outline(source).tokenizer for name, source in sources.items()}
+        defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
+        options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
+        exam = examination(settings, prompts, options)
         inputs = {
             "models": {name: source.digest for name, source in sources.items()},
-            "prompts": {"manifest": prompts.manifest.id, "content_sha256": prompts.content_sha256},
+            "prompts": exam.facts(ids for tokenizer in speakers.values() for ids in exam.asked(tokenizer)),
         }
         if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: evaluation is complete")

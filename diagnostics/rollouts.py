@@ -1,6 +1,6 @@
 """Prompts to response tokens, sampled from the student. Each rollout has a random stream of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,31 +84,6 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
         target = self.uniforms[:, step, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
-def encode_prompt(tokenizer: Any, text: str, options: Mapping[str, Any] | None = None) -> tuple[int, ...]:  # noqa: ANN401
-    """Token ids of one user message: through the chat template where the tokenizer has one, else as plain text."""
-    if tokenizer.chat_template is None:
-        return tuple(tokenizer(text)["input_ids"])
-    return encode_messages(tokenizer, [{"role": "user", "content": text}], options)
-
-
-def encode_messages(
-    tokenizer: Any,  # noqa: ANN401
-    messages: Sequence[Mapping[str, str]],
-    options: Mapping[str, Any] | None = None,
-) -> tuple[int, ...]:
-    """Token ids of a conversation through the chat template, up to where the assistant is to answer.
-
-    Args:
-        tokenizer: the student's.
-        messages: roles and contents.
-        options: what else the template reads, by name: tools, documents, enable_thinking and the like.
-    """
-    rendered = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=False, **(options or {})
-    )
-    return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
 @torch.no_grad()

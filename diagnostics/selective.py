@@ -102,6 +102,13 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         self._before.clear()
         self._metrics["train"]["selection/update_norm"].append(float(square) ** 0.5)
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """Take prompts that are token ids as they are; let TRL render texts and conversations."""
+        if isinstance(prompts[0], list) and isinstance(prompts[0][0], int):
+            return prompts, None, {}
+        found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+        return found
+
     def _generate_single_turn(
         self,
         prompt_ids: Sequence[Sequence[int]],

@@ -18,10 +18,11 @@ from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.distillation import check_arguments, distil
 from teachdiag.diagnostics.evaluation import examination, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
-from teachdiag.diagnostics.pair import load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.pair import PairOutline, load_pair, outline_pair, pinned, resolve_pair
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.rollouts import check_candidates
 from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
+from teachdiag.diagnostics.templates import Options, encode_prompts, recorded_options, resolve_options
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
@@ -42,7 +43,15 @@ class Classroom:
     settings: TrainSettings
     sources: Sources
     prompts: PromptSet
+    options: Options
     device: str
+
+    def lessons(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
+        """Token ids of the prompts to train on, rendered as the held-out ones are."""
+        settings, prompts = self.settings, self.prompts
+        _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
+        named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt)) for prompt in drawn]
+        return encode_prompts(tokenizer, named, self.options)
 
     def scores(self, name: str) -> Path:
         """Where a model's answers lie; a cell is finished when they do."""
@@ -69,19 +78,15 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     heard = reporter if is_first() else Reporter(quiet=True)
     stage = Stage(run, "train", tables=("train_steps", "eval_scores"), scratch="scratch/train")
     with writing_first(run):
-        room = Classroom(
-            run=run,
-            settings=settings,
-            sources=on_first(lambda: resolve_pair(settings, heard)),
-            prompts=on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file)),
-            device=pick_device(settings.device),
-        )
-        shared = outline_pair(room.sources, heard).vocabulary  # refuses a pair that shares none
+        sources = on_first(lambda: resolve_pair(settings, heard))
+        prompts = on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file))
+        pair = outline_pair(sources, heard)  # refuses a pair that shares no vocabulary
         for cell in cells:
-            check_candidates(cell.settings.top_k, shared)
-        examination(settings, room.prompts)  # refuses what cannot be graded, before anything is trained
-        room.prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
-        if on_first(lambda: stage.claim(_recorded(settings), _inputs(room, cells), machine_facts(room.device))):
+            check_candidates(cell.settings.top_k, pair.vocabulary)
+        options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
+        room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device))
+        inputs = on_first(lambda: _inputs(room, cells, pair))  # refuses what cannot be graded, before all training
+        if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
         with timed_by_first(stage):
@@ -96,11 +101,10 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
 def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
     """Train one student, save it, load it again, let it answer; its shards are written last."""
     folder, scratch = room.run / "students" / cell.name, room.run / "scratch/train" / cell.name
-    _, prompts = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
     together = many()  # then accelerate places the models, or shards them, from the CPU
     device = "cpu" if together else room.device
     pair = load_pair(room.sources, cell.settings.dtype, device, master=True)
-    steps = distil(pair, room.prompts.manifest, prompts, cell, folder, scratch, reporter)
+    steps = distil(pair, room.lessons(pair.student.tokenizer), cell, folder, scratch, reporter)
     del pair
     if is_first():
         named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.settings.seed}
@@ -146,7 +150,7 @@ def _judge(room: Classroom, source: ModelSource, arm: str, reporter: Reporter, c
     if on_first(path.exists):
         return
     model = load(source, room.settings.dtype, room.device)
-    rows = examination(room.settings, room.prompts).answers(model, reporter, cell.name if cell else arm)
+    rows = examination(room.settings, room.prompts, room.options).answers(model, reporter, cell.name if cell else arm)
     if is_first():
         write_scores(rows, path, arm, *((cell.budget, cell.settings.seed) if cell else ()))
 
@@ -159,10 +163,19 @@ def _recorded(settings: TrainSettings) -> dict[str, Any]:
     return recorded
 
 
-def _inputs(room: Classroom, cells: Sequence[Cell]) -> dict[str, Any]:
+def _options(
+    stage: Stage, settings: TrainSettings, prompts: PromptSet, pair: PairOutline, reporter: Reporter
+) -> Options:
+    speakers = {model.name: model.tokenizer for model in (pair.student, pair.teacher)}
+    before = recorded_options(stage, settings)
+    return resolve_options(settings.template_options, speakers, prompts.manifest.template_options, before, reporter)
+
+
+def _inputs(room: Classroom, cells: Sequence[Cell], pair: PairOutline) -> dict[str, Any]:
+    exam, tokenizer = examination(room.settings, room.prompts, room.options), pair.student.tokenizer
     return {
         "student": pinned(room.sources[0]),
         "teacher": pinned(room.sources[1]),
-        "prompts": {"manifest": room.prompts.manifest.id, "content_sha256": room.prompts.content_sha256},
+        "prompts": exam.facts([*room.lessons(tokenizer), *exam.asked(tokenizer), *exam.asked(pair.teacher.tokenizer)]),
         "cells": {cell.name: _recorded(cell.settings) for cell in cells},
     }

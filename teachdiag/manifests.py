@@ -1,13 +1,16 @@
 """Manifests of prompt sources, `data_manifests/*.toml`: where prompts are, what columns mean, what models read."""
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from teachdiag.errors import ManifestError
+from teachdiag.settings import template_options
 
 FOLDER = Path(__file__).parent / "data_manifests"
 # Section: entry: (type, needed). Section '' is the top level.
@@ -15,7 +18,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
     "": {
         **{"id": (str, True), "description": (str, False), "licence": (str, True)},
         **{"rows": (int, False), "sha256": (list, False)},
-        **{"source": (dict, True), "columns": (dict, True), "template": (dict, True), "grading": (dict, False)},
+        **{"source": (dict, True), "columns": (dict, True), "template": (dict, False), "grading": (dict, False)},
     },
     "source": {
         **{"kind": (str, True), "dataset": (str, False), "config": (str, False), "revision": (str, False)},
@@ -25,7 +28,7 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         **{"question": (str, True), "solution": (str, False)},
         **{"answer": (str, False), "answer_after": (str, False)},
     },
-    "template": {"prompt": (str, True), "privileged": (str, False)},
+    "template": {"prompt": (str, False), "privileged": (str, False), "options": (dict, False)},
     "grading": {"grader": (str, True), "answer_after": (str, False)},
 }
 _NEEDED_BY_KIND = {
@@ -33,18 +36,32 @@ _NEEDED_BY_KIND = {
     "arithmetic": ("size", "seed"),
 }
 GRADERS = ("math_verify", "reasoning_gym", "exact")
+_FIELDS = ("question", "solution", "answer")
 _TOML_NAMES = {str: "string", int: "whole number", list: "list", dict: "table"}
+
+
+Message = dict[str, str]  # role and content
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem of a source, its columns mapped. `solution` and `answer` are None where the source has none."""
+    """One problem of a source, its columns mapped.
+
+    Attributes:
+        prompt_id: id of its manifest, and a digest of what is asked.
+        source_row: zero-based row of the source.
+        question: what is asked: a text, or the last user message of a conversation.
+        solution: worked solution; None where the source has none.
+        answer: final answer; None where the source has none.
+        conversation: role and content of every message, where the source has conversations; else empty.
+    """
 
     prompt_id: str
     source_row: int
     question: str
     solution: str | None
     answer: str | None
+    conversation: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,14 +76,15 @@ class Manifest:
     source: Mapping[str, Any]
     columns: Mapping[str, str]
     template: Mapping[str, str]
+    template_options: Mapping[str, Any]
     grading: Mapping[str, str]
 
-    def student_text(self, prompt: Prompt) -> str:
-        """Return the user message that the student sees."""
+    def student_messages(self, prompt: Prompt) -> list[Message]:
+        """Return the conversation that the student sees."""
         return self._fill("prompt", prompt)
 
-    def privileged_text(self, prompt: Prompt) -> str:
-        """Return the user message of a privileged teacher, with the worked solution in it.
+    def privileged_messages(self, prompt: Prompt) -> list[Message]:
+        """Return the conversation of a privileged teacher, with the worked solution in its last user message.
 
         Raises:
             ManifestError: the source has no worked solutions, or the manifest no such template.
@@ -80,15 +98,19 @@ class Manifest:
             )
         return self._fill("privileged", prompt)
 
-    def _fill(self, name: str, prompt: Prompt) -> str:
-        mapped = {"question": prompt.question, "solution": prompt.solution, "answer": prompt.answer}
+    def _fill(self, name: str, prompt: Prompt) -> list[Message]:
+        """The conversation, with the template, filled in, in place of its last user message."""
+        mapped = {field: value for field in _FIELDS if (value := getattr(prompt, field)) is not None}
         try:
-            return self.template[name].format_map({k: v for k, v in mapped.items() if v is not None})
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
-            raise ManifestError(
-                f"{self.path}: template.{name} may use {{question}}, {{solution}} and {{answer}}, each only where "
-                f"[columns] maps it, with other braces doubled ({error} is wrong)"
-            ) from error
+            text = self.template[name].format_map(mapped)
+        except KeyError as error:
+            raise ManifestError(f"{self.path}: template.{name} uses {error}, which [columns] does not map") from error
+        messages = [{"role": role, "content": content} for role, content in prompt.conversation]
+        asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+        if not asked:
+            return [{"role": "user", "content": text}]
+        messages[asked[-1]]["content"] = text
+        return messages
 
 
 def manifest_names() -> list[str]:
@@ -112,6 +134,7 @@ def read_manifest(name: str) -> Manifest:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} is not TOML: {error}") from error
     _check_entries(path, content)
+    template = content.get("template", {})
     return Manifest(
         path=path,
         id=content["id"],
@@ -120,7 +143,8 @@ def read_manifest(name: str) -> Manifest:
         sha256=tuple(content.get("sha256", ())),
         source=content["source"],
         columns=content["columns"],
-        template=content["template"],
+        template={"prompt": "{question}"} | {k: v for k, v in template.items() if k != "options"},
+        template_options=_options(path, template.get("options", {})),
         grading=content.get("grading", {"grader": GRADERS[0]}),
     )
 
@@ -140,6 +164,8 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
                 raise ManifestError(f"{path}: the entry {prefix}{name} is missing")
     if re.fullmatch(r"\w+", content["id"]) is None:
         raise ManifestError(f"{path}: the entry id must be made of letters, digits and '_'")
+    for name in ("prompt", "privileged"):
+        _check_template(path, name, content.get("template", {}).get(name, "{question}"))
     source = content["source"]
     if source["kind"] not in _NEEDED_BY_KIND:
         raise ManifestError(f"{path}: source.kind is {source['kind']!r}: choose {', '.join(_NEEDED_BY_KIND)}")
@@ -151,3 +177,23 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
         raise ManifestError(f"{path}: grading.grader is {grader!r}: choose {', '.join(GRADERS)}")
     if grader == "reasoning_gym" and source["kind"] != "reasoning_gym":
         raise ManifestError(f"{path}: grading.grader reasoning_gym needs a source of that kind")
+
+
+def _check_template(path: Path, name: str, text: str) -> None:
+    """Refuse what is more than a text with fields: a format could read attributes, or pad without end."""
+    rule = f"{path}: template.{name} may use {{question}}, {{solution}} and {{answer}}, with other braces doubled"
+    try:
+        found = [parts for _, *parts in Formatter().parse(text) if parts[0] is not None]
+    except ValueError as error:
+        raise ManifestError(f"{rule} ({error})") from error
+    for field, spec, conversion in found:
+        if field not in _FIELDS or spec or conversion:
+            written = f"{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+            raise ManifestError(f"{rule} ({{{written[:40]}}} is wrong)")
+    if name == "prompt" and "question" not in [field for field, *_ in found]:
+        raise ManifestError(f"{path}: template.prompt lacks {{question}}, so that all prompts would be the same")
+
+
+def _options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the chat template, by the same rules as on the command line; TOML has dates, JSON does not."""
+    return template_options(json.dumps(options, default=lambda moment: moment.isoformat()), f"{path}: template.options")

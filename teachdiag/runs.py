@@ -160,12 +160,10 @@ class Stage:
 
     def _refuse_mixture(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         parts = ["settings", "inputs"] + (["made_with"] if before["status"] != "complete" else [])
-        changes = [
-            f"{name} was {theirs!r}, now {mine!r}"
-            for part in parts
-            for name, theirs, mine in _differences(before.get(part, {}), ours[part])
-        ]
-        if changes:
+        differing = ([*_differences(before.get(part, {}), ours[part])] for part in parts)
+        found = next(filter(None, differing), None)  # what settings change of the inputs goes without saying
+        if found:
+            changes = [f"{name} was {theirs!r}, now {mine!r}" for name, theirs, mine in found]
             elsewhere = "--name" if self.name.startswith("probes/") else "--run"
             raise RunError(
                 f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another {elsewhere}, "

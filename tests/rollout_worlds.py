@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.embedded import embedded_model
 from teachdiag.diagnostics.imports.table import import_rollouts
-from teachdiag.diagnostics.rollouts import encode_prompt
+from teachdiag.diagnostics.templates import encode_prompt
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ImportSettings

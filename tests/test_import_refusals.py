@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from teachdiag.cli import main
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Side
-from teachdiag.diagnostics.rollouts import encode_prompt
+from teachdiag.diagnostics.templates import encode_prompt
 from teachdiag.errors import InputError, RolloutError
 
 

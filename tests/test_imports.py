@@ -37,7 +37,7 @@ from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Form, Side
-from teachdiag.diagnostics.rollouts import encode_messages, encode_prompt
+from teachdiag.diagnostics.templates import encode_messages, encode_prompt
 from teachdiag.errors import RolloutError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings

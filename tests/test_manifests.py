@@ -49,8 +49,8 @@ def test_columns_templates_and_content_hash(tmp_path: Path) -> None:
     loaded = load_prompts(manifest)
     first = next(p for p in loaded.prompts if p.source_row == 3)
     assert (first.question, first.solution, first.answer) == ("3 and 3?", "6", "6")
-    assert manifest.student_text(first) == "Q 3 and 3? {x}"
-    assert manifest.privileged_text(first) == "3 and 3? 6 6"
+    assert manifest.student_messages(first) == [{"role": "user", "content": "Q 3 and 3? {x}"}]
+    assert manifest.privileged_messages(first) == [{"role": "user", "content": "3 and 3? 6 6"}]
     backwards = load_prompts(read_manifest(write(tmp_path, ROWS[::-1] + ROWS[:2])))
     assert backwards.content_sha256 == loaded.content_sha256  # order and repeats do not matter
     assert [p.prompt_id for p in backwards.prompts] == [p.prompt_id for p in loaded.prompts]
@@ -127,6 +127,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             load_prompts(manifest, str(tmp_path / name))
     without = read_manifest(write(tmp_path, [{"q": "1", "deep": [{"a": "1"}]}], solution="q"))
     with pytest.raises(InputError, match="needs worked solutions, and mine has none"):
-        without.privileged_text(Prompt("", 0, "q", None, None))
-    with pytest.raises(ManifestError, match=r"each only where \[columns\] maps it, .* \('answer' is wrong\)"):
-        without.privileged_text(Prompt("", 0, "q", "s", None))
+        without.privileged_messages(Prompt("", 0, "q", None, None))
+    with pytest.raises(ManifestError, match=r"template.privileged uses 'answer', which \[columns\] does not map"):
+        without.privileged_messages(Prompt("", 0, "q", "s", None))

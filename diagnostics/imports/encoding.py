@@ -6,13 +6,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.meta import find_undeclared_variables
-from transformers.utils.chat_template_utils import _compile_jinja_template
-
 from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed, shown
-from teachdiag.diagnostics.rollouts import encode_messages
-from teachdiag.errors import SettingsError, cause
+from teachdiag.diagnostics.templates import encode_messages, options_read
+from teachdiag.errors import ContextError, SettingsError, cause
 
 _BROKEN = "\ufffd"  # what decoding puts where bytes are no character; which bytes they were is lost
 _SHOWN = 60  # characters of a text that an error quotes
@@ -64,17 +60,10 @@ class Encoder:
     @cached_property
     def options(self) -> list[str]:
         """Names of what the chat template reads besides messages and special tokens: thinking, tools, a date."""
-        template = self._tokenizer.chat_template
-        if template is None:
-            return []
         try:
-            source = self._tokenizer.get_chat_template(tools=self._options.get("tools"))
-            compiled = _compile_jinja_template(source)
-            read = find_undeclared_variables(compiled.environment.parse(source))
-        except (TemplateError, ValueError):
+            return options_read(self._tokenizer, self._options)
+        except ContextError:
             return []  # rendering will say what is wrong with it
-        known = {"messages", "add_generation_prompt", *compiled.globals, *self._tokenizer.special_tokens_map}
-        return sorted(name for name in read - known if not name.endswith("_token"))
 
     def prompt(self, side: Side) -> Ids:
         """Return the ids of a prompt.

@@ -5,6 +5,7 @@ A field is declared once, with its help text and unit; the command line and TOML
 
 from teachdiag.settings.analysis import AnalyzeSettings, FiguresSettings, ReportSettings
 from teachdiag.settings.base import (
+    CLOCK,
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
     HEADLINE_K,
@@ -38,6 +39,7 @@ from teachdiag.settings.probe import ProbeSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
 __all__ = [
+    "CLOCK",
     "EMBEDDED",
     "EMBEDDED_DROPPED_LAYER",
     "HEADLINE_K",

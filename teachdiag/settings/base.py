@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import Field, asdict, field, fields
+from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -34,11 +35,18 @@ HEADLINE_OUTCOME = "gain"  # likewise the outcome
 SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
 NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
 MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
+CLOCK = "strftime_now"  # what chat templates read the date by
 COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
+
+
+TEMPLATE_OPTIONS = (
+    f"Options of the chat template as JSON, such as '{{\"enable_thinking\": false}}'; tools and documents too, and "
+    f"{CLOCK}, the date it is to show"
+)
 
 
 class Sampling(NamedTuple):
@@ -146,6 +154,10 @@ class Checked:
         value, greedy = getattr(self, name), "0, or " if zero else ""
         self._require((zero and value == 0) or 1e-3 <= value <= 1e3, name, f"{greedy}from 0.001 to 1000")
 
+    def _check_template_options(self, *names: str) -> None:
+        for name in names:
+            template_options(getattr(self, name), flag(name))
+
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Return every option's default."""
@@ -164,7 +176,7 @@ def flag(name: str) -> str:
 _APPLYING = {  # of apply_chat_template itself, which belong to whoever renders
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
-    *("tokenizer_kwargs", "processor_kwargs"),
+    *("tokenizer_kwargs", "processor_kwargs", "sanitize_control_tokens"),
 }
 
 
@@ -176,7 +188,7 @@ def template_options(text: str, name: str = "--template-options") -> dict[str, A
         name: what gave it, for messages.
 
     Raises:
-        SettingsError: it is no JSON object, or names what is no option of a template.
+        SettingsError: it is no JSON object, names what is no option of a template, or a date that is none.
     """
     try:
         found = parse_json(text or "{}")
@@ -187,4 +199,14 @@ def template_options(text: str, name: str = "--template-options") -> dict[str, A
     reserved = sorted(found.keys() & _APPLYING)
     if reserved:
         raise SettingsError(f"{name} has {', '.join(reserved)}, which is no option of a chat template: leave it out")
+    if CLOCK in found and not _is_moment(found[CLOCK]):
+        raise SettingsError(f"{name}: {CLOCK} is {found[CLOCK]!r}: give the date that it is to show, as 2026-01-31")
     return found
+
+
+def _is_moment(value: object) -> bool:
+    try:
+        datetime.fromisoformat(str(value) if isinstance(value, str) else "")
+    except ValueError:
+        return False
+    return True

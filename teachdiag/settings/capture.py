@@ -7,6 +7,7 @@ from teachdiag.settings.base import (
     COUNTABLE,
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
+    TEMPLATE_OPTIONS,
     Checked,
     DType,
     Engine,
@@ -17,6 +18,7 @@ from teachdiag.settings.base import (
     TeacherPrompt,
     flag,
     option,
+    template_options,
 )
 
 _OF_VLLM = ("engine_dtype", "tensor_parallel", "gpu_memory", "prefix_caching")
@@ -68,6 +70,10 @@ class CaptureSettings(PairSettings):
     )
     prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
     data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
+    template_options: str = option("", TEMPLATE_OPTIONS)
+    teacher_template_options: str = option(
+        "", "Options for the teacher's prompt, rendered by the same template, where they differ (JSON)"
+    )
     contexts: str = option("", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none")
     bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts")
     update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts")
@@ -132,12 +138,21 @@ class CaptureSettings(PairSettings):
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
         self._refuse_engine_options()
+        self._check_template_options("template_options", "teacher_template_options")
+        if self.contexts and any(self.options_given):
+            raise SettingsError("--template-options renders prompts, which --contexts brings rendered: leave it out")
         self.dropped_layers  # noqa: B018 (parsing is the check)
 
     @property
     def same_prompt(self) -> bool:
         """Whether both models read the same prompt."""
-        return self.teacher_prompt == "same"
+        ours, theirs = (template_options(text) for text in self.options_given)
+        return self.teacher_prompt == "same" and ours == theirs
+
+    @property
+    def options_given(self) -> tuple[str, str]:
+        """Options of the chat template for the student's prompt and the teacher's."""
+        return self.template_options, self.teacher_template_options or self.template_options
 
     def _refuse_engine_options(self) -> None:
         """Refuse an option of an engine that is not used: it would promise what does not happen."""

@@ -9,6 +9,7 @@ from teachdiag.settings.base import (
     COUNTABLE,
     HEADLINE_K,
     SUPPORT_SIZES,
+    TEMPLATE_OPTIONS,
     Checked,
     DType,
     Loss,
@@ -31,6 +32,7 @@ class ProtocolSettings(Checked):
 
     prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
     data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
+    template_options: str = option("", TEMPLATE_OPTIONS)
     prompt_seed: int = option(0, "Root of which prompts are held out, and of the random numbers of answers", "integer")
     eval_prompts: int = option(32, "Held-out prompts that every model answers", "prompts")
     eval_samples: int = option(2, "Answers to each held-out prompt", "answers")
@@ -58,6 +60,7 @@ class ProtocolSettings(Checked):
         self._check_at_most(COUNTABLE, "eval_samples")
         self._check_temperature("eval_temperature", zero=True)
         self._require(0 < self.eval_top_p <= 1, "eval_top_p", "in (0, 1]")
+        self._check_template_options("template_options")
 
 
 @dataclass(frozen=True, kw_only=True)
