@@ -19,6 +19,7 @@ from teachdiag.diagnostics.templates import (
     encode_messages,
     encode_prompt,
     encode_prompts,
+    options_read,
     resolve_options,
 )
 from teachdiag.diagnostics.train import Classroom
