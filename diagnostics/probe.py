@@ -23,8 +23,8 @@ from teachdiag.diagnostics.processes import (
     timed_by_first,
     writing_first,
 )
-from teachdiag.diagnostics.sources import Sources, resolve
-from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps
+from teachdiag.diagnostics.sources import Sources
+from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps, student_after
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
@@ -80,22 +80,23 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         sources = on_first(lambda: resolve_pair(capture, reporter))
         _refuse_other_models(run, captured, sources)
         device = own_device(settings.device)
-        inputs = captured["inputs"] | captured["tables"] | on_first(lambda: _further_inputs(run, settings, reporter))
+        further = on_first(lambda: _further_inputs(run, settings, capture, reporter))
+        inputs = captured["inputs"] | captured["tables"] | further
         if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(on_first(stage.require)["results"])
         with timed_by_first(stage):
-            kind, further = _KINDS[settings.kind], partial(further_contexts, settings)
-            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, further)
+            kind, made = _KINDS[settings.kind], partial(further_contexts, settings)
+            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, made)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
             on_first(lambda: stage.complete(results))
     return results
 
 
-def _further_inputs(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[str, Any]:
+def _further_inputs(run: Path, settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
     """What goes into a probe beside the capture; a change of it between two processes is a change of the probe."""
     if settings.kind == "checkpoint":
-        return {"student_after": resolve(settings.student_after, "main", (), reporter).digest}
+        return {"student_after": student_after(settings, capture, reporter).digest}
     if settings.kind == "selectors" and any(
         "isolated_gain" in chooser.columns for chooser in resolve_choosers(run, settings)
     ):

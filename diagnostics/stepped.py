@@ -22,7 +22,7 @@ from teachdiag.diagnostics.parameters import laid_out_like
 from teachdiag.diagnostics.processes import on_first, processes
 from teachdiag.diagnostics.rollouts import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.shuffles import refuse_unshufflable, shuffle_rollouts, shuffle_teacher
-from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.sources import ModelSource
 from teachdiag.diagnostics.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.theta0 import inner, random_direction
 from teachdiag.diagnostics.updates import (
@@ -31,11 +31,12 @@ from teachdiag.diagnostics.updates import (
     optimize,
     step_objective,
 )
+from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.errors import ContextError, ModelError
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import ProbeSettings
+from teachdiag.settings import CaptureSettings, ProbeSettings
 from teachdiag.tables import shard_path, write_parquet, write_text
 
 NOTHING, ROLLOUTS = "theta0", "shuffled_rollouts"
@@ -100,6 +101,15 @@ def check_steps(run: Path, settings: ProbeSettings, bank: list[Context], update:
     """
     if "shuffled_teacher" in placebo_names(settings):
         refuse_unshufflable(update)
+
+
+def student_after(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> ModelSource:
+    """Find the student that was trained elsewhere.
+
+    Raises:
+        ModelError: it cannot be found, or its weights are not those of its architecture.
+    """
+    return resolve_whole(settings.student_after, "main", (), reporter, capture.trust_remote_code)
 
 
 def measure_steps(bench: Workbench) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def _take_checkpoint(bench: Workbench) -> Step:
     """
     path = bench.settings.student_after
     device = "cpu" if bench.student.sharded else str(bench.student.device)
-    trained = load(resolve(path, "main", (), bench.reporter), "float32", device)
+    trained = load(student_after(bench.settings, bench.capture, bench.reporter), "float32", device)
     theirs = dict(trained.parameters())
     ours = dict(bench.student.parameters())
     if theirs.keys() != ours.keys() or any(ours[name].shape != p.shape for name, p in theirs.items()):

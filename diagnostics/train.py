@@ -110,7 +110,8 @@ def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
         named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.settings.seed}
         table = TRAIN_STEPS.build_rows([named | step for step in steps])
         write_parquet(table, room.run / "train_steps" / f"{cell.name}.parquet")
-    _judge(room, on_first(lambda: resolve(str(folder), "", (), reporter)), cell.arm, reporter, cell)
+    trusted = room.settings.trust_remote_code
+    _judge(room, on_first(lambda: resolve(str(folder), "", (), reporter, trusted)), cell.arm, reporter, cell)
     if is_first():
         shutil.rmtree(scratch, ignore_errors=True)
         if not room.settings.keep:

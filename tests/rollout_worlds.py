@@ -50,7 +50,7 @@ def bare_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def embedded_tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(embedded_model(QUIET))
+    return AutoTokenizer.from_pretrained(embedded_model(QUIET)[0])
 
 
 def imported(

@@ -11,6 +11,7 @@ import torch
 from teachdiag.cache import cache_folder, made_once
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.weights import check_weights
 from teachdiag.errors import ModelError, cause
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
@@ -83,6 +84,7 @@ def engine_arguments(source: ModelSource, settings: CaptureSettings, length: int
         "gpu_memory_utilization": settings.gpu_memory,
         "enable_prefix_caching": settings.prefix_caching,
         "revision": source.revision or None,
+        "trust_remote_code": source.trusted,
         "max_model_len": length,
         "generation_config": "vllm",  # no sampling defaults that came with the model
     }
@@ -97,17 +99,23 @@ def unchunked(settings: CaptureSettings, length: int) -> dict[str, Any]:
 
 
 def weights(source: ModelSource, reporter: Reporter) -> Path | str:
-    """Return what an engine loads: a Hub id, a folder, or, for a pruned model, a folder in the cache, written once."""
-    if not source.dropped_layers:
+    """Return what an engine loads: a Hub id, a folder, or a folder in the cache, written once, of what it cannot load.
+
+    That is a model without some of its layers, and one whose weights have names that a wrapper gave them.
+
+    Raises:
+        ModelError: its weights are not those of its architecture.
+    """
+    if not check_weights(source) and not source.dropped_layers:
         return source.path
-    without = "-".join(map(str, source.dropped_layers))
+    without = "-".join(map(str, source.dropped_layers)) or "none"
     name = f"{source.digest[:32]}-without-{without}"
 
     def make(part: Path) -> None:
-        reporter.say(f"Exporting {source.name} without layers {without}, once, into {cache_folder() / name}")
+        reporter.say(f"Exporting {source.name} (without layers: {without}), once, into {cache_folder() / name}")
         _export(source, part)
 
-    return made_once(name, make)
+    return made_once(name, make)[0]
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
     _check_output(out, files)
     found = read_records(name, files, reporter)
     _check_origins(found.records, reporter)
-    model = outline(resolve(settings.student, settings.revision, (), reporter))
+    model = outline(resolve(settings.student, settings.revision, (), reporter, settings.trust_remote_code))
     options = template_options(settings.template_options)
     encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
     records, rows, bad = [], [], found.bad

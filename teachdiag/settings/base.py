@@ -40,6 +40,7 @@ COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
+TRUST_HELP = "Let code run that comes with a model: read it first. Without it such a model is refused"
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
 
 

@@ -8,6 +8,7 @@ from teachdiag.settings.base import (
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
     TEMPLATE_OPTIONS,
+    TRUST_HELP,
     Checked,
     DType,
     Engine,
@@ -38,6 +39,7 @@ class PairSettings(Checked):
         "Decoder layers to remove from the student, zero-based, comma-separated, or 'none'. 'auto' removes layer "
         f"{EMBEDDED_DROPPED_LAYER} where embedded student and teacher would be identical, and nothing elsewhere",
     )
+    trust_remote_code: bool = option(False, TRUST_HELP)
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:

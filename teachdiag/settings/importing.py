@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from teachdiag.settings.base import Checked, arguments, option, template_options
+from teachdiag.settings.base import TRUST_HELP, Checked, arguments, option, template_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,7 @@ class ImportSettings(Checked):
     update_prompts: int = option(0, "Prompts set aside for updates, the others are the bank; 0 is a quarter", "prompts")
     seed: int = option(0, "Seed of that draw", "integer")
     revision: str = option("main", "Hub revision of the student")
+    trust_remote_code: bool = option(False, TRUST_HELP)
     template_options: str = option(
         "",
         "Options that the prompts' chat template was given, as JSON, such as '{\"enable_thinking\": false}'",

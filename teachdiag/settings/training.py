@@ -10,6 +10,7 @@ from teachdiag.settings.base import (
     HEADLINE_K,
     SUPPORT_SIZES,
     TEMPLATE_OPTIONS,
+    TRUST_HELP,
     Checked,
     DType,
     Loss,
@@ -69,6 +70,7 @@ class EvaluateSettings(ProtocolSettings):
 
     models: list[str] = arguments("Models to judge: Hub ids, folders such as students/... of a run, or 'embedded'")
     revision: str = option("main", "Hub revision of the models")
+    trust_remote_code: bool = option(False, TRUST_HELP)
 
     def __post_init__(self) -> None:
         """Check every field on its own.
