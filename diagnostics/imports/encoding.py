@@ -273,7 +273,7 @@ class Encoder:
             ids = self._chat(messages)
             if self._decode(ids, skip=True) == text:
                 found.add(ids)
-                if len(found) > 1 or any(mark in m["content"] for m in messages for mark in self._openings):
+                if len(found) > 1 or any(self._may_be_turns(message["content"]) for message in messages):
                     raise BadRow(
                         "ambiguous",
                         f"the prompt, which begins {shown(text)}, lost its special tokens and can be read as more "
@@ -298,6 +298,10 @@ class Encoder:
         """What a stripped rendering has before, between and after the messages of each conversation of `_CHATS`."""
         found = {roles: self._around(roles, skip=True) for roles in _CHATS}
         return {roles: pieces for roles, pieces in found.items() if pieces}
+
+    def _may_be_turns(self, content: str) -> bool:
+        """Whether a stripped message may be more than one: it holds what stands between turns, or nothing does."""
+        return any(mark in content or not mark.strip() for mark in self._openings)
 
     @cached_property
     def _openings(self) -> list[str]:

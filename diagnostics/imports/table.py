@@ -100,9 +100,9 @@ def _check_share(bad: Sequence[BadRow], rows: int, settings: ImportSettings) -> 
     if not settings.skip_bad_rows:
         more = f" (so are {len(bad) - 1} more of {rows} rows: {reasons})" if len(bad) > 1 else f" (1 of {rows} rows)"
         raise RolloutError(f"{bad[0]}{more}; --skip-bad-rows leaves such rows out")
-    if len(bad) > settings.skip_at_most * rows:
+    if len(bad) == rows or len(bad) > settings.skip_at_most * rows:
         raise RolloutError(
-            f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), above --skip-at-most "
+            f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), where --skip-at-most is "
             f"{settings.skip_at_most:g}: the first is {bad[0]}"
         )
 
