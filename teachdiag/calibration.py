@@ -1,7 +1,6 @@
 """What `make bench` measured on one machine, from which `teachdiag plan` extrapolates: its record, written and read."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from teachdiag.cache import cache_folder
 from teachdiag.errors import ArtefactError
 from teachdiag.settings import DType
+from teachdiag.settings.base import fits
 from teachdiag.tables import write_text
 
 COMMAND = "python benchmarks/bench.py calibration"  # what makes one, in a checkout of teachdiag
@@ -98,4 +98,5 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _positive(value: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    """Whether it is a number above 0 that some machine may have measured: products of these stay finite."""
+    return fits(value, float) and 1e-18 <= value <= 1e18

@@ -143,7 +143,10 @@ def _read_file(path: Path, manifest: Manifest) -> Iterator[list[dict[str, Any]]]
     if wanted <= set(rows.column_names):  # else the first row tells what is missing among what there is
         rows = rows.select_columns(sorted(wanted))
     for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
-        yield batch.to_pylist()
+        try:
+            yield batch.to_pylist()
+        except UnicodeDecodeError as error:  # which the readers below take as it comes
+            raise ManifestError(f"{path} holds text that is not UTF-8 ({error})") from error
 
 
 def _download(manifest: Manifest) -> Path:
