@@ -28,7 +28,12 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         **{"question": (str, True), "solution": (str, False)},
         **{"answer": (str, False), "answer_after": (str, False)},
     },
-    "template": {"prompt": (str, False), "privileged": (str, False), "options": (dict, False)},
+    "template": {
+        "prompt": (str, False),
+        "privileged": (str, False),
+        "options": (dict, False),
+        "prefilled": (bool, False),
+    },
     "grading": {"grader": (str, True), "answer_after": (str, False)},
 }
 _NEEDED_BY_KIND = {
@@ -37,7 +42,7 @@ _NEEDED_BY_KIND = {
 }
 GRADERS = ("math_verify", "reasoning_gym", "exact")
 _FIELDS = ("question", "solution", "answer")
-_TOML_NAMES = {str: "string", int: "whole number", list: "list", dict: "table"}
+_TOML_NAMES = {bool: "true or false", str: "string", int: "whole number", list: "list", dict: "table"}
 
 
 Message = dict[str, str]  # role and content
@@ -77,6 +82,7 @@ class Manifest:
     columns: Mapping[str, str]
     template: Mapping[str, str]
     template_options: Mapping[str, Any]
+    prefilled: bool
     grading: Mapping[str, str]
 
     def student_messages(self, prompt: Prompt) -> list[Message]:
@@ -126,13 +132,16 @@ def read_manifest(name: str) -> Manifest:
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except IsADirectoryError:
+        raise ManifestError(f"the prompt manifest {path} is a folder: give the path of a .toml file in it") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError | UnicodeDecodeError):
+            raise ManifestError(f"{path} is not TOML: {error}") from error
         raise ManifestError(
-            f"no prompt manifest {name!r}: choose from {', '.join(manifest_names())}, or give the path of a .toml file"
+            f"no prompt manifest {name[:100]!r}: choose from {', '.join(manifest_names())}, or give the path of a "
+            ".toml file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not TOML: {error}") from error
     _check_entries(path, content)
     template = content.get("template", {})
     return Manifest(
@@ -143,8 +152,9 @@ def read_manifest(name: str) -> Manifest:
         sha256=tuple(content.get("sha256", ())),
         source=content["source"],
         columns=content["columns"],
-        template={"prompt": "{question}"} | {k: v for k, v in template.items() if k != "options"},
+        template={"prompt": "{question}"} | {k: v for k, v in template.items() if isinstance(v, str)},
         template_options=_options(path, template.get("options", {})),
+        prefilled=template.get("prefilled", False),
         grading=content.get("grading", {"grader": GRADERS[0]}),
     )
 
@@ -158,7 +168,7 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
         if unknown:
             raise ManifestError(f"{path}: unknown entries {', '.join(sorted(prefix + name for name in unknown))}")
         for name, (kind, needed) in known.items():
-            if name in entries and (not isinstance(entries[name], kind) or isinstance(entries[name], bool)):
+            if name in entries and type(entries[name]) is not kind:
                 raise ManifestError(f"{path}: the entry {prefix}{name} must be a {_TOML_NAMES[kind]}")
             if needed and name not in entries:
                 raise ManifestError(f"{path}: the entry {prefix}{name} is missing")

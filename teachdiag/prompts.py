@@ -4,20 +4,29 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from teachdiag.arithmetic import problems
 from teachdiag.errors import EstimationError, ManifestError, cause
-from teachdiag.manifests import Manifest, Prompt
+from teachdiag.jsontext import parse_json
+from teachdiag.manifests import Manifest, Prompt, manifest_names, read_manifest
 from teachdiag.seeds import derive_seed
 from teachdiag.tables import file_digest
 
+Row = Mapping[str, Any]
+Content = tuple[str | tuple[tuple[str, str], ...], str | None, str | None]
 _BATCH_ROWS = 10_000
+_LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")  # messages, as Python or JSON writes them
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,16 @@ def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
     Raises:
         ManifestError: the data is missing, lacks a mapped column, or has another hash or row count than recorded.
     """
-    batches, file_sha256 = _read_source(manifest, data_file)
-    distinct: dict[tuple[str, str | None, str | None], Prompt] = {}  # repeated rows are dropped as they come
+    distinct: dict[Content, Prompt] = {}  # repeated rows are dropped as they come
     count = 0
-    for rows in batches:
+    try:
+        rows, file_sha256 = _read_source(manifest, data_file)
         for row in rows:
             prompt = _map_row(manifest, count, row)
             distinct.setdefault(_content(prompt), prompt)
             count += 1
+    except OSError as error:
+        raise ManifestError(f"{manifest.id}: its data cannot be read: {cause(error)}") from error
     content = content_digest(distinct.values())
     _verify(manifest, {f"content:{content}", f"file:{file_sha256}"}, len(distinct))
     by_question: dict[str, Prompt] = {}
@@ -79,18 +90,28 @@ def content_digest(prompts: Iterable[Prompt]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _content(prompt: Prompt) -> tuple[str, str | None, str | None]:
-    return prompt.question, prompt.solution, prompt.answer
+def _content(prompt: Prompt) -> Content:
+    return prompt.conversation or prompt.question, prompt.solution, prompt.answer
 
 
 def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
-    if manifest.rows is not None and rows != manifest.rows:
-        raise ManifestError(f"{manifest.id}: {rows} distinct rows found, {manifest.rows} recorded in {manifest.path}")
-    if manifest.sha256 and not found & set(manifest.sha256):
-        raise ManifestError(
-            f"{manifest.id}: the data's hash is {' or '.join(sorted(found))}, none of those recorded in "
-            f"{manifest.path}: another revision or an edited copy; record the new hash if that is what you want"
-        )
+    """Refuse rows that are not those recorded, and say which they are, or how to record them.
+
+    Raises:
+        ManifestError: their number or their hash is another.
+    """
+    if manifest.rows in (None, rows) and (not manifest.sha256 or found & set(manifest.sha256)):
+        return
+    told = f"{manifest.id}: the data has {rows} distinct rows and the hash {' or '.join(sorted(found))}"
+    for name in manifest_names():
+        if found & set(read_manifest(name).sha256):
+            raise ManifestError(f"{told}, which are those of {name}: use --prompts {name}")
+    recorded = f"{manifest.rows or 'any number of'} rows{' of another hash' * bool(manifest.sha256)}"
+    raise ManifestError(
+        f"{told}, where {manifest.path} records {recorded}: another split, revision or an edited copy; if that is what "
+        "you want, copy the manifest to a .toml file of your own, put these rows and this hash into its rows and "
+        "sha256, and give its path as --prompts"
+    )
 
 
 def local_file(manifest: Manifest, data_file: str = "") -> Path | None:
@@ -103,8 +124,8 @@ def local_file(manifest: Manifest, data_file: str = "") -> Path | None:
     if "://" in place or (not place and kind != "file"):
         return None
     path = Path(place or manifest.source["file"])
-    if not path.is_file():
-        raise ManifestError(f"{manifest.id}: no data file at {path}: give --data-file")
+    if not os.path.isfile(path):  # a name that no file can have is none
+        raise ManifestError(f"{manifest.id}: no data file at {str(path)[:200]}: give --data-file")
     _format(path)
     return path
 
@@ -114,39 +135,60 @@ def _copy(manifest: Manifest, data_file: str) -> str:
     return data_file or os.environ.get(f"TEACHDIAG_DATA_{manifest.id.upper()}", "")
 
 
-def _read_source(manifest: Manifest, data_file: str) -> tuple[Iterator[list[dict[str, Any]]], str]:
-    """Return the rows in batches, and the SHA-256 of the file they came from ('' for generated rows)."""
+def _read_source(manifest: Manifest, data_file: str) -> tuple[Iterable[Row], str]:
+    """Return the rows, and the SHA-256 of the file they came from ('' for generated rows)."""
     place, kind = _copy(manifest, data_file), manifest.source["kind"]
     if kind in _GENERATED and not place:
-        return iter([_GENERATED[kind](manifest)]), ""
+        return _GENERATED[kind](manifest), ""
     path = local_file(manifest, data_file) or (_fetch(manifest, place) if place else _download(manifest))
-    return _read_file(path, manifest), file_digest(path)
+    return _format(path)(path, manifest), file_digest(path)
 
 
-def _format(path: Path) -> str:
-    formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-    if path.suffix not in formats:
-        raise ManifestError(f"{path}: prompts are read from .jsonl, .json or .parquet files")
-    return formats[path.suffix]
+def _format(path: Path) -> Callable[[Path, Manifest], Iterator[Row]]:
+    if path.suffix not in _FORMATS:
+        raise ManifestError(f"{path}: prompts are read from {' or '.join(_FORMATS)} files")
+    return _FORMATS[path.suffix]
 
 
-def _read_file(path: Path, manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
-    """Yield the mapped columns in batches, so that a file larger than memory can be read."""
-    datasets = _require("datasets")
-    datasets.disable_progress_bars()
+def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
+    """Yield the mapped columns, in batches, so that a file larger than memory can be read."""
+    wanted = {value.split(".")[0] for name, value in manifest.columns.items() if name != "answer_after"}
     try:
-        rows = datasets.load_dataset(_format(path), data_files=str(path), split="train")
-    except Exception as error:
-        raise ManifestError(f"{path} cannot be read as {_format(path)} rows: {cause(error)}") from error
-    paths = [value for name, value in manifest.columns.items() if name != "answer_after"]
-    wanted = {path.split(".")[0] for path in paths}
-    if wanted <= set(rows.column_names):  # else the first row tells what is missing among what there is
-        rows = rows.select_columns(sorted(wanted))
-    for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
-        try:
-            yield batch.to_pylist()
-        except UnicodeDecodeError as error:  # which the readers below take as it comes
-            raise ManifestError(f"{path} holds text that is not UTF-8 ({error})") from error
+        with pq.ParquetFile(path) as file:
+            known = wanted <= set(file.schema_arrow.names)  # else the first row tells what there is
+            for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(wanted) if known else None):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:  # text that is no UTF-8 too
+        raise ManifestError(f"{path} cannot be read as Parquet: {cause(error)}") from error
+
+
+def _line_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
+    """Yield the rows of a file with one JSON object a line."""
+    with path.open("rb") as stream:  # as bytes: text would also be cut at the line ends that JSON strings may hold
+        for place, line in enumerate(stream, start=1):
+            if line.strip():
+                yield from _objects(f"{path}:{place}", line, many=False)
+
+
+def _json_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
+    """Yield the rows of a JSON file: a list of objects, or one object a line."""
+    with path.open("rb") as stream:
+        listed = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    yield from _objects(str(path), path.read_bytes(), many=True) if listed else _line_rows(path, manifest)
+
+
+def _objects(where: str, text: bytes, *, many: bool) -> list[Row]:
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise ManifestError(f"{where} is no JSON: {error}") from error
+    rows = found if many else [found]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ManifestError(f"{where} is no JSON object, which one prompt must be")
+    return rows
+
+
+_FORMATS = {".jsonl": _line_rows, ".json": _json_rows, ".parquet": _parquet_rows}
 
 
 def _download(manifest: Manifest) -> Path:
@@ -192,24 +234,39 @@ def _chains(manifest: Manifest) -> list[dict[str, Any]]:
 _GENERATED = {"reasoning_gym": _generate, "arithmetic": _chains}
 
 
-def _map_row(manifest: Manifest, number: int, row: Mapping[str, Any]) -> Prompt:
+def _map_row(manifest: Manifest, number: int, row: Row) -> Prompt:
     columns = manifest.columns
-    values = {
-        name: _look_up(manifest, number, row, columns[name]) if name in columns else None
-        for name in ("question", "solution", "answer")
-    }
-    question = values["question"]
-    if not question or not question.strip():
+    values = {name: _look_up(manifest, number, row, path) for name, path in columns.items() if name != "answer_after"}
+    asked, texts = values.pop("question"), dict[str, str]()
+    with _of_column(manifest, number, "question"):
+        single = not isinstance(asked, list)
+        conversation = (("user", _text(asked, columns["question"])),) if single else _conversation(asked, manifest)
+    for name, value in values.items():
+        with _of_column(manifest, number, name):
+            texts[name] = _text(value, columns[name], number=True)
+    question = [content for role, content in conversation if role == "user"][-1]
+    if not question.strip():
         raise ManifestError(f"{manifest.id}: row {number} has an empty question (columns.question)")
-    answer, mark = values["answer"], columns.get("answer_after")
-    if answer is not None and mark:
-        answer = answer.rsplit(mark, 1)[-1].strip()
-    digest = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:12]
-    return Prompt(f"{manifest.id}/{digest}", number, question, values["solution"], answer)
+    if "answer" in texts and "answer_after" in columns:
+        texts["answer"] = texts["answer"].rsplit(columns["answer_after"], 1)[-1].strip()
+    if len(conversation) == 1:
+        conversation = ()
+    named = json.dumps(conversation) if conversation else " ".join(question.split())
+    digest = hashlib.sha256(named.encode()).hexdigest()[:12]
+    return Prompt(f"{manifest.id}/{digest}", number, question, texts.get("solution"), texts.get("answer"), conversation)
 
 
-def _look_up(manifest: Manifest, number: int, row: Any, path: str) -> str:  # noqa: ANN401 (nested JSON)
-    value = row
+@contextmanager
+def _of_column(manifest: Manifest, number: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ManifestError as error:
+        column = f"column {manifest.columns[name]!r} (columns.{name})"
+        raise ManifestError(f"{manifest.id}: row {number}, {column} {error}") from error
+
+
+def _look_up(manifest: Manifest, number: int, row: Row, path: str) -> Any:  # noqa: ANN401 (nested JSON)
+    value: Any = row
     try:
         for part in path.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
@@ -220,7 +277,69 @@ def _look_up(manifest: Manifest, number: int, row: Any, path: str) -> str:  # no
         ) from None
     if value is None:
         raise ManifestError(f"{manifest.id}: row {number} has nothing in column {path!r}")
-    return str(value)
+    return value
+
+
+def _text(value: Any, path: str, *, number: bool = False) -> str:  # noqa: ANN401 (nested JSON)
+    """Text of a value by its meaning; numbers as they are written in full, where they may be.
+
+    Raises:
+        ManifestError: it has none; the message says what it is, not where.
+    """
+    if isinstance(value, str):
+        if _LISTED.match(value):
+            raise ManifestError("holds a list of messages that was written as text: store it as a list")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ManifestError("holds half of a surrogate pair, which is no valid Unicode") from None
+        return value
+    if isinstance(value, dict):
+        names = ", ".join(f"{path}.{name}" for name in value)
+        raise ManifestError(f"holds an object: name the entry that is meant ({names or 'it has none'})")
+    if isinstance(value, list):
+        raise ManifestError(f"holds a list of {len(value)}: name the entry that is meant, such as {path}.0")
+    if number and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+        if exact.is_finite():
+            whole = isinstance(value, float) and exact == exact.to_integral_value()  # made of an integer
+            return f"{exact.to_integral_value() if whole else exact:f}"
+    raise ManifestError(f"holds {value!r:.60} ({type(value).__name__}), which is no text{' and no number' * number}")
+
+
+def _conversation(messages: list[Any], manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Role and content of every message; entries that hold null, as Parquet fills them in, count for nothing.
+
+    Raises:
+        ManifestError: there is more in them than text, or they are no prompt; the message does not say where.
+    """
+    found = []
+    for message in messages:
+        if not isinstance(message, dict):
+            raise ManifestError("holds a list that is no list of messages: name the entry that is meant")
+        kept = {name: part for name, part in message.items() if part is not None}
+        if kept.keys() != {"role", "content"}:
+            raise ManifestError(
+                f"holds a message with {', '.join(kept) or 'nothing'}: only role and content can be rendered"
+            )
+        content = kept["content"]
+        if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+            parts = {name: part for name, part in content[0].items() if part is not None}
+            content = parts["text"] if parts.keys() == {"type", "text"} and parts["type"] == "text" else content
+        if not isinstance(kept["role"], str) or not isinstance(content, str):
+            raise ManifestError("holds a message of more than one text, such as an image: only text can be rendered")
+        found.append((_text(kept["role"], "role"), _text(content, "content")))
+    roles = [role for role, _ in found]
+    if "user" not in roles:
+        raise ManifestError("holds no message of the user's")
+    if roles[-1] == "assistant" and not manifest.prefilled:
+        raise ManifestError(
+            "ends with a message of the assistant's: cut it off if it is the answer, or set prefilled = true in "
+            "[template] if it is to be continued"
+        )
+    if roles[-1] not in ("user", "assistant"):
+        raise ManifestError(f"ends with a message of the {roles[-1]}'s, so that nobody asks for an answer")
+    return tuple(found)
 
 
 def _require(package: str) -> Any:  # noqa: ANN401 (a module)
