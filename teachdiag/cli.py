@@ -9,7 +9,7 @@ import typer
 
 from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
-from teachdiag.errors import InputError
+from teachdiag.errors import InputError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
     AnalyzeSettings,
@@ -130,6 +130,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 
     if settings.compat == "released":
         return run_released(run, settings, reporter)
+    _need_own_bank(run)
     summary = run_analysis(run, settings, reporter)
     publish(run, reporter)
     if any((run / "eval_scores").glob("*.parquet")):
@@ -143,6 +144,7 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     preflight.before_reading(run)
     from teachdiag.figures.build import publish
 
+    _need_own_bank(run)
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
 
 
@@ -152,6 +154,7 @@ def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # n
     preflight.before_reading(run)
     from teachdiag.figures.report.build import write_report
 
+    _need_own_bank(run)
     return write_report(run, settings, reporter)
 
 
@@ -194,6 +197,15 @@ def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     from teachdiag.planning import plan as foresee
 
     return foresee(settings, read_calibration(Path(settings.calibration or calibration_path())))
+
+
+def _need_own_bank(run: Path) -> None:
+    """Refuse a run that holds a bank of the released code alone, for which there is one command."""
+    if (run / "import.json").exists() and not (run / "capture.json").exists():
+        raise RunError(
+            f"{run} holds a bank that the released code scored: `teachdiag analyze {run} --compat released` writes all "
+            "that there is of it, analysis/released/released.md and its tables"
+        )
 
 
 def _analyze_training(run: Path) -> None:

@@ -13,7 +13,7 @@ from teachdiag.analysis.released.stage import DEPARTURES
 from teachdiag.analysis.released.tables import TABLES
 from teachdiag.artefacts.released import MEASURED
 from teachdiag.cli import app
-from teachdiag.errors import ArtefactError, RunError
+from teachdiag.errors import ArtefactError, RunError, SettingsError
 
 PARITY = os.environ.get("TEACHDIAG_PARITY_BANK")
 KEYS = {  # what identifies a row of a table, and which columns depend on the random stream
@@ -64,7 +64,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ReleasedBank:
     before, after = synthetic()
     before.to_parquet(folder / "before.parquet")
     after.to_csv(folder / "after.csv", index=False)
-    import_bank(folder / "before.parquet", folder / "after.csv", folder / "run", 8)
+    import_bank(folder / "before.parquet", folder / "after.csv", folder / "run", 16)
     return load_released(folder / "run")
 
 
@@ -79,7 +79,7 @@ def test_the_import_keeps_every_number_whatever_the_order(bank: ReleasedBank) ->
     for name, _, _ in MEASURED:
         np.testing.assert_array_equal(bank.before(name), before[name])
         np.testing.assert_allclose(bank.after(name), after[name], rtol=1e-15)
-    assert bank.k == 8
+    assert bank.k == 16
 
 
 def test_table_1_is_that_of_a_loop(bank: ReleasedBank) -> None:
@@ -153,9 +153,37 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
         import_bank(tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "run", 16)
     with pytest.raises(ArtefactError, match=r"gone\.csv does not exist"):
         import_bank(tmp_path / "gone.csv", tmp_path / "two.parquet", tmp_path / "run", 16)
+    before.to_parquet(tmp_path / "one.parquet")
+    after.to_csv(tmp_path / "two.csv")
+    with pytest.raises(
+        ArtefactError, match=r"one\.parquet was not scored with K=10: at position .* no multiple of 1/10"
+    ):
+        import_bank(tmp_path / "one.parquet", tmp_path / "two.csv", tmp_path / "run", 10)
+    with pytest.raises(SettingsError, match="--k is 0"):
+        import_bank(tmp_path / "one.parquet", tmp_path / "two.csv", tmp_path / "run", 0)
     with pytest.raises(RunError, match="holds no bank of the released code: bring one with `teachdiag import released"):
         load_released(tmp_path / "none")
     assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_a_bank_is_never_overwritten(tmp_path: Path) -> None:
+    before, after = (tmp_path / f"{side}.parquet" for side in ("before", "after"))
+    for file, table in zip((before, after), synthetic(contexts=3), strict=True):
+        table.to_parquet(file)
+    run = tmp_path / "run"
+    found = import_bank(before, after, run, 16)
+    kept = {file: file.read_bytes() for file in run.rglob("*.parquet")}
+    assert import_bank(before, after, run, 16) == found  # the very same, again
+    synthetic(seed=1, contexts=3)[1].to_parquet(after)
+    with pytest.raises(RunError, match="was made with another configuration"):
+        import_bank(before, after, run, 16)
+    with pytest.raises(RunError, match=r"k was 16, now 32"):
+        import_bank(before, after, run, 32)
+    assert {file: file.read_bytes() for file in run.rglob("*.parquet")} == kept
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/capture.json").write_text("{}")
+    with pytest.raises(RunError, match="is a run of teachdiag itself"):
+        import_bank(before, after, tmp_path / "own", 16)
 
 
 def test_the_command_line_writes_every_table_and_names_its_departures(tmp_path: Path) -> None:
@@ -167,6 +195,9 @@ def test_the_command_line_writes_every_table_and_names_its_departures(tmp_path: 
     done = CliRunner().invoke(app, ["import", "released", *options, "--run", str(run)])
     assert "480 positions of 20 contexts, K=16" in done.output
     assert CliRunner().invoke(app, ["analyze", str(run), "--compat", "released", "--quiet"]).exit_code == 0
+    for command in ("analyze", "figures", "report"):
+        advised = CliRunner().invoke(app, [command, str(run)]).exception
+        assert f"`teachdiag analyze {run} --compat released`" in str(advised)
     page = (run / "analysis/released/released.md").read_text()
     for name, lines in DEPARTURES.items():
         assert f"## {name}" in page

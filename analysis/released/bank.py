@@ -13,12 +13,14 @@ from teachdiag.analysis.bootstrap import Array, Codes
 from teachdiag.analysis.frame import Mask
 from teachdiag.artefacts import RELEASED_BANK
 from teachdiag.artefacts.released import MEASURED
-from teachdiag.errors import ArtefactError, RunError, cause
-from teachdiag.runs import Stage, table_digest, writing
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.errors import ArtefactError, RunError, SettingsError, cause
+from teachdiag.runs import Stage, writing
+from teachdiag.tables import file_digest, shard_path, write_parquet
 
+_TABLE = "released_bank"
 _KEY = ["sample_ordinal", "tok_pos"]
 _FACTS = ["sample_index", "pos_norm"]
+_ROUNDING = 1e-6  # of a share that a file may hold in float32
 _NAMES = [name for name, _, _ in MEASURED]
 
 
@@ -66,26 +68,36 @@ def import_bank(before: Path, after: Path, run: Path, k: int) -> dict[str, Any]:
         k: the support size that they were scored with.
 
     Raises:
-        ArtefactError: a file cannot be read, lacks a column, holds a position twice or a non-finite number, or the two
-            do not hold the same positions.
+        SettingsError: k is no support size.
+        ArtefactError: a file cannot be read, lacks a column, holds a position twice or a non-finite number, contradicts
+            k, or the two do not hold the same positions.
+        RunError: the run directory holds another bank, or a run of teachdiag itself.
     """
+    if k < 1:
+        raise SettingsError(f"--k is {k}: it must be the support size, at least 1")
     tables = {side: _read(path) for side, path in (("before", before), ("after", after))}
     joined = tables["before"].merge(tables["after"][[*_KEY, *_NAMES]], on=_KEY, suffixes=("_before", "_after"))
     for side, path in (("before", before), ("after", after)):
+        _check_support(path, tables[side], k)
         if len(joined) != len(tables[side]):
             raise ArtefactError(
                 f"{path} holds {len(tables[side])} positions, of which {len(joined)} are in both tables: score the "
                 "same contexts with the same cap before and after"
             )
     columns = {c.name: pa.array(joined[c.name]).cast(c.type) for c in RELEASED_BANK.columns}
-    stage = Stage(run, "import")
+    stage = Stage(run, "import", tables=(_TABLE,))
+    if (run / "capture.json").exists():
+        raise RunError(
+            f"{run} is a run of teachdiag itself, which a foreign bank has no place in: choose another --run"
+        )
+    digests = {"before": file_digest(before), "after": file_digest(after)}
     with writing(run):
-        stage.note.unlink(missing_ok=True)
-        stage.claim({"before": before.name, "after": after.name, "k": k}, {})
+        if stage.claim({"before": before.name, "after": after.name, "k": k}, digests):
+            return dict(stage.require()["results"])
         with stage.timed():
-            write_parquet(RELEASED_BANK.build(columns), shard_path(run / "released_bank", 0))
+            write_parquet(RELEASED_BANK.build(columns), shard_path(run / _TABLE, 0))
             results = {"positions": len(joined), "contexts": int(joined["sample_ordinal"].nunique()), "k": k}
-            stage.complete(results | {"released_bank": table_digest(run / "released_bank")})
+            stage.complete(results)
     return results
 
 
@@ -96,14 +108,14 @@ def load_released(run: Path) -> ReleasedBank:
         RunError: none was imported.
         ArtefactError: the table is missing.
     """
-    stage = Stage(run, "import")
+    stage = Stage(run, "import", tables=(_TABLE,))
     if not stage.note.exists():
         raise RunError(
             f"{run} holds no bank of the released code: bring one with `teachdiag import released --before FILE "
-            f"--after FILE --run {run}`; runs of teachdiag itself do not keep C and entropy of the updated student"
+            f"--after FILE --run NEW`; runs of teachdiag itself do not keep C and entropy of the updated student"
         )
     record = stage.require()
-    rows = RELEASED_BANK.read(run / "released_bank").sort_values(_KEY, ignore_index=True)
+    rows = RELEASED_BANK.read(run / _TABLE).sort_values(_KEY, ignore_index=True)
     return ReleasedBank(rows, int(record["settings"]["k"]))
 
 
@@ -121,6 +133,18 @@ def quadrant(h: Array, d: Array) -> Mask:
 def winsorised(values: Array, tail: float) -> Array:
     """Move values beyond the quantiles at `tail` and 1 - `tail` to these."""
     return np.clip(values, *np.quantile(values, [tail, 1 - tail]))
+
+
+def _check_support(path: Path, table: pd.DataFrame, k: int) -> None:
+    """Refuse a K by which an overlap, which is a number of shared tokens over K, is no whole number of tokens."""
+    shared = table["Coverlap"].to_numpy(np.float64) * k
+    odd = np.abs(shared - np.round(shared)) > _ROUNDING * k
+    if odd.any():
+        first = table[odd].iloc[0]
+        raise ArtefactError(
+            f"{path} was not scored with K={k}: at position {first['tok_pos']:g} of sample {first['sample_ordinal']:g} "
+            f"Coverlap is {first['Coverlap']:g}, no multiple of 1/{k}; give the K that it was scored with as --k"
+        )
 
 
 def _read(path: Path) -> pd.DataFrame:
