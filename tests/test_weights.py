@@ -1,10 +1,13 @@
 """What a checkpoint's files hold is what runs: against transformers' own loading of a checkpoint without fault."""
 
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,16 +24,19 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from teachdiag.cache import made_once
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.engines.launch import weights
+from teachdiag.diagnostics.engines.launch import engine_arguments, weights
+from teachdiag.diagnostics.evaluation import run_evaluation
 from teachdiag.diagnostics.head import read_head
 from teachdiag.diagnostics.models import load
 from teachdiag.diagnostics.pair import resolve_pair
-from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.sources import outline, resolve
 from teachdiag.diagnostics.weights import check_weights, resolve_whole
-from teachdiag.errors import ModelError
+from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import CaptureSettings, EvaluateSettings
+from teachdiag.tables import file_digest
 
 QUIET = Reporter(quiet=True)
 Weights = dict[str, Tensor]
@@ -286,3 +292,155 @@ def test_a_broken_file_is_one_sentence(clean: Path, file: str, content: str, tol
     with pytest.raises(ModelError, match=told) as found:
         load(source, "float32", "cpu")
     assert "\n" not in str(found.value)
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import Qwen3Config, Qwen3ForCausalLM
+Path({marker!r}).touch()
+class OwnConfig(Qwen3Config):
+    model_type = "own"
+class OwnModel(Qwen3ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def coded(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """A checkpoint that brings code, which leaves a marker where it runs; and standard input says yes to anything."""
+    folder, marker = tmp_path / "coded", tmp_path / "ran"
+    shutil.copytree(clean, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    return str(folder), marker
+
+
+def test_code_of_a_checkpoint_runs_only_with_its_flag(
+    coded: tuple[str, Path],
+    clean: Path,
+    truth: Weights,
+    tiny_settings: CaptureSettings,
+    manifest_path: str,
+    tmp_path: Path,
+) -> None:
+    path, marker = coded
+    told = "brings code of its own, which runs only with --trust-remote-code"
+    settings = replace(tiny_settings, student=path, teacher=str(clean))
+    protocol = {"prompts": manifest_path, "eval_prompts": 2, "eval_max_new_tokens": 4}
+    for refuse in (
+        lambda: run_capture(tmp_path / "run", settings, QUIET),
+        lambda: run_evaluation(tmp_path / "eval", EvaluateSettings(models=[path], **protocol), QUIET),
+        lambda: outline(resolve(path, "main", (), QUIET)),
+        lambda: weights(resolve(path, "main", (), QUIET), QUIET),
+        lambda: load(resolve(path, "main", (), QUIET), "float32", "cpu"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            refuse()
+    assert not marker.exists()
+    source = resolve_pair(replace(settings, trust_remote_code=True), QUIET)[0]
+    outline(source)
+    assert all(torch.equal(p, truth[name]) for name, p in load(source, "float32", "cpu").parameters())
+    assert marker.exists()
+    assert engine_arguments(source, settings, 8, True)["trust_remote_code"]
+
+
+def test_the_cache_holds_what_was_written_or_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path))
+    made: list[Path] = []
+
+    def make(part: Path) -> None:
+        made.append(part)
+        (part / "weights").write_bytes(b"1" * 1000)
+
+    stale = tmp_path / "model.part"
+    stale.mkdir()
+    (stale / "left by a kill").touch()
+    folder, digest = made_once("model", make)
+    assert not stale.exists()
+    assert {file.name for file in folder.iterdir()} == {"SHA256SUMS", "weights"}
+    assert made_once("model", make) == (folder, digest)
+    assert len(made) == 1
+    file = folder / "weights"
+    times = file.stat()
+    file.write_bytes(b"1" * 500 + bytes(500))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk would
+    assert made_once("model", make) == (folder, digest)
+    assert file.read_bytes() == b"1" * 1000
+    (folder / "SHA256SUMS").write_text("")
+    assert made_once("model", make) == (folder, digest)
+    assert len(made) == 3
+
+    def die(part: Path) -> None:
+        (part / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made_once("other", die)
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "model.lock", "other.lock"}
+    monkeypatch.setenv("TEACHDIAG_CACHE", "/proc/nowhere")
+    with pytest.raises(RunError, match="set TEACHDIAG_CACHE to another folder"):
+        made_once("model", make)
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_its_cache_is_read(
+    silent_hub: None, clean: Path, truth: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"own/model.*nor in the local cache, and the Hub cannot be reached: Name or"):
+        resolve("own/model", "main", (), QUIET)
+    commit, place = "0" * 40, tmp_path / "models--own--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    shutil.copytree(clean, place / "snapshots" / commit)
+    blob = place / "blobs" / file_digest(clean / "model.safetensors")
+    blob.parent.mkdir()
+    linked = place / "snapshots" / commit / "model.safetensors"
+    linked.rename(blob)
+    linked.symlink_to(blob)
+    source = resolve_whole("own/model", "main", (), QUIET, False)
+    assert source.revision == source.digest == commit
+    assert all(torch.equal(p, truth[name]) for name, p in load(source, "float32", "cpu").parameters())
+    blob.write_bytes(blob.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(ModelError, match=r"model.safetensors in the cache is damaged: delete .*blobs"):
+        resolve_whole("own/model", "main", (), QUIET, False)
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        (["config.json", "adapter_config.json"], "holds an adapter"),
+        (["model-q4.gguf"], "has GGUF files, which are not read: give the folder"),
+        (["README.md"], "has no config.json: give the folder"),
+    ],
+)
+def test_what_the_hub_lists_is_read(listed: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(sha="0" * 40, siblings=[SimpleNamespace(rfilename=name) for name in listed])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: found)
+    with pytest.raises(ModelError, match=told):
+        resolve("own/model", "main", (), QUIET)
+
+
+def test_files_that_are_no_model_folders_are_told_what_is(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    for name, told in (
+        (str(tmp_path / "m.gguf"), "is a file: give the folder of a causal language model"),
+        ("elsewhere/m.gguf", "does not exist: give the folder"),
+        (str(tmp_path / "none"), "does not exist: give the folder"),
+        (str(tmp_path), "has GGUF files, which are not read"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            resolve(name, "main", (), QUIET)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"has no config.json: give the folder"):
+        resolve(str(tmp_path / "empty"), "main", (), QUIET)
