@@ -97,6 +97,7 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     write_text(summary_json(pair, found, results), inputs.run / "analysis/summary.json")
     alone = len(sentences) == 1
     return {
+        "warnings": Stage(inputs.run, "capture").record()["results"].get("warnings", []),
         "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
         "headline": {s.real.probe_id: _headline(results.estimates, s.real.probe_id) for s in inputs.steps},
     }

@@ -118,12 +118,16 @@ def pair_text(run: Path, results: Results) -> str:
     capture = Stage(run, "capture").record()
     settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    same = capture["results"].get("same_prompts", settings["teacher_prompt"] == "same")
+    brought = Path(settings["contexts"]).name if settings["contexts"] else ""
+    other = "other" if brought or settings["teacher_prompt"] == "same" else settings["teacher_prompt"]
     bank = results.estimates[results.estimates["analysis"] == "q3"].iloc[0]
     return (
         f"Student: {_model(settings['student'])}{without}. Teacher: {_model(settings['teacher'])}, with the "
-        f"{settings['teacher_prompt']} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
-        f"`{settings['prompts']}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where nothing else "
-        "is said. Gain: by how much KL(teacher || student) fell, in nats."
+        f"{'same' if same else other} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
+        f"`{brought or settings['prompts']}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where "
+        "nothing else is said. Gain: by how much KL(teacher || student) fell, in nats."
+        + "".join(f" Beware: {doubt}." for doubt in capture["results"].get("warnings", ()))
     )
 
 

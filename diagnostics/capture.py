@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import Batch
 from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
+from teachdiag.diagnostics.doubts import doubts
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
-from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
 from teachdiag.diagnostics.positions import Measure, by_models, score_contexts
 from teachdiag.diagnostics.processes import (
     agree,
@@ -80,6 +81,8 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         with joined():
             pair = outline_pair(sources, reporter)
         groups, prompted = on_first(lambda: _planned(stage, settings, pair, prompts, reporter))
+        same = on_first(lambda: _same_prompts(settings, groups))
+        refuse_nothing_to_learn(sources, settings.teacher_prompt, same)
         inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted
         with _cluster(settings, sources, reporter) as cluster:
             device = settings.device if cluster else own_device(settings.device)
@@ -90,8 +93,12 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
             with timed_by_first(stage):
                 job = Job(run, settings, sources, pair, device, reporter, cluster)
                 _sample_and_score(job, on_first(lambda: _prepare(job, groups)))
-                results = {"shared_vocabulary": job.pair.vocabulary} | on_first(lambda: _summary(run))
+                results: dict[str, Any] = {"shared_vocabulary": job.pair.vocabulary, "same_prompts": same}
+                results |= on_first(lambda: _summary(run))
+                results["warnings"] = doubts(results, prompts is not None and not pair.student.tokenizer.chat_template)
                 on_first(lambda: stage.complete(results))
+                for doubt in results["warnings"]:
+                    reporter.say(f"Beware: {doubt}")
     return results
 
 
@@ -122,6 +129,15 @@ def _refuse_what_is_missing(settings: CaptureSettings) -> None:
 
 def _prompts(settings: CaptureSettings) -> PromptSet | None:
     return None if settings.contexts else load_prompts(read_manifest(settings.prompts), settings.data_file)
+
+
+def _same_prompts(settings: CaptureSettings, groups: list[Group]) -> bool:
+    """Whether both models read the same prompts: those of the contexts that are brought, or as they are laid out."""
+    ours, theirs = sides = ("prompt_token_ids", "teacher_prompt_token_ids")
+    if settings.contexts:
+        table = CONTEXTS.read_arrow(Path(settings.contexts), list(sides))
+        return bool(table[ours].equals(table[theirs]))
+    return all(row[ours] == row[theirs] for group in groups for row in group.rows)
 
 
 def _planned(

@@ -7,7 +7,7 @@ from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.weights import resolve_whole
-from teachdiag.errors import ModelError
+from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import PairSettings
 
@@ -34,7 +34,7 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
     """Pin student and teacher.
 
     Raises:
-        ModelError: one cannot be found, or both are the same model under the same prompt.
+        ModelError: one cannot be found, or does not fit its architecture.
     """
     trusted = settings.trust_remote_code
     student = resolve_whole(settings.student, settings.revision, settings.dropped_layers, reporter, trusted)
@@ -43,12 +43,32 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
         teacher = replace(student, dropped_layers=())
     else:
         teacher = resolve_whole(*wanted, (), reporter, trusted)
-    if student.digest == teacher.digest and not student.dropped_layers and settings.same_prompt:
+    return student, teacher
+
+
+def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts: bool) -> None:
+    """Refuse a pair of the same weights under the same prompts, and a privileged prompt that privileges nobody.
+
+    Args:
+        sources: student and teacher.
+        teacher_prompt: what was asked for, 'same' or 'privileged'.
+        same_prompts: whether the prompts are the same, as they were rendered or brought.
+
+    Raises:
+        ModelError: there is nothing to learn.
+        SettingsError: all of the teacher's prompts are the student's where other ones were asked for.
+    """
+    student, teacher = sources
+    if same_prompts and teacher_prompt == "privileged":
+        raise SettingsError(
+            "--teacher-prompt privileged: yet every prompt of the teacher is the student's own; leave it out, or bring "
+            "contexts, or a manifest's template, with other prompts for the teacher"
+        )
+    if student.digest == teacher.digest and not student.dropped_layers and same_prompts:
         raise ModelError(
             f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
             "another teacher, --student-drop-layers, or --teacher-prompt privileged"
         )
-    return student, teacher
 
 
 def pinned(source: ModelSource) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from teachdiag.diagnostics.cells import oracle_probe, resolve_choosers
 from teachdiag.diagnostics.interventions import measure_interventions
 from teachdiag.diagnostics.isolated import check_sample, measure_isolated
 from teachdiag.diagnostics.models import machine_facts
-from teachdiag.diagnostics.pair import resolve_pair
+from teachdiag.diagnostics.pair import pinned, resolve_pair
 from teachdiag.diagnostics.predicted import measure_predicted
 from teachdiag.diagnostics.processes import (
     agree,
@@ -118,14 +118,15 @@ def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:
 
 
 def _refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) -> None:
-    """Refuse to probe models that are not, byte for byte, those whose predictors the run holds."""
+    """Refuse to probe models that are not, byte for byte and layer for layer, those whose predictors the run holds."""
     for side, source in zip(("student", "teacher"), sources, strict=True):
-        before = captured["inputs"][side]["digest"]
-        if before != source.digest:
-            raise RunError(
-                f"{run} was captured with another {side}: {source.name} was {before}, now {source.digest}: restore "
-                "those weights, or capture again"
-            )
+        before, now = captured["inputs"][side], pinned(source)
+        for what, held in (("digest", now["digest"]), ("dropped_layers", list(now["dropped_layers"]))):
+            if before[what] != held:
+                raise RunError(
+                    f"{run} was captured with another {side}: {what} of {source.name} was {before[what]}, now {held}: "
+                    "restore those weights, or capture again"
+                )
 
 
 def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> None:

@@ -18,7 +18,14 @@ from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.distillation import check_arguments, distil
 from teachdiag.diagnostics.evaluation import examination, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
-from teachdiag.diagnostics.pair import PairOutline, load_pair, outline_pair, pinned, resolve_pair
+from teachdiag.diagnostics.pair import (
+    PairOutline,
+    load_pair,
+    outline_pair,
+    pinned,
+    refuse_nothing_to_learn,
+    resolve_pair,
+)
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.rollouts import check_candidates
 from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
@@ -80,6 +87,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, heard))
         prompts = on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file))
+        refuse_nothing_to_learn(sources, "same", same_prompts=True)
         pair = outline_pair(sources, heard)  # refuses a pair that shares no vocabulary
         for cell in cells:
             check_candidates(cell.settings.top_k, pair.vocabulary)

@@ -47,6 +47,8 @@ def show_analysis(summary: Summary, run: Path) -> None:
     console = _console(max(Console().width, _WIDTH))
     for table in terminal_tables(run):
         console.print(table)
+    for doubt in summary["warnings"]:
+        print(f"Beware: {doubt}.")
     for sentence in summary["verdict"]:
         print(f"- {sentence}")
     print(f"Tables, figures and summary.md are in {run}")

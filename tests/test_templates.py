@@ -221,7 +221,7 @@ def test_both_prompts_are_rendered_as_asked_and_frozen(
     (tmp_path / "m.toml").write_text(manifest + 'options = { date_string = "D", enable_thinking = false }\n')
     own = {"prompts": str(tmp_path / "m.toml"), "teacher_template_options": '{"enable_thinking": true}'}
     changed = CaptureSettings(**settings.as_dict() | own)
-    assert not changed.same_prompt
+    assert not changed.is_demo
     with monkeypatch.context() as patch:
         patch.setattr(capture, "write_group", dying(capture.write_group, 1))
         with pytest.raises(Killed):

@@ -11,7 +11,13 @@ from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 def caveats(run: Path, tables: RunTables, stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Return headings and sentences, in a fixed order."""
-    found = [("Truncation", _truncation(run, stages)), ("Q3", _q3(tables)), ("Ties and saturation", _ties(tables))]
+    doubts = [("Can this pair answer?", f"{doubt}.") for doubt in stages["capture"]["results"].get("warnings", ())]
+    found = [
+        *doubts,
+        ("Truncation", _truncation(run, stages)),
+        ("Q3", _q3(tables)),
+        ("Ties and saturation", _ties(tables)),
+    ]
     for step in steps_of(tables):
         mine = tables.estimates[tables.estimates["probe_id"] == step.probe_id]
         floor = mine[mine["analysis"] == "noise_floor"]["estimate"]

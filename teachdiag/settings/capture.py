@@ -37,7 +37,8 @@ class PairSettings(Checked):
     student_drop_layers: str = option(
         "auto",
         "Decoder layers to remove from the student, zero-based, comma-separated, or 'none'. 'auto' removes layer "
-        f"{EMBEDDED_DROPPED_LAYER} where embedded student and teacher would be identical, and nothing elsewhere",
+        f"{EMBEDDED_DROPPED_LAYER} in the demo, where embedded student and teacher would be identical, and nothing "
+        "elsewhere",
     )
     trust_remote_code: bool = option(False, TRUST_HELP)
 
@@ -45,8 +46,7 @@ class PairSettings(Checked):
     def dropped_layers(self) -> tuple[int, ...]:
         """Zero-based decoder layers that the student lacks."""
         if self.student_drop_layers == "auto":
-            identical = self.student == self.teacher == EMBEDDED and self.same_prompt
-            return (EMBEDDED_DROPPED_LAYER,) if identical else ()
+            return (EMBEDDED_DROPPED_LAYER,) if self.is_demo else ()
         if self.student_drop_layers == "none":
             return ()
         try:
@@ -58,9 +58,9 @@ class PairSettings(Checked):
             ) from None
 
     @property
-    def same_prompt(self) -> bool:
-        """Whether both models read the same prompt."""
-        return True
+    def is_demo(self) -> bool:
+        """Whether it is the embedded model against itself, with nothing to learn as it stands."""
+        return self.student == self.teacher == EMBEDDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +146,10 @@ class CaptureSettings(PairSettings):
         self.dropped_layers  # noqa: B018 (parsing is the check)
 
     @property
-    def same_prompt(self) -> bool:
-        """Whether both models read the same prompt."""
+    def is_demo(self) -> bool:
+        """Whether it is the embedded model against itself, under the prompts of a source, the same for both."""
         ours, theirs = (template_options(text) for text in self.options_given)
-        return self.teacher_prompt == "same" and ours == theirs
+        return super().is_demo and not self.contexts and self.teacher_prompt == "same" and ours == theirs
 
     @property
     def options_given(self) -> tuple[str, str]:

@@ -1,0 +1,46 @@
+"""Why a pair, as it was captured, may not be able to answer: said at capture, and again above every verdict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Two copies of the same weights give 0 where they share a layout, and no more than rounding elsewhere.
+_SAME_KL = 1e-6  # nats
+# Beyond these the student gives the teacher's words less than e^-4, 2%, on average, or most of what the teacher would
+# say is outside of its 16 likeliest tokens. SmolLM2-135M without its layer 20, whose text is still sensible, has 0.3
+# nats and C = 0.8; without a layer that it cannot do without, 10.6 nats and C = 0.09: these lie far from both.
+_WRECKED_KL, _WRECKED_C = 4.0, 0.35
+_MOSTLY_CUT = 0.6  # of responses: from here on the bank is one of beginnings
+
+
+def doubts(results: Mapping[str, Any], without_template: bool) -> list[str]:
+    """Sentences on what keeps a bank's numbers from meaning what they seem to mean; none where it is sound.
+
+    Args:
+        results: of the capture: bank means of forward KL and C (absent behind some engines), share of responses cut.
+        without_template: whether prompts were rendered here, by a tokenizer that has no chat template.
+    """
+    kl, c = results.get("bank_mean_forward_kl"), results.get("bank_mean_compatibility_k16")
+    cut, found = results["share_cut_at_max_new_tokens"], []
+    if kl is not None and kl < _SAME_KL:
+        found.append(
+            f"the teacher says what the student says (mean forward KL {kl:.2g} nats): their weights and prompts are "
+            "the same, or as good as the same, so there is nothing to learn"
+        )
+    elif (kl is not None and kl > _WRECKED_KL) or (c is not None and c < _WRECKED_C):
+        known = {"mean forward KL in nats": kl, "mean C": c}
+        told = ", ".join(f"{name} {value:.2g}" for name, value in known.items() if value is not None)
+        found.append(
+            f"student and teacher hardly agree on anything ({told}): is the student broken, by a layer that "
+            "it needs, by wrong weights, or by a prompt that it was not made for?"
+        )
+    if without_template:
+        found.append(
+            "the student has no chat template, so that prompts are plain text to both models: a teacher that was "
+            "trained on conversations answers another question than it would in one"
+        )
+    if cut is not None and cut >= _MOSTLY_CUT:
+        found.append(
+            f"{cut:.0%} of the responses were cut at the length limit: the bank is of their beginnings, and how they "
+            "end was not measured; raise the limit to measure it"
+        )
+    return found

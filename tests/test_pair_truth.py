@@ -1,0 +1,135 @@
+"""What a run says of its pair is what was used: whose prompts differ, what was dropped, and whether it can answer."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import PROBE, byte_tokenizer, save_model
+
+from teachdiag.analysis.report import pair_text
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.doubts import doubts
+from teachdiag.diagnostics.probe import run_probe
+from teachdiag.errors import InputError, RunError
+from teachdiag.progress import Reporter
+from teachdiag.settings import EMBEDDED, CaptureSettings, TrainSettings
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings) -> dict[str, Path]:
+    """Rollouts from elsewhere: the teacher's prompts are the student's, or one of them is another."""
+    folder = tmp_path_factory.mktemp("brought")
+    run_capture(folder / "run", tiny_settings, QUIET)
+    table = CONTEXTS.read_arrow(folder / "run/contexts")
+    prompts = table["teacher_prompt_token_ids"].to_pylist()
+    prompts[3] = [*prompts[3], 65]
+    place, kind = (
+        table.schema.get_field_index("teacher_prompt_token_ids"),
+        table.schema.field("teacher_prompt_token_ids"),
+    )
+    pq.write_table(table, folder / "same.parquet")
+    pq.write_table(table.set_column(place, kind, pa.array(prompts, kind.type)), folder / "other.parquet")
+    return {name: folder / f"{name}.parquet" for name in ("same", "other")}
+
+
+@pytest.mark.parametrize("asked", ["same", "privileged"])
+def test_the_files_prompts_decide_whether_there_is_something_to_learn(
+    brought: dict[str, Path], tiny_settings: CaptureSettings, asked: str, tmp_path: Path
+) -> None:
+    itself = replace(tiny_settings, teacher=tiny_settings.student, teacher_prompt=asked)
+    with pytest.raises(InputError, match=r"nothing to learn|every prompt of the teacher is the student's own"):
+        run_capture(tmp_path / "same", replace(itself, contexts=str(brought["same"])), QUIET)
+    assert not (tmp_path / "same/capture.json").exists()
+    results = run_capture(tmp_path / "other", replace(itself, contexts=str(brought["other"])), QUIET)
+    assert results["same_prompts"] is False
+    assert results["bank_mean_forward_kl"] > 0
+
+
+def test_only_the_demo_loses_a_layer() -> None:
+    assert CaptureSettings().dropped_layers == TrainSettings().dropped_layers == (20,)
+    for changes in (
+        {"contexts": "some.parquet"},
+        {"contexts": "some.parquet", "teacher_prompt": "privileged"},
+        {"teacher_prompt": "privileged"},
+        {"teacher": "another"},
+        {"student": "another", "teacher": "another"},
+        {"student": "another"},
+        {"teacher_template_options": '{"a": 1}'},
+    ):
+        assert CaptureSettings(**changes).dropped_layers == ()
+    assert CaptureSettings(contexts="some.parquet", student_drop_layers="20").dropped_layers == (20,)
+    assert (CaptureSettings().student, CaptureSettings().student_drop_layers) == (EMBEDDED, "auto")
+
+
+def test_a_probe_takes_the_layers_that_were_captured(
+    tiny_settings: CaptureSettings, tmp_path: Path, brought: dict[str, Path]
+) -> None:
+    run = tmp_path / "run"
+    run_capture(run, replace(tiny_settings, contexts=str(brought["other"])), QUIET)
+    note = json.loads((run / "capture.json").read_text())
+    note["inputs"]["student"]["dropped_layers"] = [1]
+    (run / "capture.json").write_text(json.dumps(note))
+    with pytest.raises(RunError, match=r"dropped_layers of .* was \[1\], now \[\]"):
+        run_probe(run, PROBE, QUIET)
+
+
+SOUND = {"bank_mean_forward_kl": 0.3, "bank_mean_compatibility_k16": 0.8, "share_cut_at_max_new_tokens": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("found", "without_template", "told"),
+    [
+        ({}, False, []),
+        ({"share_cut_at_max_new_tokens": None}, False, []),
+        ({"bank_mean_forward_kl": 10.6, "bank_mean_compatibility_k16": 0.09}, False, ["hardly agree"]),
+        ({"bank_mean_forward_kl": None, "bank_mean_compatibility_k16": 0.09}, False, ["hardly agree"]),
+        ({"bank_mean_forward_kl": 0.0, "bank_mean_compatibility_k16": 0.99}, False, ["nothing to learn"]),
+        ({"share_cut_at_max_new_tokens": 0.6}, False, ["60% of the responses were cut"]),
+        ({"share_cut_at_max_new_tokens": 1.0}, True, ["no chat template", "100% of the responses were cut"]),
+    ],
+)
+def test_doubts(found: dict, without_template: bool, told: list[str]) -> None:
+    sentences = doubts(SOUND | found, without_template)
+    assert len(sentences) == len(told)
+    assert all(words in sentence for words, sentence in zip(told, sentences, strict=True))
+
+
+def test_doubts_are_told_at_capture_and_above_the_verdict(
+    tiny_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights in another folder, under another digest, without a chat template, cut after two tokens."""
+    plain = byte_tokenizer()
+    plain.chat_template = None
+    save_model(tmp_path / "student", seed=1, tokenizer=plain)
+    shutil.copytree(tmp_path / "student", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy/config.json").read_text())
+    (tmp_path / "copy/config.json").write_text(json.dumps(config | {"use_cache": False}))
+    pair = {"student": str(tmp_path / "student"), "teacher": str(tmp_path / "copy"), "max_new_tokens": 2}
+    run = tmp_path / "run"
+    results = run_capture(run, replace(tiny_settings, **pair), Reporter())
+    told = ("nothing to learn", "no chat template", "were cut")
+    assert all(words in doubt for words, doubt in zip(told, results["warnings"], strict=True))
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(f"Beware: {doubt}" in said for doubt in results["warnings"])
+    bank = pd.DataFrame([{"analysis": "q3", "n_positions": 20, "n_prompts": 10}])
+    above = pair_text(run, SimpleNamespace(estimates=bank))
+    assert all(f"Beware: {doubt}." in above for doubt in results["warnings"])
+    assert "with the same prompt" in above
+
+
+def test_what_is_said_of_a_bank_is_what_was_used(
+    brought: dict[str, Path], tiny_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    run_capture(tmp_path / "run", replace(tiny_settings, contexts=str(brought["other"])), QUIET)
+    bank = pd.DataFrame([{"analysis": "q3", "n_positions": 20, "n_prompts": 10}])
+    text = pair_text(tmp_path / "run", SimpleNamespace(estimates=bank))
+    assert "with the other prompt. Bank: 20 positions of 10 `other.parquet` prompts" in text
