@@ -8,10 +8,9 @@ from typing import Any
 
 from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed, shown
 from teachdiag.diagnostics.templates import encode_messages, options_read
-from teachdiag.errors import ContextError, SettingsError, cause
+from teachdiag.errors import ContextError, cause
 
 _BROKEN = "\ufffd"  # what decoding puts where bytes are no character; which bytes they were is lost
-_SHOWN = 60  # characters of a text that an error quotes
 _CHATS = (("user",), ("system", "user"))  # conversations that a stripped prompt is read as
 _TURNS = (("user", "assistant", "user"), ("user", "assistant", "tool"))  # conversations that show how turns begin
 _LISTED = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")  # a list of messages that was written as text
@@ -37,9 +36,6 @@ class Encoder:
             ends: ids that end its texts.
             options: of its chat template.
             strip_padding: whether padding is taken off lists of ids, rather than refused.
-
-        Raises:
-            SettingsError: the template reads no such option.
         """
         self._tokenizer = tokenizer
         self._rows = rows
@@ -50,12 +46,6 @@ class Encoder:
         }
         self._strip = strip_padding
         self._options = dict(options or {})
-        strangers = sorted(self._options.keys() - self.options) if self._tokenizer.chat_template else []
-        if strangers:
-            raise SettingsError(
-                f"--template-options has {', '.join(strangers)}, but the student's chat template reads "
-                f"{', '.join(self.options) or 'no options'}"
-            )
 
     @cached_property
     def options(self) -> list[str]:
@@ -273,7 +263,7 @@ class Encoder:
             ids = self._chat(messages)
             if self._decode(ids, skip=True) == text:
                 found.add(ids)
-                if len(found) > 1 or any(mark in m["content"] for m in messages for mark in self._openings):
+                if len(found) > 1 or any(self._may_be_turns(message["content"]) for message in messages):
                     raise BadRow(
                         "ambiguous",
                         f"the prompt, which begins {shown(text)}, lost its special tokens and can be read as more "
@@ -283,7 +273,9 @@ class Encoder:
             raise BadRow(
                 "no prompt of the template",
                 f"the prompt, which begins {shown(text)}, lost its special tokens and is not what the student's "
-                "chat template makes of a user's message, with or without a system message",
+                "chat template makes of a user's message, with or without a system message"
+                + f"; of what it reads besides ({', '.join(self.options)}), --template-options tells"
+                * bool(self.options),
             )
         return found.pop()
 
@@ -298,6 +290,10 @@ class Encoder:
         """What a stripped rendering has before, between and after the messages of each conversation of `_CHATS`."""
         found = {roles: self._around(roles, skip=True) for roles in _CHATS}
         return {roles: pieces for roles, pieces in found.items() if pieces}
+
+    def _may_be_turns(self, content: str) -> bool:
+        """Whether a stripped message may be more than one: it holds what stands between turns, or nothing does."""
+        return any(mark in content or not mark.strip() for mark in self._openings)
 
     @cached_property
     def _openings(self) -> list[str]:

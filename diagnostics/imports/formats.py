@@ -148,14 +148,14 @@ def _verl(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
 def _msswift(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     """Parse a rollout of ms-swift's `completions.jsonl` (follows the source of 3.x, not run).
 
-    Prompts have their special tokens written out; completions are the message's content, without its end.
+    Prompts, earlier turns included, have their special tokens written out; completions are the last message's content.
     """
     return [
         Record(
             where,
             row,
             Side(text=text_of(fields, "prompt")),
-            Side(text=text_of(fields, "completion"), form="stripped"),
+            Side(text=text_of(fields, "completion"), form="message"),
             step=_step(fields),
         )
     ]

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from teachdiag.errors import RolloutError
 
-Form = Literal["written", "plain", "stripped", "parsed", "unsure"]
+Form = Literal["written", "plain", "stripped", "message", "parsed", "unsure"]
 Ids = tuple[int, ...]
 Messages = tuple[Mapping[str, str], ...]
 
@@ -41,7 +41,8 @@ class Side:
     Attributes:
         form: what the text is. 'written': everything that was read or sampled, special tokens by their names;
             'plain': what was handed to the tokenizer, which adds what it adds; 'stripped': what decoding left of ids,
-            special tokens skipped; 'parsed': that, or what the tokenizer's own parser of responses made of it;
+            special tokens skipped; 'message': that, of one message; 'parsed': that, or what the tokenizer's own
+            parser of responses made of it;
             'unsure': plain or stripped, which the chat template decides.
         masked: whether a mask vouches that the student sampled these very ids.
         continues: whether a last message of the assistant's is known to be continued by the response.

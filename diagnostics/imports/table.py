@@ -15,6 +15,7 @@ from teachdiag.diagnostics.imports.files import expand
 from teachdiag.diagnostics.imports.formats import FORMATS, read_records
 from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at, counted
 from teachdiag.diagnostics.sources import outline, resolve
+from teachdiag.diagnostics.templates import resolve_options
 from teachdiag.errors import RolloutError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
@@ -47,7 +48,7 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
     found = read_records(name, files, reporter)
     _check_origins(found.records, reporter)
     model = outline(resolve(settings.student, settings.revision, (), reporter, settings.trust_remote_code))
-    options = template_options(settings.template_options)
+    options = resolve_options(settings.template_options, {settings.student: model.tokenizer}, {}, {}, reporter)
     encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
     records, rows, bad = [], [], found.bad
     for record in found.records:
@@ -69,7 +70,8 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
         "padding_stripped": sum(_is_shorter(*pair) for pair in zip(records, rows, strict=True)),
         "responses": counted(_known_by(record) for record in records),
     }
-    _tell(imported, records, encoder, reporter)
+    _tell(imported, records, reporter)
+    _tell_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
     try:
@@ -100,9 +102,9 @@ def _check_share(bad: Sequence[BadRow], rows: int, settings: ImportSettings) -> 
     if not settings.skip_bad_rows:
         more = f" (so are {len(bad) - 1} more of {rows} rows: {reasons})" if len(bad) > 1 else f" (1 of {rows} rows)"
         raise RolloutError(f"{bad[0]}{more}; --skip-bad-rows leaves such rows out")
-    if len(bad) > settings.skip_at_most * rows:
+    if len(bad) == rows or len(bad) > settings.skip_at_most * rows:
         raise RolloutError(
-            f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), above --skip-at-most "
+            f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), where --skip-at-most is "
             f"{settings.skip_at_most:g}: the first is {bad[0]}"
         )
 
@@ -117,7 +119,7 @@ def _known_by(record: Record) -> str:
     return "ids given" if record.response.ids is not None else "re-encoded from text"
 
 
-def _tell(imported: dict[str, Any], records: Sequence[Record], encoder: Encoder, reporter: Reporter) -> None:
+def _tell(imported: dict[str, Any], records: Sequence[Record], reporter: Reporter) -> None:
     """Say what was left out or mended, and what the file could not tell."""
     skipped, mended = imported["skipped"], imported["padding_stripped"]
     if skipped:
@@ -130,11 +132,15 @@ def _tell(imported: dict[str, Any], records: Sequence[Record], encoder: Encoder,
             f"{recoded} of {len(records)} responses were encoded anew from their text: where the student sampled other "
             "tokens with the same text than its tokenizer chooses, which no file of text tells, these are not its own"
         )
-    rendered = any(record.prompt.ids is None and record.prompt.messages is not None for record in records)
-    if rendered and not imported["template_options"] and encoder.options:
+
+
+def _tell_options(settings: ImportSettings, records: Sequence[Record], encoder: Encoder, reporter: Reporter) -> None:
+    """Say which options of the chat template nothing was said of, where messages were rendered with it."""
+    unsaid = [name for name in encoder.options if name not in template_options(settings.template_options)]
+    if unsaid and any(record.prompt.ids is None and record.prompt.messages is not None for record in records):
         reporter.say(
-            f"prompts were rendered with the defaults of a chat template that reads {', '.join(encoder.options)}: if "
-            "the run gave it any of these, import with --template-options"
+            f"messages were rendered by a chat template that also reads {', '.join(unsaid)}: if the run gave it any of "
+            "these, import with --template-options"
         )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from teachdiag.settings.base import TRUST_HELP, Checked, arguments, option, template_options
+from teachdiag.settings.base import TEMPLATE_OPTIONS, TRUST_HELP, Checked, arguments, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,7 @@ class ImportSettings(Checked):
     seed: int = option(0, "Seed of that draw", "integer")
     revision: str = option("main", "Hub revision of the student")
     trust_remote_code: bool = option(False, TRUST_HELP)
-    template_options: str = option(
-        "",
-        "Options that the prompts' chat template was given, as JSON, such as '{\"enable_thinking\": false}'",
-    )
+    template_options: str = option("", TEMPLATE_OPTIONS)
     skip_bad_rows: bool = option(False, "Leave out rows that cannot be had exactly, and count them by reason")
     skip_at_most: float = option(0.5, "Share of all rows that --skip-bad-rows may leave out", "share")
     strip_padding: bool = option(False, "Take padding off both ends of lists of ids")
@@ -35,4 +32,4 @@ class ImportSettings(Checked):
         self._require(self.contexts.endswith(".parquet"), "contexts", "the file to write, and end in .parquet")
         self._check_at_least(0, "update_prompts")
         self._require(0 <= self.skip_at_most <= 1, "skip_at_most", "in [0, 1]")
-        template_options(self.template_options)
+        self._check_template_options("template_options")

@@ -1,0 +1,372 @@
+"""Conversations through templates of five families, written as each program writes them, imported: exact, or refused.
+
+What no text tells is left out of the conversations that are written as text: ids that the tokenizer would not choose,
+and, where special tokens are skipped, special tokens inside a message.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from rollout_worlds import QUIET, write_jsonl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.imports import table as importing
+from teachdiag.diagnostics.sources import Outline
+from teachdiag.errors import InputError
+from teachdiag.settings import ImportSettings
+
+Ids = tuple[int, ...]
+Pairs = list[tuple[Ids, Ids]]
+
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\\n' }}"
+    "{% if m.role == 'tool' %}{{ '<tool_response>\\n' + m.content + '\\n</tool_response>' }}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+)
+FAMILIES = {  # name: its template, the end of its turns, its other special tokens
+    "chatml": (
+        TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+        "<|im_end|>",
+        ["<|im_start|>"],
+    ),
+    "thinking": (
+        TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+        "{% endif %}",
+        "<|im_end|>",
+        ["<|im_start|>"],
+    ),
+    "headers": (
+        "{{ '<|begin|>' }}{% for m in messages %}{{ '<|head|>' + m.role + '<|/head|>\\n\\n' + m.content + '<|eot|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\\n\\n' }}{% endif %}",
+        "<|eot|>",
+        ["<|begin|>", "<|head|>", "<|/head|>"],
+    ),
+    "turns": (
+        "{{ '<bos>' }}{% for m in messages %}{% if m.role not in ('user', 'assistant') %}"
+        "{{ raise_exception('no such role') }}{% endif %}"
+        "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim }}"
+        "{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+        "<end_of_turn>",
+        ["<bos>", "<start_of_turn>"],
+    ),
+    "instructions": (
+        "{{ '<s>' }}{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + '</s>' }}"
+        "{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}",
+        "</s>",
+        ["<s>", "[INST]", "[/INST]"],
+    ),
+}
+
+
+@cache
+def family(name: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with some merges, within characters and over them, and the family's template."""
+    template, end, special = FAMILIES[name]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    corpus = [
+        "the user asks the assistant for a tool: 🚀🚁 你好 naïve ",
+        "user assistant system model user assistant",
+    ] * 9
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token="<pad>")
+    found.add_special_tokens({"additional_special_tokens": special})
+    found.chat_template = template
+    return found
+
+
+@dataclass(frozen=True)
+class Said:
+    """One rollout: what was asked and with which options, and the ids that were read and sampled, turn by turn."""
+
+    tokenizer: Any
+    messages: list[dict[str, str]]
+    options: dict[str, Any]
+    prompt: Ids
+    parts: list[tuple[Ids, bool]]  # tokens of the response, and whether the student sampled them
+    heard: list[dict[str, str]]  # the messages of a response with turns of others
+
+    @property
+    def response(self) -> Ids:
+        return tuple(i for ids, _ in self.parts for i in ids)
+
+    def text(self, ids: Ids, skip: bool) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip))
+
+    @property
+    def turns(self) -> Pairs:
+        """Everything that the student sampled, behind everything that stood before."""
+        ends = accumulate((ids for ids, _ in self.parts), initial=self.prompt)
+        return [(before, ids) for before, (ids, own) in zip(ends, self.parts, strict=False) if own]
+
+
+def ids_of(tokenizer: Any, text: str) -> Ids:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def rendered(tokenizer: Any, messages: list[dict[str, str]], options: dict[str, Any], **how: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options, **how))
+
+
+PIECES = [
+    "user",
+    "assistant",
+    "model",
+    "tool",
+    "4",
+    " ",
+    "\n",
+    "é",
+    "🚀",
+    "你",
+    "<think>",
+    "</think>",
+    "\r\n",
+    "a [",
+    "]",
+]
+WORDS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+
+
+@st.composite
+def talks(draw: st.DrawFn) -> list[Said]:
+    """A few rollouts of one student, one of which is out of the ordinary."""
+    name = draw(st.sampled_from(sorted(FAMILIES)))
+    tokenizer, end = family(name), (family(name).eos_token_id,)
+    options = draw(st.sampled_from([{}, {"enable_thinking": False}])) if name == "thinking" else {}
+    kind = draw(
+        st.sampled_from(["plain", "plain", "system", "earlier", "prefill", "tool", "follow-up", "cut", "empty"])
+    )
+    said = []
+    for number in range(3):
+        odd = kind if number == 1 else "plain"
+        messages = [{"role": "user", "content": f"{number}{draw(WORDS)}"}]
+        if odd == "system":
+            messages = [{"role": "system", "content": draw(WORDS)}, *messages]
+        if odd == "earlier":
+            messages = [*messages, {"role": "assistant", "content": f"A{draw(WORDS)}"}, *messages]
+        answer = [{"role": "assistant", "content": f"{draw(WORDS)}."}]
+        try:
+            asked = rendered(tokenizer, messages, options, add_generation_prompt=True)
+            if odd == "prefill":
+                messages = [*messages, {"role": "assistant", "content": f"So{draw(WORDS)}"}]
+                asked += messages[-1]["content"]
+            prompt = ids_of(tokenizer, asked)
+            parts: list[tuple[Ids, bool]] = [(ids_of(tokenizer, answer[0]["content"]) + end, True)]
+            if odd in ("tool", "follow-up"):
+                role = "tool" if odd == "tool" else "user"
+                others = [{"role": role, "content": f"T{draw(WORDS)}"}]
+                again = {"role": "assistant", "content": f"{draw(WORDS)}!"}
+                before = rendered(tokenizer, [*messages, *answer], options)
+                after = rendered(tokenizer, [*messages, *answer, *others], options, add_generation_prompt=True)
+                assume(after.startswith(before))
+                parts += [(ids_of(tokenizer, after[len(before) :]), False), (ids_of(tokenizer, again["content"]), True)]
+                answer = [*answer, *others, again]
+        except Exception:  # a template without such a role
+            assume(False)
+        if odd == "cut":
+            parts = [(parts[0][0][: draw(st.integers(1, len(parts[0][0])))], True)]
+        if odd == "empty":
+            parts = [((), True)]
+        said.append(Said(tokenizer, messages, options, prompt, parts, answer))
+    return said
+
+
+def stripped(said: Said) -> tuple[str, str]:
+    return said.text(said.prompt, True), said.text(said.response, True)
+
+
+def trl(said: Said) -> dict[str, Any]:
+    """Messages, and what was said as messages, one of which is the whole of a rollout without tools."""
+    spoken = said.heard if len(said.parts) > 1 else [{"role": "assistant", "content": said.text(said.response, True)}]
+    return {"step": 1, "prompt": said.messages, "completion": spoken, "advantage": 0.5}
+
+
+def trl_before(said: Said) -> dict[str, Any]:
+    return dict(zip(("prompt", "completion"), stripped(said), strict=True)) | {"step": 1, "advantage": 0.5}
+
+
+def trl_distillation(said: Said) -> dict[str, Any]:
+    return dict(zip(("prompt", "completion"), stripped(said), strict=True)) | {"step": 1}
+
+
+def verl(said: Said) -> dict[str, Any]:
+    return dict(zip(("input", "output"), stripped(said), strict=True)) | {"gts": None, "score": 1.0, "step": 1}
+
+
+def slime(said: Said) -> dict[str, Any]:
+    mask = [int(own) for ids, own in said.parts for _ in ids]
+    return {
+        "tokens": [*said.prompt, *said.response],
+        "prompt": said.text(said.prompt, False),
+        "response": said.text(said.response, True),
+        "response_length": len(said.response),
+        "loss_mask": mask if len(said.parts) > 1 else None,
+        "status": "completed" if said.response else "aborted",
+    }
+
+
+def prime_rl(said: Said) -> dict[str, Any]:
+    mask = [False] * len(said.prompt) + [own for ids, own in said.parts for _ in ids]
+    ids = [*said.prompt, *said.response]
+    return {"schema_version": 1, "step": 1, "token_ids": ids, "position_ids": [*range(len(ids))], "loss_mask": mask}
+
+
+def skyrl(said: Said) -> dict[str, Any]:
+    row = {"input_prompt": said.text(said.prompt, False), "output_response": said.text(said.response, False)}
+    return row | {"score": 1.0, "stop_reason": "stop"}
+
+
+def msswift(said: Said) -> dict[str, Any]:
+    """The last message alone: earlier turns stand in the prompt."""
+    before, ids = said.turns[-1]
+    return {"prompt": said.text(before, False), "completion": said.text(ids, True), "step": "1"}
+
+
+def plain_text(said: Said) -> dict[str, Any]:
+    return {"prompt": said.text(said.prompt, False), "response": said.text(said.response, False)}
+
+
+def plain_messages(said: Said) -> dict[str, Any]:
+    return {"prompt": said.messages, "response": said.text(said.response, False)}
+
+
+def plain_ids(said: Said) -> dict[str, Any]:
+    return {"prompt_token_ids": list(said.prompt), "response_token_ids": list(said.response)}
+
+
+def padded(said: Said) -> dict[str, Any]:
+    pad = [said.tokenizer.pad_token_id]
+    return {"prompt_token_ids": pad * 3 + list(said.prompt), "response_token_ids": [*said.response] + pad * 2}
+
+
+def to_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+def to_torch(path: Path, rows: list[dict[str, Any]]) -> Path:
+    torch.save({"samples": rows}, path.with_suffix(".pt"))
+    return path.with_suffix(".pt")
+
+
+def to_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    return write_jsonl(path.with_suffix(".jsonl"), rows)
+
+
+def to_batch(path: Path, rows: list[dict[str, Any]]) -> Path:
+    return to_lines(path, [{name: [row[name] for row in rows] for name in rows[0]}])
+
+
+Row, Write = Callable[[Said], dict[str, Any]], Callable[[Path, list[dict[str, Any]]], Path]
+WRITERS: dict[str, tuple[str, Row, Write]] = {
+    "trl": ("trl", trl, to_parquet),
+    "trl before 1.15": ("trl", trl_before, to_parquet),
+    "trl distillation": ("trl", trl_distillation, to_parquet),
+    "verl": ("verl", verl, to_lines),
+    "slime": ("slime", slime, to_torch),
+    "msswift": ("msswift", msswift, to_batch),
+    "skyrl": ("skyrl", skyrl, to_lines),
+    "prime-rl": ("prime-rl", prime_rl, to_lines),
+    "jsonl text": ("jsonl", plain_text, to_lines),
+    "jsonl messages": ("jsonl", plain_messages, to_parquet),
+    "jsonl ids": ("jsonl", plain_ids, to_lines),
+    "jsonl padded": ("jsonl", padded, to_lines),
+}
+BY_IDS = {"slime", "prime-rl", "jsonl ids", "jsonl padded"}
+MASKED = {"slime", "prime-rl"}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Stands for a student whose tokenizer is set by the test, without a folder to read."""
+    holder: dict[str, Any] = {"folder": tmp_path_factory.mktemp("imported")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importing, "resolve", lambda *_: None)
+        patch.setattr(importing, "outline", lambda _: holder["outline"])
+        yield holder
+
+
+def bring(writer: str, said: list[Said], student: dict[str, Any], **options: Any) -> tuple[Pairs, dict[str, Any]]:
+    """Write rollouts as a program does, import them, and return prompts and responses, and what was recorded."""
+    name, row, write = WRITERS[writer]
+    tokenizer = said[0].tokenizer
+    student["outline"] = Outline("m", tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer), 4096)
+    file, out = write(student["folder"] / "rows", [row(one) for one in said]), student["folder"] / "c.parquet"
+    given = json.dumps(said[0].options) if said[0].options else ""
+    wanted = {"files": [str(file)], "student": "m", "contexts": str(out), "template_options": given} | options
+    imported = importing.import_rollouts(name, ImportSettings(**wanted), QUIET)["imported"]
+    rows = CONTEXTS.read_arrow(out).to_pylist()
+    return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in rows], imported
+
+
+def true_of(writer: str, said: Said) -> Pairs:
+    """What may come of one rollout; nothing where others' turns stand in it and no mask says which."""
+    turns = [turn for turn in said.turns if turn[1]]
+    if writer == "msswift":
+        turns = turns[-1:]
+    elif writer not in MASKED and len(said.parts) > 1:
+        return []
+    if writer in BY_IDS or WRITERS[writer][1] in (plain_text, plain_messages, skyrl):
+        return turns
+    ends = said.tokenizer.eos_token_id
+    return [(before, ids[:-1] if ids[-1] == ends else ids) for before, ids in turns]  # of a text that lost its end
+
+
+@given(said=talks(), writer=st.sampled_from(sorted(WRITERS)))
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_what_is_imported_is_what_was_sampled(said: list[Said], writer: str, student: dict[str, Any]) -> None:
+    if writer not in BY_IDS:  # as its tokenizer chooses
+        for one in said:
+            for ids in (one.prompt, *(part for part, _ in one.parts)):
+                assume(ids_of(one.tokenizer, one.text(ids, False)) == ids or "\ufffd" in one.text(ids, False))
+    padding = {"strip_padding": True} if writer == "jsonl padded" else {}
+    try:
+        found, imported = bring(writer, said, student, skip_bad_rows=True, skip_at_most=1.0, **padding)
+    except InputError:
+        return
+    true = [pair for one in said for pair in true_of(writer, one)]
+    assert sorted(found) == sorted(pair for pair in true if pair in found)
+    kept = [one for one in said if set(true_of(writer, one)) & set(found)]
+    assert len(kept) + sum(imported["skipped"].values()) == len(said)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ordinary_rollouts_come_in(name: str, writer: str, student: dict[str, Any]) -> None:
+    tokenizer, options = family(name), {"enable_thinking": False} if name == "thinking" else {}
+    said = []
+    for number in range(3):
+        messages = [{"role": "user", "content": f"What is {number} + 🚀?"}]
+        prompt = ids_of(tokenizer, rendered(tokenizer, messages, options, add_generation_prompt=True))
+        answer = ids_of(tokenizer, "It is\n\n4 你.") + (tokenizer.eos_token_id,) * (number % 2)
+        said.append(Said(tokenizer, messages, options, prompt, [(answer, True)], []))
+    if name == "instructions" and writer in ("trl before 1.15", "trl distillation", "verl"):
+        with pytest.raises(InputError, match="ambiguous"):  # its marks are special tokens, which leave no trace
+            bring(writer, said, student)
+        return
+    if writer == "jsonl padded":
+        with pytest.raises(
+            InputError, match=r"rows.jsonl:1: the prompt begins with 3 of id \d+, which looks like padd"
+        ):
+            bring(writer, said, student)
+    found, imported = bring(writer, said, student, strip_padding=writer == "jsonl padded")
+    assert sorted(found) == sorted(pair for one in said for pair in true_of(writer, one))
+    assert imported["skipped"] == {}
+    assert imported["responses"] == {("ids given" if writer in BY_IDS else "re-encoded from text"): 3}
