@@ -92,7 +92,7 @@ def measured_speeds(run: Path, settings: CaptureSettings, pair: Pair) -> Speeds:
     contexts = CONTEXTS.read_arrow(run / "contexts")
     prompts, seeds = contexts["prompt_token_ids"].to_pylist(), contexts["sampling_seed"].to_pylist()
     start = time.perf_counter()
-    rollouts = sample(pair.student, [tuple(p) for p in prompts], seeds, settings.sampling, pair.vocabulary)
+    rollouts = sample(pair.student, [tuple(p) for p in prompts], seeds, settings.sampling)
     sampled = time.perf_counter()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of rollouts, which is not scoring's

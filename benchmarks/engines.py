@@ -37,7 +37,7 @@ def engine_rows() -> list[Row]:
     del engine
     pair = load_pair(sources, SETTINGS.dtype, "cpu")
     begun_again = time.perf_counter()
-    by_transformers = [(g, sample_group(pair.student, g, SETTINGS.sampling, outlines.vocabulary)) for g in groups]
+    by_transformers = [(g, sample_group(pair.student, g, SETTINGS.sampling)) for g in groups]
     sampled = time.perf_counter()
     speeds = _tokens(by_transformers) / (sampled - begun_again), _tokens(by_vllm) / (served - started)
     return [

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.errors import ContextError
 
 Side = Literal["student", "teacher"]
@@ -135,13 +136,13 @@ def in_shards(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield shard
 
 
-def check_fits(contexts: Sequence[Context], limits: dict[Side, int], vocabulary: int) -> None:
+def check_fits(contexts: Sequence[Context], limits: dict[Side, int], known: Known) -> None:
     """Refuse contexts that a model cannot read.
 
     Args:
         contexts: the contexts to be scored.
         limits: longest sequence each model was made for, in tokens.
-        vocabulary: number of leading ids that the models share.
+        known: the ids that the models share.
 
     Raises:
         ContextError: a context is longer than a model's limit, has an empty prompt or no kept position, or holds a
@@ -153,11 +154,11 @@ def check_fits(contexts: Sequence[Context], limits: dict[Side, int], vocabulary:
         for side, limit in limits.items():
             if not context.prompt(side):
                 raise ContextError(f"context {context.context_id} has an empty {side} prompt")
-            foreign = [i for i in context.prompt(side) + context.response if not 0 <= i < vocabulary]
-            if foreign:
+            foreign = known.stranger(context.prompt(side) + context.response)
+            if foreign is not None:
                 raise ContextError(
-                    f"context {context.context_id} holds token id {foreign[0]}, outside the shared vocabulary of "
-                    f"{vocabulary}: it was tokenised for another model"
+                    f"context {context.context_id} holds token id {foreign}, outside the shared vocabulary of "
+                    f"{known.count}: it was tokenised for another model, or sampled from an LM head's padding"
                 )
             length = len(context.inputs(side))
             if length > limit:

@@ -93,7 +93,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
             with timed_by_first(stage):
                 job = Job(run, settings, sources, pair, device, reporter, cluster)
                 _sample_and_score(job, on_first(lambda: _prepare(job, groups)))
-                results: dict[str, Any] = {"shared_vocabulary": job.pair.vocabulary, "same_prompts": same}
+                results: dict[str, Any] = {"shared_vocabulary": job.pair.known.count, "same_prompts": same}
                 results |= on_first(lambda: _summary(run))
                 results["warnings"] = doubts(results, prompts is not None and not pair.student.tokenizer.chat_template)
                 on_first(lambda: stage.complete(results))
@@ -120,10 +120,10 @@ def _refuse_what_is_missing(settings: CaptureSettings) -> None:
         if settings.contexts:  # so that nothing is sampled
             return
     from teachdiag.diagnostics.engines.launch import require_vllm
-    from teachdiag.diagnostics.engines.teacher import gives, refuse_without_logprobs
+    from teachdiag.diagnostics.engines.teacher import refuse_without_logprobs
 
     vllm = require_vllm()
-    if settings.teacher_engine == "vllm" and gives(settings) == "logprobs":
+    if settings.teacher_gives == "logprobs":
         refuse_without_logprobs(vllm)
 
 
@@ -147,7 +147,7 @@ def _planned(
     if prompts is None:
         imported = how_imported(Path(settings.contexts))
         return [], {"contexts": table_digest(Path(settings.contexts))} | imported
-    check_candidates(settings.top_k, pair.vocabulary)
+    check_candidates(settings.top_k, pair.known.count)
     manifest, named = prompts.manifest, {pair.student.name: pair.student.tokenizer}
     given, defaults = settings.options_given, manifest.template_options
     ours = resolve_options(given[0], named, defaults, recorded_options(stage, settings), reporter)
@@ -169,7 +169,7 @@ def _planned(
 
 def _prepare(job: Job, groups: list[Group]) -> list[Group]:
     """Write what needs no weights; return the groups of rollouts that are still to be sampled."""
-    write_parquet(vocabulary_table(job.pair.student, job.pair.vocabulary), shard_path(job.run / "vocabulary", 0))
+    write_parquet(vocabulary_table(job.pair.student), shard_path(job.run / "vocabulary", 0))
     if job.settings.contexts:
         import_contexts(job.run, job.settings, job.pair)
         return []
@@ -225,7 +225,6 @@ def _both_here(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
 def _teacher_behind_engine(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
     """Load the student alone; return it, and what starts its teacher's engine once there are rollouts."""
     student = load(job.sources[0], job.settings.dtype, job.device)
-    student.head.size = job.pair.vocabulary
     return student, lambda: _by_engine(job, student)
 
 
@@ -234,7 +233,7 @@ def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
     settings = job.settings
 
     def rollouts(group: Group) -> list[Rollout]:
-        return sample_group(student, group, settings.sampling, job.pair.vocabulary, settings.shard_model)
+        return sample_group(student, group, settings.sampling, sharded=settings.shard_model)
 
     with joined(), in_step(lambda: rollouts(groups[0]), settings.shard_model) as step:
         _write_rollouts(job, groups, lambda mine: ((group, step(partial(rollouts, group))) for group in mine))
@@ -245,8 +244,8 @@ def _by_engine(job: Job, student: LanguageModel) -> Measure:
     from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, StatesTeacher, gives
 
     tile = job.settings.tile_positions
-    engine = job.sources[1], job.settings, _longest(job), job.pair.vocabulary
-    if gives(job.settings) == "logprobs":
+    engine = job.sources[1], job.settings, _longest(job), job.pair.known
+    if gives(job.settings, job.pair) == "logprobs":
         listed = LogprobsTeacher(*engine, job.reporter)
         return lambda batch: score_listed(student, listed.answer, batch, tile)
     teacher = StatesTeacher(*engine, job.device, job.reporter)

@@ -108,7 +108,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     if "bank" not in splits.values():
         raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
-    check_fits(_contexts(table, settings.positions), limits, pair.vocabulary)
+    check_fits(_contexts(table, settings.positions), limits, pair.known)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
 

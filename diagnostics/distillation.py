@@ -62,10 +62,10 @@ def distil(
         ContextError: a model gives NaN.
     """
     settings = cell.settings
-    _same_size(pair)
     heard = reporter if is_first() else Reporter(quiet=True)
     with heard.bar(f"Training {cell.name}", total=settings.steps) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL 1.16 calls transformers by names that v6 drops
+        _state_one_size(pair)
         trainer = SelectiveDistillationTrainer(
             model=pair.student.model,
             teacher_model=pair.teacher.model,
@@ -170,11 +170,13 @@ def _dataset(prompts: Sequence[Sequence[int]], settings: TrainSettings) -> Datas
     return Dataset.from_dict({"prompt": [list(prompts[place]) for place in order[: settings.steps * settings.batch]]})
 
 
-def _same_size(pair: Pair) -> None:
-    """Cut padded embeddings to the ids that both models share: TRL compares rows of equal width only."""
-    for model in (pair.student, pair.teacher):
-        if model.head.rows != pair.vocabulary:
-            model.model.resize_token_embeddings(pair.vocabulary)
+def _state_one_size(pair: Pair) -> None:
+    """Let the teacher's configuration name the student's head size, or TRL refuses heads with unequal padding.
+
+    Our losses cut both heads to the ids that the tokenizer knows; the student is saved with the rows that it came with.
+    """
+    student, teacher = (model.model.config.get_text_config() for model in (pair.student, pair.teacher))
+    teacher.vocab_size = student.vocab_size
 
 
 def _row(logged: dict[str, Any]) -> Row:

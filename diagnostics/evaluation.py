@@ -12,7 +12,6 @@ from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
 from teachdiag.diagnostics.sources import outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
-from teachdiag.diagnostics.vocabulary import token_strings
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
@@ -69,14 +68,12 @@ class Examination:
             for prompt, ids in zip(self.held_out, texts, strict=True)
             for number in range(settings.eval_samples)
         ]
-        mine, words = shared_out(asked), max(token_strings(model)) + 1  # padding of the LM head is out of reach
+        mine = shared_out(asked)
         rows: list[Row] = []
         with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
             for start in range(0, len(mine), settings.eval_batch):
                 group = mine[start : start + settings.eval_batch]
-                rollouts = sample(
-                    model, [ids for _, ids, *_ in group], [own[3] for own in group], settings.answering, words
-                )
+                rollouts = sample(model, [ids for _, ids, *_ in group], [own[3] for own in group], settings.answering)
                 for (prompt, _, number, seed), rollout in zip(group, rollouts, strict=True):
                     text = model.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
                     rows.append(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from teachdiag.diagnostics.parameters import whole
 from teachdiag.diagnostics.sources import ModelSource, read_config, reading
+from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.diagnostics.weights import head_names, stored_weight
 
 
@@ -23,6 +24,7 @@ class Head:
         scale: factor on the logits.
         softcap: logits z become softcap * tanh(z / softcap); None is off.
         size: leading ids that are kept.
+        holes: ids among these that no tokenizer knows, whose logits are minus infinity; shape (n,), int64, or None.
     """
 
     weight: Tensor
@@ -30,6 +32,7 @@ class Head:
     scale: float
     softcap: float | None
     size: int
+    holes: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -39,7 +42,9 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of shape (N, size), float32, from hidden states of shape (N, width) of any float type."""
         logits = self._linear(hidden, self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.holes is None else logits.index_fill(1, self.holes, -torch.inf)
 
     def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
         """Directional derivative of the logits, shape (N, size), float32.
@@ -52,13 +57,15 @@ class Head:
         """
         slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
         if self.softcap is not None:
-            slope = slope * (1 - (self(hidden) / self.softcap).square())
-        return slope
+            capped = torch.tanh(self._linear(hidden, self.weight, self.bias) / self.softcap)
+            slope = slope * (1 - capped.square())
+        return slope if self.holes is None else slope.index_fill(1, self.holes, 0.0)
 
     def to(self, device: torch.device) -> None:
         """Move the weights."""
         self.weight = self.weight.to(device)
         self.bias = None if self.bias is None else self.bias.to(device)
+        self.holes = None if self.holes is None else self.holes.to(device)
 
     def follow(self) -> None:
         """Take on weights that have moved. Only a copy has to: these are the model's own parameters, or never move."""
@@ -71,8 +78,11 @@ class Head:
         return logits if self.scale == 1.0 else logits * self.scale
 
 
-def head_of(model: Any) -> Head:  # noqa: ANN401
-    """Return a model's LM head. Weights that are sharded over processes are gathered, and gradients reach them."""
+def head_of(model: Any, known: Known) -> Head:  # noqa: ANN401
+    """Return a model's LM head, cut to the ids that its tokenizer knows.
+
+    Weights that are sharded over processes are gathered, and gradients reach them.
+    """
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     weight, bias = linear.weight, getattr(linear, "bias", None)
@@ -81,12 +91,13 @@ def head_of(model: Any) -> Head:  # noqa: ANN401
         bias=None if bias is None else whole(bias).float(),
         scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
-        size=weight.shape[0],
+        size=known.size,
+        holes=torch.tensor(known.holes, device=weight.device) if known.holes else None,
     )
 
 
-def read_head(source: ModelSource) -> Head:
-    """Read the LM head alone from a model's files; the rest of the model takes no memory.
+def read_head(source: ModelSource, known: Known) -> Head:
+    """Read the LM head alone from a model's files, cut to known ids; the rest of the model takes no memory.
 
     Raises:
         ModelError: the files hold no weight of that name.
@@ -98,4 +109,4 @@ def read_head(source: ModelSource) -> Head:
     for part in ("weight", "bias"):
         if names := head_names(model, part):  # tied weights are stored under one of two names
             setattr(linear, part, torch.nn.Parameter(stored_weight(source, names), requires_grad=False))
-    return head_of(model)
+    return head_of(model, known)

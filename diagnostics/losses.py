@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from teachdiag.diagnostics.statistics import log_probabilities
 from teachdiag.settings import Loss
 
 PositionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -16,14 +17,14 @@ PositionLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def position_loss(name: Loss, jsd_beta: float) -> PositionLoss:
     """Return the loss of that name: (student_logits (N, V), teacher_logits (N, V), tokens (N,)) -> (N,)."""
-    if name == "jsd":
-        return lambda student, teacher, _: generalised_jsd(student.log_softmax(-1), teacher.log_softmax(-1), jsd_beta)
-    if name == "sampled_reverse_kl":
-        return lambda student, teacher, tokens: sampled_reverse_kl(
-            student.log_softmax(-1), teacher.log_softmax(-1), tokens
-        )
-    divergence = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}[name]
-    return lambda student, teacher, _: divergence(student.log_softmax(-1), teacher.log_softmax(-1))
+    losses: dict[Loss, PositionLoss] = {
+        "reverse_kl": lambda logp, logq, _: reverse_kl(logp, logq),
+        "forward_kl": lambda logp, logq, _: forward_kl(logp, logq),
+        "jsd": lambda logp, logq, _: generalised_jsd(logp, logq, jsd_beta),
+        "sampled_reverse_kl": sampled_reverse_kl,
+    }
+    chosen = losses[name]
+    return lambda student, teacher, tokens: chosen(log_probabilities(student), log_probabilities(teacher), tokens)
 
 
 def reverse_kl(logp: Tensor, logq: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ from teachdiag.diagnostics.sources import (
     read_tokenizer,
     reading,
 )
+from teachdiag.diagnostics.vocabulary import Known, known_ids
 from teachdiag.diagnostics.weights import check_weights, forget_wrappers, refuse_strays
 from teachdiag.errors import ModelError, SettingsError, cause
 
 transformers.utils.logging.disable_progress_bar()
 _SMALL_VOCABULARY = 64  # of the stand-in on which an architecture is checked
+_FAR = 100.0  # nats below the likeliest id from which a logit makes no difference
 _PROBE_TOKENS = 8  # length of the sequence on which the cut is checked against the whole model
 
 
@@ -52,7 +54,11 @@ class LanguageModel:
         self.end_ids = end_ids(model.generation_config, tokenizer)
         # Rollouts are sampled by the run's settings, never by defaults that came with the model.
         model.generation_config = GenerationConfig(eos_token_id=sorted(self.end_ids) or None)
-        self.head = head_of(model)
+        bias = getattr(model.get_output_embeddings(), "bias", None)
+        if bias is not None:  # masked ids stay masked; between infinite weights there is no distance
+            bias.data.clamp_(min=torch.finfo(bias.dtype).min)
+        self.known: Known = known_ids(tokenizer, model.get_output_embeddings().weight.shape[0])
+        self.head = head_of(model, self.known)
         self._check_cut()
 
     @property
@@ -99,13 +105,18 @@ class LanguageModel:
         """Compare our logits on a short sequence with the model's own, and with those before another end of it."""
         ids = torch.arange(_PROBE_TOKENS, device=self.device)[None] % self.head.rows
         with self._precision():
-            whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
+            whole = self.model(input_ids=ids, use_cache=False).logits[0, :, : self.known.size].float()
         ours = self.head(self.hidden(ids)[0])
-        if not torch.isfinite(whole).all():
+        if self.head.holes is not None:
+            whole = whole.index_fill(1, self.head.holes, -torch.inf)
+        most = whole.amax(-1, keepdim=True)
+        if not torch.isfinite(most).all():
             return  # broken weights, which scoring refuses with the context and position
         coarse = self.half is not None or self.model.dtype != torch.float32
-        rounding = (0.05 if coarse else 1e-3) * max(1.0, ours.abs().max().item())
-        gap = (whole - ours).abs().max().item()
+        floor = most - _FAR  # of ids that are masked it only matters that they are
+        rounding = (0.05 if coarse else 1e-3) * max(1.0, ours[ours > floor].abs().max().item())
+        ours = ours.maximum(floor)
+        gap = (whole.maximum(floor) - ours).abs().max().item()
         if not gap <= rounding:
             raise ModelError(
                 f"{self.name}: architecture {type(self.model).__name__} does something to its logits that teachdiag "
@@ -113,7 +124,8 @@ class LanguageModel:
             )
         first = _PROBE_TOKENS // 2
         ids[:, first:] = ids[:, first:].flip(1)  # of the same length, so that rounding is the same
-        if not (self.head(self.hidden(ids)[0, :first]) - ours[:first]).abs().max().item() <= rounding:
+        again = self.head(self.hidden(ids)[0, :first]).maximum(floor[:first])
+        if not (again - ours[:first]).abs().max().item() <= rounding:
             raise ModelError(
                 f"{self.name}: architecture {type(self.model).__name__} reads what comes behind a token before it "
                 "predicts it, as encoders do: a model that writes from left to right is needed"

@@ -5,7 +5,7 @@ from typing import Any
 
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline
-from teachdiag.diagnostics.vocabulary import shared_vocabulary
+from teachdiag.diagnostics.vocabulary import Known, shared_vocabulary
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
@@ -14,7 +14,7 @@ from teachdiag.settings import PairSettings
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher, loaded, with the number of leading ids that they share."""
+    """Student and teacher, loaded, with the number of leading ids that their heads are cut to."""
 
     student: LanguageModel
     teacher: LanguageModel
@@ -23,11 +23,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairOutline:
-    """Student and teacher before their weights are loaded, with the number of leading ids that they share."""
+    """Student and teacher before their weights are loaded, with the ids that they share."""
 
     student: Outline
     teacher: Outline
-    vocabulary: int
+    known: Known
 
 
 def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
@@ -89,17 +89,17 @@ def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
         ModelError: they cannot be read, or the models do not share a vocabulary.
     """
     student, teacher = outline(sources[0]), outline(sources[1])
-    vocabulary = shared_vocabulary(student, teacher)
-    if student.rows != teacher.rows:
+    known = shared_vocabulary(student, teacher)
+    if not student.rows == teacher.rows == known.count:
         reporter.say(
-            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {vocabulary} "
-            "shared ids"
+            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {known.count} ids "
+            "that the tokenizer knows"
         )
-    return PairOutline(student, teacher, vocabulary)
+    return PairOutline(student, teacher, known)
 
 
 def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False) -> Pair:
-    """Load both models and cut their heads to the shared vocabulary.
+    """Load both models, their heads cut to the shared vocabulary.
 
     Args:
         sources: student and teacher. Loaded once where they have the same weights and the student stays at theta0.
@@ -114,6 +114,4 @@ def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False
     same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
     shared = same and not sources[0].dropped_layers and not master
     teacher = student if shared else load(sources[1], dtype, device)
-    vocabulary = shared_vocabulary(student, teacher)
-    student.head.size = teacher.head.size = vocabulary
-    return Pair(student, teacher, vocabulary)
+    return Pair(student, teacher, shared_vocabulary(student, teacher).size)

@@ -18,6 +18,7 @@ from transformers import (
 
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.sources import Outline
+from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.errors import ContextError, SettingsError
 from teachdiag.settings import Sampling
 
@@ -48,16 +49,18 @@ class Group:
         return [row["sampling_seed"] for row in self.rows]
 
 
-class SharedVocabulary(LogitsProcessor):  # type: ignore[misc]
-    """Put the ids that the pair does not share, which are padding, out of reach of everything after it."""
+class KnownAlone(LogitsProcessor):  # type: ignore[misc]
+    """Put the ids that no tokenizer knows, which are padding, out of reach of everything after it."""
 
-    def __init__(self, vocabulary: int) -> None:
-        """Take the number of leading ids that are shared."""
-        self.vocabulary = vocabulary
+    def __init__(self, known: Known) -> None:
+        """Take the ids that are known."""
+        self.known = known
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask; shapes (rollouts, length) and (rollouts, ids)."""
-        scores[:, self.vocabulary :] = -torch.inf
+        scores[:, self.known.size :] = -torch.inf
+        if self.known.holes:
+            scores[:, list(self.known.holes)] = -torch.inf
         return scores
 
 
@@ -92,17 +95,16 @@ def sample(
     prompts: Sequence[tuple[int, ...]],
     seeds: Sequence[int],
     sampling: Sampling,
-    vocabulary: int,
+    *,
     sharded: bool = False,
 ) -> list[Rollout]:
-    """Sample one response a prompt, all in one batch.
+    """Sample one response a prompt, all in one batch, of ids that the tokenizer knows.
 
     Args:
         student: the model at theta0.
         prompts: prompt token ids; repeat a prompt to sample it more than once.
         seeds: one seed a rollout.
         sampling: temperature, top-p, top-k and length.
-        vocabulary: number of leading ids that may be sampled.
         sharded: whether every process samples at the same time from a model that they share.
 
     Raises:
@@ -123,7 +125,7 @@ def sample(
         attention_mask=mask,
         generation_config=config,
         synced_gpus=sharded,  # as many passes in every process as the longest of their rollouts needs
-        logits_processor=LogitsProcessorList([SharedVocabulary(vocabulary), *bent, drawing]),
+        logits_processor=LogitsProcessorList([KnownAlone(student.known), *bent, drawing]),
     )
     if drawing.broken is not None:
         raise ContextError(
@@ -133,11 +135,9 @@ def sample(
     return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 
 
-def sample_group(
-    student: LanguageModel, group: Group, sampling: Sampling, vocabulary: int, sharded: bool = False
-) -> list[Rollout]:
+def sample_group(student: LanguageModel, group: Group, sampling: Sampling, *, sharded: bool = False) -> list[Rollout]:
     """Sample a group's rollouts, as one batch."""
-    return sample(student, group.prompts, group.seeds, sampling, vocabulary, sharded)
+    return sample(student, group.prompts, group.seeds, sampling, sharded=sharded)
 
 
 def check_candidates(top_k: int, vocabulary: int) -> None:

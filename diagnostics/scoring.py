@@ -4,7 +4,7 @@ The LM head is applied to kept positions only, in float32, and no more than one 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.statistics import divergences, listed_statistics, statistics
+from teachdiag.diagnostics.statistics import (
+    divergences,
+    listed_statistics,
+    log_probabilities,
+    masked_by_one,
+    statistics,
+)
 from teachdiag.errors import ContextError
 
 Columns = dict[str, np.ndarray]
-_CACHED_ROWS = 16
+_CACHED = 2**20  # logits whose statistics are taken at a time on a CPU: their intermediates stay in its cache
 
 
 class Scored(Protocol):
@@ -61,7 +67,8 @@ def score(student: LanguageModel, teacher: Scored, batch: Batch, tile_positions:
         One array a column of the `positions` table, first axis = rows of the batch.
 
     Raises:
-        ContextError: a logit is NaN or infinite; the message names model, context and position.
+        ContextError: a logit is NaN or infinite, or one model masks an id that the other does not; the message names
+            model, context and position, and the token.
     """
     hidden = student.hidden_rows(batch, "student")
     taught = teacher.hidden_rows(batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
@@ -69,7 +76,7 @@ def score(student: LanguageModel, teacher: Scored, batch: Batch, tile_positions:
     states = States(hidden, student.head, taught, teacher.head)
     columns = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
-    _refuse_non_finite(columns, batch, states)
+    _refuse_non_finite(columns, batch, states, student.tokenizer)
     return columns
 
 
@@ -92,7 +99,7 @@ def score_listed(
     tokens = torch.from_numpy(batch.tokens).long()[:, None].to(student.device)
 
     def logp(rows: slice) -> Tensor:
-        return student.head(hidden[rows]).log_softmax(-1)
+        return log_probabilities(student.head(hidden[rows]))
 
     places = tiles(len(hidden), tile_positions)
     support = torch.cat([logp(rows).topk(TOP).indices for rows in places])
@@ -118,20 +125,28 @@ def score_listed(
 
 
 @torch.no_grad()
-def rescore(states: States, batch: Batch, tile_positions: int, rows: slice = slice(None)) -> Columns:
+def rescore(
+    states: States,
+    batch: Batch,
+    tile_positions: int,
+    tokenizer: Any,  # noqa: ANN401
+    rows: slice = slice(None),
+) -> Columns:
     """Forward and reverse KL of a batch's kept positions, from hidden states of both models.
 
     Args:
         states: the student's states at whatever weights it has now, and the teacher's.
         batch: where they are from.
         tile_positions: positions whose logits exist at the same time.
+        tokenizer: names the token where an error is about one.
         rows: which of the batch's positions the states belong to.
 
     Raises:
-        ContextError: a logit is NaN or infinite; the message names model, context and position.
+        ContextError: a logit is NaN or infinite, or one model masks an id that the other does not; the message names
+            model, context and position, and the token.
     """
     columns = tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
-    _refuse_non_finite(columns, batch, states, rows)
+    _refuse_non_finite(columns, batch, states, tokenizer, rows)
     return columns
 
 
@@ -146,14 +161,14 @@ def tiled(
     """Fill one array a column, tile by tile, from (student logits, teacher logits, their rows).
 
     Nothing of a tile outlives it: it would pin its neighbours' memory. On a CPU the statistics of a tile are taken a
-    few rows at a time, so that their intermediates stay in its cache.
+    few rows at a time.
     """
     columns: Columns = {}
     total = len(states.student)
     for tile in tiles(total, tile_positions):
         z = states.student_head(states.student[tile])
         w = states.teacher_head(states.teacher[tile]).to(z.device)
-        for part in tiles(len(z), _CACHED_ROWS if z.device.type == "cpu" else len(z)):
+        for part in tiles(len(z), max(2, _CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)):
             rows = slice(tile.start + part.start, tile.start + part.stop)
             for name, tensor in measure(z[part], w[part], rows).items():
                 values = tensor.cpu().numpy()
@@ -183,18 +198,37 @@ def _first_gap(columns: Columns, rows: int) -> int | None:
     return int(np.flatnonzero(bad)[0]) if bad.any() else None
 
 
-def _refuse_non_finite(columns: Columns, batch: Batch, states: States, rows: slice = slice(None)) -> None:
-    """Name the first position whose statistics are not finite, and the model to blame: a NaN logit reaches them all."""
+def _refuse_non_finite(
+    columns: Columns,
+    batch: Batch,
+    states: States,
+    tokenizer: Any,  # noqa: ANN401
+    rows: slice = slice(None),
+) -> None:
+    """Name the first position whose statistics are not finite, and why: broken logits, or an id that one model masks.
+
+    NaN or an infinite logit reaches every statistic; where one model alone masks an id, a KL is infinite.
+    """
     row = _first_gap(columns, len(states.student))
     if row is None:
         return
-    logits = {
-        "student": states.student_head(states.student[row : row + 1]),
-        "teacher": states.teacher_head(states.teacher[row : row + 1]),
+    at = slice(row, row + 1)
+    logp = {
+        "student": log_probabilities(states.student_head(states.student[at]))[0].cpu(),
+        "teacher": log_probabilities(states.teacher_head(states.teacher[at]))[0].cpu(),
     }
-    context_id, position = batch.context_ids[rows][row], batch.positions[rows][row]
-    blamed = [side for side, values in logits.items() if not torch.isfinite(values).all()]
+    place = f"in context {batch.context_ids[rows][row]} at position {batch.positions[rows][row]}"
+    broken = [side for side, values in logp.items() if not torch.isfinite(values).all()]
+    alone = None if broken else masked_by_one(logp["student"], logp["teacher"])
+    if alone is None:
+        raise ContextError(
+            f"the {' and '.join(broken) or 'pair'} gives NaN or infinite logits {place}: try --dtype float32, or check "
+            "the model's weights"
+        )
+    token, student_masks = alone
+    zero, other = ("student", "teacher") if student_masks else ("teacher", "student")
+    name = tokenizer.convert_ids_to_tokens(token)
     raise ContextError(
-        f"the {' and '.join(blamed) or 'pair'} gives NaN or infinite logits in context {context_id} at position "
-        f"{position}: try --dtype float32, or check the model's weights"
+        f"the {zero} gives token {name!r} (id {token}) probability 0 {place}, and the {other} "
+        f"{logp[other][token].exp():.3g}, so that a KL is infinite: mask the id in both models, or in neither"
     )

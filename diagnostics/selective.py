@@ -5,6 +5,7 @@ every global rollout batch is scored by both models without gradient, weighed as
 go through the LM head again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,10 +22,11 @@ from trl.models.utils import unwrap_model_for_generation
 from teachdiag.diagnostics.head import head_of
 from teachdiag.diagnostics.losses import position_loss
 from teachdiag.diagnostics.parameters import local
-from teachdiag.diagnostics.rollouts import SeededSampling, ended, warpers
+from teachdiag.diagnostics.rollouts import KnownAlone, SeededSampling, ended, warpers
 from teachdiag.diagnostics.scoring import States, tiled, tiles
 from teachdiag.diagnostics.selection_facts import MEASURED, facts_of
-from teachdiag.diagnostics.statistics import statistics
+from teachdiag.diagnostics.statistics import log_probabilities, statistics
+from teachdiag.diagnostics.vocabulary import known_ids
 from teachdiag.errors import ContextError, EstimationError
 from teachdiag.progress import Reporter
 from teachdiag.scores import Array
@@ -75,6 +77,11 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             kwargs: of `trl.DistillationTrainer`.
         """
         super().__init__(*args, **kwargs)
+        rows = self.model.config.get_text_config().vocab_size
+        self._known = known_ids(self._tokenizer, rows)
+        if self.use_vllm and self.vllm_mode == "colocate":
+            padding = dict.fromkeys(self._known.unknown(rows), -math.inf)
+            self.vllm_generation.generation_kwargs |= {"logit_bias": padding} if padding else {}
         self.selection = selection or Selection()
         self.loss_mean, self.tile_positions, self.rollout_seed = loss_mean, tile_positions, rollout_seed
         self._position_loss = position_loss(loss, jsd_beta)
@@ -121,6 +128,12 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             found: list[list[int]] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
+            stranger = self._known.stranger(token for own in found for token in own)
+            if stranger is not None:
+                raise ContextError(
+                    f"step {self.state.global_step}: a rollout holds id {stranger}, which is padding of the student's "
+                    "LM head: sample without vLLM's server"
+                )
             return found
         first = self.accelerator.process_index * len(prompt_ids)
         seeds = [
@@ -153,7 +166,9 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([*bent, SeededSampling(uniforms, width, device)]),
+                logits_processor=LogitsProcessorList(
+                    [KnownAlone(self._known), *bent, SeededSampling(uniforms, width, device)]
+                ),
             )
         return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, width:].tolist()]
 
@@ -270,7 +285,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 attention,
                 length,
             )
-        return States(hidden[mask], head_of(unwrapped_student), taught[mask], head_of(unwrapped_teacher))
+        heads = (head_of(model, self._known) for model in (unwrapped_student, unwrapped_teacher))
+        return States(hidden[mask], next(heads), taught[mask], next(heads))
 
     def _compute_loss(
         self,
@@ -300,7 +316,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         logits = states.student_head(hidden)
         with torch.no_grad():
             taught = states.teacher_head(states.teacher[tile]).to(logits.device)
-            logp = logits.log_softmax(-1)
+            logp = log_probabilities(logits)
             entropies = -(logp.exp() * logp).sum(-1)
         return self._position_loss(logits, taught, tokens), entropies
 

@@ -22,7 +22,7 @@ from teachdiag.diagnostics.sources import Sources
 from teachdiag.errors import ModelError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GatheredHead(Head):
     """A copy of an LM head whose own weights are sharded, and move.
 

@@ -4,12 +4,54 @@ Shapes: N positions, V shared vocabulary, K support size. p is the student, q th
 nats. Definitions: the schema of the `positions` table.
 """
 
+from typing import Any, NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from teachdiag.artefacts import TOP
 from teachdiag.settings import SUPPORT_SIZES
+
+_FLOOR = -1e4  # nats below the likeliest id, where masks of any kind (-inf, -1e9, a type's smallest number) are put
+_MASKED = 5e3  # nats between the models at an id that one of them masks: no network's own logits are as far apart
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax over the last axis, whose probabilities sum to 1 within rounding (3e-7 in float32).
+
+    On a CPU, torch's own adds up a row in few running sums, which loses 1e-5 of the whole over a wide vocabulary. An id
+    that is masked comes out as log-probability -1e4 or so: its probability is 0, and 0 log 0 is 0. NaN or an infinite
+    logit makes the whole row NaN.
+
+    Args:
+        logits: shape (..., V), float32 or float64; gradients flow to it.
+    """
+    found: Tensor = _LogProbabilities.apply(logits)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """Keeps its output alone for the way back, as torch's own does."""
+
+    @staticmethod
+    def forward(logits: Tensor) -> Tensor:
+        shifted = (logits - logits.amax(-1, keepdim=True)).clamp_min_(_FLOOR)
+        return shifted.sub_(shifted.exp().sum(-1, keepdim=True).log_())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
+        (logp,) = ctx.saved_tensors
+        return torch.addcmul(gradient, logp.exp(), gradient.sum(-1, keepdim=True), value=-1)
+
+    @staticmethod
+    def jvp(ctx: Any, slope: Tensor) -> Tensor:  # noqa: ANN401
+        (logp,) = ctx.saved_tensors
+        return slope - _dot(logp.exp(), slope)[..., None]
 
 
 def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
@@ -23,7 +65,7 @@ def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -
     Returns:
         One tensor a column, shape (N,), or (N, 32) for the top-K lists.
     """
-    logp, logq = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    logp, logq = log_probabilities(student_logits), log_probabilities(teacher_logits)
     columns = full_vocabulary(logp, logq)
     columns["student_logp"] = _at(logp, tokens[:, None])[:, 0]
     columns["teacher_logp"] = _at(logq, tokens[:, None])[:, 0]
@@ -43,46 +85,94 @@ def listed_statistics(logp: Tensor, tops: dict[str, Tensor]) -> dict[str, Tensor
 
 def divergences(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
     """Forward and reverse KL alone, shape (N,) each, for rescoring after an update."""
-    logp, logq = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
-    log_ratio = logp - logq
-    return {
-        "forward_kl": (-_dot(logq.exp(), log_ratio)).clamp_min(0),
-        "reverse_kl": _dot(logp.exp(), log_ratio).clamp_min(0),
-    }
+    both = _compared(log_probabilities(student_logits), log_probabilities(teacher_logits))
+    forward_kl, reverse_kl = _divergences(both)
+    return {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 
 
 def full_vocabulary(logp: Tensor, logq: Tensor) -> dict[str, Tensor]:
-    """Full-vocabulary scalars from log-probabilities of shape (N, V).
+    """Full-vocabulary scalars from log-probabilities of shape (N, V), as `log_probabilities` gives them.
 
-    Divergences are clamped at 0, which rounding can miss by about 1e-7. `logit_alignment` is this project's A: the
+    A KL is infinite where one model masks an id that the other does not. `logit_alignment` is this project's A: the
     inner product of the gradients of KL(q || p) and KL(p || q) with respect to the student's logits.
     """
-    p, q = logp.exp(), logq.exp()
-    log_ratio = logp - logq
-    p_log_ratio = p * log_ratio
-    reverse_kl = p_log_ratio.sum(-1)
-    difference = p - q
+    both = _compared(logp, logq)
+    forward_kl, reverse_kl = _divergences(both)
     return {
-        "student_entropy": (-_dot(p, logp)).clamp_min(0),
-        "teacher_entropy": (-_dot(q, logq)).clamp_min(0),
-        "forward_kl": (-_dot(q, log_ratio)).clamp_min(0),
-        "reverse_kl": reverse_kl.clamp_min(0),
-        "jsd": jensen_shannon(p, q, log_ratio),
-        "logit_alignment": _dot(difference, p_log_ratio) - reverse_kl * _dot(difference, p),
-        "forward_logit_energy": _dot(difference, difference),
+        "student_entropy": (-_dot(both.p, logp)).clamp_min(0),
+        "teacher_entropy": (-_dot(both.q, logq)).clamp_min(0),
+        "forward_kl": forward_kl,
+        "reverse_kl": reverse_kl,
+        "jsd": _jensen_shannon(both),
+        "logit_alignment": _dot(both.gap, both.p * both.log_ratio) - reverse_kl * _dot(both.gap, both.p),
+        "forward_logit_energy": _dot(both.gap, both.gap),
     }
 
 
-def jensen_shannon(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """Jensen-Shannon divergence from p, q and log(p/q) of shape (N, V).
+def masked_by_one(logp: Tensor, logq: Tensor) -> tuple[int, bool] | None:
+    """Return the likeliest id that one model masks and the other does not, and whether the student is that one.
 
-    log(p/m) with m = (p+q)/2 is ln 2 - softplus(-log p/q): no entropies are subtracted, so that small divergences
-    keep their digits.
+    Args:
+        logp: the student's log-probabilities at one position, shape (V,), as `log_probabilities` gives them.
+        logq: the teacher's.
     """
-    above = F.softplus(log_ratio)  # log(1 + p/q); softplus(-r) = softplus(r) - r
-    ln2 = 0.6931471805599453
-    twice = _dot(p, ln2 - above + log_ratio) + _dot(q, ln2 - above)
-    return (twice / 2).clamp(0, ln2)
+    log_ratio = logp - logq
+    alone = log_ratio.abs() > _MASKED
+    if not alone.any():
+        return None
+    token = int(torch.maximum(logp, logq).masked_fill(~alone, -torch.inf).argmax())
+    return token, bool(log_ratio[token] < 0)
+
+
+class _Compared(NamedTuple):
+    """Two distributions side by side, shape (N, V) each; differences have all their digits where p and q are near.
+
+    Attributes:
+        p: the student's probabilities.
+        q: the teacher's.
+        log_ratio: log(p/q).
+        shortfall: min(p, q) / max(p, q) - 1.
+        gap: p - q.
+    """
+
+    p: Tensor
+    q: Tensor
+    log_ratio: Tensor
+    shortfall: Tensor
+    gap: Tensor
+
+
+def _compared(logp: Tensor, logq: Tensor) -> _Compared:
+    p, q, log_ratio = logp.exp(), logq.exp(), logp - logq
+    shortfall = torch.expm1(-log_ratio.abs())
+    return _Compared(p, q, log_ratio, shortfall, torch.copysign(torch.maximum(p, q) * shortfall, log_ratio))
+
+
+def _divergences(both: _Compared) -> tuple[Tensor, Tensor]:
+    """KL(q || p) and KL(p || q), shape (N,).
+
+    Summed as q log(q/p) + p - q, of which no term is negative: nothing cancels, so that small divergences keep their
+    digits, and an error of a normaliser counts to second order only.
+    """
+    excess = both.gap.sum(-1)
+    forward_kl = (excess - _dot(both.q, both.log_ratio)).clamp_min(0)
+    reverse_kl = (_dot(both.p, both.log_ratio) - excess).clamp_min(0)
+    return (
+        forward_kl.masked_fill(both.log_ratio.amin(-1) < -_MASKED, torch.inf),
+        reverse_kl.masked_fill(both.log_ratio.amax(-1) > _MASKED, torch.inf),
+    )
+
+
+def _jensen_shannon(both: _Compared) -> Tensor:
+    """Jensen-Shannon divergence, shape (N,).
+
+    With m = (p+q)/2 and t = |p-q| / (p+q), log(max/m) = log(1+t) and log(min/m) = log(1-t): no entropies are
+    subtracted, so that small divergences keep their digits.
+    """
+    minus_t = (both.shortfall / (both.shortfall + 2)).clamp_min_(2**-24 - 1)  # where it is -1, min(p, q) is nothing
+    larger, smaller = torch.maximum(both.p, both.q), torch.minimum(both.p, both.q)
+    twice = _dot(larger, torch.log1p(-minus_t)) + _dot(smaller, torch.log1p(minus_t))
+    return (twice / 2).clamp(0, 0.6931471805599453)
 
 
 def top_lists(logp: Tensor, logq: Tensor) -> dict[str, Tensor]:
@@ -129,10 +219,11 @@ def _support(tops: dict[str, Tensor], same: Tensor) -> dict[str, Tensor]:
     logq = torch.cat([tops["teacher_logp_at_student_topk"], tops["teacher_topk_logp"]], dim=1)
     p, q = logp.exp() * in_union, logq.exp() * in_union
     mass_p, mass_q = p.sum(-1), q.sum(-1)
+    both = _compared(logp - mass_p.log()[:, None], logq - mass_q.log()[:, None])
     shared = in_teacher.sum(-1).float()
     teacher_on_support = tops["teacher_logp_at_student_topk"].exp()
     return {
-        "disagreement": (_dot(q, logq - logp) / mass_q - mass_q.log() + mass_p.log()).clamp_min(0),
+        "disagreement": _dot(in_union.float(), both.gap - both.q * both.log_ratio).clamp_min(0),
         "compatibility": teacher_on_support.sum(-1).clamp(0, 1),
         "compatibility_bound": (teacher_on_support * in_teacher).sum(-1).clamp(0, 1),
         "bhattacharyya": ((p * q).sqrt().sum(-1) / (mass_p * mass_q).sqrt()).clamp(0, 1),

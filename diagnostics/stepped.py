@@ -219,7 +219,7 @@ def _fresh_rollouts(bench: Workbench, batch: Sequence[Context], number: int) -> 
     for places in in_shards(range(len(batch)), ROLLOUT_CONTEXTS):
         seeds = [derive_seed(bench.settings.seed, "fresh", number, place) for place in places]
         prompts = [batch[place].student_prompt for place in places]
-        sampled += sample(bench.student, prompts, seeds, bench.capture.sampling, bench.student.head.size)
+        sampled += sample(bench.student, prompts, seeds, bench.capture.sampling)
     return sampled
 
 

@@ -90,7 +90,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         refuse_nothing_to_learn(sources, "same", same_prompts=True)
         pair = outline_pair(sources, heard)  # refuses a pair that shares no vocabulary
         for cell in cells:
-            check_candidates(cell.settings.top_k, pair.vocabulary)
+            check_candidates(cell.settings.top_k, pair.known.count)
         options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
         room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device))
         inputs = on_first(lambda: _inputs(room, cells, pair))  # refuses what cannot be graded, before all training

@@ -1,5 +1,7 @@
 """Do teacher and student speak the same tokens? Their distributions can be compared only if they do."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,13 +34,45 @@ class Speaker(Protocol):
         """Ids that its LM head has, padding included."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """The ids that a tokenizer knows, added tokens included: all below `size` but for the holes.
+
+    The other rows of an LM head are padding: never sampled, and of no part in any softmax.
+    """
+
+    size: int
+    holes: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.size - len(self.holes)
+
+    def unknown(self, rows: int) -> list[int]:
+        """The other ids of a head of so many rows, ascending."""
+        return [*self.holes, *range(self.size, rows)]
+
+    def stranger(self, ids: Iterable[int]) -> int | None:
+        """Return the first of some ids that is not known."""
+        holes = set(self.holes)
+        return next((i for i in ids if not 0 <= i < self.size or i in holes), None)
+
+
+def known_ids(tokenizer: Any, rows: int) -> Known:  # noqa: ANN401
+    """Return the ids that a tokenizer knows, of those that a head of so many rows has."""
+    ids = {i for i in tokenizer.get_vocab().values() if i < rows}
+    size = max(ids, default=-1) + 1
+    return Known(size, tuple(sorted(set(range(size)) - ids)))
+
+
 def token_strings(model: Speaker) -> dict[int, str]:
     """Token string of every id that a model's tokenizer can emit."""
     return {index: token for token, index in model.tokenizer.get_vocab().items()}
 
 
-def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
-    """Return the number of leading ids that both models share; their logits are cut to these.
+def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
+    """Return the ids that both models share: those that their tokenizers know.
 
     Padded LM heads of different sizes are accepted, since no tokenizer emits the padding.
 
@@ -62,14 +96,15 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> int:
     size = min(student.rows, teacher.rows)
     if max(ours) >= size:
         raise ModelError(f"the tokenizers emit id {max(ours)}, but an LM head has only {size} rows")
-    if size < max(SUPPORT_SIZES):
-        raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {size} tokens")
-    return size
+    known = known_ids(student.tokenizer, size)
+    if known.count < max(SUPPORT_SIZES):
+        raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {known.count} tokens")
+    return known
 
 
-def vocabulary_table(model: Speaker, size: int) -> pa.Table:
-    """Return the `vocabulary` table: the text of every id below `size` that the tokenizer knows."""
-    names = {index: name for index, name in sorted(token_strings(model).items()) if index < size}
+def vocabulary_table(model: Speaker) -> pa.Table:
+    """Return the `vocabulary` table: the text of every id that the tokenizer knows."""
+    names = dict(sorted(token_strings(model).items()))
     texts = [_text(model, index, name) for index, name in names.items()]
     return VOCABULARY.build({"token_id": np.array(list(names), np.int32), "text": texts})
 

@@ -90,7 +90,7 @@ class Workbench:
         taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)
         hidden = self.student.hidden_rows(batch, "student")[rows] if hidden is None else hidden
         states = States(hidden, self.student.head, taught, self.teacher.head)
-        columns = rescore(states, batch, self.settings.tile_positions, rows)
+        columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows)
         return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
 
     def rescore_shards(self, state: str, layout: Layout, label: str) -> None:

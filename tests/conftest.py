@@ -23,6 +23,7 @@ from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
 END = "<end>"
+KNOWN = 257  # ids of `byte_tokenizer`; the other rows of a head are padding
 PROBE = ProbeSettings(name="p", learning_rate=1e-4, batch_tokens=100, tile_positions=7)
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from teachdiag.diagnostics.alignment import Context
 
@@ -69,7 +69,7 @@ def top(a: np.ndarray, k: int) -> list[int]:
 def loss_term_gradients(student: str, teacher: str, context: Context, loss: str) -> list[list[Tensor]]:
     """Gradient of every position's loss on its own: float64 models, one backward pass a position."""
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for path in (student, teacher)]
-    vocabulary = min(m.get_output_embeddings().weight.shape[0] for m in models)
+    vocabulary = len(AutoTokenizer.from_pretrained(student).get_vocab())
     logp = plain_logp(models[0], context, "student", vocabulary)
     logq = plain_logp(models[1], context, "teacher", vocabulary).detach()
     parameters = list(models[0].parameters())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Killed, dying, tables
+from conftest import KNOWN, Killed, dying, tables
 from slow import LOSSES, loss_term_gradients, plain_logp
 from transformers import AutoModelForCausalLM
 
@@ -86,11 +86,11 @@ def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: C
     bank = [c for c in contexts.values() if c.split == "bank"][:5]
     model = AutoModelForCausalLM.from_pretrained(tiny_settings.student, dtype=torch.float64)
     teacher = AutoModelForCausalLM.from_pretrained(tiny_settings.teacher, dtype=torch.float64)
-    taught = [plain_logp(teacher, c, "teacher", 264).detach() for c in bank]
+    taught = [plain_logp(teacher, c, "teacher", KNOWN).detach() for c in bank]
     theta0 = [p.detach().clone() for p in model.parameters()]
 
     def bank_kl() -> torch.Tensor:
-        scored = zip([plain_logp(model, c, "student", 264) for c in bank], taught, strict=True)
+        scored = zip([plain_logp(model, c, "student", KNOWN) for c in bank], taught, strict=True)
         return torch.stack([LOSSES["forward_kl"](p, q, 0) for ps, qs in scored for p, q in zip(ps, qs, strict=True)])
 
     before = bank_kl()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Killed, dying, tables
+from conftest import KNOWN, Killed, dying, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import LOSSES, loss_term_gradients, plain_logp
@@ -77,10 +77,10 @@ class Truth:
         self.model = AutoModelForCausalLM.from_pretrained(capture.student, dtype=torch.float64)
         self.theta0 = [p.detach().clone() for p in self.model.parameters()]
         teacher = AutoModelForCausalLM.from_pretrained(capture.teacher, dtype=torch.float64)
-        self.taught = {i: plain_logp(teacher, c, "teacher", 264).detach() for i, c in contexts.items()}
+        self.taught = {i: plain_logp(teacher, c, "teacher", KNOWN).detach() for i, c in contexts.items()}
 
     def kls(self, context: Context) -> Tensor:
-        logp = plain_logp(self.model, context, "student", 264)
+        logp = plain_logp(self.model, context, "student", KNOWN)
         return torch.stack(
             [LOSSES["forward_kl"](p, q, 0) for p, q in zip(logp, self.taught[context.context_id], strict=True)]
         )

@@ -51,6 +51,7 @@ def test_bad_foreign_contexts_are_refused(
         ({"response_token_ids": "12"}, "column response_token_ids holds .*string"),
         ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
+        ({"response_token_ids": [[1, 260] for _ in range(16)]}, "context 0 holds token id 260, outside"),
     ]
     for number, (columns, message) in enumerate(cases):
         settings = replace(tiny_settings, contexts=edited(run, tmp_path, **columns))
@@ -82,7 +83,7 @@ def test_models_that_do_not_match_are_refused(tmp_path: Path, tiny_settings: Cap
         ({"teacher": ended}, r"ends text with ids \[256\], teacher .* with \[3, 256\]"),
         ({"teacher": small}, "the tokenizers emit id 256, but an LM head has only 200 rows"),
         ({"teacher": tiny_settings.student}, "there is nothing to learn"),
-        ({"top_k": 265}, "--top-k is 265: the models share 264 ids"),
+        ({"top_k": 265}, "--top-k is 265: the models share 257 ids"),
         ({"student": str(tmp_path / "nowhere/at-all")}, "does not exist: give the folder of a causal language model"),
         ({"student": "nowhere/at-all"}, r"is n(either a|o) local folder"),
         ({"student_drop_layers": "7"}, r"--student-drop-layers \[7\]: .* has layers 0 to 1"),
@@ -97,8 +98,8 @@ def test_padded_vocabularies_are_cut_with_a_line_that_says_so(
     tmp_path: Path, tiny_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = run_capture(tmp_path / "run", tiny_settings, Reporter())
-    assert results["shared_vocabulary"] == 264
-    assert "264 (student) and 272 (teacher) rows are cut to the 264 shared ids" in " ".join(
+    assert results["shared_vocabulary"] == 257
+    assert "264 (student) and 272 (teacher) rows are cut to the 257 ids that the tokenizer knows" in " ".join(
         capsys.readouterr().err.split()
     )
 
@@ -114,9 +115,7 @@ def test_dropped_layers_are_gone(tiny_settings: CaptureSettings, quiet: Reporter
         mask = torch.full((3, 3), -torch.inf).triu(1)[None, None]
         states = kept.norm(kept.layers[1](embedded, attention_mask=mask, position_embeddings=rotary))
         torch.testing.assert_close(pair.student.hidden(ids), states)
-    assert (
-        len(sample(pair.student, [(1, 2)], [0], settings.sampling, 264)) == 1
-    )  # the cache has the layers' new numbers
+    assert len(sample(pair.student, [(1, 2)], [0], settings.sampling)) == 1  # the cache has the layers' new numbers
 
 
 def test_broken_weights_are_named_and_nothing_is_lost(

@@ -14,6 +14,7 @@ from teachdiag.diagnostics.alignment import Context, batched, check_fits, relaid
 from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.statistics import statistics
+from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.errors import ContextError
 
 
@@ -157,6 +158,6 @@ def test_non_finite_logits_are_named(pair: Pair, contexts: list[Context]) -> Non
 
 def test_contexts_that_cannot_be_scored_are_refused(contexts: list[Context]) -> None:
     with pytest.raises(ContextError, match="context 1 has no kept position"):
-        check_fits([replace(contexts[1], response=())], {"student": 100}, 256)
+        check_fits([replace(contexts[1], response=())], {"student": 100}, Known(256))
     with pytest.raises(ContextError, match="context 3 has 19 tokens for the student, whose limit is 18"):
-        check_fits(contexts, {"student": 18}, 256)
+        check_fits(contexts, {"student": 18}, Known(256))

@@ -64,13 +64,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 def test_a_rollout_depends_on_its_seed_and_not_on_its_batch(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
     pair = load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
     prompts = [(1, 2, 3), (9, 8, 7, 6, 5), (4,)]
-    together = sample(pair.student, prompts, [10, 11, 12], tiny_settings.sampling, pair.vocabulary)
+    together = sample(pair.student, prompts, [10, 11, 12], tiny_settings.sampling)
     alone = [
-        sample(pair.student, [p], [s], tiny_settings.sampling, pair.vocabulary)[0]
-        for p, s in zip(prompts, [10, 11, 12], strict=True)
+        sample(pair.student, [p], [s], tiny_settings.sampling)[0] for p, s in zip(prompts, [10, 11, 12], strict=True)
     ]
     assert together == alone
-    assert together != sample(pair.student, prompts, [13, 14, 15], tiny_settings.sampling, pair.vocabulary)
+    assert together != sample(pair.student, prompts, [13, 14, 15], tiny_settings.sampling)
 
 
 def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
@@ -81,7 +80,7 @@ def test_rollouts_follow_the_students_distribution(tiny_settings: CaptureSetting
         logits = pair.student.model(torch.tensor([prompt])).logits[0, -1, : pair.vocabulary]
     for temperature in (1.0, 0.5):
         settings = replace(tiny_settings, max_new_tokens=1, temperature=temperature)
-        rollouts = sample(pair.student, [prompt] * 4000, range(4000), settings.sampling, pair.vocabulary)
+        rollouts = sample(pair.student, [prompt] * 4000, range(4000), settings.sampling)
         counts = np.bincount([r.token_ids[0] for r in rollouts], minlength=pair.vocabulary)
         expected = (logits / temperature).softmax(-1).numpy()
         assert np.abs(counts / 4000 - expected).max() < 4 * np.sqrt(expected.max() / 4000)

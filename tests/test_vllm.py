@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import KNOWN
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
@@ -59,7 +60,7 @@ def test_rollouts_end_in_the_same_tables(by_vllm: Path, by_transformers: Path) -
     ends = ours["response_token_ids"].map(lambda ids: ids[-1] == 256)
     assert ((ours["finish_reason"] == "stop") == ends).all()
     assert (lengths[~ends] == 12).all()
-    assert ours["response_token_ids"].map(lambda ids: max(ids) < 264).all()  # padding is out of reach
+    assert ours["response_token_ids"].map(lambda ids: max(ids) < KNOWN).all()  # padding is out of reach
     assert len({tuple(ids) for ids in ours["response_token_ids"]}) > 30  # every rollout has its own seed
 
 
@@ -79,8 +80,8 @@ def test_first_tokens_follow_the_students_distribution(settings: CaptureSettings
     contexts = [c for c in read_contexts(tmp_path / "run", 1) if c.split == "bank"]
     student = load_pair(resolve_pair(settings, QUIET), "float32", "cpu").student
     with torch.no_grad():
-        p = student.model(torch.tensor([contexts[0].student_prompt])).logits[0, -1, :264].softmax(-1).numpy()
-    counts = np.bincount([c.response[0] for c in contexts], minlength=264)
+        p = student.model(torch.tensor([contexts[0].student_prompt])).logits[0, -1, :KNOWN].softmax(-1).numpy()
+    counts = np.bincount([c.response[0] for c in contexts], minlength=KNOWN)
     assert np.abs(counts / 300 - p).max() < 4 * np.sqrt(p.max() / 300)
 
 
@@ -169,7 +170,7 @@ def listing(settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine = None
 
     def answer(self: LogprobsTeacher, batch: object, ids: np.ndarray) -> object:
-        outputs = teacher.outputs(batch, ids, 264)
+        outputs = teacher.outputs(batch, ids, KNOWN)
         return collected(outputs, [len(c.response) for c in batch.contexts])  # type: ignore[attr-defined]
 
     monkeypatch.setattr(LogprobsTeacher, "__init__", start)

@@ -73,7 +73,7 @@ def gathered(finished: Iterable[tuple[Group, int, Rollout]]) -> Iterator[tuple[G
 
 def sampling_options(pair: PairOutline, settings: CaptureSettings) -> dict[str, Any]:
     """Parameters of every rollout as plain values, but for its seed, which n > 1 samples of a prompt would share."""
-    padding = dict.fromkeys(range(pair.vocabulary, pair.student.rows), -math.inf)
+    padding = dict.fromkeys(pair.known.unknown(pair.student.rows), -math.inf)
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
@@ -91,10 +91,10 @@ def refuse_padding(pair: PairOutline) -> None:
     Raises:
         ModelError: it has.
     """
-    if pair.student.rows - pair.vocabulary > _PADDING:
+    if pair.student.rows - pair.known.count > _PADDING:
         raise ModelError(
-            f"the student's LM head has {pair.student.rows} rows, of which the teacher shares {pair.vocabulary}: vLLM "
-            f"takes at most {_PADDING} ids out of reach; use --engine transformers"
+            f"the student's LM head has {pair.student.rows} rows, of which its tokenizer knows {pair.known.count}: "
+            f"vLLM takes at most {_PADDING} ids out of reach; use --engine transformers"
         )
 
 

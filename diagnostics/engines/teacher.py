@@ -11,8 +11,10 @@ from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.engines.launch import require_vllm, start, unchunked
 from teachdiag.diagnostics.head import Head, read_head
 from teachdiag.diagnostics.models import check_head
+from teachdiag.diagnostics.pair import PairOutline
 from teachdiag.diagnostics.scoring import Answer
 from teachdiag.diagnostics.sources import ModelSource
+from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
@@ -29,7 +31,7 @@ class StatesTeacher:
         source: ModelSource,
         settings: CaptureSettings,
         length: int,
-        vocabulary: int,
+        known: Known,
         device: str,
         reporter: Reporter,
     ) -> None:
@@ -39,7 +41,7 @@ class StatesTeacher:
             source: the teacher, pinned.
             settings: the engine's options.
             length: longest sequence, in tokens.
-            vocabulary: number of leading ids that the pair shares.
+            known: the ids that the pair shares.
             device: where its head goes: that of the student.
             reporter: progress.
 
@@ -52,9 +54,8 @@ class StatesTeacher:
         whole = {"enable_prefix_caching": False} | unchunked(settings, length)
         pooling = {"runner": "pooling", "convert": "embed", "pooler_config": config}
         self.engine = start(source, settings, length, reporter, **pooling, **whole)
-        self.head: Head = read_head(source)
+        self.head: Head = read_head(source, known)
         self.head.to(torch.device(device))
-        self.head.size = vocabulary
         self.device = torch.device(device)
 
     def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
@@ -69,21 +70,21 @@ class LogprobsTeacher:
     """Log-probabilities at ids of our choice, position by position: `SamplingParams(prompt_logprob_token_ids=...)`."""
 
     def __init__(
-        self, source: ModelSource, settings: CaptureSettings, length: int, vocabulary: int, reporter: Reporter
+        self, source: ModelSource, settings: CaptureSettings, length: int, known: Known, reporter: Reporter
     ) -> None:
         """Start the engine; arguments as for `StatesTeacher`.
 
         Raises:
-            ModelError: vLLM does not take the model, or it has more ids than the pair shares: its softmax is over all.
+            ModelError: vLLM does not take the model, or its head has padding: vLLM's softmax is over all rows.
         """
         self.engine: Any = start(source, settings, length + 2, reporter, max_logprobs=2 * TOP)
         if not self.engine.llm_engine.vllm_config.use_v2_model_runner:
             raise ModelError("--teacher-gives logprobs needs vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1")
         rows = int(self.engine.model_config.get_vocab_size())
-        if rows != vocabulary:
+        if rows != known.count:
             raise ModelError(
-                f"the teacher {source.name!r} has {rows} ids, of which the student shares {vocabulary}: vLLM takes its "
-                "softmax over all of them; use --teacher-gives states"
+                f"the teacher {source.name!r} has an LM head of {rows} rows, of which its tokenizer knows "
+                f"{known.count}: vLLM takes its softmax over all of them; use --teacher-gives states"
             )
 
     def answer(self, batch: Batch, ids: np.ndarray) -> Answer:
@@ -111,11 +112,12 @@ class LogprobsTeacher:
         return collected(outputs, lengths)
 
 
-def gives(settings: CaptureSettings) -> str:
-    """What the teacher is asked for: 'states' or 'logprobs'."""
+def gives(settings: CaptureSettings, pair: PairOutline) -> str:
+    """What the teacher is asked for: 'states' or 'logprobs', by itself the latter where vLLM gives them exactly."""
     if settings.teacher_gives != "auto":
         return settings.teacher_gives
-    return "logprobs" if require_vllm().platforms.current_platform.is_cuda() else "states"
+    padded = pair.teacher.rows > pair.known.count
+    return "states" if padded or _lack(require_vllm()) else "logprobs"
 
 
 def refuse_without_logprobs(vllm: Any) -> None:  # noqa: ANN401
@@ -124,11 +126,15 @@ def refuse_without_logprobs(vllm: Any) -> None:  # noqa: ANN401
     Raises:
         ModelError: it is older than 0.32, or runs where its V2 model runner does not.
     """
-    lacking = "prompt_logprob_token_ids" not in vllm.SamplingParams.__struct_fields__
-    if lacking or not vllm.platforms.current_platform.is_cuda():
-        lack = "lacks SamplingParams(prompt_logprob_token_ids): install vllm>=0.32"
-        why = lack if lacking else "gives them on CUDA only"
-        raise ModelError(f"--teacher-gives logprobs: vLLM {vllm.__version__} {why}, or use --teacher-gives states")
+    if lack := _lack(vllm):
+        raise ModelError(f"--teacher-gives logprobs: vLLM {vllm.__version__} {lack}, or use --teacher-gives states")
+
+
+def _lack(vllm: Any) -> str:  # noqa: ANN401
+    """Say why a vLLM cannot score ids of our choice; '' where it can."""
+    if "prompt_logprob_token_ids" not in vllm.SamplingParams.__struct_fields__:
+        return "lacks SamplingParams(prompt_logprob_token_ids): install vllm>=0.32"
+    return "" if vllm.platforms.current_platform.is_cuda() else "gives them on CUDA only"
 
 
 def collected(outputs: list[Any], lengths: list[int]) -> Answer:

@@ -1,0 +1,105 @@
+"""Float32 statistics over wide vocabularies, and of nearly equal distributions, against float64 on the same logits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from teachdiag.diagnostics.alignment import Context, batched
+from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.models import load
+from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.statistics import divergences, log_probabilities, statistics
+from teachdiag.progress import Reporter
+
+TEXT = "Q: Natalia sold 48 clips in April, and half as many in May. How many in all?\nA: In May she sold 48 / 2 = 24."
+
+
+@pytest.fixture(scope="module")
+def real() -> Tensor:
+    """The embedded model's logits over its 49,152 ids at every token of a short text."""
+    model = load(resolve("embedded", "main", (), Reporter(quiet=True)), "float32", "cpu")
+    ids = tuple(model.tokenizer(TEXT)["input_ids"])
+    (batch,) = batched([Context(0, "p", "bank", ids[:1], ids[:1], ids[1:])], 1000)
+    with torch.no_grad():
+        return model.head(model.hidden_rows(batch, "student"))
+
+
+@pytest.fixture(scope="module")
+def wide() -> Tensor:
+    """Logits over 262,144 ids with the heavy tail of real ones: Zipf's law at several temperatures, disturbed."""
+    generator = torch.Generator().manual_seed(0)
+    zipf = -1.1 * torch.arange(1, 2**18 + 1).log()[torch.randperm(2**18, generator=generator)]
+    return zipf * torch.tensor([[0.5], [1.0], [1.5], [2.5]]) + 1.5 * torch.randn(4, 2**18, generator=generator) + 12
+
+
+def truths(z: Tensor, w: Tensor) -> dict[str, Tensor]:
+    logp, logq = z.double().log_softmax(-1), w.double().log_softmax(-1)
+    p, q = logp.exp(), logq.exp()
+    logm, reverse = ((p + q) / 2).log(), (p * (logp - logq)).sum(-1)
+    listed = [set(a.tolist()) | set(b.tolist()) for a, b in zip(p.topk(32).indices, q.topk(32).indices, strict=True)]
+    return {
+        "student_entropy": -(p * logp).sum(-1),
+        "teacher_entropy": -(q * logq).sum(-1),
+        "forward_kl": (q * (logq - logp)).sum(-1),
+        "reverse_kl": reverse,
+        "jsd": (p * (logp - logm) + q * (logq - logm)).sum(-1) / 2,
+        "logit_alignment": ((p - q) * p * (logp - logq - reverse[:, None])).sum(-1),
+        "forward_logit_energy": (p - q).square().sum(-1),
+        "compatibility_k16": q.gather(1, p.topk(16).indices).sum(-1),
+        "tail_mass": torch.stack([1 - row[list(ids)].sum() for row, ids in zip(q, listed, strict=True)]),
+    }
+
+
+@pytest.mark.parametrize("place", ["real", "wide"])
+@pytest.mark.parametrize(
+    ("apart", "divergence", "mass"),
+    [(1.0, 3e-6, 1e-5), (0.03, 1e-4, 3e-4), (0.002, 2e-3, 5e-3)],  # KL of about 0.5, 5e-4 and 2e-6
+)
+def test_every_scalar_has_the_digits_that_its_logits_allow(
+    request: pytest.FixtureRequest, place: str, apart: float, divergence: float, mass: float
+) -> None:
+    z = request.getfixturevalue(place)
+    w = z + apart * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    columns = statistics(z, w, torch.zeros(len(z), dtype=torch.long)) | divergences(z, w)
+    for name, truth in truths(z, w).items():
+        relative, absolute = divergence, 0.0
+        if name in ("logit_alignment", "forward_logit_energy"):
+            relative, absolute = mass, 1e-8
+        elif name in ("student_entropy", "teacher_entropy", "compatibility_k16", "tail_mass"):
+            relative, absolute = 1e-6, 5e-7
+        torch.testing.assert_close(
+            columns[name].double(), truth, rtol=relative, atol=absolute, msg=f"{name}: {{}}".format
+        )
+
+
+@pytest.mark.parametrize("place", ["real", "wide"])
+def test_probabilities_sum_to_one_and_so_do_gradients(request: pytest.FixtureRequest, place: str) -> None:
+    z = request.getfixturevalue(place)[:4].clone().requires_grad_()
+    logp = log_probabilities(z)
+    assert (logp.detach().double().exp().sum(-1) - 1).abs().max() < 5e-7
+    exact = z.detach().double().requires_grad_()
+    upstream = torch.randn(z.shape, generator=torch.Generator().manual_seed(2)).abs()
+    (logp * upstream).sum().backward()
+    (exact.log_softmax(-1) * upstream.double()).sum().backward()
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
+def test_losses_have_exact_gradients_over_a_wide_vocabulary(wide: Tensor, loss: str) -> None:
+    measure = position_loss(loss, 0.5)
+    teacher = wide + 0.3 * torch.randn(wide.shape, generator=torch.Generator().manual_seed(1))
+    tokens = torch.arange(len(wide))
+    found = []
+    for z, w in ((wide.clone(), teacher), (wide.double(), teacher.double())):
+        z.requires_grad_()
+        measure(z, w, tokens).sum().backward()
+        found.append(z.grad.double())
+    error, size = (found[0] - found[1]).norm(dim=-1), found[1].norm(dim=-1)
+    assert (error < 1e-5 * size).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own use of TorchScript in forward mode
+def test_log_probabilities_are_those_of_torch_in_forward_and_backward_mode() -> None:
+    z = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(log_probabilities, z, check_forward_ad=True)
+    torch.testing.assert_close(log_probabilities(z), z.log_softmax(-1), rtol=1e-14, atol=1e-14)
