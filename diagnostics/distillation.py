@@ -155,7 +155,9 @@ def check_arguments(settings: TrainSettings) -> None:
     Raises:
         SettingsError: the message names the option.
     """
-    _arguments(settings, Path("scratch"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # as below
+        _arguments(settings, Path("scratch"))
 
 
 def _dataset(prompts: Sequence[Sequence[int]], settings: TrainSettings) -> Dataset:

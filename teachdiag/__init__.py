@@ -6,9 +6,22 @@ The work is done in three rooms that meet only through the tables of a run direc
 `teachdiag.figures` (estimates in, pictures out).
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+# Libraries that are imported later tell their makers of it, unless their users choose otherwise; a run looks nowhere
+# that it was not sent. Set here, because each library reads its variable once, when it is imported.
+_TELLS_NOBODY = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and through it transformers, trl and trackio
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets counts every file that it opens, local ones too
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}
+for _name, _value in _TELLS_NOBODY.items():
+    os.environ.setdefault(_name, _value)
 
 __version__ = version("teachdiag")
 __all__ = ["Selection", "SelectiveDistillationTrainer"]
