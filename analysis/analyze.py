@@ -30,7 +30,7 @@ from teachdiag.artefacts import (
     FINDINGS,
 )
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, table_digest, writing
+from teachdiag.runs import SUMMARY, Stage, joining, table_digest
 from teachdiag.settings import HEADLINE_K, AnalyzeSettings
 from teachdiag.tables import Table, write_parquet, write_text
 
@@ -55,9 +55,11 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         EstimationError: the tables do not carry the estimates: too few prompts, or a constant predictor.
     """
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed, up to as much again
-    Stage(run, "capture").require()
+    capture = Stage(run, "capture")
+    capture.record()
     stage = Stage(run, "analyze")
-    with writing(run):
+    with joining(run):
+        capture.require()
         inputs = _load(run, settings)
         stage.note.unlink(missing_ok=True)
         stage.claim(settings.as_dict(), {name: table_digest(run / name) for name in _READ})
@@ -66,7 +68,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs.steps))
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
             results = _summarise(inputs, tables) | {"tables": files}
-            stage.complete(results)
+            stage.complete(results, [file for file in files if file.endswith(".parquet")] + [SUMMARY])
     return results
 
 
@@ -94,7 +96,7 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     sentences = {r.probe_id: verdict(r, results) + left_out.get(r.probe_id, []) for r in inputs.records}
     found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
     write_text(summary_markdown(pair, found, results), inputs.run / "summary.md")
-    write_text(summary_json(pair, found, results), inputs.run / "analysis/summary.json")
+    write_text(summary_json(pair, found, results), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     return {
         "warnings": Stage(inputs.run, "capture").record()["results"].get("warnings", []),

@@ -72,6 +72,7 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
 from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings
 from teachdiag.tables import Table
 
@@ -241,7 +242,8 @@ def _probe_task(inputs: Inputs, record: Record) -> Task:
 def _selection(inputs: Inputs, record: Record) -> Found:
     cells = load_cells(inputs.run, record.probe_id, inputs.bank)
     draws = draw_seeds_and_prompts(cells, inputs.resampling)
-    floor = float(record.results["noise_floor"])
+    results = Stage(inputs.run, f"probes/{record.probe_id}").record("results.noise_floor")["results"]
+    floor = float(results["noise_floor"])
     gains = gain_statistics(cells, inputs.bank, floor, draws.prompts)
     agreement = agreement_rows(cells) + released_rows(cells, gains)
     return {SELECTION: selection_rows(cells, gains, draws), ESTIMATES: agreement}

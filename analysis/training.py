@@ -11,7 +11,7 @@ import pandas as pd
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, intervals
 from teachdiag.analysis.multiplicity import add_q_values, bootstrap_p
 from teachdiag.artefacts import EVAL_SCORES, PROBE_VERSUS_TRAINING, SELECTION, TRAIN_STEPS, TRAINING
-from teachdiag.runs import writing
+from teachdiag.runs import Stage, joining
 from teachdiag.seeds import derive_seed
 from teachdiag.tables import write_parquet
 
@@ -50,13 +50,16 @@ def analyze_training(run: Path) -> pd.DataFrame:
     Raises:
         ArtefactError: there are no answers.
     """
+    for name in ("train", "evaluate"):
+        if (stage := Stage(run, name)).note.exists():
+            stage.require()
     scores = EVAL_SCORES.read(run / "eval_scores")
     rows = [row for name, own in scores.groupby("benchmark", sort=True) for row in _rows(str(name), own)]
     rows += _kept(run, scores)
     add_q_values(rows, ("benchmark", "measure", "against"))
     table = TRAINING.build_rows(rows)
     frame: pd.DataFrame = table.to_pandas()
-    with writing(run):
+    with joining(run):
         write_parquet(table, run / "analysis" / "training.parquet")
         if (run / "analysis" / "selection.parquet").exists():
             compared = compare_with_probe(frame, SELECTION.read(run / "analysis" / "selection.parquet"))

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.alignment import Batch
-from teachdiag.diagnostics.contexts import import_contexts, lay_out, read_contexts, unsampled, write_group
+from teachdiag.diagnostics.contexts import (
+    ROLLOUT_CONTEXTS,
+    import_contexts,
+    lay_out,
+    read_contexts,
+    unsampled,
+    write_group,
+)
 from teachdiag.diagnostics.doubts import doubts
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
 from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
@@ -40,7 +47,7 @@ from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts
 from teachdiag.runs import Stage, table_digest
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.tables import refuse_strays, shard_paths, write_table
 
 if TYPE_CHECKING:
     from teachdiag.diagnostics.engines.cluster import Cluster
@@ -74,7 +81,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     """
     agree(settings.as_dict())
     _refuse_what_is_missing(settings)
-    stage = Stage(run, "capture", tables=("contexts", "positions"))
+    stage = Stage(run, "capture", tables=("contexts", "positions", "vocabulary"))
     with writing_first(run):
         sources = on_first(lambda: resolve_pair(settings, reporter))
         prompts = on_first(lambda: _prompts(settings))
@@ -169,10 +176,11 @@ def _planned(
 
 def _prepare(job: Job, groups: list[Group]) -> list[Group]:
     """Write what needs no weights; return the groups of rollouts that are still to be sampled."""
-    write_parquet(vocabulary_table(job.pair.student), shard_path(job.run / "vocabulary", 0))
-    if job.settings.contexts:
-        import_contexts(job.run, job.settings, job.pair)
-        return []
+    contexts = job.settings.contexts
+    total = import_contexts(job.run, job.settings, job.pair) if contexts else sum(len(group.rows) for group in groups)
+    write_table(vocabulary_table(job.pair.student), job.run / "vocabulary")
+    for table, size in (("contexts", ROLLOUT_CONTEXTS), ("positions", job.settings.shard_contexts)):
+        refuse_strays(job.run / table, shard_paths(job.run / table, -(-total // size)))
     missing = unsampled(job.run, groups)
     if missing:  # what was scored of responses that are sampled again is no longer theirs
         shutil.rmtree(job.run / "positions", ignore_errors=True)

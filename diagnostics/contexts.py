@@ -88,8 +88,8 @@ def read_contexts(run: Path, positions: int) -> Iterator[Context]:
         yield from _contexts(CONTEXTS.read_arrow(file), positions)
 
 
-def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> None:
-    """Copy a foreign `contexts` table into the run, checked whole before anything is written.
+def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> int:
+    """Copy a foreign `contexts` table into the run, checked whole before anything is written; return its rows.
 
     Raises:
         ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits.
@@ -111,6 +111,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     check_fits(_contexts(table, settings.positions), limits, pair.known)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
+    return int(table.num_rows)
 
 
 def _contexts(table: pa.Table, positions: int) -> list[Context]:

@@ -13,13 +13,14 @@ from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
 from teachdiag.diagnostics.sources import outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.weights import resolve_whole
+from teachdiag.errors import RunError
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import EvaluateSettings, ProtocolSettings
-from teachdiag.tables import write_parquet
+from teachdiag.tables import is_intact, refuse_strays, write_shard
 
 Row = dict[str, Any]
 
@@ -62,7 +63,8 @@ class Examination:
         """
         settings, texts = self.settings, self.asked(model.tokenizer)
         room = settings.eval_max_new_tokens
-        check_prompts_fit([(p.prompt_id, ids) for p, ids in zip(self.held_out, texts, strict=True)], model, room)
+        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, texts, strict=True)]
+        check_prompts_fit(named, model, room, "--eval-max-new-tokens")
         asked = [
             (prompt, ids, number, derive_seed(settings.prompt_seed, "answer", prompt.prompt_id, number))
             for prompt, ids in zip(self.held_out, texts, strict=True)
@@ -113,6 +115,7 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
     """
     stage = Stage(run, "evaluate", tables=("eval_scores",))
     with writing(run):
+        refuse_beside(run, "train")
         prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
         device = pick_device(settings.device)
         sources = {
@@ -130,10 +133,11 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
         if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: evaluation is complete")
             return dict(stage.require()["results"])
+        paths = [run / "eval_scores" / f"model-{place:03d}.parquet" for place in range(len(sources))]
+        refuse_strays(run / "eval_scores", paths)
         with stage.timed():
-            for place, (name, source) in enumerate(sources.items()):
-                path = run / "eval_scores" / f"model-{place:03d}.parquet"
-                if not path.exists():
+            for path, (name, source) in zip(paths, sources.items(), strict=True):
+                if not is_intact(path):
                     write_scores(exam.answers(load(source, settings.dtype, device), reporter, name), path, name)
             results = {"models": shares(run)}
             stage.complete(results)
@@ -143,7 +147,17 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
 def write_scores(rows: list[Row], path: Path, arm: str, budget: float | None = None, seed: int | None = None) -> None:
     """Write one model's answers as a shard of `eval_scores`."""
     named = {"arm": arm, "budget": budget, "seed": seed}
-    write_parquet(EVAL_SCORES.build_rows([named | row for row in rows]), path)
+    write_shard(EVAL_SCORES.build_rows([named | row for row in rows]), path)
+
+
+def refuse_beside(run: Path, other: str) -> None:
+    """Refuse a run that holds the answers of another stage, which would be taken for this one's.
+
+    Raises:
+        RunError: it does.
+    """
+    if Stage(run, other).note.exists():
+        raise RunError(f"{run} holds the answers of `teachdiag {other}`: choose another --run")
 
 
 def shares(run: Path) -> list[Row]:

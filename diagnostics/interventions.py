@@ -4,7 +4,6 @@ All selectors see the same update batches, and each masked step is measured twic
 to the length of the step that keeps everything. A cell is one selection from one draw of the update batch.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,18 +12,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.diagnostics.alignment import KEY
 from teachdiag.diagnostics.cells import EVERYTHING, Cell, mask_cells, selector_cells
-from teachdiag.diagnostics.predicted import inner_products, keep, write_predictions
+from teachdiag.diagnostics.predicted import inner_products, keep, kept, write_predictions
 from teachdiag.diagnostics.processes import on_first, shared_out, whole
 from teachdiag.diagnostics.updates import Step, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
+from teachdiag.notes import fields_schema
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
-from teachdiag.tables import shard_path, write_parquet
+from teachdiag.tables import (
+    is_intact,
+    read_parquet,
+    refuse_strays,
+    shard_path,
+    shard_paths,
+    write_parquet,
+    write_shard,
+    write_table,
+)
 
 _MATCHES = {"selectors": ("rate", "norm"), "lds": ("rate",)}
 _KEYS = [name for name, _ in KEY]
@@ -57,7 +65,7 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
 
 
 def _write(bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
-    write_parquet(INTERVENTIONS.build_rows(rows), shard_path(bench.run / "interventions" / bench.probe_id, 0))
+    write_table(INTERVENTIONS.build_rows(rows), bench.run / "interventions" / bench.probe_id)
     if bench.settings.kind == "selectors":
         _write_gains(bench, cells, before)
 
@@ -74,11 +82,11 @@ def _predictions(bench: Workbench) -> pa.Table:
 def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
     """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
     path = bench.scratch / "theta0.parquet"
-    if not on_first(path.exists):
+    if not on_first(lambda: is_intact(path)):
         again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
         table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
-        on_first(lambda: write_parquet(table, path))
-    table = pq.read_table(path)
+        on_first(lambda: write_shard(table, path))
+    table = read_parquet(path)
     floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
     facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
     q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
@@ -115,11 +123,11 @@ def _measured(
         The step, and the gain of every rescored position, one column a way of matching steps.
     """
     note = path.with_suffix(".json")
-    done = json.loads(on_first(lambda: note.read_text() if path.exists() and note.exists() else "{}"))
-    if done.pop("kept", None) == cell.digest:
-        return Step(**done), pq.read_table(path)
-    kept = cell.draw.kept(cell.selection.kept)
-    objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, kept)
+    done = on_first(lambda: kept(path, note, fields_schema(Step) | {"kept": str}))
+    if done and done.pop("kept") == cell.digest:
+        return Step(**done), read_parquet(path)
+    mask = cell.draw.kept(cell.selection.kept)
+    objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, mask)
     step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
     gains = {"rate": _gain(bench, before)}
     if "norm" in _MATCHES[bench.settings.kind]:
@@ -159,8 +167,10 @@ def _rows(
 
 def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> None:
     """Write the gain of every rescored position, one shard a cell."""
-    for place, cell in enumerate(cells):
-        gains = pq.read_table(_place(bench, place))
+    shards = shard_paths(bench.run / "intervention_gains" / bench.probe_id, len(cells))
+    refuse_strays(shards[0].parent, shards)
+    for place, (cell, shard) in enumerate(zip(cells, shards, strict=True)):
+        gains = read_parquet(_place(bench, place))
         n = before.num_rows
         keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.seed}
         shared = {name: [value] * n for name, value in keys.items()}
@@ -169,7 +179,7 @@ def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> N
             INTERVENTION_GAINS.build(shared | {"match": [match] * n, "gain": gains[match]})
             for match in gains.column_names
         ]
-        write_parquet(pa.concat_tables(tables), shard_path(bench.run / "intervention_gains" / bench.probe_id, place))
+        write_parquet(pa.concat_tables(tables), shard)
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_K, ProbeSettings
-from teachdiag.tables import is_intact, shard_path, write_parquet, write_shard
+from teachdiag.tables import is_intact, shard_path, write_shard, write_table
 
 _NOISE_DRAWS = 3  # layouts in which L_fix is measured at theta0
 _STRATIFIED_BY = (("forward_kl", 10), (f"compatibility_k{HEADLINE_K}", 3))
@@ -58,7 +58,8 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
             advance(rows.num_rows)
     bench.theta0.verify()
     relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-    return on_first(lambda: _assemble(bench)) | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+    results = on_first(lambda: _assemble(bench, len(groups)))
+    return results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
 
 
 def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
@@ -215,8 +216,8 @@ def mean_kl(bench: Workbench, batches: Sequence[Batch]) -> float:
     return float(np.concatenate(values).mean(dtype=np.float64))
 
 
-def _assemble(bench: Workbench) -> dict[str, Any]:
-    steps = pa.concat_tables(bench.shards("steps"))
+def _assemble(bench: Workbench, contexts: int) -> dict[str, Any]:
+    steps = pa.concat_tables(bench.shards("steps", contexts))
     value = {name: steps[name].to_numpy() for name in steps.column_names}
     noise = value.pop("noise")
     gain = value["forward_kl_before"] - value["forward_kl_after"]
@@ -227,7 +228,7 @@ def _assemble(bench: Workbench) -> dict[str, Any]:
         "own_remainder": gain - value["step_size"] * value["own_inner"],
         "fix_remainder": value["fix_gain"] - value["step_size"] * value["fix_inner"],
     }
-    write_parquet(ISOLATED.build(columns), shard_path(bench.run / "isolated" / bench.probe_id, 0))
+    write_table(ISOLATED.build(columns), bench.run / "isolated" / bench.probe_id)
     weight = value["weight"]
     return {
         "steps": len(gain),

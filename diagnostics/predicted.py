@@ -4,7 +4,6 @@ Two directions are differentiated along: that of a whole one-step update, which 
 gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every position at once (paper Eq. 2).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.alignment import Context
@@ -22,8 +20,9 @@ from teachdiag.diagnostics.processes import on_first
 from teachdiag.diagnostics.theta0 import Direction
 from teachdiag.diagnostics.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.workbench import Workbench, noise_floor
+from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
-from teachdiag.tables import shard_path, write_parquet, write_text
+from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
 
 
 def measure_predicted(bench: Workbench) -> dict[str, Any]:
@@ -84,7 +83,8 @@ def slopes_along(
         when it is halved, both null for the exact method.
     """
     path, note = bench.scratch / f"{name}.parquet", bench.scratch / f"{name}.json"
-    if not on_first(lambda: path.exists() and note.exists()):
+    schema = {"central_step": float | None, "change_when_halved": float | None}
+    if on_first(lambda: kept(path, note, schema)) is None:
         exact = Along(bench.student, bench.theta0, direction(), None)
         step, change = None, None
         if bench.settings.method == "central":
@@ -93,15 +93,20 @@ def slopes_along(
         along = Along(bench.student, bench.theta0, exact.direction, step)
         found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
         on_first(lambda: keep(found, path, {"central_step": step, "change_when_halved": change}, note))
-    facts: dict[str, float | None] = json.loads(note.read_text())
-    return pq.read_table(path), facts
+    facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
+    return read_parquet(path), facts
 
 
 def keep(table: pa.Table, path: Path, facts: Mapping[str, Any], note: Path) -> None:
     """Write an intermediate table, and then the note that vouches for it."""
     note.unlink(missing_ok=True)
-    write_parquet(table, path)
-    write_text(json.dumps(facts), note)
+    write_shard(table, path)
+    write_note(facts, note)
+
+
+def kept(path: Path, note: Path, schema: Schema) -> dict[str, Any] | None:
+    """Return the note of an intermediate table, or None where either is not there as it was written."""
+    return recall(note, schema) if is_intact(path) else None
 
 
 def write_predictions(
@@ -119,7 +124,7 @@ def write_predictions(
         "prompt_id": pa.array(np.repeat([c.prompt_id for c in ordered], lengths).tolist()),
         "split": pa.array(np.repeat([c.split for c in ordered], lengths).tolist()),
     }
-    write_parquet(PREDICTIONS.build(whole | columns), shard_path(folder, 0))
+    write_table(PREDICTIONS.build(whole | columns), folder)
 
 
 def _state(shrink: float) -> str:

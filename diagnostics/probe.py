@@ -26,7 +26,7 @@ from teachdiag.diagnostics.processes import (
 from teachdiag.diagnostics.sources import Sources
 from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps, student_after
 from teachdiag.diagnostics.workbench import Check, Workbench, set_up
-from teachdiag.errors import RunError
+from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings, Kind, ProbeSettings
@@ -55,6 +55,10 @@ _KINDS: dict[Kind, _Measurement] = {
 }
 
 
+_READ = (  # of the capture's note
+    *("settings.student", "settings.teacher", "settings.prompts", "settings.positions"),
+    *("inputs.student.digest", "inputs.teacher.digest"),
+)
 _NEEDED = ("forward_kl", "teacher_entropy")  # of the columns that a teacher behind an engine may not give
 
 
@@ -70,7 +74,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     agree(settings.as_dict())
     if settings.shard_model:
         refuse_sharding_alone("probe")
-    captured = on_first(Stage(run, "capture").require)
+    captured = on_first(lambda: Stage(run, "capture").require(*_READ))
     on_first(lambda: POSITIONS.require(run / "positions", _NEEDED))
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
@@ -113,8 +117,9 @@ def _tables(settings: ProbeSettings, probe_id: str) -> tuple[str, ...]:
 def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:
     try:
         return CaptureSettings(**captured["settings"])
-    except TypeError as error:
-        raise RunError(f"{run} was captured by another version of teachdiag ({error}): capture it again") from error
+    except (TypeError, SettingsError) as error:
+        note = run / "capture.json"
+        raise RunError(f"{note} has settings that this version refuses ({error}): capture again") from error
 
 
 def _refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) -> None:

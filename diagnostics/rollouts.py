@@ -151,7 +151,10 @@ def check_candidates(top_k: int, vocabulary: int) -> None:
 
 
 def check_prompts_fit(
-    prompts: Sequence[tuple[str, tuple[int, ...]]], model: LanguageModel | Outline, room: int
+    prompts: Sequence[tuple[str, tuple[int, ...]]],
+    model: LanguageModel | Outline,
+    room: int,
+    option: str = "--max-new-tokens",
 ) -> None:
     """Refuse a prompt that leaves no room for its response.
 
@@ -159,6 +162,7 @@ def check_prompts_fit(
         prompts: (prompt_id, token ids) pairs.
         model: the model whose context length is the limit.
         room: tokens that must fit behind the prompt.
+        option: what sets these.
 
     Raises:
         ContextError: a prompt is too long; the message names it, its length and the limit.
@@ -167,7 +171,7 @@ def check_prompts_fit(
         if len(ids) + room > model.limit:
             raise ContextError(
                 f"prompt {prompt_id} has {len(ids)} tokens; with {room} for the response it exceeds the {model.limit} "
-                f"that {model.name} was made for: choose shorter prompts or a smaller --max-new-tokens"
+                f"that {model.name} was made for: choose shorter prompts or a smaller {option}"
             )
 
 

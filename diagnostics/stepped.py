@@ -3,7 +3,6 @@
 Every state of the weights is rescored into shards; the `gains` tables are assembled from these at the end.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -34,13 +33,15 @@ from teachdiag.diagnostics.updates import (
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.diagnostics.workbench import Workbench, noise_floor, rows_of
 from teachdiag.errors import ContextError, ModelError
+from teachdiag.notes import fields_schema, recall, write_note
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
-from teachdiag.tables import shard_path, write_parquet, write_text
+from teachdiag.tables import refuse_strays, shard_paths, write_parquet
 
 NOTHING, ROLLOUTS = "theta0", "shuffled_rollouts"
 _RANDOM = "random_direction"
+_STEP = fields_schema(Step) | {"processes": int}
 _BEFORE = "before"  # the state, theta0 in the layout of all others, against which these are measured
 
 
@@ -141,17 +142,17 @@ def _own_id(probe_id: str, settings: ProbeSettings, name: str) -> str:
 def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> Step:
     """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
     note = bench.scratch / update.state / "step.json"
-    facts = json.loads(on_first(lambda: note.read_text() if note.exists() else "{}"))
-    count = facts.pop("processes", None)
+    facts = on_first(lambda: recall(note, _STEP))
+    count = facts.pop("processes", None) if facts else None
     if facts and on_first(lambda: bench.unscored(update.state)) == []:
         return Step(**facts)
-    if count not in (None, processes().num_processes):  # the step's last digits hang on their number
-        on_first(lambda: shutil.rmtree(note.parent))
+    if count != processes().num_processes:  # the step's last digits hang on their number
+        on_first(lambda: shutil.rmtree(note.parent, ignore_errors=True))
     step = _take(bench, update)
     if real is not None:
         bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
         step = replace(step, update_norm=bench.theta0.distance())
-    on_first(lambda: write_text(json.dumps(asdict(step) | {"processes": processes().num_processes}), note))
+    on_first(lambda: write_note(asdict(step) | {"processes": processes().num_processes}, note))
     try:
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
     except ContextError as error:
@@ -260,6 +261,9 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
 
 def _write_gains(bench: Workbench, update: Update, real: bool, floor: float) -> dict[str, float]:
     settings, own_id = bench.settings, _own_id(bench.probe_id, bench.settings, update.name)
+    number, folder = len(bench.shards(_BEFORE)), bench.run / "gains" / own_id
+    paths = shard_paths(folder, number * (1 if real else _draws(settings)))
+    refuse_strays(folder, paths)
     states = (bench.shards(state) for state in (_BEFORE, Update(NOTHING).state, update.state))
     prompts = {c.context_id: c.prompt_id for c in bench.bank}
     gains = []
@@ -277,8 +281,7 @@ def _write_gains(bench: Workbench, update: Update, real: bool, floor: float) -> 
             "position": before["position"],
             "prompt_id": [prompts[i] for i in before["context_id"].to_pylist()],
         }
-        shard = update.draw * len(bench.shards(_BEFORE)) + index
-        write_parquet(GAINS.build(columns), shard_path(bench.run / "gains" / own_id, shard))
+        write_parquet(GAINS.build(columns), paths[update.draw * number + index])
         gains.append(columns["gain"])
     gain = np.concatenate(gains)
     return {"mean_gain": float(gain.mean(dtype=np.float64)), "share_gaining": float((gain > 0).mean())}

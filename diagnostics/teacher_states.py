@@ -17,7 +17,9 @@ from teachdiag.diagnostics.alignment import Batch, Context, batched
 from teachdiag.diagnostics.head import Head
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.processes import in_step, joined, on_first, shared_out
+from teachdiag.errors import using
 from teachdiag.progress import Reporter
+from teachdiag.tables import CHECKSUM, is_intact, vouch
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def compute_teacher_states(
     contexts = [c for group in groups for c in group]
     starts = np.cumsum([0] + [len(c.response) for c in contexts])
     first_row = {c.context_id: int(row) for c, row in zip(contexts, starts[:-1], strict=True)}
-    if not on_first(file.exists):
-        part = file.with_name(file.name + ".part")
+    if not on_first(lambda: is_intact(file)):
+        part = file.with_name(file.name + ".part")  # one for all processes, which fill it together
         on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
         start = int(np.load(part, mmap_mode="r").offset)  # behind the header
         batches = [batch for group in groups for batch in batched(group, batch_tokens)]
@@ -70,13 +72,20 @@ def compute_teacher_states(
                 states = step(partial(teacher.hidden_rows, batch, "teacher"))
                 _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
-        on_first(lambda: os.replace(part, file))
+        on_first(lambda: _finish(part, file))
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
 
 
 def _empty(file: Path, shape: tuple[int, int]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+    with using(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+
+
+def _finish(part: Path, file: Path) -> None:
+    file.with_suffix(CHECKSUM).unlink(missing_ok=True)
+    os.replace(part, file)
+    vouch(file)
 
 
 def _fill(file: Path, start: int, first_row: Mapping[int, int], batch: Batch, states: np.ndarray) -> None:
@@ -85,7 +94,7 @@ def _fill(file: Path, start: int, first_row: Mapping[int, int], batch: Batch, st
     As plain writes: pages of a memory map that several machines share would overwrite one another.
     """
     row = 0
-    with file.open("r+b") as out:
+    with using(file), file.open("r+b") as out:
         for context in batch.contexts:
             rows = states[row : row + len(context.response)]
             out.seek(start + first_row[context.context_id] * states.shape[1] * states.itemsize)

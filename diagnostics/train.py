@@ -16,7 +16,7 @@ import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.distillation import check_arguments, distil
-from teachdiag.diagnostics.evaluation import examination, shares, write_scores
+from teachdiag.diagnostics.evaluation import examination, refuse_beside, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import (
     PairOutline,
@@ -27,19 +27,17 @@ from teachdiag.diagnostics.pair import (
     resolve_pair,
 )
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
-from teachdiag.diagnostics.rollouts import check_candidates
+from teachdiag.diagnostics.rollouts import check_candidates, check_prompts_fit
 from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
 from teachdiag.diagnostics.templates import Options, encode_prompts, recorded_options, resolve_options
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts
-from teachdiag.runs import Stage
+from teachdiag.runs import Stage, end_with_parent
 from teachdiag.settings import TrainSettings
-from teachdiag.sweeps import Cell, plan
-from teachdiag.tables import write_parquet
-
-BASE, TEACHER = "base", "teacher"  # arms that are not trained
+from teachdiag.sweeps import BASE, TEACHER, Cell, plan
+from teachdiag.tables import is_intact, refuse_strays, write_shard
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,16 @@ class Classroom:
         return encode_prompts(tokenizer, named, self.options)
 
     def scores(self, name: str) -> Path:
-        """Where a model's answers lie; a cell is finished when they do."""
+        """Where a model's answers lie."""
         return self.run / "eval_scores" / f"{name}.parquet"
+
+    def steps(self, name: str) -> Path:
+        """Where the steps of a cell lie."""
+        return self.run / "train_steps" / f"{name}.parquet"
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell's steps and answers are there as they were written."""
+        return is_intact(self.steps(cell.name)) and is_intact(self.scores(cell.name))
 
 
 def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     heard = reporter if is_first() else Reporter(quiet=True)
     stage = Stage(run, "train", tables=("train_steps", "eval_scores"), scratch="scratch/train")
     with writing_first(run):
+        on_first(lambda: refuse_beside(run, "evaluate"))
         sources = on_first(lambda: resolve_pair(settings, heard))
         prompts = on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file))
         refuse_nothing_to_learn(sources, "same", same_prompts=True)
@@ -93,14 +100,16 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
             check_candidates(cell.settings.top_k, pair.known.count)
         options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
         room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device))
+        _refuse_long_prompts(room, pair, max(cell.settings.max_new_tokens for cell in cells))
         inputs = on_first(lambda: _inputs(room, cells, pair))  # refuses what cannot be graded, before all training
         if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
+        on_first(lambda: _refuse_strays(room, cells))
         with timed_by_first(stage):
             for arm, source in ((BASE, room.sources[0]), (TEACHER, room.sources[1])):
                 _judge(room, source, arm, heard)
-            _train(room, [cell for cell in cells if not room.scores(cell.name).exists()], heard)
+            _train(room, on_first(lambda: [cell for cell in cells if not room.finished(cell)]), heard)
             results = {"models": on_first(lambda: shares(run))}
             on_first(lambda: stage.complete(results))
     return results
@@ -117,7 +126,8 @@ def train_cell(room: Classroom, cell: Cell, reporter: Reporter) -> None:
     if is_first():
         named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.settings.seed}
         table = TRAIN_STEPS.build_rows([named | step for step in steps])
-        write_parquet(table, room.run / "train_steps" / f"{cell.name}.parquet")
+        room.scores(cell.name).unlink(missing_ok=True)  # of a student that is no more
+        write_shard(table, room.steps(cell.name))
     trusted = room.settings.trust_remote_code
     _judge(room, on_first(lambda: resolve(str(folder), "", (), reporter, trusted)), cell.arm, reporter, cell)
     if is_first():
@@ -145,7 +155,7 @@ def _trained(room: Classroom, cells: Sequence[Cell], reporter: Reporter) -> Iter
             yield
         return
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,)) as pool:
         futures = [pool.submit(train_cell, room, cell, reporter.inside(cell.name)) for cell in cells]
         for future in as_completed(futures):
             if future.exception():
@@ -153,15 +163,43 @@ def _trained(room: Classroom, cells: Sequence[Cell], reporter: Reporter) -> Iter
             yield future.result()
 
 
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    end_with_parent()
+
+
 def _judge(room: Classroom, source: ModelSource, arm: str, reporter: Reporter, cell: Cell | None = None) -> None:
     """Let a model answer, unless it has."""
     path = room.scores(cell.name if cell else arm)
-    if on_first(path.exists):
+    if on_first(lambda: is_intact(path)):
         return
     model = load(source, room.settings.dtype, room.device)
     rows = examination(room.settings, room.prompts, room.options).answers(model, reporter, cell.name if cell else arm)
     if is_first():
         write_scores(rows, path, arm, *((cell.budget, cell.settings.seed) if cell else ()))
+
+
+def _refuse_long_prompts(room: Classroom, pair: PairOutline, new_tokens: int) -> None:
+    """Refuse prompts that leave a model no room for a rollout, or for an answer, before anything is trained.
+
+    Raises:
+        ContextError: there is one.
+    """
+    drawn = room.prompts.draw(
+        room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed
+    )
+    held_out, trained = ([prompt.prompt_id for prompt in prompts] for prompts in drawn)
+    exam, lessons = examination(room.settings, room.prompts, room.options), room.lessons(pair.student.tokenizer)
+    for model in (pair.student, pair.teacher):
+        asked = list(zip(held_out, exam.asked(model.tokenizer), strict=True))
+        check_prompts_fit(list(zip(trained, lessons, strict=True)), model, new_tokens)
+        check_prompts_fit(asked, model, room.settings.eval_max_new_tokens, "--eval-max-new-tokens")
+
+
+def _refuse_strays(room: Classroom, cells: Sequence[Cell]) -> None:
+    names = [cell.name for cell in cells]
+    refuse_strays(room.run / "train_steps", map(room.steps, names))
+    refuse_strays(room.run / "eval_scores", map(room.scores, (BASE, TEACHER, *names)))
 
 
 def _recorded(settings: TrainSettings) -> dict[str, Any]:

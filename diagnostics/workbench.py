@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from teachdiag.artefacts import POSITIONS
@@ -32,7 +31,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
-from teachdiag.tables import is_intact, shard_files, shard_path, write_shard
+from teachdiag.tables import is_intact, read_parquet, shard_paths, write_shard
 
 Layout = Callable[[Sequence[Context]], list[Batch]]
 Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
@@ -110,13 +109,16 @@ class Workbench:
 
     def unscored(self, state: str) -> list[tuple[int, Path]]:
         """Number and place of the shards of a state that are still to be written."""
-        shards = -(-len(self.bank) // self.capture.shard_contexts)
-        paths = [shard_path(self.scratch / state, index) for index in range(shards)]
+        paths = shard_paths(self.scratch / state, self._bank_shards)
         return [(index, path) for index, path in enumerate(paths) if not is_intact(path)]
 
-    def shards(self, state: str) -> list[pa.Table]:
-        """The shards of a state, in order."""
-        return [pq.read_table(path) for path in shard_files(self.scratch / state)]
+    def shards(self, state: str, count: int | None = None) -> list[pa.Table]:
+        """The shards of a state, in order; as many as those of the bank where nothing else is said."""
+        return [read_parquet(path) for path in shard_paths(self.scratch / state, count or self._bank_shards)]
+
+    @property
+    def _bank_shards(self) -> int:
+        return -(-len(self.bank) // self.capture.shard_contexts)
 
     def forward_kl(self, state: str) -> np.ndarray:
         """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""

@@ -27,6 +27,7 @@ from teachdiag.figures.tables import RunTables, load_tables, steps_of
 from teachdiag.figures.top_n import top_n_figure
 from teachdiag.figures.validity import validity_figure
 from teachdiag.progress import Reporter
+from teachdiag.runs import Stage, joining
 
 Make = Callable[[], Figure]
 
@@ -53,18 +54,28 @@ def publish(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
         only: the name of a figure or table; all of them by default.
 
     Raises:
-        ArtefactError: the analysis has not been run, or nothing in the run gives that figure or table.
+        RunError: the run has not been analysed, was changed since, or is in use.
+        ArtefactError: nothing in the run gives that figure or table.
     """
-    tables = load_tables(run)
-    jobs = {name: make for name, make in _jobs(run, tables) if only in ("", name) or name.startswith(f"{only}-")}
-    files = print_tables(run, tables, only)
-    if not jobs and not files:
-        raise ArtefactError(
-            f"{run} has neither figure nor table {only!r}: its figures are "
-            f"{', '.join(name for name, _ in _jobs(run, tables))}; others need a probe of their kind, and then "
-            "`teachdiag analyze`"
-        )
-    return files + _draw(run, jobs, reporter)
+    Stage(run, "analyze").record()
+    stage = Stage(run, "figures")
+    with joining(run), stage.timed():
+        earlier = (stage.read() or {}).get("tables", {}) if only else {}
+        tables = load_tables(run)
+        jobs = {name: make for name, make in _jobs(run, tables) if only in ("", name) or name.startswith(f"{only}-")}
+        files = print_tables(run, tables, only)
+        if not jobs and not files:
+            raise ArtefactError(
+                f"{run} has neither figure nor table {only!r}: its figures are "
+                f"{', '.join(name for name, _ in _jobs(run, tables))}; others need a probe of their kind, and then "
+                "`teachdiag analyze`"
+            )
+        stage.note.unlink(missing_ok=True)
+        stage.claim({"only": only}, {})
+        drawn = _draw(run, jobs, reporter)
+        pictures = [file.relative_to(run).as_posix() for file in drawn if file.suffix == ".png"]
+        stage.complete({}, pictures, earlier)  # the report holds them
+    return files + drawn
 
 
 def draw_figures(run: Path, reporter: Reporter) -> list[Path]:
@@ -100,6 +111,7 @@ def _of_probes(run: Path, tables: RunTables) -> Iterator[tuple[str, Make]]:
     """Yield the figures of probes that are no real step."""
 
     def predicted(probe_id: str) -> Figure:
+        Stage(run, f"probes/{probe_id}").require()
         return predicted_figure(tables.estimates, read_points(run, probe_id), probe_id)
 
     kinds: dict[str, tuple[Sequence[str], Callable[[str], Figure]]] = {

@@ -1,6 +1,5 @@
 """How every figure looks, and how it is saved: legible in print, colour-blind safe, the same bytes twice."""
 
-import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+
+from teachdiag.tables import whole
 
 WIDTH = 7.2  # inches: two columns of a paper
 _CAPTION_CHARACTERS = 140  # what fits that width
@@ -84,10 +85,8 @@ def add_colour_bar(
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure in every format (PNG at 200 dpi), whole or not at all; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{kind}" for kind in _UNDATED]
     for file, undated in zip(files, _UNDATED.values(), strict=True):
-        part = file.with_name(file.name + ".part")
-        figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=undated)
-        os.replace(part, file)
+        with whole(file) as part:
+            figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=undated)
     return files

@@ -19,6 +19,7 @@ from teachdiag.artefacts import (
     TOP_N,
     probes_by_step,
 )
+from teachdiag.runs import Stage
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 
@@ -95,11 +96,13 @@ class StepTables(RunTables):
 
 
 def load_tables(run: Path) -> RunTables:
-    """Read the analysis tables of a run.
+    """Read the analysis tables of a run, which must be as the analysis wrote them.
 
     Raises:
+        RunError: the run has not been analysed, or a table is no longer what the analysis wrote.
         ArtefactError: a table is missing.
     """
+    Stage(run, "analyze").require()
     tables = {
         "estimates": ESTIMATES,
         "deciles": DECILES,

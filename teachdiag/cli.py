@@ -9,8 +9,9 @@ import typer
 
 from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
-from teachdiag.errors import InputError, RunError
+from teachdiag.errors import InputError, RunError, place_error
 from teachdiag.progress import Reporter
+from teachdiag.runs import joining
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
@@ -67,9 +68,12 @@ def main() -> None:
             where = error.ctx.command_path if error.ctx else "teachdiag"
             print(f"teachdiag: {said.rstrip('.')}: see {where} --help", file=sys.stderr)
         sys.exit(2)
-    except InputError as error:
+    except Exception as error:
+        refused = error if isinstance(error, InputError) else place_error(error)
+        if refused is None:
+            raise
         if FIRST:
-            print(f"teachdiag: {error}", file=sys.stderr)
+            print(f"teachdiag: {refused}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -131,10 +135,11 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     if settings.compat == "released":
         return run_released(run, settings, reporter)
     _need_own_bank(run)
-    summary = run_analysis(run, settings, reporter)
-    publish(run, reporter)
-    if any((run / "eval_scores").glob("*.parquet")):
-        _analyze_training(run)
+    with joining(run):
+        summary = run_analysis(run, settings, reporter)
+        publish(run, reporter)
+        if any((run / "eval_scores").glob("*.parquet")):
+            _analyze_training(run)
     return summary
 
 
@@ -212,8 +217,9 @@ def _analyze_training(run: Path) -> None:
     from teachdiag.analysis.training import analyze_training
     from teachdiag.figures.training import publish_training
 
-    analyze_training(run)
-    publish_training(run)
+    with joining(run):
+        analyze_training(run)
+        publish_training(run)
 
 
 _importing = typer.Typer(

@@ -1,27 +1,58 @@
 """The run directory: who may write, what a stage was run with, whether it has ended, and resuming.
 
-Each stage owns one JSON. It is written when the stage begins (status `running`) and rewritten when it ends
+Each stage owns one note. It is written when the stage begins (status `running`) and rewritten when it ends
 (`complete`). It holds nothing that changes between two identical runs; clock times go to `events.jsonl`.
 """
 
 import hashlib
 import json
+import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from teachdiag.errors import RunError
-from teachdiag.tables import CHECKSUM, file_digest, write_text
+from teachdiag.errors import RunError, place_error, using
+from teachdiag.notes import OBJECT, Schema, fields_schema, read_note, write_note
+from teachdiag.settings import (
+    AnalyzeSettings,
+    CaptureSettings,
+    EvaluateSettings,
+    FiguresSettings,
+    ProbeSettings,
+    TrainSettings,
+)
+from teachdiag.tables import CHECKSUM, file_digest
 
-_KEYS = {"status", "settings", "inputs", "made_with"}
+_SETTINGS: dict[str, type[Any]] = {
+    "capture": CaptureSettings,
+    "probes": ProbeSettings,
+    "analyze": AnalyzeSettings,
+    "analyze-released": AnalyzeSettings,
+    "figures": FiguresSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+}
+SUMMARY = "analysis/summary.json"  # what `summary.md` says, as data
+_MODEL = {"digest?": str, "dropped_layers?": list[int], ...: Any}
+_PROMPTED = {"inputs": {"prompts?": {"template_options?": dict[str, Any], ...: Any}, ...: Any}}
+_FURTHER: dict[str, dict[Any, Schema]] = {  # what later stages read beside the settings
+    "capture": {"inputs": _PROMPTED["inputs"] | {"student?": _MODEL, "teacher?": _MODEL}},
+    "train": _PROMPTED,
+    "evaluate": _PROMPTED,
+    "probes": {"results?": {"noise_floor?": float | None, "fix_contexts?": list[int], ...: Any}},
+    "import": {"settings": {"k": int, ...: Any}},
+}
 _PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
 
 
@@ -46,21 +77,44 @@ class Stage:
         """Where the stage's JSON lies."""
         return self.run / f"{self.name}.json"
 
+    @property
+    def command(self) -> str:
+        """What makes or continues the stage on the command line, with its usual options."""
+        if self.name in ("analyze", "figures"):
+            return f"teachdiag {self.name} {self.run}"
+        if self.name == "analyze-released":
+            return f"teachdiag analyze {self.run} --compat released"
+        return f"teachdiag {'import released' if self.name == 'import' else self._kind} --run {self.run}"
+
     def read(self) -> dict[str, Any] | None:
-        """Return the stage's JSON, or None if the stage never began.
+        """Return the stage's note, or None if the stage never began.
 
         Raises:
-            RunError: the file is not the JSON of a stage.
+            RunError: the file is not the note of this stage as it was written.
         """
-        if not self.note.exists():
+        with using(self.note):
+            there = self.note.exists()
+        if not there:
             return None
-        try:
-            content = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-            content = None
-        if not isinstance(content, dict) or not content.keys() >= _KEYS:
-            raise RunError(f"{self.note} is damaged: delete {self.run} or choose another --run")
-        return content
+        schema = {
+            "stage?": str,
+            "status": Literal["running", "complete"],
+            "settings": OBJECT,
+            "inputs": OBJECT,
+            "made_with": OBJECT,
+            "tables?": dict[str, str],
+            "results?": OBJECT,
+        }
+        declared = _SETTINGS.get(self._key)
+        if declared is not None:
+            schema["settings"] = fields_schema(declared, optional=True)
+        if self.name in ("analyze", "figures"):
+            advice = f"run `{self.command}` again"
+        elif self._key == "probes":
+            advice = "restore it, or delete it and the tables of that probe, and run the probe again"
+        else:
+            advice = f"restore it, or delete {self.run}, or choose another --run"
+        return read_note(self.note, schema | _FURTHER.get(self._key, {}), advice)
 
     def claim(
         self,
@@ -107,42 +161,68 @@ class Stage:
         self._write({"stage": self.name, "status": "running", **ours})
         return False
 
-    def complete(self, results: Mapping[str, Any]) -> None:
-        """Mark the claimed stage as complete; record its summary and the digests of its tables."""
+    def complete(
+        self, results: Mapping[str, Any], files: Sequence[str] = (), earlier: Mapping[str, str] | None = None
+    ) -> None:
+        """Mark the claimed stage as complete; record its summary and the digests of what it wrote.
+
+        Args:
+            results: the summary.
+            files: tables and other files, relative to the run, that the stage wrote beside its `tables`.
+            earlier: digests of files that it left as an earlier one had written them.
+        """
         content = self.read()
         assert content is not None, "complete() follows claim()"
-        digests = {table: table_digest(self.run / table) for table in self.tables}
+        digests = {**(earlier or {})} | {t: table_digest(self.run / t) for t in (*self.tables, *files)}
         self._write(content | {"status": "complete", "tables": digests, "results": _plain(results)})
         self._remove_checksums()
         self._remove_scratch()
 
-    def require(self) -> dict[str, Any]:
-        """Return the JSON of a stage that must be complete, with its tables as it left them.
+    def require(self, *needed: str) -> dict[str, Any]:
+        """Return the note of a stage that must be complete, with everything that it wrote as it left it.
+
+        Args:
+            needed: keys that the caller reads, as `settings.seed`.
 
         Raises:
-            RunError: the stage never began or never ended, or one of its tables is no longer what it wrote.
+            RunError: the stage never began or never ended, its note lacks a key, or something it wrote is no longer
+                what it was.
         """
-        content = self.record()
+        content = self.record(*needed)
         for table, digest in content.get("tables", {}).items():
             if table_digest(self.run / table) != digest:
-                raise RunError(
-                    f"{self.run / table} is no longer what the {self.name} stage wrote: restore it, or delete "
-                    f"{self.run} and run again"
+                again = (
+                    f"run `{self.command}` again"
+                    if self.name in ("analyze", "figures")
+                    else f"restore it, or delete {self.run} and run again"
                 )
+                raise RunError(f"{self.run / table} is no longer what the {self.name} stage wrote: {again}")
         return content
 
-    def record(self) -> dict[str, Any]:
-        """Return the JSON of a stage that must be complete, without reading its tables again.
+    def record(self, *needed: str) -> dict[str, Any]:
+        """Return the note of a stage that must be complete, without reading its tables again.
+
+        Args:
+            needed: keys that the caller reads, as `settings.seed`.
 
         Raises:
-            RunError: the stage never began or never ended.
+            RunError: the stage never began or never ended, or its note lacks a key.
         """
         content = self.read()
-        command = f"teachdiag {self.name.split('/')[0]} --run {self.run}"
         if content is None:
-            raise RunError(f"{self.run} has no {self.name} stage: run `{command}` first")
+            raise RunError(f"{self.run} has no {self.name} stage: run `{self.command}` first")
         if content["status"] != "complete":
-            raise RunError(f"the {self.name} stage of {self.run} is unfinished: run `{command}` again to continue it")
+            raise RunError(
+                f"the {self.name} stage of {self.run} is unfinished: run `{self.command}` again to continue it"
+            )
+        for key in needed:
+            value: Any = content
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is None:
+                raise RunError(f"{self.note} is damaged ({key} is missing): restore it, or run that stage again")
+        if self._key in ("capture", "probes"):  # what older versions had no choice about
+            content["settings"] = _SETTINGS[self._key].defaults() | content["settings"]
         return content
 
     @contextmanager
@@ -155,8 +235,9 @@ class Stage:
 
     def _event(self, event: str, **facts: float) -> None:
         line = {"stage": self.name, "event": event, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
-        with (self.run / "events.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        log = self.run / "events.jsonl"
+        with using(log), log.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
 
     def _refuse_mixture(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         parts = ["settings", "inputs"] + (["made_with"] if before["status"] != "complete" else [])
@@ -169,6 +250,15 @@ class Stage:
                 f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another {elsewhere}, "
                 f"or delete {', '.join([self.note.name, *self._folders()])}"
             )
+
+    @property
+    def _kind(self) -> str:
+        """Name of the command that the stage belongs to."""
+        return "probe" if self._key == "probes" else self.name
+
+    @property
+    def _key(self) -> str:
+        return self.name.partition("/")[0]
 
     def _folders(self) -> list[str]:
         return [*self.tables, *([self.scratch] if self.scratch else [])]
@@ -184,13 +274,17 @@ class Stage:
                 checksum.unlink()
 
     def _remove_parts(self) -> None:
-        """Delete what a killed process left half-written in the stage's own folders."""
-        for folder in self._folders():
-            for part in (self.run / folder).rglob("*.part"):
+        """Delete what killed processes left half-written: whoever holds the run is the only one that writes."""
+        for part in self.run.rglob("*.part"):
+            folder = part.parent.relative_to(self.run)
+            if re.search(r"\.\d+\.part$", part.name) or any(folder.is_relative_to(own) for own in self._folders()):
                 part.unlink()
 
     def _write(self, content: dict[str, Any]) -> None:
-        write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", self.note)
+        write_note(content, self.note)
+
+
+_HELD: set[Path] = set()  # run directories that this process holds
 
 
 @contextmanager
@@ -207,11 +301,38 @@ def writing(run: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{run} is in use by another teachdiag process: wait for it, or choose another --run") from None
     except OSError as error:
-        raise RunError(f"{run} cannot be used as a run directory: {error.strerror}") from error
+        told = place_error(error, run) or error.strerror
+        raise RunError(f"{run} cannot be used as a run directory, which is written to: {told}") from error
+    _HELD.add(run.resolve())
     try:
         yield
     finally:
+        _HELD.discard(run.resolve())
         lock.release()
+
+
+def joining(run: Path) -> AbstractContextManager[None]:
+    """Hold a run that is there, unless this process holds it already: for what is made from a run's tables.
+
+    Raises:
+        RunError: as `writing`, or there is no such run.
+    """
+    with using(run):
+        if not run.is_dir():
+            raise RunError(f"{run} has no capture stage: run `teachdiag capture --run {run}` first")
+        return nullcontext() if run.resolve() in _HELD else writing(run)
+
+
+def end_with_parent() -> None:
+    """Let this process, a worker, end when the one that started it dies, with whom the lock on the run goes."""
+    parent = parent_process()
+    assert parent is not None, "a worker is started by another process"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def environment() -> dict[str, Any]:
@@ -226,10 +347,11 @@ def environment() -> dict[str, Any]:
 
 
 def table_digest(path: Path) -> str:
-    """SHA-256 over the names and bytes of a table's Parquet files, in order."""
+    """SHA-256 over the names and bytes of a table's Parquet files, in order, or of one file."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.exists() else []:
-        digest.update(f"{file.name} {file_digest(file)}\n".encode())
+    with using(path):
+        for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.exists() else []:
+            digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from teachdiag.settings import TrainSettings
 from teachdiag.settings.base import COUNTABLE, fits, in_words, shown
 
 TABLES = ("sweep", "arms")  # tables of a recipe beside [train]
+BASE, TEACHER = UNTRAINED = "base", "teacher"  # judged beside the arms
 _ENTRIES = {"arms": list[str], "budgets": list[float], "seeds": int}
 _SHARED = ("sweep", "workers", "student", "teacher", "budget", "seed")  # options that no arm has for itself
 
@@ -81,7 +82,12 @@ def _sweep(settings: TrainSettings) -> list[Cell]:
                 except (SettingsError, TypeError) as error:
                     raise SettingsError(f"{path}: arm {arm} at budget {budget}: {error}") from error
                 cell = Cell(arm, own)
-                cells.setdefault(cell.name, cell)  # full OPD has no budget: it is one cell a seed
+                kept = cells.setdefault(cell.name.casefold(), cell)  # full OPD has no budget: it is one cell a seed
+                if (kept.arm, kept.budget) != (arm, cell.budget):
+                    raise SettingsError(
+                        f"{path}: arm {kept.arm} at budget {kept.budget} and arm {arm} at budget {cell.budget} would "
+                        f"both be files named {cell.name}: rename one"
+                    )
     return list(cells.values())
 
 
@@ -115,6 +121,9 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], list[float], int]:
     unknown = [*(table.keys() - _ENTRIES.keys()), *(f"arms.{arm}" for arm in described.keys() - set(table["arms"]))]
     if unknown:
         raise SettingsError(f"{path}: unknown entries {', '.join(sorted(unknown))}; [sweep] has {', '.join(_ENTRIES)}")
+    reserved = [arm for arm in table["arms"] if arm in UNTRAINED]
+    if reserved:
+        raise SettingsError(f"{path}: {reserved[0]} names a model that is not trained: give that arm another name")
     if not 1 <= table["seeds"] * len(table["budgets"]) * len(table["arms"]) <= COUNTABLE:
         raise SettingsError(f"{path}: seeds is {table['seeds']}: it must be from 1 up, with at most {COUNTABLE} cells")
     arms = {arm: _options(path, arm, described.get(arm, {"selector": arm})) for arm in table["arms"]}

@@ -5,7 +5,8 @@ Which tables there are stands in `artefacts`.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from teachdiag.errors import ArtefactError, cause
+from teachdiag.errors import ArtefactError, RunError, cause, using
 
 CHECKSUM = ".sha256"  # suffix of the file that holds a shard's, until its stage ends
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # whatever a damaged file raises
+_VERIFIED = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Table:
             raise ArtefactError(f"no {self.name} table at {path}: run the stage that writes it ({self.written_by})")
         wanted = [c for c in self.columns if columns is None or c.name in columns]
         try:
-            found = pads.dataset([str(f) for f in files], format="parquet")
+            found = pads.dataset([str(f) for f in files], format=_VERIFIED)
             if columns is None:  # all that there are
                 wanted = [c for c in wanted if c.name in found.schema.names or not c.optional]
             self._refuse_lacking(path, wanted, found.schema.names)
@@ -113,13 +118,16 @@ class Table:
             table = table.select([c.name for c in wanted])
             self._refuse_gaps(table)
             return table.cast(pa.schema([self.schema.field(c.name) for c in wanted]))
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise ArtefactError(f"{path} cannot be read as a {self.name} table: {cause(error)}") from error
 
     def present(self, path: Path, names: Sequence[str]) -> list[str]:
         """Return those of some columns that the files have."""
         file = min(path.rglob("*.parquet")) if path.is_dir() else path
-        there = pq.read_schema(file).names
+        try:
+            there = pq.read_schema(file).names
+        except _UNREADABLE as error:
+            raise ArtefactError(f"{file} cannot be read as a {self.name} table: {cause(error)}") from error
         return [name for name in names if name in there]
 
     def require(self, path: Path, names: Sequence[str]) -> None:
@@ -151,26 +159,74 @@ class Table:
                 raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where a file is to be written first; it takes its name when that has ended well, and else leaves nothing.
+
+    Raises:
+        PlaceError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # no other process's
+    with using(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write one Parquet file whole or not at all: `.part` first, then a rename. The same table gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    """Write one Parquet file whole or not at all, with a checksum a page. The same table gives the same bytes.
+
+    Raises:
+        PlaceError: it cannot be written.
+    """
     # Numbers are hardly ever the same twice: dictionaries of them cost a third of the file.
     texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    pq.write_table(table, part, compression="zstd", use_dictionary=texts)
-    os.replace(part, path)
+    with whole(path) as part:
+        pq.write_table(table, part, compression="zstd", use_dictionary=texts, write_page_checksum=True)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read one Parquet file of whatever columns, checking what each page holds against its checksum.
+
+    Raises:
+        ArtefactError: it cannot be read as it was written.
+    """
+    try:
+        return pq.read_table(path, page_checksum_verification=True, partitioning=None)
+    except _UNREADABLE as error:
+        raise ArtefactError(f"{path} cannot be read as it was written: {cause(error)}") from error
+
+
+def write_table(table: pa.Table, folder: Path) -> None:
+    """Write a table of one shard.
+
+    Raises:
+        RunError: the folder holds other shards.
+        PlaceError: it cannot be written.
+    """
+    refuse_strays(folder, shard_paths(folder, 1))
+    write_parquet(table, shard_path(folder, 0))
 
 
 def write_shard(table: pa.Table, path: Path) -> None:
     """Write one Parquet file of a stage that may be killed, and then, beside it, the checksum that vouches for it."""
     write_parquet(table, path)
+    vouch(path)
+
+
+def vouch(path: Path) -> None:
+    """Write the checksum of a file beside it."""
     write_text(file_digest(path), path.with_suffix(CHECKSUM))
 
 
 def is_intact(path: Path) -> bool:
     """Whether a shard of an unfinished stage is there as it was written; anything else is to be made again."""
     checksum = path.with_suffix(CHECKSUM)
-    return path.exists() and checksum.exists() and checksum.read_text(encoding="utf-8") == file_digest(path)
+    return path.exists() and checksum.exists() and checksum.read_bytes() == file_digest(path).encode()
 
 
 def file_digest(path: Path) -> str:
@@ -180,16 +236,23 @@ def file_digest(path: Path) -> str:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write one text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    """Write one text file whole or not at all.
+
+    Raises:
+        PlaceError: it cannot be written.
+    """
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def shard_path(folder: Path, index: int) -> Path:
     """Return the file of one shard; a shard is complete when it has this name."""
     return folder / f"part-{index:05d}.parquet"
+
+
+def shard_paths(folder: Path, count: int) -> list[Path]:
+    """Return the files of a table's shards, in their order."""
+    return [shard_path(folder, index) for index in range(count)]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -199,6 +262,17 @@ def shard_files(folder: Path) -> list[Path]:
         return file.parent, len(file.stem) if file.stem.startswith("part-") else 0, file.name
 
     return sorted(folder.rglob("*.parquet"), key=order)
+
+
+def refuse_strays(folder: Path, expected: Iterable[Path]) -> None:
+    """Refuse a table's folder that holds Parquet files which its stage does not write.
+
+    Raises:
+        RunError: it does; the message names the first.
+    """
+    strays = sorted(set(folder.rglob("*.parquet")) - set(expected))
+    if strays:
+        raise RunError(f"{strays[0]} was not written by this stage: move it elsewhere")
 
 
 def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (arrays and sequences alike)

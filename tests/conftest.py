@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
+from teachdiag.notes import write_note
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings, ProbeSettings
@@ -154,6 +155,14 @@ def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path
 
 def tables(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}
+
+
+def amend(note: Path, change: Callable[[dict], object]) -> None:
+    """Change a note as its writer would have written it."""
+    content = json.loads(note.read_text())
+    del content["sha256"]
+    change(content)
+    write_note(content, note)
 
 
 class Killed(Exception):

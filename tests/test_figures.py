@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import amend
 from matplotlib.figure import Figure
 from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTRASTS
-from teachdiag.errors import ArtefactError
+from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures.buckets import buckets_figure
 from teachdiag.figures.build import draw_figures, publish
 from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
@@ -67,7 +68,7 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
     other = plant(tmp_path / "other", World(slope_learnable=0.02, seed=3))
     run_analysis(other, AnalyzeSettings(draws=100), QUIET)
     note = other / "probes/step.json"
-    note.write_text(note.read_text().replace('"reverse_kl"', '"forward_kl"'))
+    amend(note, lambda content: content["settings"].update(loss="forward_kl"))
     files = compare_runs([other, run])
     kinds = ("parquet", "csv", "md", "png", "svg", "pdf")
     assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds}
@@ -144,5 +145,5 @@ def test_an_update_without_gain_leaves_the_position_axis_alone(step: StepTables)
 
 
 def test_figures_need_an_analysis(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="no estimates table"):
+    with pytest.raises(RunError, match="has no analyze stage: run `teachdiag analyze"):
         draw_figures(tmp_path, QUIET)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROBE
+from conftest import PROBE, amend
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import VOCABULARY
@@ -17,6 +17,7 @@ from teachdiag.errors import RunError
 from teachdiag.figures.build import publish
 from teachdiag.figures.report.build import write_report
 from teachdiag.progress import Reporter
+from teachdiag.runs import table_digest
 from teachdiag.settings import AnalyzeSettings, ReportSettings
 from teachdiag.tables import shard_path, write_parquet
 
@@ -72,6 +73,8 @@ def test_no_text_breaks_out_and_nothing_is_fetched(analysed: Path, quiet: Report
     write_parquet(
         VOCABULARY.build({name: words[name].to_numpy() for name in words}), shard_path(analysed / "vocabulary", 0)
     )
+    theirs = table_digest(analysed / "vocabulary")
+    amend(analysed / "capture.json", lambda note: note["tables"].update(vocabulary=theirs))
     write_report(analysed, ReportSettings(contexts=2), quiet)
     page = (analysed / "report.html").read_text()
     assert _data(page)["contexts"][0]["tokens"][0]["t"] == HOSTILE
@@ -96,6 +99,7 @@ def test_every_section_says_what_the_summary_says(analysed: Path, quiet: Reporte
 
 def test_a_run_without_texts_or_analysis_is_said(analysed: Path, quiet: Reporter, tmp_path: Path) -> None:
     (analysed / "vocabulary").rename(tmp_path / "gone")
+    amend(analysed / "capture.json", lambda note: note["tables"].pop("vocabulary"))  # as older versions left it
     summary = write_report(analysed, ReportSettings(), quiet)
     assert summary["contexts"] == 0
     assert "captured without token texts: capture again" in (analysed / "report.html").read_text()
