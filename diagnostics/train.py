@@ -185,9 +185,7 @@ def _refuse_long_prompts(room: Classroom, pair: PairOutline, new_tokens: int) ->
     Raises:
         ContextError: there is one.
     """
-    drawn = room.prompts.draw(
-        room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed
-    )
+    drawn = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
     held_out, trained = ([prompt.prompt_id for prompt in prompts] for prompts in drawn)
     exam, lessons = examination(room.settings, room.prompts, room.options), room.lessons(pair.student.tokenizer)
     for model in (pair.student, pair.teacher):

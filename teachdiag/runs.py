@@ -102,7 +102,7 @@ class Stage:
             "settings": OBJECT,
             "inputs": OBJECT,
             "made_with": OBJECT,
-            "tables?": dict[str, str],
+            "tables?": {...: str},
             "results?": OBJECT,
         }
         declared = _SETTINGS.get(self._key)

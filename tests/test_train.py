@@ -18,7 +18,7 @@ from teachdiag.analysis.training_report import training_block
 from teachdiag.diagnostics import train as stage
 from teachdiag.diagnostics.distillation import _arguments, check_arguments
 from teachdiag.diagnostics.evaluation import run_evaluation
-from teachdiag.errors import InputError, ModelError, RunError, SettingsError
+from teachdiag.errors import ContextError, InputError, ModelError, RunError, SettingsError
 from teachdiag.figures.training import publish_training
 from teachdiag.preflight import before_train
 from teachdiag.progress import Reporter
@@ -298,3 +298,76 @@ def test_a_logger_that_is_not_installed_is_refused(
         before_train(tmp_path / "run", replace(small, trl='{"use_vllm": true}'))
     with pytest.raises(SettingsError, match="--report-to is 'abacus': it must be one of none, trackio, wandb"):
         replace(small, report_to="abacus")
+
+
+def test_train_and_evaluate_keep_to_runs_of_their_own(small: TrainSettings, tmp_path: Path, quiet: Reporter) -> None:
+    """Both write `eval_scores`; neither tells to delete what the other made."""
+    for theirs, start in (
+        ("train", lambda run: run_evaluation(run, EvaluateSettings(models=["embedded"], prompts=small.prompts), quiet)),
+        ("evaluate", lambda run: stage.run_train(run, small, quiet)),
+    ):
+        run = tmp_path / theirs
+        run.mkdir()
+        (run / f"{theirs}.json").write_text("{}")
+        with pytest.raises(RunError, match=rf"holds the answers of `teachdiag {theirs}`: choose another --run"):
+            start(run)
+        assert not (run / "eval_scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("longer", "option"),
+    [({"max_new_tokens": 250}, "--max-new-tokens"), ({"eval_max_new_tokens": 250}, "--eval-max-new-tokens")],
+)
+def test_training_beyond_the_models_context_is_refused_at_once(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, longer: dict, option: str
+) -> None:
+    said = rf"prompt sums/\w+ has \d+ tokens; with 250 for the response it exceeds the 256 that .* smaller {option}$"
+    with pytest.raises(ContextError, match=said):
+        stage.run_train(tmp_path / "run", TrainSettings(**small.as_dict() | longer), quiet)
+    assert not (tmp_path / "run/train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arms", "budgets", "said"),
+    [
+        (
+            '["a b", "a/b"]',
+            "[0.2]",
+            "arm a b at budget 0.2 and arm a/b at budget 0.2 would both be files named a-b-20pct",
+        ),
+        ('["full", "FULL"]', "[0.2]", "arm full at budget 1.0 and arm FULL at budget 1.0 would both be files"),
+        ('["a b"]', "[0.12345671, 0.12345672]", "arm a b at budget 0.12345671 and arm a b at budget 0.12345672"),
+        ('["base"]', "[0.2]", "base names a model that is not trained: give that arm another name"),
+    ],
+)
+def test_two_cells_of_one_name_are_refused(
+    small: TrainSettings, tmp_path: Path, arms: str, budgets: str, said: str
+) -> None:
+    tables = "".join(f'[arms."{arm}"]\nselector = "full"\n' for arm in ("FULL",) if arm in arms)
+    tables += "".join(f'[arms."{arm}"]\nselector = "random"\n' for arm in ("a b", "a/b", "base") if f'"{arm}"' in arms)
+    recipe = f"[sweep]\narms = {arms}\nbudgets = {budgets}\nseeds = 1\n{tables}"
+    with pytest.raises(SettingsError, match=said):
+        plan(_swept(small, tmp_path, recipe))
+
+
+@pytest.mark.parametrize("place", ["eval_scores/extra.parquet", "train_steps/part-00000.parquet"])
+def test_a_stray_or_damaged_shard_of_a_training_is_not_counted(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "distil", dying(stage.distil, 0))
+        with pytest.raises(Killed):
+            stage.run_train(tmp_path / "run", small, quiet)
+    base, stray = tmp_path / "run/eval_scores/base.parquet", tmp_path / "run" / place
+    stray.parent.mkdir(exist_ok=True)
+    shutil.copy(base, stray)
+    with pytest.raises(RunError, match=f"{place} was not written by this stage"):
+        stage.run_train(tmp_path / "run", small, quiet)
+    stray.unlink()
+    whole = base.read_bytes()
+    base.write_bytes(whole[:-9] + bytes(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "distil", dying(stage.distil, 0))
+        with pytest.raises(Killed):
+            stage.run_train(tmp_path / "run", small, quiet)
+    assert base.read_bytes() == whole  # made again
