@@ -171,6 +171,9 @@ def _oddity(scores: pd.DataFrame, right: Array, samples: int) -> str:
     due = right.size * samples
     if len(scores) != due or not attainable(float(np.nanmean(right)), due):
         notes.append(f"{len(scores)} answers where {due} are due")
+    given_up = int(scores["given_up"].sum()) if "given_up" in scores else 0
+    if given_up:
+        notes.append(f"{given_up} answers could not be judged in time, and are unparseable")
     if len(right) > 1 and _repeated(scores):
         notes.append("all seeds give the same answers: they are no independent runs")
     elif len(right) > 1 and np.ptp(right.mean(1)) == 0:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from teachdiag.artefacts import EVAL_SCORES
-from teachdiag.diagnostics.grading import Grader, grader_of
+from teachdiag.diagnostics.answers.extraction import THINKING, without_thinking
+from teachdiag.diagnostics.grading import SECONDS, Grader, grader_of
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
@@ -23,6 +24,7 @@ from teachdiag.settings import EvaluateSettings, ProtocolSettings
 from teachdiag.tables import is_intact, refuse_strays, write_shard
 
 Row = dict[str, Any]
+_ENDING = 16  # tokens of a prompt that the beginning of its thinking takes at most
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Examination:
     settings: ProtocolSettings
     prompts: PromptSet
     held_out: Sequence[Prompt]
-    grade: Grader
+    grader: Grader
     options: Options
 
     def asked(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
@@ -76,21 +78,42 @@ class Examination:
             for start in range(0, len(mine), settings.eval_batch):
                 group = mine[start : start + settings.eval_batch]
                 rollouts = sample(model, [ids for _, ids, *_ in group], [own[3] for own in group], settings.answering)
-                for (prompt, _, number, seed), rollout in zip(group, rollouts, strict=True):
-                    text = model.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+                for (prompt, ids, number, seed), rollout in zip(group, rollouts, strict=True):
+                    text = answer_text(model.tokenizer, ids, rollout.token_ids)
+                    verdict = self.grader.judge(prompt, text, cut=rollout.finish_reason == "length")
                     rows.append(
                         {
                             "benchmark": self.prompts.manifest.id,
                             "prompt_id": prompt.prompt_id,
                             "sample": number,
-                            "outcome": self.grade(prompt, text),
+                            "outcome": verdict.outcome,
+                            "given_up": verdict.given_up,
                             "answer_tokens": len(rollout.token_ids),
                             "finish_reason": rollout.finish_reason,
                             "sampling_seed": seed,
                         }
                     )
                 advance(len(group))
-        return together(rows, lambda row: (row["prompt_id"], row["sample"]))
+        everybodys = together(rows, lambda row: (row["prompt_id"], row["sample"]))
+        if given_up := sum(row["given_up"] for row in everybodys):
+            reporter.say(f"{label}: {given_up} answers could not be judged within {SECONDS:g} s, and are unparseable")
+        return everybodys
+
+
+def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:  # noqa: ANN401
+    """Return an answer as text, without special tokens and without the thinking, which a prompt's end may begin.
+
+    Thinking that never ends leaves nothing.
+    """
+    written = tokenizer.decode(answer_ids, skip_special_tokens=False)
+    asked = tokenizer.decode(prompt_ids[-_ENDING:], skip_special_tokens=False).rstrip()
+    begun = next((opening for opening, _ in THINKING if asked.endswith(opening)), "")
+    if not begun and not any(mark in written for marks in THINKING for mark in marks):
+        return str(tokenizer.decode(answer_ids, skip_special_tokens=True))
+    text = without_thinking(begun + written)
+    for token in tokenizer.added_tokens_decoder.values():
+        text = text.replace(token.content, "") if token.special else text
+    return text
 
 
 def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Examination:
@@ -98,10 +121,12 @@ def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options
 
     Raises:
         EstimationError: the source has too few distinct prompts.
-        ManifestError: it has no answers to grade by.
+        ManifestError: it has no answers to grade by, or one of those held out cannot be read.
     """
     held_out, _ = prompts.draw(settings.eval_prompts, 0, settings.prompt_seed)
-    return Examination(settings, prompts, held_out, grader_of(prompts.manifest), options)
+    grader = grader_of(prompts.manifest)
+    grader.check(held_out)
+    return Examination(settings, prompts, held_out, grader, options)
 
 
 def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) -> dict[str, Any]:

@@ -34,13 +34,14 @@ _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
         "options": (dict, False),
         "prefilled": (bool, False),
     },
-    "grading": {"grader": (str, True), "answer_after": (str, False)},
+    "grading": {"grader": (str, False), "answer_type": (str, False), "answer_after": (str, False)},
 }
 _NEEDED_BY_KIND = {
     **{"file": ("file",), "hub": ("dataset", "file"), "reasoning_gym": ("dataset", "size", "seed")},
     "arithmetic": ("size", "seed"),
 }
 GRADERS = ("math_verify", "reasoning_gym", "exact")
+ANSWER_TYPES = ("latex", "number", "text", "set", "interval", "choice")
 _FIELDS = ("question", "solution", "answer")
 _TOML_NAMES = {bool: "true or false", str: "string", int: "whole number", list: "list", dict: "table"}
 
@@ -155,7 +156,7 @@ def read_manifest(name: str) -> Manifest:
         template={"prompt": "{question}"} | {k: v for k, v in template.items() if isinstance(v, str)},
         template_options=_options(path, template.get("options", {})),
         prefilled=template.get("prefilled", False),
-        grading=content.get("grading", {"grader": GRADERS[0]}),
+        grading={"grader": GRADERS[0]} | content.get("grading", {}),
     )
 
 
@@ -185,6 +186,11 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
     grader = content.get("grading", {}).get("grader", GRADERS[0])
     if grader not in GRADERS:
         raise ManifestError(f"{path}: grading.grader is {grader!r}: choose {', '.join(GRADERS)}")
+    answer_type = content.get("grading", {}).get("answer_type")
+    if answer_type is not None and answer_type not in ANSWER_TYPES:
+        raise ManifestError(f"{path}: grading.answer_type is {answer_type!r}: choose {', '.join(ANSWER_TYPES)}")
+    if answer_type is not None and grader != "math_verify":
+        raise ManifestError(f"{path}: grading.answer_type says how the grader math_verify reads answers, not {grader}")
     if grader == "reasoning_gym" and source["kind"] != "reasoning_gym":
         raise ManifestError(f"{path}: grading.grader reasoning_gym needs a source of that kind")
 

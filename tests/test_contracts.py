@@ -271,6 +271,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     expected |= {f"teachdiag/analysis/released/{f.name}" for f in (ROOT / "analysis/released").glob("*.py")}
     expected |= {f"teachdiag/diagnostics/imports/{f.name}" for f in (ROOT / "diagnostics/imports").glob("*.py")}
     expected |= {f"teachdiag/diagnostics/engines/{f.name}" for f in (ROOT / "diagnostics/engines").glob("*.py")}
+    expected |= {f"teachdiag/diagnostics/answers/{f.name}" for f in (ROOT / "diagnostics/answers").glob("*.py")}
     expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}
     assert ours == expected
 

@@ -35,6 +35,7 @@ def _scores(right: dict[str, np.ndarray], budgets: dict[str, float | None]) -> p
                     "prompt_id": f"p{prompt:02d}",
                     "sample": sample,
                     "outcome": {1: "right", 0: "wrong", -1: "unparseable"}[int(value)],
+                    "given_up": False,
                     "answer_tokens": 3 + seed + prompt,
                     "finish_reason": "stop",
                     "sampling_seed": 7,

@@ -65,6 +65,7 @@ EVAL_SCORES = Table(
         PROMPT_ID,
         Column("sample", INT, "1", "number of the answer to this prompt, from 0; equal numbers share random numbers"),
         Column("outcome", TEXT, "", "'right', 'wrong', or 'unparseable'"),
+        Column("given_up", pa.bool_(), "", "'unparseable' because judging took too long or broke down", optional=True),
         Column("answer_tokens", INT, "tokens", "length of the answer"),
         Column("finish_reason", TEXT, "", "'stop': end-of-text was sampled; 'length': cut"),
         Column("sampling_seed", pa.int64(), "1", "seed of this answer's own random stream"),
