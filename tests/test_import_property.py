@@ -4,14 +4,16 @@ What no text tells is left out of the conversations that are written as text: id
 and, where special tokens are skipped, special tokens inside a message.
 """
 
+import gzip
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -303,17 +305,29 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield holder
 
 
-def bring(writer: str, said: list[Said], student: dict[str, Any], **options: Any) -> tuple[Pairs, dict[str, Any]]:
-    """Write rollouts as a program does, import them, and return prompts and responses, and what was recorded."""
+def bring(
+    writer: str,
+    said: list[Said],
+    student: dict[str, Any],
+    rows: list[dict[str, Any]] | None = None,
+    file: Path | None = None,
+    **options: Any,
+) -> tuple[Pairs, dict[str, Any]]:
+    """Write rollouts as a program does, import them, and return prompts and responses, and what was recorded.
+
+    Or other rows than these rollouts', or a file that is there.
+    """
     name, row, write = WRITERS[writer]
     tokenizer = said[0].tokenizer
     student["outline"] = Outline("m", tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer), 4096)
-    file, out = write(student["folder"] / "rows", [row(one) for one in said]), student["folder"] / "c.parquet"
+    rows = [row(one) for one in said] if rows is None else rows
+    out = student["folder"] / "c.parquet"
+    file = file or write(student["folder"] / "rows", rows)
     given = json.dumps(said[0].options) if said[0].options else ""
     wanted = {"files": [str(file)], "student": "m", "contexts": str(out), "template_options": given} | options
     imported = importing.import_rollouts(name, ImportSettings(**wanted), QUIET)["imported"]
-    rows = CONTEXTS.read_arrow(out).to_pylist()
-    return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in rows], imported
+    found = CONTEXTS.read_arrow(out).to_pylist()
+    return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in found], imported
 
 
 def true_of(writer: str, said: Said) -> Pairs:
@@ -370,3 +384,182 @@ def test_ordinary_rollouts_come_in(name: str, writer: str, student: dict[str, An
     assert sorted(found) == sorted(pair for one in said for pair in true_of(writer, one))
     assert imported["skipped"] == {}
     assert imported["responses"] == {("ids given" if writer in BY_IDS else "re-encoded from text"): 3}
+
+
+def ordinary(name: str, count: int = 3) -> list[Said]:
+    tokenizer, said = family(name), []
+    for number in range(count):
+        messages = [{"role": "user", "content": f"What is {number}?"}]
+        prompt = ids_of(tokenizer, rendered(tokenizer, messages, {}, add_generation_prompt=True))
+        said.append(
+            Said(tokenizer, messages, {}, prompt, [((*ids_of(tokenizer, "4."), tokenizer.eos_token_id), True)], [])
+        )
+    return said
+
+
+VALUES: list[Any] = [
+    *(None, True, 1.5, -1, 10**30, float("nan"), float("inf"), "", "1", "\ud800", "\0", [], [[]], {}, [True], [1.0]),
+    *(["1"], [-1], [10**30], [None], {"role": "user"}, [{"role": "user"}], [{"role": 1, "content": "x"}]),
+    *([{"role": "user", "content": ["x"]}], "[{'role': 'user', 'content': 'Hi'}]", "\ufffd"),
+]
+TEXTS = ("1", "\0", "\ufffd")
+PICKLED = [
+    torch.ones(2, 2),
+    torch.tensor([1.5]),
+    torch.tensor(3),
+    np.array([[1]]),
+    np.int64(1),
+    {3: 4},
+    {"a", 1},
+    b"x",
+    10**5000,
+]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_a_field_holds_is_a_sentence_or_does_not_matter(writer: str, student: dict[str, Any]) -> None:
+    said = ordinary("chatml")
+    _, row, write = WRITERS[writer]
+    true = [pair for one in said for pair in true_of(writer, one)]
+    options = {"strip_padding": True} if writer == "jsonl padded" else {}
+    out = student["folder"] / "c.parquet"
+    for value in [*VALUES, *(PICKLED if writer == "slime" else [])]:
+        for key, own in [*row(said[0]).items(), ("more", None), *([(None, None)] if writer == "slime" else [])]:
+            if isinstance(value, str) and isinstance(own, str) and value in TEXTS:
+                continue  # another rollout, then
+            rows = [row(one) for one in said]
+            rows[1] = {k: v for k, v in rows[1].items() if k != key} if value == {} else rows[1] | {key: value}
+            out.unlink(missing_ok=True)
+            try:
+                write(student["folder"] / "rows", rows)
+            except (pa.ArrowException, UnicodeEncodeError, OverflowError, KeyError):
+                continue  # which no writer can write
+            try:
+                found, _ = bring(writer, said, student, rows=rows, **options)
+            except InputError as error:
+                assert "\n" not in str(error)  # noqa: PT017
+                assert not out.exists()
+            else:
+                assert sorted(found) == sorted(true), (key, value)
+
+
+def test_files_of_other_systems(student: dict[str, Any]) -> None:
+    said, folder = ordinary("chatml"), student["folder"] / "files"
+    lines = [json.dumps(row) for row in map(plain_ids, said)]
+    good = {
+        "marked": b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode(),
+        "scored": "\n".join(line[:-1] + ', "reward": NaN, "kl": 1e400}' for line in lines).encode(),
+    }
+    bad = {
+        "twice": (lines[0][:-1] + ', "response_token_ids": [4]}', "1: is no JSON (key 'response_token_ids' stands in"),
+        "deep": ("[" * 100_000, "1: is no JSON (it is nested too deep)"),
+        "digits": ('{"prompt": ' + "9" * 5000 + "}", "1: is no JSON (Exceeds the limit"),
+        "latin": (
+            lines[0].replace("{", '{"a": "\xe9", ').encode("latin-1"),
+            "1: is no JSON ('utf-8' codec can't decode",
+        ),
+        "wide": (lines[0].encode("utf-16"), "1: is no JSON ("),
+        "zipped": (gzip.compress(lines[0].encode()), "1: is no JSON ("),
+        "blank": ("\n \n", "holds no rollouts"),
+        "cut": (lines[0] + "\n" + lines[1][:-9], "2: is no JSON ("),
+    }
+    folder.mkdir()
+    for name, content in good.items():
+        (folder / f"{name}.jsonl").write_bytes(content)
+        found, _ = bring("jsonl ids", said, student, file=folder / f"{name}.jsonl")
+        assert sorted(found) == sorted((one.prompt, one.response) for one in said)
+    for name, (text, message) in bad.items():
+        file = folder / f"{name}.jsonl"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(InputError) as error:
+            bring("jsonl ids", said, student, file=file)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    (folder / "more/odd.jsonl").mkdir(parents=True)
+    for place, message in (
+        ("more", "holds no .jsonl"),
+        ("x" * 300 + ".jsonl", "cannot be read"),
+        ("a\0", "without NUL"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bring("jsonl ids", said, student, file=folder / place)
+
+
+def test_a_batch_that_was_logged_twice_counts_once(student: dict[str, Any]) -> None:
+    said = ordinary("chatml")
+    rows = [msswift(one) for one in said]
+    batch = json.dumps({key: [row[key] for row in rows] for key in rows[0]} | {"step": ["2"] * 3})
+    file = student["folder"] / "completions.jsonl"
+    file.write_text(f"{batch}\n{batch.replace('2', '2')}\n")
+    assert len(bring("msswift", said, student, file=file)[0]) == 3
+    uneven = json.dumps({"prompt": ["a", "b"], "completion": ["c"]})
+    file.write_text(f"{batch}\n{uneven}\n")
+    with pytest.raises(InputError, match=r"jsonl:2: holds 2 values of prompt, but 1 of completion"):
+        bring("msswift", said, student, file=file)
+
+
+def test_turns_of_one_sequence_are_one_cluster(student: dict[str, Any]) -> None:
+    """Each turn of the student is a context behind all that stood before it; all share the name of the first prompt."""
+    tokenizer, end = family("chatml"), family("chatml").eos_token_id
+    said = ordinary("chatml")
+    heard = ids_of(tokenizer, "\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n")
+    parts = [*said[1].parts, (heard, False), ((*ids_of(tokenizer, "5."), end), True), (heard, False)]
+    said[1] = replace(said[1], parts=parts)
+    for writer in ("slime", "prime-rl"):
+        found, _ = bring(writer, said, student)
+        first = said[1].prompt + parts[0][0]
+        assert (first + heard, parts[2][0]) in found
+        rows = CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist()
+        names = {row["prompt_id"]: row["split"] for row in rows}
+        assert (len(rows), len(names)) == (4, 3)
+        (name,) = {
+            r["prompt_id"] for r in rows if tuple(r["prompt_token_ids"])[: len(said[1].prompt)] == said[1].prompt
+        }
+        assert sum(row["prompt_id"] == name for row in rows) == 2
+    folder = student["folder"] / "run/token_exports/step_1"
+    folder.mkdir(parents=True)
+    to_lines(folder / "rank_0", [prime_rl(one) for one in said])
+    assert len(bring("prime-rl", said, student, file=folder.parents[1])[0]) == 4
+    shifted = prime_rl(said[0]) | {"position_ids": [0, 1] * (len(prime_rl(said[0])["token_ids"]) // 2 + 1)}
+    for spoilt, message in (
+        (shifted, "position_ids do not count"),
+        (prime_rl(said[0]) | {"ce_weights": [0, 1]}, "another"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bring("prime-rl", said, student, rows=[spoilt, prime_rl(said[1])])
+
+
+PAD, END = "<pad>", "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "reason", "left"),
+    [
+        ([PAD], [], "unknown", (0, 0)),
+        ([0, 0], [], "unknown", (0, 0)),
+        ([-100], [-100, -100], "unknown", (0, 0)),
+        ([], [PAD], "unknown", (0, 0)),
+        ([], [0, 0, 0], "unknown", (0, 0)),
+        ([], [END, END, END], "unknown", (0, -1)),  # whether one of them ended it cannot be told: none is read
+        ([], [END, END, END], "stop", (0, 0)),
+    ],
+)
+def test_padding_is_refused_or_taken_off(
+    prompt: list[Any], response: list[Any], reason: str, left: tuple[int, int], student: dict[str, Any]
+) -> None:
+    tokenizer, said = family("chatml"), ordinary("chatml")
+
+    def ids(listed: list[Any]) -> list[int]:
+        return [i if isinstance(i, int) else tokenizer.convert_tokens_to_ids(i) for i in listed]
+
+    rows = [plain_ids(one) for one in said]
+    rows[1]["prompt_token_ids"] = ids(prompt) + rows[1]["prompt_token_ids"]
+    rows[1]["response_token_ids"] += ids(response)
+    rows[1]["finish_reason"] = reason
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: .*--strip-padding"):
+        bring("jsonl ids", said, student, rows=rows)
+    found, imported = bring("jsonl ids", said, student, rows=rows, strip_padding=True)
+    true = [(one.prompt, one.response) for one in said]
+    true[1] = true[1][0], true[1][1][: len(true[1][1]) + left[1]]
+    assert sorted(found) == sorted(true)
+    assert imported["padding_stripped"] == 1

@@ -63,7 +63,7 @@ class Encoder:
         """
         if side.ids is not None:
             return self._checked(self._unpadded(side, "prompt"), side.text, "prompt")
-        ids = self._given(side) if side.messages is not None else self._prompt_text(_text(side), side.form)
+        ids = self._given(side) if side.messages is not None else self._prompt_text(_text(side, "prompt"), side.form)
         return self._checked(ids, None, "prompt")
 
     def response(self, side: Side, prompt: Ids, finish_reason: str = "unknown") -> Ids:
@@ -77,7 +77,7 @@ class Encoder:
             if not side.masked:
                 self._refuse_turns(self._decode(ids, skip=False), skip=False)
             return ids
-        text, skip = _text(side), side.form != "written"
+        text, skip = _text(side, "response"), side.form != "written"
         parsers = (getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
         if side.form == "parsed" and any(parsers):
             raise BadRow(
@@ -198,10 +198,6 @@ class Encoder:
     def _prompt_text(self, text: str, form: Form) -> Ids:
         if not text:
             raise BadRow("empty", "the prompt is empty")
-        if _LISTED.match(text):
-            raise malformed(
-                f"the prompt is a list of messages that was written as text, {shown(text)}: give it as a list"
-            )
         if form == "plain":
             return self._encode(text, special=True)
         if self._tokenizer.chat_template is None:
@@ -410,8 +406,11 @@ def _unrecovered(message: str) -> BadRow:
     return BadRow("not recoverable", message)
 
 
-def _text(side: Side) -> str:
+def _text(side: Side, name: str) -> str:
+    """Return a side's text, unless it is what Python or JSON writes of a list of messages."""
     assert side.text is not None
+    if _LISTED.match(side.text):
+        raise malformed(f"the {name} is a list of messages that was written as text, {shown(side.text)}")
     return side.text
 
 

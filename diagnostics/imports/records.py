@@ -93,7 +93,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # a whole number of too many digits, or an object that cannot say what it is
         text = type(value).__name__
-    text = text.encode(errors="backslashreplace").decode()
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
