@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachdiag.artefacts import CONTEXTS, POSITIONS
+from teachdiag.artefacts import CONTEXTS, IMPORTED, POSITIONS
 from teachdiag.diagnostics.alignment import Batch
 from teachdiag.diagnostics.contexts import (
     ROLLOUT_CONTEXTS,
@@ -18,7 +18,7 @@ from teachdiag.diagnostics.contexts import (
     unsampled,
     write_group,
 )
-from teachdiag.diagnostics.doubts import doubts
+from teachdiag.diagnostics.doubts import doubts, of_import
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
 from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
 from teachdiag.diagnostics.positions import Measure, by_models, score_contexts
@@ -103,6 +103,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
                 results: dict[str, Any] = {"shared_vocabulary": job.pair.known.count, "same_prompts": same}
                 results |= on_first(lambda: _summary(run))
                 results["warnings"] = doubts(results, prompts is not None and not pair.student.tokenizer.chat_template)
+                results["warnings"] += of_import(inputs.get(IMPORTED, {}))
                 on_first(lambda: stage.complete(results))
                 for doubt in results["warnings"]:
                     reporter.say(f"Beware: {doubt}")

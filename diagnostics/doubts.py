@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from teachdiag.foreign import RECODED
+
 # Two copies of the same weights give 0 where they share a layout, and no more than rounding elsewhere.
 _SAME_KL = 1e-6  # nats
 # Beyond these the student gives the teacher's words less than e^-4, 2%, on average, or most of what the teacher would
@@ -42,5 +44,26 @@ def doubts(results: Mapping[str, Any], without_template: bool) -> list[str]:
         found.append(
             f"{cut:.0%} of the responses were cut at the length limit: the bank is of their beginnings, and how they "
             "end was not measured; raise the limit to measure it"
+        )
+    return found
+
+
+def of_import(imported: Mapping[str, Any]) -> list[str]:
+    """Sentences on what an import left out or could not know.
+
+    Args:
+        imported: what `teachdiag import` recorded, with counts by name in `skipped` and `responses`; empty for banks
+            that were not imported.
+    """
+    skipped, responses, found = imported.get("skipped", {}), imported.get("responses", {}), []
+    if skipped:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
+        found.append(
+            f"{sum(skipped.values())} rows of the imported files were left out ({reasons}): the bank is of the others"
+        )
+    if recoded := responses.get(RECODED, 0):
+        found.append(
+            f"{recoded} of {sum(responses.values())} imported responses are their text encoded anew: where the student "
+            "sampled other tokens with the same text, which no text tells, the bank has its tokenizer's instead"
         )
     return found

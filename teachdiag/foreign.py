@@ -9,7 +9,11 @@ import pyarrow.parquet as pq
 from teachdiag.artefacts import CONTEXTS, IMPORTED
 from teachdiag.errors import ArtefactError
 from teachdiag.jsontext import parse_json
+from teachdiag.settings.base import fits
 from teachdiag.tables import shard_files
+
+COUNTS = ("skipped", "responses")  # of an import: rows left out by reason, responses by how their ids are known
+GIVEN, RECODED = "ids given", "re-encoded from text"  # how ids are known
 
 
 def how_imported(path: Path) -> dict[str, Any]:
@@ -42,10 +46,15 @@ def how_imported(path: Path) -> dict[str, Any]:
                 f"{files[0]}: column {column.name} holds {there}, where {column.type} is meant; {convert}"
             )
     recorded = (schema.metadata or {}).get(IMPORTED.encode())
+    if recorded is None:
+        return {}
     try:
-        return {} if recorded is None else {IMPORTED: parse_json(recorded)}
-    except ValueError as error:
-        raise ArtefactError(f"{files[0]}: what it says of its import is damaged ({error}): import it again") from error
+        found = parse_json(recorded)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(fits(found.get(name), dict[str, int]) for name in COUNTS):
+        raise ArtefactError(f"{files[0]}: what it says of its import is damaged: import it again")
+    return {IMPORTED: found}
 
 
 def _is_like(there: pa.DataType, meant: pa.DataType) -> bool:

@@ -1,5 +1,6 @@
 """Rollouts from elsewhere: every format gives back exactly the ids that were sampled."""
 
+import json
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rollout_worlds import (
     ANSWERS,
     END,
+    MARKED,
     QUESTIONS,
     QUIET,
     bare_tokenizer,
@@ -23,6 +25,7 @@ from rollout_worlds import (
     imported,
     marked_tokenizer,
     pairs,
+    refused,
     rollouts,
     stripped,
     without_end,
@@ -38,7 +41,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Form, Side
 from teachdiag.diagnostics.templates import encode_messages, encode_prompt
-from teachdiag.errors import RolloutError
+from teachdiag.errors import InputError, RolloutError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -213,6 +216,48 @@ def test_splits_are_drawn_by_prompt_whatever_the_order_of_files(marked: str, tmp
     assert len({row["prompt_id"] for row in quarter if row["split"] == "update"}) == 2
 
 
+def test_what_an_import_left_out_stands_in_the_run(tiny_settings: CaptureSettings, tmp_path: Path) -> None:
+    rows = stripped(byte_tokenizer(), rollouts(byte_tokenizer()))
+    rows[3]["output"] = ""
+    rows[5]["output"] = "cut \ufffd"
+    file, out = write_jsonl(tmp_path / "1.jsonl", rows), tmp_path / "contexts.parquet"
+    refused("verl", file, "1.jsonl:4: the response is empty (so are 1 more of 16 rows: ", tiny_settings.student)
+    refused("verl", file, "--skip-at-most is 0.1", tiny_settings.student, skip_bad_rows=True, skip_at_most=0.1)
+    assert len(imported("verl", [file], out, tiny_settings.student, skip_bad_rows=True)) == 14
+    settings = CaptureSettings(**tiny_settings.as_dict() | {"contexts": str(out)})
+    told = run_capture(tmp_path / "run", settings, QUIET)["warnings"]
+    assert (
+        "2 rows of the imported files were left out (1 cut in a character; 1 empty): the bank is of the others" in told
+    )
+    assert any(doubt.startswith("14 of 14 imported responses are their text encoded anew") for doubt in told)
+    recorded = json.loads((tmp_path / "run/capture.json").read_text())["inputs"]["imported"]
+    assert recorded["skipped"] == {"cut in a character": 1, "empty": 1}
+    assert (recorded["format"], recorded["files"]) == ("verl", ["1.jsonl"])
+    table = pq.read_table(out)
+    for damaged in (b"{", b"[]", b'{"skipped": {"empty": "1"}, "responses": {}}'):
+        pq.write_table(table.replace_schema_metadata({"imported": damaged}), out)
+        with pytest.raises(InputError, match="what it says of its import is damaged"):
+            run_capture(tmp_path / "damaged", settings, QUIET)
+
+
+def test_options_of_a_template_are_given_or_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = marked_tokenizer()
+    tokenizer.chat_template = f"{MARKED}{{% if enable_thinking is false %}}<think></think>{{% endif %}}"
+    student = save_model(tmp_path / "student", seed=1, tokenizer=tokenizer)
+    rows = [{"prompt": [{"role": "user", "content": q}], "response": "4"} for q in QUESTIONS]
+    file, out = write_jsonl(tmp_path / "r.jsonl", rows), tmp_path / "c.parquet"
+    found = imported("jsonl", [file], out, student, reporter=Reporter())
+    assert "also reads enable_thinking: if the run gave it any" in " ".join(capsys.readouterr().err.split())
+    wanted = {encode_messages(tokenizer, row["prompt"], {"enable_thinking": False}) for row in rows}
+    assert not {tuple(row["prompt_token_ids"]) for row in found} & wanted
+    given = {"template_options": '{"enable_thinking": false}'}
+    found = imported("jsonl", [file], out, student, reporter=Reporter(), **given)
+    assert "also reads" not in capsys.readouterr().err
+    assert {tuple(row["prompt_token_ids"]) for row in found} == wanted
+    assert json.loads(pq.read_schema(out).metadata[b"imported"])["template_options"] == {"enable_thinking": False}
+    refused("jsonl", file, "has thinking, which the chat template", student, template_options='{"thinking": 1}')
+
+
 def test_capture_scores_what_was_imported(tiny_settings: CaptureSettings, tmp_path: Path) -> None:
     said = rollouts(byte_tokenizer())
     file = write_jsonl(tmp_path / "1.jsonl", stripped(byte_tokenizer(), said))
@@ -221,7 +266,7 @@ def test_capture_scores_what_was_imported(tiny_settings: CaptureSettings, tmp_pa
     done = CliRunner().invoke(app, ["import", "verl", str(file), *options])
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{out}: 16 contexts of 5 bank, 3 update prompts; finish_reason 16 unknown\n"
-    assert "16 of 16 responses were encoded anew from their text" in " ".join(done.stderr.split())
+    assert "16 of 16 imported responses are their text encoded anew" in " ".join(done.stderr.split())
     settings = CaptureSettings(**tiny_settings.as_dict() | {"contexts": str(out)})
     summary = run_capture(tmp_path / "run", settings, QUIET)
     assert summary["contexts"] == {"bank": 10, "update": 6}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from teachdiag.artefacts import CONTEXTS, IMPORTED
+from teachdiag.diagnostics.doubts import of_import
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.files import expand
 from teachdiag.diagnostics.imports.formats import FORMATS, read_records
@@ -17,6 +18,7 @@ from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at,
 from teachdiag.diagnostics.sources import outline, resolve
 from teachdiag.diagnostics.templates import resolve_options
 from teachdiag.errors import RolloutError, SettingsError, cause
+from teachdiag.foreign import GIVEN, RECODED
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import ImportSettings, template_options
@@ -70,7 +72,7 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
         "padding_stripped": sum(_is_shorter(*pair) for pair in zip(records, rows, strict=True)),
         "responses": counted(_known_by(record) for record in records),
     }
-    _tell(imported, records, reporter)
+    _tell(imported, reporter)
     _tell_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
@@ -116,22 +118,15 @@ def _is_shorter(record: Record, row: dict[str, Any]) -> bool:
 
 
 def _known_by(record: Record) -> str:
-    return "ids given" if record.response.ids is not None else "re-encoded from text"
+    return GIVEN if record.response.ids is not None else RECODED
 
 
-def _tell(imported: dict[str, Any], records: Sequence[Record], reporter: Reporter) -> None:
-    """Say what was left out or mended, and what the file could not tell."""
-    skipped, mended = imported["skipped"], imported["padding_stripped"]
-    if skipped:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        reporter.say(f"left out {sum(skipped.values())} rows: {reasons}")
-    if mended:
+def _tell(imported: dict[str, Any], reporter: Reporter) -> None:
+    """Say what was left out or mended, and what the files could not tell."""
+    if mended := imported["padding_stripped"]:
         reporter.say(f"padding was taken off the ids of {mended} rows")
-    if recoded := imported["responses"].get("re-encoded from text", 0):
-        reporter.say(
-            f"{recoded} of {len(records)} responses were encoded anew from their text: where the student sampled other "
-            "tokens with the same text than its tokenizer chooses, which no file of text tells, these are not its own"
-        )
+    for doubt in of_import(imported):
+        reporter.say(doubt)
 
 
 def _tell_options(settings: ImportSettings, records: Sequence[Record], encoder: Encoder, reporter: Reporter) -> None:
