@@ -234,6 +234,7 @@ def _both_here(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
 def _teacher_behind_engine(job: Job) -> tuple[LanguageModel, Callable[[], Measure]]:
     """Load the student alone; return it, and what starts its teacher's engine once there are rollouts."""
     student = load(job.sources[0], job.settings.dtype, job.device)
+    student.end_with(job.pair.student.end_ids)
     return student, lambda: _by_engine(job, student)
 
 

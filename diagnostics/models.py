@@ -51,9 +51,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.half = half
-        self.end_ids = end_ids(model.generation_config, tokenizer)
-        # Rollouts are sampled by the run's settings, never by defaults that came with the model.
-        model.generation_config = GenerationConfig(eos_token_id=sorted(self.end_ids) or None)
+        self.end_with(end_ids(model.generation_config, tokenizer))
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None:  # masked ids stay masked; between infinite weights there is no distance
             bias.data.clamp_(min=torch.finfo(bias.dtype).min)
@@ -61,11 +59,23 @@ class LanguageModel:
         self.head = head_of(model, self.known)
         self._check_cut()
 
+    def end_with(self, ids: frozenset[int]) -> None:
+        """Let these token ids, and no others, end its responses, now and when it is saved."""
+        self.end_ids = ids
+        # Rollouts are sampled by the run's settings, never by defaults that came with the model.
+        self.model.generation_config = GenerationConfig(eos_token_id=sorted(ids) or None)
+
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """Type of its forward computation."""
+        dtype: torch.dtype = self.half or self.model.dtype
+        return dtype
 
     @property
     def limit(self) -> int:
@@ -180,6 +190,12 @@ def check_head(source: ModelSource) -> None:
     with reading(source):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=source.trusted)
         LanguageModel(source, model, tokenizer)
+
+
+def nan_advice(*dtypes: torch.dtype) -> str:
+    """What to do where models that compute in these types give NaN."""
+    coarse = any(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
+    return ("try --dtype float32, or " if coarse else "") + "check the models' weights"
 
 
 def pick_device(name: str) -> str:

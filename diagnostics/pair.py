@@ -5,7 +5,7 @@ from typing import Any
 
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.sources import ModelSource, Outline, Sources, outline
-from teachdiag.diagnostics.vocabulary import Known, shared_vocabulary
+from teachdiag.diagnostics.vocabulary import Known, ends_of, shared_vocabulary
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
@@ -43,7 +43,7 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
         teacher = replace(student, dropped_layers=())
     else:
         teacher = resolve_whole(*wanted, (), reporter, trusted)
-    return student, teacher
+    return replace(student, end_of_text=settings.end_of_text), teacher
 
 
 def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts: bool) -> None:
@@ -72,9 +72,9 @@ def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts:
 
 
 def pinned(source: ModelSource) -> dict[str, Any]:
-    """What identifies the weights; where a local copy lies does not, nor what it may do."""
+    """What identifies the weights; where a local copy lies does not, nor what it may do and how it ends."""
     facts = asdict(source)
-    del facts["path"], facts["trusted"]
+    del facts["path"], facts["trusted"], facts["end_of_text"]
     return facts
 
 
@@ -95,6 +95,7 @@ def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
             f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {known.count} ids "
             "that the tokenizer knows"
         )
+    student = replace(student, end_ids=ends_of(student, teacher, sources[0].end_of_text))
     return PairOutline(student, teacher, known)
 
 
@@ -114,4 +115,5 @@ def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False
     same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
     shared = same and not sources[0].dropped_layers and not master
     teacher = student if shared else load(sources[1], dtype, device)
+    student.end_with(ends_of(student, teacher, sources[0].end_of_text))
     return Pair(student, teacher, shared_vocabulary(student, teacher).size)

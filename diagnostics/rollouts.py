@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.models import LanguageModel, nan_advice
 from teachdiag.diagnostics.sources import Outline
 from teachdiag.diagnostics.vocabulary import Known
 from teachdiag.errors import ContextError, SettingsError
@@ -129,8 +129,7 @@ def sample(
     )
     if drawing.broken is not None:
         raise ContextError(
-            f"the student gives NaN logits at token {drawing.broken} of a rollout: try --dtype float32, or check its "
-            "weights"
+            f"the student gives NaN logits at token {drawing.broken} of a rollout: {nan_advice(student.computes_in)}"
         )
     return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.alignment import Batch, Side
 from teachdiag.diagnostics.head import Head
-from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.models import LanguageModel, nan_advice
 from teachdiag.diagnostics.statistics import (
     divergences,
     listed_statistics,
@@ -120,7 +120,7 @@ def score_listed(
     columns = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
     columns["teacher_logp"] = asked[:, -1]
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
-    _refuse_gaps(columns, batch)
+    _refuse_gaps(columns, batch, nan_advice(student.computes_in))
     return columns
 
 
@@ -182,12 +182,12 @@ def _prompts_differ(batch: Batch) -> bool:
     return any(c.student_prompt != c.teacher_prompt for c in batch.contexts)
 
 
-def _refuse_gaps(columns: Columns, batch: Batch) -> None:
+def _refuse_gaps(columns: Columns, batch: Batch, advice: str) -> None:
     row = _first_gap(columns, batch.rows)
     if row is not None:
         raise ContextError(
             f"the pair gives NaN or infinite log-probabilities in context {batch.context_ids[row]} at position "
-            f"{batch.positions[row]}: try --dtype float32, or check the models' weights"
+            f"{batch.positions[row]}: {advice}"
         )
 
 
@@ -222,8 +222,8 @@ def _refuse_non_finite(
     alone = None if broken else masked_by_one(logp["student"], logp["teacher"])
     if alone is None:
         raise ContextError(
-            f"the {' and '.join(broken) or 'pair'} gives NaN or infinite logits {place}: try --dtype float32, or check "
-            "the model's weights"
+            f"the {' and '.join(broken) or 'pair'} gives NaN or infinite logits {place}: "
+            f"{nan_advice(states.student.dtype, states.teacher.dtype)}"
         )
     token, student_masks = alone
     zero, other = ("student", "teacher") if student_masks else ("teacher", "student")

@@ -208,7 +208,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         if bad:
             raise ContextError(
                 f"step {self.state.global_step}: {bad[0]} is not finite at some position: the student or the teacher "
-                "gives NaN or infinite logits; try float32, a smaller learning rate, or check the teacher's weights"
+                "gives NaN or infinite logits; try a smaller learning rate, or check the teacher's weights"
             )
 
     def _weighed(self, columns: dict[str, np.ndarray]) -> Weights:

@@ -15,7 +15,7 @@ from transformers.utils import cached_file, logging
 from teachdiag.diagnostics.embedded import embedded_model
 from teachdiag.errors import InputError, ModelError, cause
 from teachdiag.progress import Reporter
-from teachdiag.settings import EMBEDDED
+from teachdiag.settings import EMBEDDED, EndOfText
 from teachdiag.tables import file_digest
 
 _PATIENCE = 5.0  # seconds in which the Hub must answer: once, where transformers would ask for half a minute
@@ -33,6 +33,7 @@ class ModelSource:
         digest: SHA-256 of the local weights and tokenizer, or the Hub commit.
         dropped_layers: zero-based decoder layers to remove.
         trusted: whether code that comes with the model may run.
+        end_of_text: of a student, what ends its responses (`vocabulary.ends_of`).
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelSource:
     digest: str
     dropped_layers: tuple[int, ...] = ()
     trusted: bool = False
+    end_of_text: EndOfText = "same"
 
     @property
     def at(self) -> str:

@@ -50,6 +50,7 @@ class Classroom:
     prompts: PromptSet
     options: Options
     device: str
+    ends: frozenset[int]  # of rollouts; beside its own, of every model's answers
 
     def lessons(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
         """Token ids of the prompts to train on, rendered as the held-out ones are."""
@@ -99,7 +100,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         for cell in cells:
             check_candidates(cell.settings.top_k, pair.known.count)
         options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
-        room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device))
+        room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device), pair.student.end_ids)
         _refuse_long_prompts(room, pair, max(cell.settings.max_new_tokens for cell in cells))
         inputs = on_first(lambda: _inputs(room, cells, pair))  # refuses what cannot be graded, before all training
         if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
@@ -174,6 +175,7 @@ def _judge(room: Classroom, source: ModelSource, arm: str, reporter: Reporter, c
     if on_first(lambda: is_intact(path)):
         return
     model = load(source, room.settings.dtype, room.device)
+    model.end_with(model.end_ids | room.ends)
     rows = examination(room.settings, room.prompts, room.options).answers(model, reporter, cell.name if cell else arm)
     if is_first():
         write_scores(rows, path, arm, *((cell.budget, cell.settings.seed) if cell else ()))

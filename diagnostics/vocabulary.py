@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import VOCABULARY
 from teachdiag.errors import ModelError
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.settings import SUPPORT_SIZES, EndOfText
 
 _SHOWN = 5  # differing ids that an error lists
 
@@ -77,8 +77,8 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
     Padded LM heads of different sizes are accepted, since no tokenizer emits the padding.
 
     Raises:
-        ModelError: some id that either tokenizer can emit stands for another token in the other, the end-of-text ids
-            differ, or the vocabulary is smaller than the largest K; the message lists the first ids that differ.
+        ModelError: some id that either tokenizer can emit stands for another token in the other, or the vocabulary is
+            smaller than the largest K; the message lists the first ids that differ.
     """
     ours, theirs = token_strings(student), token_strings(teacher)
     differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
@@ -88,11 +88,6 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
             f"student {student.name} and teacher {teacher.name} do not share a vocabulary: {len(differing)} ids "
             f"differ ({examples}): choose a pair with one tokenizer"
         )
-    if student.end_ids != teacher.end_ids:
-        raise ModelError(
-            f"student {student.name} ends text with ids {sorted(student.end_ids)}, teacher {teacher.name} with "
-            f"{sorted(teacher.end_ids)}: choose a pair with the same end-of-text ids"
-        )
     size = min(student.rows, teacher.rows)
     if max(ours) >= size:
         raise ModelError(f"the tokenizers emit id {max(ours)}, but an LM head has only {size} rows")
@@ -100,6 +95,31 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
     if known.count < max(SUPPORT_SIZES):
         raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {known.count} tokens")
     return known
+
+
+def ends_of(student: Speaker, teacher: Speaker, choice: EndOfText) -> frozenset[int]:
+    """Return the ids that end a response of the student.
+
+    Both distributions stay over all tokens: at a response's last position, which predicts its end, a teacher that ends
+    with another token than the student gives it little, and the KL there is mostly of that. With 'union' the student
+    may end with a token of the teacher's, wherever it has learned some of it, and nothing is read behind that.
+
+    Args:
+        student: whose responses they are.
+        teacher: it reads them.
+        choice: 'same' refuses models that differ, 'student' takes the student's ids, 'union' those of both.
+
+    Raises:
+        ModelError: they differ, and must not.
+    """
+    if choice == "union":
+        return student.end_ids | teacher.end_ids
+    if choice == "same" and student.end_ids != teacher.end_ids:
+        raise ModelError(
+            f"student {student.name} ends text with ids {sorted(student.end_ids)}, teacher {teacher.name} with "
+            f"{sorted(teacher.end_ids)}: choose a pair with the same end-of-text ids, or --end-of-text student or union"
+        )
+    return student.end_ids
 
 
 def vocabulary_table(model: Speaker) -> pa.Table:

@@ -10,16 +10,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import PROBE, byte_tokenizer, save_model
 
 from teachdiag.analysis.report import pair_text
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.doubts import doubts
+from teachdiag.diagnostics.imports.table import import_rollouts
+from teachdiag.diagnostics.models import nan_advice
+from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import InputError, RunError
 from teachdiag.progress import Reporter
-from teachdiag.settings import EMBEDDED, CaptureSettings, TrainSettings
+from teachdiag.settings import EMBEDDED, CaptureSettings, ImportSettings, TrainSettings
 
 QUIET = Reporter(quiet=True)
 
@@ -71,14 +75,12 @@ def test_only_the_demo_loses_a_layer() -> None:
 
 
 def test_a_probe_takes_the_layers_that_were_captured(
-    tiny_settings: CaptureSettings, tmp_path: Path, brought: dict[str, Path]
+    tiny_settings: CaptureSettings, tmp_path: Path, brought: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     run_capture(run, replace(tiny_settings, contexts=str(brought["other"])), QUIET)
-    note = json.loads((run / "capture.json").read_text())
-    note["inputs"]["student"]["dropped_layers"] = [1]
-    (run / "capture.json").write_text(json.dumps(note))
-    with pytest.raises(RunError, match=r"dropped_layers of .* was \[1\], now \[\]"):
+    monkeypatch.setattr(CaptureSettings, "dropped_layers", (1,))  # as another version might read the settings
+    with pytest.raises(RunError, match=r"dropped_layers of .* was \[\], now \[1\]"):
         run_probe(run, PROBE, QUIET)
 
 
@@ -133,3 +135,41 @@ def test_what_is_said_of_a_bank_is_what_was_used(
     bank = pd.DataFrame([{"analysis": "q3", "n_positions": 20, "n_prompts": 10}])
     text = pair_text(tmp_path / "run", SimpleNamespace(estimates=bank))
     assert "with the other prompt. Bank: 20 positions of 10 `other.parquet` prompts" in text
+
+
+@pytest.mark.parametrize(("choice", "ends"), [("student", {256}), ("union", {256, 40, 41})])
+def test_a_pair_that_ends_differently_is_told_how_to_end(
+    tiny_settings: CaptureSettings, choice: str, ends: set[int], tmp_path: Path
+) -> None:
+    """An instructed teacher has end-of-text ids of its own."""
+    teacher = save_model(tmp_path / "teacher", 2, eos_token_id=[256, 40, 41])
+    settings = replace(tiny_settings, teacher=teacher, max_new_tokens=60, positions=60, temperature=2.0)
+    with pytest.raises(InputError, match=r"with \[40, 41, 256\].* or --end-of-text student or union"):
+        run_capture(tmp_path / "refused", settings, QUIET)
+    chosen = replace(settings, end_of_text=choice)
+    run_capture(tmp_path / "run", chosen, QUIET)
+    table = CONTEXTS.read_arrow(tmp_path / "run/contexts")
+    for ids, why in zip(table["response_token_ids"].to_pylist(), table["finish_reason"].to_pylist(), strict=True):
+        assert not ends & set(ids[:-1])
+        assert (ids[-1] in ends) == (why == "stop")
+    assert "stop" in table["finish_reason"].to_pylist()
+    pair = load_pair(resolve_pair(chosen, QUIET), "float32", "cpu")
+    assert pair.student.end_ids == ends
+    assert set(pair.student.model.generation_config.eos_token_id) == ends  # of which TRL reads
+
+
+def test_an_import_is_told_what_ended_its_responses(tiny_settings: CaptureSettings, tmp_path: Path) -> None:
+    rows = [{"prompt_token_ids": [n], "response_token_ids": [70, 71, n]} for n in (40, 41)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"files": [str(tmp_path / "rows.jsonl")], "student": tiny_settings.student}
+    names = byte_tokenizer().convert_ids_to_tokens([40, 256])
+    out = tmp_path / "out.parquet"
+    found = import_rollouts("jsonl", ImportSettings(**given, contexts=str(out), end_of_text=",".join(names)), QUIET)
+    assert found["ends"]["stop"] == 1
+    with pytest.raises(InputError, match="has no token 'no such'"):
+        import_rollouts("jsonl", ImportSettings(**given, contexts=str(out), end_of_text="no such"), QUIET)
+
+
+def test_nan_is_not_blamed_on_what_is_float32() -> None:
+    assert nan_advice(torch.float32, torch.float32) == "check the models' weights"
+    assert nan_advice(torch.float32, torch.bfloat16) == "try --dtype float32, or check the models' weights"

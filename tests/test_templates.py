@@ -252,7 +252,7 @@ def test_a_student_is_trained_and_judged_on_prompts_rendered_alike(
     options = {"enable_thinking": False, "strftime_now": "2030-01-02"}
     prompts = load_prompts(read_manifest(manifest_path))
     tokenizer = outline(resolve(clocked[0], "", (), Reporter(quiet=True))).tokenizer
-    room = Classroom(Path(), settings, (), prompts, options, "cpu")
+    room = Classroom(Path(), settings, (), prompts, options, "cpu", frozenset())
     lessons = room.lessons(tokenizer)
     rows = _dataset(lessons, settings)["prompt"]
     assert sorted(rows) == sorted(map(list, lessons))

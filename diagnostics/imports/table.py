@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.files import expand
 from teachdiag.diagnostics.imports.formats import FORMATS, read_records
 from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at, counted
-from teachdiag.diagnostics.sources import outline, resolve
+from teachdiag.diagnostics.sources import Outline, outline, resolve
 from teachdiag.diagnostics.templates import resolve_options
 from teachdiag.errors import RolloutError, SettingsError, cause
 from teachdiag.foreign import GIVEN, RECODED
@@ -50,6 +51,8 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
     found = read_records(name, files, reporter)
     _check_origins(found.records, reporter)
     model = outline(resolve(settings.student, settings.revision, (), reporter, settings.trust_remote_code))
+    if settings.end_of_text:
+        model = replace(model, end_ids=_named_ends(model, settings.end_of_text))
     options = resolve_options(settings.template_options, {settings.student: model.tokenizer}, {}, {}, reporter)
     encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
     records, rows, bad = [], [], found.bad
@@ -154,6 +157,14 @@ def _check_origins(records: list[Record], reporter: Reporter) -> None:
             f"rollouts of training steps {min(steps)} to {max(steps)}, each with weights of its own: import one step's "
             "file if --student is to have sampled them all"
         )
+
+
+def _named_ends(model: Outline, names: str) -> frozenset[int]:
+    vocabulary = model.tokenizer.get_vocab()
+    unknown = [name for name in names.split(",") if name not in vocabulary]
+    if unknown:
+        raise SettingsError(f"--end-of-text: {model.name} has no token {unknown[0]!r}: give tokens, comma-separated")
+    return frozenset(vocabulary[name] for name in names.split(","))
 
 
 def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from teachdiag.settings.base import (
     TRUST_HELP,
     Checked,
     DType,
+    EndOfText,
     Engine,
     EngineDType,
     Sampling,
@@ -39,6 +40,12 @@ class PairSettings(Checked):
         "Decoder layers to remove from the student, zero-based, comma-separated, or 'none'. 'auto' removes layer "
         f"{EMBEDDED_DROPPED_LAYER} in the demo, where embedded student and teacher would be identical, and nothing "
         "elsewhere",
+    )
+    end_of_text: EndOfText = option(
+        "same",
+        "Ids that end a response. 'same': both models must have the same ones; 'student': the student's, so that the "
+        "teacher's is a token like others; 'union': those of either, whichever comes first. With the last two the KL "
+        "of a last position holds that the models end with different tokens, as base and instructed models do",
     )
     trust_remote_code: bool = option(False, TRUST_HELP)
 

@@ -15,6 +15,9 @@ class ImportSettings(Checked):
     update_prompts: int = option(0, "Prompts set aside for updates, the others are the bank; 0 is a quarter", "prompts")
     seed: int = option(0, "Seed of that draw", "integer")
     revision: str = option("main", "Hub revision of the student")
+    end_of_text: str = option(
+        "", "Tokens that ended the responses, comma-separated, such as '<|im_end|>', where they are not the student's"
+    )
     trust_remote_code: bool = option(False, TRUST_HELP)
     template_options: str = option("", TEMPLATE_OPTIONS)
     skip_bad_rows: bool = option(False, "Leave out rows that cannot be had exactly, and count them by reason")
