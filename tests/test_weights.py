@@ -95,7 +95,7 @@ def test_wrappers_names_are_taken_off_exactly(
     model = load(source, "float32", "cpu")
     for name, parameter in model.parameters():
         assert torch.equal(parameter, truth[name])
-    assert torch.equal(read_head(source).weight, truth["lm_head.weight"])
+    assert torch.equal(read_head(source, model.known).weight, model.head.weight)
     model.model.save_pretrained(tmp_path / "again")  # as trained students are
     assert load_file(tmp_path / "again/model.safetensors").keys() == load_file(clean / "model.safetensors").keys()
     monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
