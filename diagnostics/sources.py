@@ -14,6 +14,7 @@ from transformers.utils import cached_file, logging
 
 from teachdiag.diagnostics.embedded import embedded_model
 from teachdiag.errors import InputError, ModelError, cause
+from teachdiag.preflight import MODELS, local_model
 from teachdiag.progress import Reporter
 from teachdiag.settings import EMBEDDED, EndOfText
 from teachdiag.tables import file_digest
@@ -91,21 +92,11 @@ def resolve(
     if name == EMBEDDED:
         folder, digest = embedded_model(reporter)
         return ModelSource(name, str(folder), "", digest, dropped_layers, trusted)
-    place = Path(name)
-    if place.is_dir():
+    if place := local_model(name):
         _refuse_other_kinds(name, [file.name for file in place.iterdir()])
         return ModelSource(name, name, "", _folder_digest(place), dropped_layers, trusted)
-    if place.is_file() or place.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
-        why = "is a file" if place.is_file() else "does not exist"
-        raise ModelError(f"model {name!r} {why}: {_SUPPORTED}")
     path, commit = _on_hub(name, revision)
     return ModelSource(name, path, commit, commit, dropped_layers, trusted)
-
-
-_SUPPORTED = (
-    "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
-    "on the Hub, or 'embedded'"
-)
 
 
 def _on_hub(name: str, revision: str) -> tuple[str, str]:
@@ -143,7 +134,7 @@ def _refuse_other_kinds(name: str, files: Iterable[str]) -> None:
         )
     if "config.json" not in held:
         what = "GGUF files, which are not read" if any(file.endswith(".gguf") for file in held) else "no config.json"
-        raise ModelError(f"model {name!r} has {what}: {_SUPPORTED}")
+        raise ModelError(f"model {name!r} has {what}: {MODELS}")
 
 
 @contextmanager

@@ -257,6 +257,7 @@ _ROLLOUTS = {
 def _import_command(name: str, what: str) -> None:
     def work(settings: Any) -> dict[str, Any]:  # noqa: ANN401
         _need_models()
+        preflight.before_import(settings)
         from teachdiag.diagnostics.imports.table import import_rollouts
 
         return import_rollouts(name, settings, Reporter())

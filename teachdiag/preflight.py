@@ -6,17 +6,30 @@ Nothing is decided here alone: a stage makes the same checks by the same functio
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from teachdiag.errors import ModelError, RunError, SettingsError
+from teachdiag.errors import ModelError, RolloutError, RunError, SettingsError, cause
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import local_file
 from teachdiag.runs import Stage
 from teachdiag.selectors import resolve_selector
 from teachdiag.selectors.released import RELEASED, check_method
-from teachdiag.settings import EMBEDDED, CaptureSettings, EvaluateSettings, PairSettings, ProbeSettings, TrainSettings
+from teachdiag.settings import (
+    EMBEDDED,
+    CaptureSettings,
+    EvaluateSettings,
+    ImportSettings,
+    PairSettings,
+    ProbeSettings,
+    TrainSettings,
+)
+from teachdiag.settings.base import shown
 from teachdiag.sweeps import plan
 
 _PATH_LIKE = ("/", "./", "../", "~")
+MODELS = (  # that are read
+    "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
+    "on the Hub, or 'embedded'"
+)
 
 
 def before_capture(run: Path, settings: CaptureSettings) -> None:
@@ -41,7 +54,7 @@ def before_probe(run: Path, settings: ProbeSettings) -> None:
     """
     Stage(run, "capture").record()
     if settings.kind == "checkpoint":
-        _model(settings.student_after)
+        local_model(settings.student_after)
     if settings.kind == "selectors" and settings.selector != "all":
         for name in settings.selector.split(","):
             check_method(name.strip()) if name.strip().startswith(RELEASED) else resolve_selector(name.strip())
@@ -68,7 +81,7 @@ def before_evaluate(run: Path, settings: EvaluateSettings) -> None:
     """
     _own_note(run, "evaluate")
     for name in settings.models:
-        _model(name)
+        local_model(name)
     local_file(read_manifest(settings.prompts), settings.data_file)
 
 
@@ -82,6 +95,49 @@ def before_reading(run: Path) -> None:
         Stage(run, "capture").record()
 
 
+def before_import(settings: ImportSettings) -> None:
+    """Refuse dumps or a student that are not there.
+
+    Raises:
+        InputError: one is not.
+    """
+    for place in settings.files:
+        existing(Path(place))
+    local_model(settings.student)
+
+
+def existing(place: Path) -> Path:
+    """Return a file or folder of rollouts that is there.
+
+    Raises:
+        RolloutError: it is not, or cannot be.
+    """
+    try:
+        there = place.exists()
+    except (OSError, ValueError) as error:
+        raise RolloutError(f"{shown(str(place))} cannot be read: {cause(error)}") from error
+    if not there:
+        raise RolloutError(f"there is no file or folder {place}")
+    return place
+
+
+def local_model(name: str) -> Path | None:
+    """Return the folder of a model on this machine; None for the embedded one, and for what can only be on the Hub.
+
+    Raises:
+        ModelError: a path is meant, and no folder is there.
+    """
+    place = Path(name)
+    if name == EMBEDDED:
+        return None
+    if place.is_dir():
+        return place
+    if place.is_file() or place.suffix == ".gguf" or name.startswith(_PATH_LIKE):
+        why = "is a file" if place.is_file() else "does not exist"
+        raise ModelError(f"model {name!r} {why}: {MODELS}")
+    return None
+
+
 def _own_note(run: Path, stage: str) -> None:
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file: choose another --run")
@@ -89,14 +145,8 @@ def _own_note(run: Path, stage: str) -> None:
 
 
 def _pair(settings: PairSettings) -> None:
-    _model(settings.student)
-    _model(settings.teacher)
-
-
-def _model(name: str) -> None:
-    """Refuse what is meant as a path and leads nowhere; whether the Hub has an id is asked later."""
-    if name != EMBEDDED and name.startswith(_PATH_LIKE) and not Path(name).is_dir():
-        raise ModelError(f"model {name!r} is no folder: give the folder of a model, or its id on the Hub")
+    local_model(settings.student)
+    local_model(settings.teacher)
 
 
 def _loggers(settings: TrainSettings) -> None:

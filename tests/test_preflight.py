@@ -49,8 +49,8 @@ def test_slips_are_refused_before_anything_heavy_is_imported(tmp_path: Path, man
             "--run",
             nothing,
         ): "prompts are read from",
-        ("capture", "--student", "./no-model", "--run", nothing): "model './no-model' is no folder",
-        ("capture", "--teacher", "/no/model", "--run", nothing): "model '/no/model' is no folder",
+        ("capture", "--student", "./no-model", "--run", nothing): "model './no-model' does not exist",
+        ("capture", "--teacher", "/no/model", "--run", nothing): "model '/no/model' does not exist",
         ("capture", "--contexts", "no.parquet", "--run", nothing): "no contexts table at no.parquet",
         ("capture", "--run", str(tmp_path / "taken")): "taken is a file",
         ("capture", "--run", damaged): "capture.json is damaged",
@@ -66,7 +66,9 @@ def test_slips_are_refused_before_anything_heavy_is_imported(tmp_path: Path, man
         ("train", "--trl", '{"learning_rate": 1}', "--run", nothing): "--trl sets learning_rate",
         ("train", "--report-to", "wandb", "--run", nothing): "--report-to needs wandb",
         ("train", "--run", damaged): "train.json is damaged",
-        ("evaluate", "./no-model", "--run", nothing): "model './no-model' is no folder",
+        ("evaluate", "./no-model", "--run", nothing): "model './no-model' does not exist",
+        ("import", "verl", "no.jsonl", "--student", "x", "--contexts", "c.parquet"): "no file or folder no.jsonl",
+        ("import", "trl", manifest_path, "--student", "./x", "--contexts", "c.parquet"): "model './x' does not exist",
         ("plan", "--calibration", "no.json"): "there is no calibration at no.json",
     }
     command = [sys.executable, "-c", _GIVE, json.dumps(list(slips))]

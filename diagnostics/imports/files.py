@@ -13,6 +13,7 @@ import torch
 from teachdiag.diagnostics.imports.records import BadRow, Row, field
 from teachdiag.errors import RolloutError, cause
 from teachdiag.jsontext import parse_json
+from teachdiag.preflight import existing
 
 _NUMBERS = "?bBhHiIlLqQefd"  # kinds of NumPy numbers that are plain data
 
@@ -34,16 +35,13 @@ def expand(
     found: dict[Path, Path] = {}
     kinds = " or ".join(suffixes)
     for place in places:
+        inside = [existing(place)]
         try:
-            inside = [place]
             if place.is_dir():
                 listed = (f for f in sorted(place.glob(pattern)) if f.suffix in suffixes and f.is_file())
                 inside = [file for file in listed if file.name not in beside]
-            there = place.exists()
-        except (OSError, ValueError) as error:
-            raise RolloutError(f"{str(place)[:200]} cannot be read: {cause(error)}") from error
-        if not there:
-            raise RolloutError(f"there is no file or folder {place}")
+        except OSError as error:
+            raise RolloutError(f"{place} cannot be read: {cause(error)}") from error
         if not inside:
             raise RolloutError(f"{place} holds no {kinds} file")
         for file in inside:

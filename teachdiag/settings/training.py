@@ -190,6 +190,7 @@ TRL_KEYS_TAKEN = {  # settings of trl.DistillationConfig that ours decide or tha
     **dict.fromkeys(("logging_strategy", "logging_steps", "logging_first_step"), "every step is logged"),
     "report_to": "use --report-to",
     "disable_tqdm": "use --quiet",
+    "chat_template_kwargs": "use --template-options",
     "cache_implementation": "rollouts are sampled by teachdiag, or by vLLM",
     "beta": "use --loss and --jsd-beta",
     "label_smoothing_factor": "use --loss",
