@@ -438,6 +438,44 @@ def contexts_cases(world: World, count: int) -> Iterator[Case]:
         yield Case(f"{number} capture contexts {told} {spoilt[:20]!r}", make)
 
 
+# The run itself: its notes and its tables.
+
+
+def note_cases(stages: tuple[str, ...], world: World, count: int) -> Iterator[Case]:
+    rng = random.Random(f"{stages} notes")
+    for number in range(count):
+        stage = rng.choice(stages)
+        name = rng.choice(NOTES[stage][0])
+        content = json.loads((world.run / name).read_text())
+        text = spoilt_json(content, rng, tuple(sorted(content.keys() - {"sha256"})))
+
+        def make(folder: Path, stage: str = stage, name: str = name, text: str = text) -> Words:
+            words = usual(stage, world, folder)
+            put(folder / "run" / name, text)
+            return words
+
+        yield Case(f"{number} {stage} {name} {text[:50]!r}", make)
+
+
+def table_cases(stages: tuple[str, ...], world: World, count: int) -> Iterator[Case]:
+    rng = random.Random(f"{stages} tables")
+    for number in range(count):
+        stage = rng.choice(stages)
+        table = rng.choice(NOTES[stage][1])
+        file = rng.choice(sorted((world.run / table).rglob("*.parquet")))
+        raw, inside = file.read_bytes(), file.relative_to(world.run)
+        place = rng.randrange(len(raw))
+        flipped = raw[:place] + bytes([raw[place] ^ 1 << rng.randrange(8)]) + raw[place + 1 :]
+        spoilt = rng.choice([flipped, flipped, spoilt_binary(raw, rng)])
+
+        def make(folder: Path, stage: str = stage, name: Path = inside, spoilt: bytes = spoilt) -> Words:
+            words = usual(stage, world, folder)
+            put(folder / "run" / name, spoilt)
+            return words
+
+        yield Case(f"{number} {stage} {inside} at {place} {len(spoilt)} bytes", make)
+
+
 # Users' code.
 
 _CODE = [
@@ -619,16 +657,31 @@ def calibration_cases(world: World, count: int) -> Iterator[Case]:
         yield Case(f"{number} plan calibration {text!r}", make)
 
 
+NOTES = {  # by command: the notes that it reads, and the tables
+    "probe": (("capture.json",), ("contexts", "positions")),
+    "analyze": (("capture.json", "probes/p.json"), ("positions", "gains/p", "gains/p.theta0")),
+    "report": (
+        ("capture.json", "probes/p.json", "analysis/summary.json"),
+        ("contexts", "positions", "gains/p", "vocabulary", "analysis"),
+    ),
+    "figures": (("analysis/summary.json",), ("analysis",)),
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "cases"),
     [
         ("capture prompts", lambda w: prompt_cases(("capture",), w, 40)),
         ("capture models", lambda w: model_cases(("capture",), w, 30)),
         ("capture contexts", lambda w: contexts_cases(w, 30)),
+        ("probe notes", lambda w: note_cases(("probe",), w, 40)),
+        ("probe tables", lambda w: table_cases(("probe",), w, 40)),
         (
             "probe selectors",
             lambda w: selector_cases("probe", w, _CODE + [f"def score(tokens):\n    {c}" for c in _CALLED]),
         ),
+        ("analyze notes", lambda w: note_cases(("analyze", "report", "figures"), w, 60)),
+        ("analyze tables", lambda w: table_cases(("analyze", "report", "figures"), w, 60)),
         ("train prompts", lambda w: prompt_cases(("train", "evaluate"), w, 30)),
         ("train models", lambda w: model_cases(("train", "evaluate"), w, 20)),
         ("train trl", lambda w: trl_cases(w, 30)),
