@@ -120,13 +120,21 @@ def probe_sentences(both: pd.DataFrame) -> list[str]:
 
 def _told(run: Path, rows: pd.DataFrame) -> str:
     """Say what was trained, and how it was judged."""
-    settings = Stage(run, "train").record()["settings"]
+    note = Stage(run, "train").record()
+    settings, inputs = note["settings"], note["inputs"]
+    dropped = inputs["student"]["dropped_layers"]
+    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+
+    def used(name: str) -> str:
+        """What the cells were trained with, which a sweep may vary."""
+        return " or ".join(dict.fromkeys(str(own[name]) for own in inputs["cells"].values()))
+
     levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
     row = levels.iloc[0]
     return (
-        f"Student: {_named(settings['student'])}. Teacher: {_named(settings['teacher'])}. {settings['steps']} AdamW "
-        f"steps, learning rate {settings['learning_rate']:g}, {settings['batch']} rollouts a step, mean "
-        f"{settings['loss']} over the kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by "
+        f"Student: {_named(settings['student'])}{without}. Teacher: {_named(settings['teacher'])}. {used('steps')} "
+        f"AdamW steps, learning rate {used('learning_rate')}, {used('batch')} rollouts a step, mean {used('loss')} "
+        f"over the kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by "
         f"{row['n_samples']} answers to each of {row['n_prompts']} held-out `{row['benchmark']}` problems at "
         f"temperature {settings['eval_temperature']:g}: shares of right answers, with 95% intervals from a bootstrap "
         "over training seeds x prompts."

@@ -12,11 +12,11 @@ from teachdiag.figures.forest import draw_forest, shades
 from teachdiag.figures.printed import Printed, write_printed
 from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
 from teachdiag.figures.tables import load_tables, steps_of
-from teachdiag.runs import Stage
+from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
-_PAIR = ("student", "teacher", "teacher_prompt", "prompts")
+_PAIR = ("student", "teacher", "without_layers", "teacher_prompt", "prompts")
 _UPDATE = ("kind", "optimizer", "learning_rate", "loss", "update_on", "steps")
 _DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
 
@@ -44,7 +44,10 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
 
 def _rows(run: Path) -> pd.DataFrame:
     """The contrasts of a run's real steps, with what tells the run from others."""
-    capture = Stage(run, "capture").record()["settings"]
+    capture = Stage(run, "capture").record()
+    pair = {name: capture["settings"][name] for name in ("student", "teacher")}
+    pair["without_layers"] = ", ".join(map(str, capture["inputs"]["student"]["dropped_layers"]))
+    pair |= {"teacher_prompt": teacher_prompt(capture), "prompts": bank_prompts(capture)}
     tables = load_tables(run)
     found = []
     for step in steps_of(tables):
@@ -52,7 +55,7 @@ def _rows(run: Path) -> pd.DataFrame:
         mine = tables.contrasts
         mine = mine[(mine["probe_id"] == step.probe_id) & (mine["outcome"] == OUTCOME)]
         mine = mine[(mine["score"] == "compatibility") & mine["design"].isin(_DESIGNS)]
-        facts = {name: capture[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
+        facts = {name: pair[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
         columns = ["k", "design", "estimate", "ci_low", "ci_high", "n_high", "n_low", "n_positions", "n_prompts"]
         table = mine[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
         found.append(table[["run", "probe_id", *facts, *columns, "note", "method"]])

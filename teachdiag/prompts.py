@@ -26,6 +26,7 @@ from teachdiag.tables import file_digest
 Row = Mapping[str, Any]
 Content = tuple[str | tuple[tuple[str, str], ...], str | None, str | None]
 _BATCH_ROWS = 10_000
+_PATIENCE = 5.0  # seconds in which the Hub must answer
 _LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")  # messages, as Python or JSON writes them
 
 
@@ -192,15 +193,16 @@ _FORMATS = {".jsonl": _line_rows, ".json": _json_rows, ".parquet": _parquet_rows
 
 
 def _download(manifest: Manifest) -> Path:
-    source = manifest.source
-    hub = _require("huggingface_hub")
+    """Fetch a file of the Hub, which must answer soon; out of reach, the copy in the cache."""
+    source, hub = manifest.source, _require("huggingface_hub")
+    where = {"repo_id": source["dataset"], "repo_type": "dataset", "revision": source.get("revision", "main")}
+    cached = hub.try_to_load_from_cache(filename=source["file"], **where)
     try:
-        return Path(
-            hub.hf_hub_download(
-                source["dataset"], source["file"], repo_type="dataset", revision=source.get("revision", "main")
-            )
-        )
-    except Exception as error:
+        hub.HfApi().repo_info(timeout=_PATIENCE, **where)  # asks once, where the download would for half a minute
+        return Path(hub.hf_hub_download(filename=source["file"], **where))
+    except Exception as error:  # each way to the Hub has errors of its own
+        if isinstance(cached, str):
+            return Path(cached)
         raise ManifestError(
             f"{manifest.id}: {source['dataset']} cannot be fetched from the Hub ({cause(error)}): give a local "
             f"copy with --data-file or TEACHDIAG_DATA_{manifest.id.upper()}"

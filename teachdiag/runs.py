@@ -335,6 +335,20 @@ def end_with_parent() -> None:
     Thread(target=follow, daemon=True).start()
 
 
+def bank_prompts(capture: Mapping[str, Any]) -> str:
+    """Name what a capture's prompts are from: its manifest's id, or the file of contexts that brought them."""
+    brought = capture["settings"]["contexts"]
+    return Path(brought).name if brought else str(capture["inputs"]["prompts"]["manifest"])
+
+
+def teacher_prompt(capture: Mapping[str, Any]) -> str:
+    """Name what a capture's teacher read: the 'same' prompt, a 'privileged' one, or an 'other' that was brought."""
+    settings = capture["settings"]
+    if capture.get("results", {}).get("same_prompts", settings["teacher_prompt"] == "same"):
+        return "same"
+    return "privileged" if settings["teacher_prompt"] == "privileged" and not settings["contexts"] else "other"
+
+
 def environment() -> dict[str, Any]:
     """Versions of what computes the numbers, and the machine's kind."""
     versions = {}
