@@ -26,7 +26,7 @@ from teachdiag.analysis.step_tables import (
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
 from teachdiag.analysis.text_tables import bullets, markdown
 from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
-from teachdiag.runs import Stage
+from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import EMBEDDED, HEADLINE_K
 
 Tables = dict[str, pd.DataFrame]
@@ -120,14 +120,11 @@ def pair_text(run: Path, results: Results) -> str:
     )
     settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
-    same = capture["results"].get("same_prompts", settings["teacher_prompt"] == "same")
-    brought = Path(settings["contexts"]).name if settings["contexts"] else ""
-    other = "other" if brought or settings["teacher_prompt"] == "same" else settings["teacher_prompt"]
     bank = results.estimates[results.estimates["analysis"] == "q3"].iloc[0]
     return (
         f"Student: {_model(settings['student'])}{without}. Teacher: {_model(settings['teacher'])}, with the "
-        f"{'same' if same else other} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
-        f"`{brought or settings['prompts']}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where "
+        f"{teacher_prompt(capture)} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
+        f"`{bank_prompts(capture)}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where "
         "nothing else is said. Gain: by how much KL(teacher || student) fell, in nats."
         + "".join(f" Beware: {doubt}." for doubt in capture["results"].get("warnings", ()))
     )

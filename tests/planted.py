@@ -62,7 +62,7 @@ def plant_probe(run: Path, positions: pd.DataFrame, world: World, rng: np.random
 def finish_capture(run: Path, world: World) -> None:
     """Say that capture has ended."""
     settings = CaptureSettings(bank_prompts=world.prompts).as_dict()
-    _finish(run, "capture", settings, {"student": {"dropped_layers": [20]}})
+    _finish(run, "capture", settings, {"student": {"dropped_layers": [20]}, "prompts": {"manifest": "gsm_symbolic"}})
 
 
 def finish_probe(run: Path, probe_id: str) -> None:

@@ -307,3 +307,23 @@ def test_another_split_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(prompts, "read_manifest", lambda name: known[name])
     with pytest.raises(ManifestError, match=f"1 distinct rows and the hash {found} .* use --prompts other"):
         load_prompts(manifest, str(tmp_path / "a.jsonl"))
+
+
+def test_a_hub_that_is_out_of_reach_is_told_of_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is asked once; what the cache has is read all the same."""
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        asked.append(kwargs["timeout"])
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(hub.HfApi, "repo_info", unreachable)
+    manifest = replace(read_manifest("gsm8k"), rows=1, sha256=())
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda **_: None)
+    with pytest.raises(ManifestError, match=r"cannot be fetched from the Hub \(Name or .*--data-file"):
+        load_prompts(manifest)
+    assert asked == [5.0]
+    pq.write_table(pa.table({"question": ["?"], "answer": ["so #### 1"]}), tmp_path / "rows.parquet")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda **_: str(tmp_path / "rows.parquet"))
+    assert load_prompts(manifest).prompts[0].answer == "1"
