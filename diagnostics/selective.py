@@ -77,6 +77,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             kwargs: of `trl.DistillationTrainer`.
         """
         super().__init__(*args, **kwargs)
+        _switch_off_dropout(self.model)
         rows = self.model.config.get_text_config().vocab_size
         self._known = known_ids(self._tokenizer, rows)
         if self.use_vllm and self.vllm_mode == "colocate":
@@ -268,11 +269,18 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         }
 
     def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> States:  # noqa: ANN401
-        """Return both models' hidden states at the marked positions, and their heads."""
+        """Return both models' hidden states at the marked positions, and their heads.
+
+        TRL pads prompts on the left; the models read every sequence from its first place, padded on the right, as
+        capture lays it out: neither learned positions nor any kind of attention or recurrence sees the padding then.
+        """
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        length = batch["completion_ids"].size(1)
-        hidden = self._get_last_hidden_state(unwrapped_student, ids, attention, length)
+        lengths, width = batch["prompt_mask"].sum(1), ids.size(1)
+        padding = batch["prompt_ids"].size(1) - lengths
+        ids = ids.gather(1, (torch.arange(width, device=ids.device) + padding[:, None]) % width)
+        rows, places = mask.nonzero(as_tuple=True)
+        predicting = lengths[rows] + places - 1
+        hidden = self._get_last_hidden_state(unwrapped_student, ids, None, width)[rows, predicting]
         self.teacher_model.eval()
         unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
         with torch.no_grad():
@@ -282,11 +290,11 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 self._get_last_hidden_state,
                 unwrapped_teacher,
                 ids,
-                attention,
-                length,
-            )
+                None,
+                width,
+            )[rows, predicting]
         heads = (head_of(model, self._known) for model in (unwrapped_student, unwrapped_teacher))
-        return States(hidden[mask], next(heads), taught[mask], next(heads))
+        return States(hidden, next(heads), taught, next(heads))
 
     def _compute_loss(
         self,
@@ -319,6 +327,18 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             logp = log_probabilities(logits)
             entropies = -(logp.exp() * logp).sum(-1)
         return self._position_loss(logits, taught, tokens), entropies
+
+
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """Let a student in training be the one that is sampled, scored by probes, and judged.
+
+    By every name that layers have for it, since some keep its probability beside `torch.nn.Dropout`; checkpointing of
+    activations needs the training mode itself.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

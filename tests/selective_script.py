@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from conftest import byte_tokenizer
 from datasets import Dataset
-from transformers import Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import DistillationConfig
 
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
@@ -58,7 +58,7 @@ def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) 
         "disable_tqdm": True,
     }
     args |= {name: own.pop(name) for name in ("max_steps", "beta") if name in own}
-    student, teacher = (Qwen3ForCausalLM.from_pretrained(path) for path in models)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in models)
     return kind(
         model=student,
         teacher_model=teacher,

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import save_architecture
 from conftest import KNOWN, save_model
 from datasets import Dataset
 from selective_script import ENDS, PROMPTS, Recording, make_trainer
-from transformers import Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import DistillationConfig, DistillationTrainer
 
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
@@ -50,14 +51,15 @@ def test_full_distillation_is_trls(tmp_path: Path, loss: str, beta: float) -> No
     for trainer in (ours, theirs):
         trainer.train()
     for name, weights in _weights(theirs).items():
-        torch.testing.assert_close(dict(ours.model.named_parameters())[name], weights, rtol=1e-4, atol=2e-6)
+        # AdamW's first step is a thousandth wherever a gradient is more than rounding, which padding elsewhere changes.
+        torch.testing.assert_close(dict(ours.model.named_parameters())[name], weights, rtol=1e-4, atol=3e-5)
     assert ours.state.log_history[0]["selection/keep"] == 1
 
 
 def _by_brute_force(models: tuple[str, str], trainer: Recording) -> dict[str, np.ndarray]:
-    """Reverse KL and C (K=16) of every position of the recorded rollout batch, float64, by sequence and position."""
-    student, teacher = (Qwen3ForCausalLM.from_pretrained(path).double().eval() for path in models)
-    found: dict[str, list[float]] = {"reverse_kl": [], "compatibility": []}
+    """KLs and C (K=16) of every position of the recorded rollout batch, unpadded, float64, by sequence and position."""
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path).double().eval() for path in models)
+    found: dict[str, list[float]] = {"forward_kl": [], "reverse_kl": [], "compatibility": []}
     batch = trainer.batches[0]
     for prompt, own, mask, prompt_mask in zip(
         batch["prompt_ids"], batch["completion_ids"], batch["completion_mask"], batch["prompt_mask"], strict=True
@@ -69,9 +71,23 @@ def _by_brute_force(models: tuple[str, str], trainer: Recording) -> dict[str, np
                 for m in (student, teacher)
             )
         p, q = logp.exp(), logq.exp()
+        found["forward_kl"] += (q * (logq - logp)).sum(-1).tolist()
         found["reverse_kl"] += (p * (logp - logq)).sum(-1).tolist()
         found["compatibility"] += [float(b[a.topk(16).indices].sum()) for a, b in zip(p, q, strict=True)]
     return {name: np.array(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "llama", "gemma2"])  # learned, ALiBi and rotary positions
+def test_padding_on_the_left_changes_nothing(tmp_path: Path, kind: str) -> None:
+    """TRL pads prompts of unequal lengths; every position's KL is that of its own unpadded sequence."""
+    models = tuple(save_architecture(tmp_path / str(seed), kind, seed) for seed in (1, 2))
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection("full"), loss="forward_kl")
+    trainer.train()
+    truth = _by_brute_force(models, trainer)
+    assert (trainer.batches[0]["prompt_mask"].sum(1).unique().numel()) > 1
+    for name in ("forward_kl", "reverse_kl"):
+        np.testing.assert_allclose(trainer.columns[0][name], truth[name], rtol=2e-5, atol=2e-6)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(truth["forward_kl"].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss_mean", ["positions", "sequences"])
