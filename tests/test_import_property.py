@@ -563,3 +563,16 @@ def test_padding_is_refused_or_taken_off(
     true[1] = true[1][0], true[1][1][: len(true[1][1]) + left[1]]
     assert sorted(found) == sorted(true)
     assert imported["padding_stripped"] == 1
+
+
+def test_padding_that_is_written_out_is_padding_too(student: dict[str, Any]) -> None:
+    said = ordinary("chatml")
+    rows = [plain_text(one) for one in said]
+    rows[1]["response"] += PAD * 2
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl:2: the response ends with 2 of id \d+, which looks like padding"
+    ):
+        bring("jsonl text", said, student, rows=rows)
+    found, imported = bring("jsonl text", said, student, rows=rows, strip_padding=True)
+    assert sorted(found) == sorted((one.prompt, one.response) for one in said)
+    assert imported["padding_stripped"] == 1

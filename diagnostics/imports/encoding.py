@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +47,7 @@ class Encoder:
         }
         self._strip = strip_padding
         self._options = dict(options or {})
+        self.unpadded = 0  # lists of ids that padding was taken off
 
     @cached_property
     def options(self) -> list[str]:
@@ -64,7 +66,7 @@ class Encoder:
         if side.ids is not None:
             return self._checked(self._unpadded(side, "prompt"), side.text, "prompt")
         ids = self._given(side) if side.messages is not None else self._prompt_text(_text(side, "prompt"), side.form)
-        return self._checked(ids, None, "prompt")
+        return self._checked(self._unpadded(replace(side, ids=ids), "prompt"), None, "prompt")
 
     def response(self, side: Side, prompt: Ids, finish_reason: str = "unknown") -> Ids:
         """Return the ids of a response to a prompt of these ids, which ended for this reason.
@@ -96,7 +98,7 @@ class Encoder:
                 f"the ids of the response cannot be recovered from its text, which begins {shown(text)}: encoded "
                 "and decoded it is another text"
             )
-        return self._checked(ids, None, "response")
+        return self._checked(self._unpadded(replace(side, ids=ids), "response", finish_reason), None, "response")
 
     def _checked(self, ids: Ids, text: str | None, name: str) -> Ids:
         ids = self._in_range(ids, name)
@@ -145,6 +147,7 @@ class Encoder:
                 f"the {name} {'begins' if front else 'ends'} with {count} of id {shown(token)}, which looks like "
                 "padding: give the ids without it, or have it taken off with --strip-padding",
             )
+        self.unpadded += 1
         return ids[front : len(ids) - back]
 
     def _padding(self, ids: Ids, name: str, finish_reason: str = "unknown", *, back: bool = False) -> int:
@@ -162,10 +165,10 @@ class Encoder:
             return run
         if first not in self._special and (first != 0 or run == 1):
             return 0
-        if name == "prompt" and not back:
-            usual = run if first == self._tokenizer.bos_token_id != pad else self._usual[0].get(first, 0)
+        if name == "prompt" and first == self._tokenizer.bos_token_id != pad:
+            usual = run
         elif name == "prompt":
-            usual = self._usual[1].get(first, int(run == 1 and not filler))
+            usual = self._usual[back].get(first, int(run == 1 and not filler))
         elif not back:
             usual = run if run == len(ids) else int(run == 1 and not filler)
         elif first in self._ends:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,13 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
         model = replace(model, end_ids=_named_ends(model, settings.end_of_text))
     options = resolve_options(settings.template_options, {settings.student: model.tokenizer}, {}, {}, reporter)
     encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
-    records, rows, bad = [], [], found.bad
+    records, rows, bad, mended = [], [], found.bad, 0
     for record in found.records:
+        before = encoder.unpadded
         try:
             rows.append(_row(name, record, encoder, model.end_ids))
             records.append(record)
+            mended += encoder.unpadded > before
         except BadRow as error:
             bad.append(at(record.where, error))
     _check_share(bad, len(records) + len(bad), settings)
@@ -72,19 +73,14 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
         "student": settings.student,
         "template_options": options,
         "skipped": counted(error.reason for error in bad),
-        "padding_stripped": sum(_is_shorter(*pair) for pair in zip(records, rows, strict=True)),
+        "padding_stripped": mended,
         "responses": counted(_known_by(record) for record in records),
     }
     _tell(imported, reporter)
     _tell_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
-    try:
-        write_parquet(table, out)
-    except OSError as error:
-        with suppress(OSError):
-            out.with_name(out.name + ".part").unlink(missing_ok=True)
-        raise SettingsError(f"--contexts {settings.contexts} cannot be written: {cause(error)}") from error
+    write_parquet(table, out)
     return {"file": settings.contexts} | _summary(rows) | {"imported": imported}
 
 
@@ -112,12 +108,6 @@ def _check_share(bad: Sequence[BadRow], rows: int, settings: ImportSettings) -> 
             f"{len(bad)} of {rows} rows cannot be had exactly ({reasons}), where --skip-at-most is "
             f"{settings.skip_at_most:g}: the first is {bad[0]}"
         )
-
-
-def _is_shorter(record: Record, row: dict[str, Any]) -> bool:
-    """Whether padding was taken off the ids of a row."""
-    sides = (record.prompt, "prompt"), (record.response, "response"), (record.teacher_prompt, "teacher_prompt")
-    return any(side and side.ids is not None and side.ids != row[f"{name}_token_ids"] for side, name in sides)
 
 
 def _known_by(record: Record) -> str:
