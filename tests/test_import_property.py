@@ -253,6 +253,10 @@ def plain_ids(said: Said) -> dict[str, Any]:
     return {"prompt_token_ids": list(said.prompt), "response_token_ids": list(said.response)}
 
 
+def masked(said: Said) -> dict[str, Any]:
+    return plain_ids(said) | {"response_mask": [own for ids, own in said.parts for _ in ids]}
+
+
 def padded(said: Said) -> dict[str, Any]:
     pad = [said.tokenizer.pad_token_id]
     return {"prompt_token_ids": pad * 3 + list(said.prompt), "response_token_ids": [*said.response] + pad * 2}
@@ -289,10 +293,11 @@ WRITERS: dict[str, tuple[str, Row, Write]] = {
     "jsonl text": ("jsonl", plain_text, to_lines),
     "jsonl messages": ("jsonl", plain_messages, to_parquet),
     "jsonl ids": ("jsonl", plain_ids, to_lines),
+    "jsonl masked": ("jsonl", masked, to_lines),
     "jsonl padded": ("jsonl", padded, to_lines),
 }
-BY_IDS = {"slime", "prime-rl", "jsonl ids", "jsonl padded"}
-MASKED = {"slime", "prime-rl"}
+BY_IDS = {"slime", "prime-rl", "jsonl ids", "jsonl masked", "jsonl padded"}
+MASKED = {"slime", "prime-rl", "jsonl masked"}
 
 
 @pytest.fixture(scope="module")
@@ -505,7 +510,7 @@ def test_turns_of_one_sequence_are_one_cluster(student: dict[str, Any]) -> None:
     heard = ids_of(tokenizer, "\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n")
     parts = [*said[1].parts, (heard, False), ((*ids_of(tokenizer, "5."), end), True), (heard, False)]
     said[1] = replace(said[1], parts=parts)
-    for writer in ("slime", "prime-rl"):
+    for writer in sorted(MASKED):
         found, _ = bring(writer, said, student)
         first = said[1].prompt + parts[0][0]
         assert (first + heard, parts[2][0]) in found

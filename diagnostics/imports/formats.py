@@ -10,7 +10,7 @@ in the text; prompts are rendered with the options that the user gives. Where a 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,23 +255,44 @@ def _own(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
 
     `prompt` (text with special tokens written out, or chat messages) and `response` (text), or `prompt_token_ids` and
     `response_token_ids`, or both; and if known `prompt_id`, `split`, `teacher_prompt` or `teacher_prompt_token_ids`,
-    `finish_reason`, `tokenizer` and `step`. A last message of the assistant's is continued by the response.
+    `finish_reason`, `tokenizer` and `step`. A last message of the assistant's is continued by the response. A
+    `response_mask` says which of the `response_token_ids` the student sampled, where tools or users said the others.
     """
     teacher = any(fields.get(name) is not None for name in ("teacher_prompt", "teacher_prompt_token_ids"))
-    return [
-        Record(
-            where,
-            row,
-            _side(fields, "prompt", chat=True),
-            _side(fields, "response"),
-            teacher_prompt=_side(fields, "teacher_prompt", chat=True) if teacher else None,
-            prompt_id=_name(fields, "prompt_id"),
-            split=_choice(fields, "split", _SPLITS),
-            finish_reason=_choice(fields, "finish_reason", _FINISHES) or "unknown",
-            tokenizer=_name(fields, "tokenizer"),
-            step=_step(fields),
-        )
-    ]
+    record = Record(
+        where,
+        row,
+        _side(fields, "prompt", chat=True),
+        _side(fields, "response"),
+        teacher_prompt=_side(fields, "teacher_prompt", chat=True) if teacher else None,
+        prompt_id=_name(fields, "prompt_id"),
+        split=_choice(fields, "split", _SPLITS),
+        finish_reason=_choice(fields, "finish_reason", _FINISHES) or "unknown",
+        tokenizer=_name(fields, "tokenizer"),
+        step=_step(fields),
+    )
+    mask = fields.get("response_mask")
+    return [record] if mask is None else _masked(record, mask)
+
+
+def _masked(record: Record, mask: Any) -> list[Record]:  # noqa: ANN401 (whatever the file holds)
+    """The turns of a record whose response is masked."""
+    prompt, response = record.prompt.ids, record.response.ids
+    if prompt is None or response is None or record.teacher_prompt is not None:
+        raise malformed("response_mask needs prompt_token_ids and response_token_ids, and the teacher the same prompt")
+    kept = mask_of(mask, "response_mask", len(response))
+    if all(kept):
+        return [replace(record, response=replace(record.response, masked=True))]
+    turns = _turns(
+        record.where,
+        record.row,
+        prompt + response,
+        (*[False] * len(prompt), *kept),
+        prompt,
+        finish_reason=record.finish_reason,
+        step=record.step,
+    )
+    return [replace(turn, prompt_id=record.prompt_id, split=record.split, tokenizer=record.tokenizer) for turn in turns]
 
 
 def _side(fields: Mapping[Any, Any], name: str, *, chat: bool = False) -> Side:
