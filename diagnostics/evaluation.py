@@ -13,6 +13,7 @@ from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
 from teachdiag.diagnostics.sources import outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
+from teachdiag.diagnostics.vocabulary import refuse_short_head
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import RunError
 from teachdiag.manifests import Prompt, read_manifest
@@ -147,7 +148,10 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
             name: resolve_whole(name, settings.revision, (), reporter, settings.trust_remote_code)
             for name in settings.models
         }
-        speakers = {name: outline(source).tokenizer for name, source in sources.items()}
+        outlines = {name: outline(source) for name, source in sources.items()}
+        for model in outlines.values():
+            refuse_short_head(model)
+        speakers = {name: model.tokenizer for name, model in outlines.items()}
         defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
         options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
         exam = examination(settings, prompts, options)

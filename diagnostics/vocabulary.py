@@ -88,13 +88,26 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
             f"student {student.name} and teacher {teacher.name} do not share a vocabulary: {len(differing)} ids "
             f"differ ({examples}): choose a pair with one tokenizer"
         )
-    size = min(student.rows, teacher.rows)
-    if max(ours) >= size:
-        raise ModelError(f"the tokenizers emit id {max(ours)}, but an LM head has only {size} rows")
-    known = known_ids(student.tokenizer, size)
+    for model in (student, teacher):
+        refuse_short_head(model)
+    known = known_ids(student.tokenizer, min(student.rows, teacher.rows))
     if known.count < max(SUPPORT_SIZES):
         raise ModelError(f"K = {max(SUPPORT_SIZES)} is larger than the shared vocabulary of {known.count} tokens")
     return known
+
+
+def refuse_short_head(model: Speaker) -> None:
+    """Refuse a model without a row for every id of its tokenizer: it is another model's tokenizer, or was extended.
+
+    Raises:
+        ModelError: it lacks some.
+    """
+    largest = max(token_strings(model))
+    if largest >= model.rows:
+        raise ModelError(
+            f"the tokenizer of {model.name} emits id {largest}, but its LM head has only {model.rows} rows: "
+            "is it another model's tokenizer?"
+        )
 
 
 def ends_of(student: Speaker, teacher: Speaker, choice: EndOfText) -> frozenset[int]:

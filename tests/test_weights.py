@@ -265,6 +265,14 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
         load(resolve(str(tmp_path), "main", (), QUIET), "float32", "cpu")
 
 
+def test_a_tokenizer_of_another_model_is_refused(manifest_path: str, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m", 1, rows=200, pad_token_id=None, eos_token_id=None)
+    settings = EvaluateSettings(models=[path], prompts=manifest_path, eval_prompts=2)
+    with pytest.raises(ModelError, match=r"emits id 256, but its LM head has only 200 rows: is it another model's"):
+        run_evaluation(tmp_path / "run", settings, QUIET)
+    assert not (tmp_path / "run/evaluate.json").exists()
+
+
 def test_a_refused_pair_leaves_no_run(clean: Path, tiny_settings: CaptureSettings, tmp_path: Path) -> None:
     path = with_weights(clean, tmp_path / "m", lost("layers.1."))
     with pytest.raises(ModelError, match="lack"):
