@@ -1,6 +1,10 @@
 """Tiled scoring: hidden states of a batch, then logits and statistics of a few positions at a time.
 
 The LM head is applied to kept positions only, in float32, and no more than one tile of logits exists at any time.
+
+Numbers do not depend on the order of contexts, nor on which shard or process scores them. Batches and tiles of another
+shape multiply matrices in another order, which moves logits by a few units in their last place: entropies, divergences
+and log-probabilities by less than 1e-4 nats in float32, and ids of the top lists only where two are as near as that.
 """
 
 from collections.abc import Callable

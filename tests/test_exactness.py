@@ -1,27 +1,41 @@
 """Float32 statistics over wide vocabularies, and of nearly equal distributions, against float64 on the same logits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Context, batched
+from teachdiag.diagnostics.alignment import Batch, Context, batched, relaid
 from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.models import load
-from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.scoring import Columns, score
 from teachdiag.diagnostics.statistics import divergences, log_probabilities, statistics
 from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
 
 TEXT = "Q: Natalia sold 48 clips in April, and half as many in May. How many in all?\nA: In May she sold 48 / 2 = 24."
 
 
 @pytest.fixture(scope="module")
-def real() -> Tensor:
+def pair() -> Pair:
+    settings = CaptureSettings(student="embedded", teacher="embedded", student_drop_layers="20")
+    return load_pair(resolve_pair(settings, Reporter(quiet=True)), "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def contexts(pair: Pair) -> list[Context]:
+    """One short text, cut in several ways into prompt and response."""
+    ids = tuple(pair.student.tokenizer(TEXT)["input_ids"])
+    return [Context(i, "p", "bank", ids[i:at], ids[i:at], ids[at : at + 12]) for i, at in enumerate((20, 5, 29))]
+
+
+@pytest.fixture(scope="module")
+def real(pair: Pair) -> Tensor:
     """The embedded model's logits over its 49,152 ids at every token of a short text."""
-    model = load(resolve("embedded", "main", (), Reporter(quiet=True)), "float32", "cpu")
-    ids = tuple(model.tokenizer(TEXT)["input_ids"])
+    ids = tuple(pair.teacher.tokenizer(TEXT)["input_ids"])
     (batch,) = batched([Context(0, "p", "bank", ids[:1], ids[:1], ids[1:])], 1000)
     with torch.no_grad():
-        return model.head(model.hidden_rows(batch, "student"))
+        return pair.teacher.head(pair.teacher.hidden_rows(batch, "teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +117,39 @@ def test_log_probabilities_are_those_of_torch_in_forward_and_backward_mode() -> 
     z = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(log_probabilities, z, check_forward_ad=True)
     torch.testing.assert_close(log_probabilities(z), z.log_softmax(-1), rtol=1e-14, atol=1e-14)
+
+
+def scored(pair: Pair, batches: list[Batch], tile: int) -> Columns:
+    """Columns of all batches, by context and position."""
+    found = [score(pair.student, pair.teacher, batch, tile) for batch in batches]
+    keys = [np.concatenate([getattr(b, name) for b in batches]) for name in ("positions", "context_ids")]
+    order = np.lexsort(keys)
+    return {name: np.concatenate([columns[name] for columns in found])[order] for name in found[0]}
+
+
+@pytest.mark.parametrize(("layout", "tile"), [("alone", 256), ("together", 7), ("together", 1), ("relaid", 256)])
+def test_layouts_move_nothing_by_more_than_a_tenth_of_a_millinat(
+    pair: Pair, contexts: list[Context], layout: str, tile: int
+) -> None:
+    usual = scored(pair, batched(contexts, 1000), 256)
+    layouts = {
+        "alone": batched(contexts, 1),
+        "together": batched(contexts, 1000),
+        "relaid": relaid(contexts, 1000, 8192),
+    }
+    again = scored(pair, layouts[layout], tile)
+    for own in ("student", "teacher"):
+        ids, others = usual[f"{own}_topk_ids"], again[f"{own}_topk_ids"]
+        apart = -np.diff(usual[f"{own}_topk_logp"])
+        nearest = np.minimum(np.insert(apart, 0, np.inf, axis=1), np.append(apart, apart[:, -1:], axis=1))
+        assert ((ids == others) | (nearest < 1e-4))[:, :-1].all()  # the last may change places with what is not listed
+    for name, values in usual.items():
+        if not name.endswith("ids") and "_at_" not in name and name != "hidden_norm_sq":
+            np.testing.assert_allclose(again[name], values, rtol=0, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(again["hidden_norm_sq"], usual["hidden_norm_sq"], rtol=1e-5)
+
+
+def test_the_order_of_contexts_moves_nothing(pair: Pair, contexts: list[Context]) -> None:
+    usual, turned = (scored(pair, batched(given, 1000), 256) for given in (contexts, contexts[::-1]))
+    for name, values in usual.items():
+        np.testing.assert_array_equal(values, turned[name], err_msg=name)
