@@ -61,11 +61,12 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     with joining(run):
         capture.require()
         inputs = _load(run, settings)
-        stage.note.unlink(missing_ok=True)
-        stage.claim(settings.as_dict(), {name: table_digest(run / name) for name in _READ})
+        read = {name: table_digest(run / name) for name in _READ}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs.steps))
+            stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
+            stage.claim(settings.as_dict(), read)
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
             results = _summarise(inputs, tables) | {"tables": files}
             stage.complete(results, [file for file in files if file.endswith(".parquet")] + [SUMMARY])

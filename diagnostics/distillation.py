@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -58,12 +59,16 @@ def distil(
         One row a step, the columns of `train_steps` without arm, budget and seed.
 
     Raises:
-        SettingsError: TRL refuses the settings.
+        SettingsError: TRL refuses the settings, or fails with those of --trl.
         ContextError: a model gives NaN.
     """
     settings = cell.settings
     heard = reporter if is_first() else Reporter(quiet=True)
-    with heard.bar(f"Training {cell.name}", total=settings.steps) as advance, warnings.catch_warnings():
+    with (
+        heard.bar(f"Training {cell.name}", total=settings.steps) as advance,
+        warnings.catch_warnings(),
+        _told(settings),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # TRL 1.16 calls transformers by names that v6 drops
         _state_one_size(pair)
         trainer = SelectiveDistillationTrainer(
@@ -85,6 +90,23 @@ def distil(
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)) if scratch.is_dir() else None)
     trainer.save_model(str(folder))
     return [_row(logged) for logged in trainer.state.log_history if "selection/keep" in logged]
+
+
+@contextmanager
+def _told(settings: TrainSettings) -> Iterator[None]:
+    """Where --trl sets something, say so of what TRL, transformers and torch raise at values that they dislike.
+
+    Raises:
+        SettingsError: they raised; without --trl, it is no fault of the settings, and stays what it is.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        if not settings.trl_settings:
+            raise
+        raise SettingsError(
+            f"training fails with --trl {shown(settings.trl)}: {type(error).__name__}: {cause(error)}"
+        ) from error
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]

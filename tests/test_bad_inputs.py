@@ -24,7 +24,7 @@ from typer.main import get_command
 
 from teachdiag import cli
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.calibration import Measured
+from teachdiag.calibration import Calibration, Measured, write_calibration
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.figures.build import publish
@@ -310,6 +310,44 @@ def recipe_cases(family: str, world: World, count: int) -> Iterator[Case]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_options(family: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     judged(option_cases(family, world, 60), world, capsys)
+
+
+_MEANINGLESS = {  # of the right type, and yet impossible here
+    "capture": ["--max-new-tokens=9000000000000000000", "--bank-prompts=9000000000000000000", "--top-k=265",
+                "--student-drop-layers=-1", "--student-drop-layers=", "--device=meta", "--device=cuda:99", "--device=",
+                "--data-file=unknown://x.jsonl", "--contexts=/dev/null", "--contexts=.", "--prompts=/", "--student=",
+                f"--prompts={'a' * 300}", f"--student={'a' * 300}", f"--contexts={'a' * 300}", "--student=/dev/null",
+                f"--data-file={'a' * 300}.jsonl", "--template-options=[1]", "--student=a/b/c/d", "--student=x y"],
+    "probe": ["--update-contexts=9000000000000000000", "--name=..", f"--name={'a' * 300}", "--device=meta",
+              "--kind=isolated --sample=9000000000000000000", "--kind=isolated --fix-contexts=9000000000000000000",
+              "--kind=selectors --selector=", "--kind=selectors --selector=random,", "--kind=selectors --selector=:x",
+              "--kind=selectors --selector=released:no", "--kind=selectors --budgets=,", "--kind=checkpoint",
+              "--kind=checkpoint --student-after=./no", "--kind=selectors --selector=oracle"],
+    "analyze": ["--folds=100000", "--compat=released"],
+    "figures": ["--only=../x", f"--only={'a' * 300}"],
+    "train": ["--train-prompts=9000000000000000000", "--max-new-tokens=9000000000000000000", "--micro-batch=3",
+              "--eval-max-new-tokens=9000000000000000000", "--top-k=265", "--device=meta", "--report-to=tensorboard",
+              '--trl={"adam_beta1": 5}', '--trl={"log_level": "x"}', '--trl={"fsdp": "nonsense"}'],
+    "evaluate": ["./no", "--device=meta", "--eval-prompts=9000000000000000000"],
+    "plan": ["--device-memory=1e-300", "--student-parameters=1e15"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_of_the_right_type_that_cannot_be(family: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {entry.name: 1e6 for entry in fields(Measured)}
+    write_calibration(Calibration(Measured(**measured), "float32", {"device_name": "cpu", "threads": 1}),
+                      world.folder / "calibration.json")  # fmt: skip
+    cases = (
+        Case(f"{stage} {own}", lambda folder, s=stage, w=own: [*usual(s, world, folder), *_words(w)])
+        for stage in FAMILIES[family]
+        for own in _MEANINGLESS.get(stage, ())
+    )
+    judged(cases, world, capsys)
+
+
+def _words(text: str) -> Words:
+    return [text] if "{" in text or text.endswith("x y") else text.split(" ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

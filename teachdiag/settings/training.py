@@ -160,7 +160,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
                 f"--trl is {shown(self.trl)}: it must be a JSON object, such as '{{\"use_vllm\": true}}'"
             )
         for name in found:
-            instead = TRL_KEYS_TAKEN.get("eval_*" if name.startswith("eval_") else name)
+            instead = TRL_KEYS_TAKEN.get(name) or TRL_KEYS_TAKEN.get(f"{name.partition('_')[0]}_*")
             if instead:
                 raise SettingsError(f"--trl sets {name}, which teachdiag sets itself: {instead}")
             if name in _WITH_VLLM and found.get("use_vllm") is not True:
@@ -188,6 +188,7 @@ TRL_KEYS_TAKEN = {  # settings of trl.DistillationConfig that ours decide or tha
     **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), "use --save-steps"),
     **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "the same command continues a run"),
     **dict.fromkeys(("logging_strategy", "logging_steps", "logging_first_step"), "every step is logged"),
+    **dict.fromkeys(("push_to_hub", "hub_*"), "push the student's folder, in students/ of the run, when it is done"),
     "report_to": "use --report-to",
     "disable_tqdm": "use --quiet",
     "chat_template_kwargs": "use --template-options",
