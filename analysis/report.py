@@ -116,7 +116,7 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
 def pair_text(run: Path, results: Results) -> str:
     """Say which pair, which prompts, how large the bank is, and what brackets are."""
     capture = Stage(run, "capture").record(
-        "settings.student", "settings.teacher", "settings.prompts", "inputs.student.dropped_layers"
+        "settings.student", "settings.teacher", "settings.teacher_prompt", "inputs.student.dropped_layers"
     )
     settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""

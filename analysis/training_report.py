@@ -120,14 +120,14 @@ def probe_sentences(both: pd.DataFrame) -> list[str]:
 
 def _told(run: Path, rows: pd.DataFrame) -> str:
     """Say what was trained, and how it was judged."""
-    note = Stage(run, "train").record()
+    note = Stage(run, "train").record("inputs.student.dropped_layers", "inputs.cells")
     settings, inputs = note["settings"], note["inputs"]
     dropped = inputs["student"]["dropped_layers"]
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
 
     def used(name: str) -> str:
         """What the cells were trained with, which a sweep may vary."""
-        return " or ".join(dict.fromkeys(str(own[name]) for own in inputs["cells"].values()))
+        return " or ".join(dict.fromkeys(str(own.get(name, settings[name])) for own in inputs["cells"].values()))
 
     levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
     row = levels.iloc[0]

@@ -11,7 +11,7 @@ from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.alignment import Context, Side, check_fits, in_shards
 from teachdiag.diagnostics.pair import PairOutline
 from teachdiag.diagnostics.rollouts import Group, Rollout, check_prompts_fit
-from teachdiag.diagnostics.templates import Options, encode_prompts, say_control_tokens
+from teachdiag.diagnostics.templates import Options, encode_prompts
 from teachdiag.errors import ArtefactError
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet
@@ -48,9 +48,9 @@ def lay_out(
     told = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
     # Both go through the student's tokenizer and chat template: the teacher is to answer as the student would.
     ids, teacher_ids = (
-        encode_prompts(pair.student.tokenizer, own, given) for own, given in zip((asked, told), options, strict=True)
+        encode_prompts(pair.student.tokenizer, own, given, heard)
+        for own, given, heard in zip((asked, told), options, (reporter, None), strict=True)
     )
-    say_control_tokens(pair.student.tokenizer, asked, reporter)
     rows: list[dict[str, Any]] = []
     for place, prompt in enumerate(drawn):
         row = {

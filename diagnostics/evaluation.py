@@ -38,14 +38,14 @@ class Examination:
     grader: Grader
     options: Options
 
-    def asked(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
+    def asked(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
         """Token ids of every held-out prompt, by a model's tokenizer and chat template.
 
         Raises:
             ContextError: one cannot be rendered.
         """
         named = [(prompt.prompt_id, self.prompts.manifest.student_messages(prompt)) for prompt in self.held_out]
-        return encode_prompts(tokenizer, named, self.options)
+        return encode_prompts(tokenizer, named, self.options, reporter)
 
     def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
         """What a stage records of its prompts, `prompts` being their token ids."""
@@ -157,7 +157,7 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
         exam = examination(settings, prompts, options)
         inputs = {
             "models": {name: source.digest for name, source in sources.items()},
-            "prompts": exam.facts(ids for tokenizer in speakers.values() for ids in exam.asked(tokenizer)),
+            "prompts": exam.facts(ids for tokenizer in speakers.values() for ids in exam.asked(tokenizer, reporter)),
         }
         if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: evaluation is complete")

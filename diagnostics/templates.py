@@ -47,8 +47,9 @@ def encode_prompts(
     tokenizer: Any,  # noqa: ANN401
     prompts: Sequence[tuple[str, Messages]],
     options: Options,
+    reporter: Reporter | None = None,
 ) -> list[tuple[int, ...]]:
-    """Token ids of named prompts, as `encode_prompt` has them.
+    """Token ids of named prompts, as `encode_prompt` has them; a reporter is told of control tokens in their own text.
 
     Raises:
         ContextError: as there, with the prompt's name; or nothing comes out, or the same for all prompts.
@@ -66,6 +67,8 @@ def encode_prompts(
             f"all {len(found)} prompts are the same tokens once they are rendered: check that the chat template writes "
             "the user's message"
         )
+    if reporter:
+        say_control_tokens(tokenizer, prompts, reporter)
     return found
 
 

@@ -52,12 +52,12 @@ class Classroom:
     device: str
     ends: frozenset[int]  # of rollouts; beside its own, of every model's answers
 
-    def lessons(self, tokenizer: Any) -> list[tuple[int, ...]]:  # noqa: ANN401
+    def lessons(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
         """Token ids of the prompts to train on, rendered as the held-out ones are."""
         settings, prompts = self.settings, self.prompts
         _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
         named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt)) for prompt in drawn]
-        return encode_prompts(tokenizer, named, self.options)
+        return encode_prompts(tokenizer, named, self.options, reporter)
 
     def scores(self, name: str) -> Path:
         """Where a model's answers lie."""
@@ -102,7 +102,9 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
         room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device), pair.student.end_ids)
         _refuse_long_prompts(room, pair, max(cell.settings.max_new_tokens for cell in cells))
-        inputs = on_first(lambda: _inputs(room, cells, pair))  # refuses what cannot be graded, before all training
+        inputs = on_first(
+            lambda: _inputs(room, cells, pair, heard)
+        )  # refuses what cannot be graded, before all training
         if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
@@ -218,11 +220,13 @@ def _options(
     return resolve_options(settings.template_options, speakers, prompts.manifest.template_options, before, reporter)
 
 
-def _inputs(room: Classroom, cells: Sequence[Cell], pair: PairOutline) -> dict[str, Any]:
+def _inputs(room: Classroom, cells: Sequence[Cell], pair: PairOutline, reporter: Reporter) -> dict[str, Any]:
     exam, tokenizer = examination(room.settings, room.prompts, room.options), pair.student.tokenizer
     return {
         "student": pinned(room.sources[0]),
         "teacher": pinned(room.sources[1]),
-        "prompts": exam.facts([*room.lessons(tokenizer), *exam.asked(tokenizer), *exam.asked(pair.teacher.tokenizer)]),
+        "prompts": exam.facts(
+            [*room.lessons(tokenizer, reporter), *exam.asked(tokenizer), *exam.asked(pair.teacher.tokenizer)]
+        ),
         "cells": {cell.name: _recorded(cell.settings) for cell in cells},
     }

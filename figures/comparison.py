@@ -44,7 +44,7 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
 
 def _rows(run: Path) -> pd.DataFrame:
     """The contrasts of a run's real steps, with what tells the run from others."""
-    capture = Stage(run, "capture").record()
+    capture = Stage(run, "capture").record("inputs.student.dropped_layers")
     pair = {name: capture["settings"][name] for name in ("student", "teacher")}
     pair["without_layers"] = ", ".join(map(str, capture["inputs"]["student"]["dropped_layers"]))
     pair |= {"teacher_prompt": teacher_prompt(capture), "prompts": bank_prompts(capture)}

@@ -45,10 +45,10 @@ _SETTINGS: dict[str, type[Any]] = {
 }
 SUMMARY = "analysis/summary.json"  # what `summary.md` says, as data
 _MODEL = {"digest?": str, "dropped_layers?": list[int], ...: Any}
-_PROMPTED = {"inputs": {"prompts?": {"template_options?": dict[str, Any], ...: Any}, ...: Any}}
+_PROMPTED = {"inputs": {"prompts?": {"manifest?": str, "template_options?": dict[str, Any], ...: Any}, ...: Any}}
 _FURTHER: dict[str, dict[Any, Schema]] = {  # what later stages read beside the settings
     "capture": {"inputs": _PROMPTED["inputs"] | {"student?": _MODEL, "teacher?": _MODEL}},
-    "train": _PROMPTED,
+    "train": {"inputs": _PROMPTED["inputs"] | {"student?": _MODEL, "cells?": dict[str, dict[str, Any]]}},
     "evaluate": _PROMPTED,
     "probes": {"results?": {"noise_floor?": float | None, "fix_contexts?": list[int], ...: Any}},
     "import": {"settings": {"k": int, ...: Any}},
@@ -338,7 +338,7 @@ def end_with_parent() -> None:
 def bank_prompts(capture: Mapping[str, Any]) -> str:
     """Name what a capture's prompts are from: its manifest's id, or the file of contexts that brought them."""
     brought = capture["settings"]["contexts"]
-    return Path(brought).name if brought else str(capture["inputs"]["prompts"]["manifest"])
+    return Path(brought).name if brought else str(capture["inputs"].get("prompts", {}).get("manifest", "unrecorded"))
 
 
 def teacher_prompt(capture: Mapping[str, Any]) -> str:

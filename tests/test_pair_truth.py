@@ -23,6 +23,7 @@ from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import InputError, RunError
 from teachdiag.progress import Reporter
+from teachdiag.runs import bank_prompts, teacher_prompt
 from teachdiag.settings import EMBEDDED, CaptureSettings, ImportSettings, TrainSettings
 
 QUIET = Reporter(quiet=True)
@@ -173,3 +174,16 @@ def test_an_import_is_told_what_ended_its_responses(tiny_settings: CaptureSettin
 def test_nan_is_not_blamed_on_what_is_float32() -> None:
     assert nan_advice(torch.float32, torch.float32) == "check the models' weights"
     assert nan_advice(torch.float32, torch.bfloat16) == "try --dtype float32, or check the models' weights"
+
+
+def test_prompts_are_named_by_what_brought_them() -> None:
+    for settings, results, names in (
+        ({"contexts": "", "teacher_prompt": "same"}, {"same_prompts": True}, ("sums", "same")),
+        ({"contexts": "", "teacher_prompt": "same"}, {"same_prompts": False}, ("sums", "other")),  # other options
+        ({"contexts": "", "teacher_prompt": "privileged"}, {"same_prompts": False}, ("sums", "privileged")),
+        ({"contexts": "a/b.parquet", "teacher_prompt": "same"}, {"same_prompts": False}, ("b.parquet", "other")),
+        ({"contexts": "", "teacher_prompt": "privileged"}, {}, ("sums", "privileged")),  # of an older version
+    ):
+        note = {"settings": settings | {"prompts": "gsm_symbolic"}, "results": results}
+        note["inputs"] = {} if settings["contexts"] else {"prompts": {"manifest": "sums"}}
+        assert (bank_prompts(note), teacher_prompt(note)) == names
