@@ -64,7 +64,9 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        if said := " ".join(error.format_message().split()):  # else its help was asked for, and is on the screen
+        if FIRST and (
+            said := " ".join(error.format_message().split())
+        ):  # else its help was asked for, and is on the screen
             where = error.ctx.command_path if error.ctx else "teachdiag"
             print(f"teachdiag: {said.rstrip('.')}: see {where} --help", file=sys.stderr)
         sys.exit(2)
