@@ -27,8 +27,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*is de
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("trained")
-    return save_model(folder / "student", seed=1), save_model(folder / "teacher", seed=3)
+    """Of heads whose padding has larger logits than any token, in both directions."""
+    paths = [tmp_path_factory.mktemp("trained") / side for side in ("student", "teacher")]
+    for path, seed in zip(paths, (1, 3), strict=True):
+        save_model(path, seed)
+        model = AutoModelForCausalLM.from_pretrained(path)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[KNOWN:] *= 30
+        model.save_pretrained(path)
+    return str(paths[0]), str(paths[1])
 
 
 class Plain(DistillationTrainer):
@@ -97,6 +104,7 @@ def test_the_loss_is_the_mean_over_what_the_selector_keeps(
     selection = Selection("compatibility", budget=0.15)
     trainer = make_trainer(models, tmp_path, Recording, selection=selection, loss_mean=loss_mean)
     trainer.train()
+    assert trainer.batches[0]["completion_ids"].max() < KNOWN
     truth = _by_brute_force(models, trainer)
     n = len(truth["compatibility"])
     best = np.argsort(-truth["compatibility"])[: int(np.ceil(0.15 * n))]
