@@ -90,7 +90,7 @@ def test_two_processes_dequantise_the_model_once(tmp_path: Path) -> None:
     """The cached float32 weights are those that gguf itself dequantises."""
     code = (
         "from teachdiag.diagnostics.embedded import embedded_model; from teachdiag.progress import Reporter; "
-        "print(embedded_model(Reporter()))"
+        "print(embedded_model(Reporter())[0])"
     )
     environment = os.environ | {"TEACHDIAG_CACHE": str(tmp_path)}
     both = [
