@@ -158,7 +158,8 @@ def test_ta_opd_on_the_embedded_pair(tmp_path: Path, quiet: Reporter) -> None:
 
 def _command(small: TrainSettings, run: Path) -> list[str]:
     given = {k: v for k, v in small.as_dict().items() if k not in ("sweep", "keep", "soft")}
-    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    named = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not False}
+    options = [word for name, value in named.items() for word in ([name] if value is True else [name, str(value)])]
     return ["train", "--run", str(run), *options, "--quiet"]
 
 
