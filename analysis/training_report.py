@@ -1,13 +1,14 @@
 """What training on selected positions gave, for people: from the tables of a run, whichever way it falls."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.text_tables import bullets, markdown, row_interval
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
+from teachdiag.notes import recall
 from teachdiag.runs import Stage
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
@@ -143,10 +144,9 @@ def _told(run: Path, rows: pd.DataFrame) -> str:
 
 def _named(model: str) -> str:
     """A model's name, and how it did greedily when it was taught, where it is one of the testbed's."""
-    taught = Path(model) / "taught.json"
-    if not taught.exists():
+    facts = recall(Path(model) / "taught.json", {"right": float, "held_out": int, ...: Any})
+    if facts is None:
         return model
-    facts = json.loads(taught.read_text())
     return f"{model}, right on {facts['right']:.1%} of {facts['held_out']} held-out problems greedily"
 
 

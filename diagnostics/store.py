@@ -44,7 +44,7 @@ class Store:
         shard = folder / name
         checksum = shard.with_suffix(CHECKSUM)
         with self._reached():
-            if self._checksum(name) == checksum.read_text(encoding="utf-8") and self._is_there(name):
+            if self._checksum(name) == checksum.read_text(encoding="utf-8", errors="replace") and self._is_there(name):
                 return
             self._put(shard, self._place(name))
             self._put(checksum, self._vouching(name))
@@ -63,7 +63,7 @@ class Store:
             if not checksum:
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
+            part = target.with_name(f"{target.name}.{os.getpid()}.part")
             with suppress(FileNotFoundError):
                 self.files.get_file(self._place(name), str(part))
             if part.exists() and file_digest(part) == checksum:
@@ -97,7 +97,7 @@ class Store:
     def _checksum(self, name: str) -> str:
         """Return the checksum of a shard that is here; '' where there is none."""
         with suppress(FileNotFoundError):
-            return str(self.files.read_text(self._vouching(name)))
+            return str(self.files.read_text(self._vouching(name), errors="replace"))
         return ""
 
     def _is_there(self, name: str) -> bool:

@@ -82,7 +82,7 @@ def read_calibration(path: Path) -> Calibration:
         raise ArtefactError(f"there is no calibration at {path}: make one with `{COMMAND}`, or give --calibration")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"calibration {path} cannot be read ({error}): make one with `{COMMAND}`") from error
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise ArtefactError(f"{path} is no calibration of teachdiag: make one with `{COMMAND}`")

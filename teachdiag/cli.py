@@ -11,7 +11,7 @@ from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
 from teachdiag.errors import InputError, RunError, place_error
 from teachdiag.progress import Reporter
-from teachdiag.runs import joining
+from teachdiag.runs import Stage, joining
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
@@ -140,7 +140,11 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     with joining(run):
         summary = run_analysis(run, settings, reporter)
         publish(run, reporter)
-        if any((run / "eval_scores").glob("*.parquet")):
+        if not any((run / "eval_scores").glob("*.parquet")):
+            return summary
+        if any(Stage(run, name).begun for name in ("train", "evaluate")):
+            reporter.say(f"{run}: its training is unfinished, and left out")
+        else:
             _analyze_training(run)
     return summary
 

@@ -86,6 +86,12 @@ class Stage:
             return f"teachdiag analyze {self.run} --compat released"
         return f"teachdiag {'import released' if self.name == 'import' else self._kind} --run {self.run}"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the stage has begun and not ended."""
+        note = self.read()
+        return note is not None and note["status"] != "complete"
+
     def read(self) -> dict[str, Any] | None:
         """Return the stage's note, or None if the stage never began.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import PROBE, amend
+from conftest import PROBE, Killed, amend, dying, tables
 
+from teachdiag.analysis import analyze
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
@@ -175,7 +176,20 @@ def test_notes_of_older_versions_are_read(copied: Path) -> None:
     note.write_text(json.dumps(content))
     (copied / "figures.json").unlink()
     assert _report(copied)
+
+
+def test_a_killed_analysis_is_made_again(copied: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(analyze, "write_parquet", dying(analyze.write_parquet, 3))
+        with pytest.raises(Killed):
+            run_analysis(copied, AnalyzeSettings(draws=100), QUIET)
+    for start in (_report, lambda run: publish(run, QUIET, "plane")):
+        with pytest.raises(RunError, match=r"the analyze stage of .* is unfinished: run `teachdiag analyze"):
+            start(copied)
     run_analysis(copied, AnalyzeSettings(draws=100), QUIET)
+    for name in ("analyze.json", "analysis/summary.json", "summary.md"):
+        assert (copied / name).read_bytes() == (finished / name).read_bytes()
+    assert tables(copied) == tables(finished)
 
 
 @pytest.mark.parametrize("place", ["positions/part-00099.parquet", "contexts/more.parquet", "vocabulary/b.parquet"])
