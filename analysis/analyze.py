@@ -1,7 +1,6 @@
 """Stage analyze: from the tables of capture and probe to every estimate, the verdict and `summary.md`."""
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from teachdiag.analysis.design import GAP
 from teachdiag.analysis.findings import finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.frame import (
     STEP_KINDS,
-    Step,
     finished_probes,
     load_bank,
     load_step,
@@ -64,7 +62,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         read = {name: table_digest(run / name) for name in _READ}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
-            tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs.steps))
+            tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
@@ -82,11 +80,12 @@ def _load(run: Path, settings: AnalyzeSettings) -> Inputs:
     return Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank, normalised), resampling)
 
 
-def _findings(estimates: pd.DataFrame, steps: Sequence[Step]) -> Rows:
+def _findings(estimates: pd.DataFrame, inputs: Inputs) -> Rows:
+    records = {record.probe_id: record for record in inputs.records}
     return [
         row
-        for step in steps
-        for row in finding_rows(estimates, step.real.probe_id, [probe.update for probe in step.placebos])
+        for step in inputs.steps
+        for row in finding_rows(estimates, records[step.real.probe_id], [probe.update for probe in step.placebos])
     ]
 
 

@@ -7,6 +7,9 @@ and unclear if it does not exceed one that does not. Nothing is computed here.
 Where two sets of signals are compared, the better one must also predict at all, by its own interval: where there is
 nothing to predict, a difference of two cross-validated numbers strays from 0 more often than its interval says, because
 the folds share their data.
+
+A step that took the student away from the teacher, or that first order does not explain, was too long: the verdict says
+that, with the rate to use, and nothing else is judged on it.
 """
 
 from collections.abc import Sequence
@@ -17,13 +20,15 @@ import pandas as pd
 
 from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.design import GAP
-from teachdiag.analysis.frame import OUTCOMES, Outcome
+from teachdiag.analysis.frame import OUTCOMES, Outcome, Record
 from teachdiag.analysis.placebos import beyond
+from teachdiag.analysis.step_length import too_long
 from teachdiag.analysis.validity import BASE, on_top_of_base, versus_base
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
-STATUSES = ("holds", "reversed", "artefact", "unclear", "not shown")
+NOT_JUDGED = "not judged"
+STATUSES = ("holds", "reversed", "artefact", "unclear", "not shown", "too long", NOT_JUDGED)
 _MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
 
 
@@ -112,24 +117,35 @@ CLAIMS = (
 )
 
 
-def finding_rows(estimates: pd.DataFrame, probe_id: str, placebos: Sequence[str]) -> list[dict[str, Any]]:
+def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str]) -> list[dict[str, Any]]:
     """Test every claim on one real step.
 
     Args:
         estimates: the estimates table.
-        probe_id: the real step.
+        record: the probe of the real step.
         placebos: the updates of its placebos.
 
     Returns:
-        Rows of the findings table; a claim whose number could not be estimated has none.
+        Rows of the findings table, that of `gain_claim` first; a claim whose number could not be estimated has none.
     """
-    rows = []
+    rows, probe_id = [], record.probe_id
     for claim in CLAIMS:
         for k in SUPPORT_SIZES if claim.per_k else (None,):
             real = _evidence(estimates, probe_id, claim, k)
             if real is not None:
                 beside = [_placebo(estimates, probe_id, name, claim, k) for name in placebos]
                 rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id})
+    helps = _evidence(estimates, probe_id, CLAIMS[0], None)
+    assert helps is not None, "every real step has a mean gain"
+    reason = too_long(record, str(helps.interval), harmed=helps.side < 0)
+    if reason:
+        rows[0] |= {"status": "too long" if reason.startswith("The step was too long") else "reversed"}
+        rows[0] |= {"sentence": reason}
+        for row in rows[1:]:
+            row |= {
+                "status": NOT_JUDGED,
+                "sentence": f"Not judged: {row['finding']}; see the first sentence on the step.",
+            }
     return rows
 
 
@@ -167,6 +183,12 @@ def at_headline(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return one real step's findings on gain at the headline K, and those without K, in the order of the claims."""
     mine = findings[(findings["probe_id"] == probe_id) & (findings["outcome"] == OUTCOME)]
     return mine[mine["k"].isna() | (mine["k"] == HEADLINE_K)]
+
+
+def judged_sentences(findings: pd.DataFrame, probe_id: str) -> list[str]:
+    """Return the verdict on one real step: the sentences of its findings at the headline K that were judged."""
+    mine = at_headline(findings, probe_id)
+    return list(mine.loc[mine["status"] != NOT_JUDGED, "sentence"])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from teachdiag.analysis.validity import cross_validated, predictor_sets
 from teachdiag.settings import HEADLINE_K as K
 
 RANKED = (("forward_kl", None), ("compatibility", K), ("learnable", K), ("incompatible", K), ("logit_alignment", None))
-_MEAN, _RELEASED = "mean gain", "released gap"
+MEAN_GAIN, _RELEASED = "mean gain", "released gap"
 _REGRESSED = {  # statistic: its analysis and term in the regressions
     "beta_L": ("standardized_decomposition", "learnable"),
     "beta_I": ("standardized_decomposition", "incompatible"),
@@ -42,7 +42,7 @@ _SETS = {"raw KL": ("forward_kl", None), "{D^L, D^I}": ("decomposition", K)}
 _LESS = "{D^L, D^I} less raw KL"
 _RANKS = {f"Spearman with {name}": (name, k) for name, k in RANKED}
 STATISTICS = {  # in the order of the panel: unit
-    _MEAN: "nats",
+    MEAN_GAIN: "nats",
     **{name: "nats" if analysis.startswith("slope") else "1" for name, (analysis, _) in _REGRESSED.items()},
     **dict.fromkeys(_RANKS, "1"),
     **{f"{name} of {told}": "1" for name in _VALIDITY for told in (*_SETS, _LESS)},
@@ -98,7 +98,7 @@ def panel_rows(
 def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores, folds: Codes) -> dict[str, float]:
     """Return the headline statistics of one update, without uncertainty; those that it leaves undefined are missing."""
     outcome = select_outcome(probe, "gain", bank)
-    found = {_MEAN: float(outcome.values.mean())}
+    found = {MEAN_GAIN: float(outcome.values.mean())}
     if not outcome.obstacle:
         fitted = point_estimates(outcome, bank, normalised, K)
         found |= {name: fitted[key] for name, key in _REGRESSED.items()}

@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 
 from teachdiag.analysis.comparison_report import lds_sentences, lds_table, panel_table
-from teachdiag.analysis.findings import at_headline
+from teachdiag.analysis.findings import judged_sentences
 from teachdiag.analysis.frame import STEP_KINDS, Record
 from teachdiag.analysis.interventions import MIN_SEEDS
-from teachdiag.analysis.panel import panel_sentences
+from teachdiag.analysis.panel import MEAN_GAIN, panel_sentences
 from teachdiag.analysis.selection_report import selection_sentences, selection_tables
+from teachdiag.analysis.step_length import ladder_table, learning_rate, length_text, too_long
 from teachdiag.analysis.step_tables import (
     TOP_BUDGET,
     contrast_table,
@@ -145,10 +146,10 @@ def _step_text(record: Record) -> str:
     steps = settings.get("steps", 1)
     count = "One" if steps == 1 else f"{steps} {settings.get('rollouts', 'fixed')}-rollout"
     return (
-        f"{count} {settings['optimizer']} step{'s' * (steps > 1)}, learning rate {settings['learning_rate']:g}, on the "
-        f"mean {settings['loss']} loss of the student's rollouts on {prompts}. Placebos went through the same "
-        "analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's teacher, "
-        "`random_direction` has the real step's length."
+        f"{count} {settings['optimizer']} step{'s' * (steps > 1)}, learning rate {learning_rate(record)}, on the "
+        f"mean {settings['loss']} loss of the student's rollouts on {prompts}.{length_text(record)} Placebos "
+        "went through the same analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's "
+        "teacher, `random_direction` has the real step's length."
     )
 
 
@@ -172,7 +173,7 @@ def _placebo_text(record: Record) -> str:
 def _selectors_text(record: Record) -> str:
     settings = record.settings
     return (
-        f"{settings['optimizer']} steps, learning rate {settings['learning_rate']:g}, each on the mean "
+        f"{settings['optimizer']} steps, learning rate {learning_rate(record)}, each on the mean "
         f"{settings['loss']} loss of the selected positions of one update batch; {settings['seeds']} batches, the same "
         "for every selector. Compared at equal learning rate (rate), and with every step stretched to the length of "
         "that on the whole batch (norm). `random` is the control. Brackets: bootstrap over batches and bank prompts"
@@ -183,7 +184,7 @@ def _selectors_text(record: Record) -> str:
 def _lds_text(record: Record) -> str:
     settings = record.settings
     return (
-        f"{settings['masks']} {settings['optimizer']} steps, learning rate {settings['learning_rate']:g}, each on the "
+        f"{settings['masks']} {settings['optimizer']} steps, learning rate {learning_rate(record)}, each on the "
         f"mean {settings['loss']} loss of {100 * settings['mask_budget']:g}% random positions of one update batch. "
         "Token-LDS: Spearman over masks of measured gain and summed predictor. Brackets: bootstrap over masks."
     )
@@ -194,7 +195,7 @@ def _isolated_text(record: Record) -> str:
     length = "one step size" if settings["match"] == "rate" else "one update norm"
     return (
         f"One SGD step at a time on the {settings['loss']} loss of a single position, from theta0, {length} for all "
-        f"({settings['learning_rate']:g}). L_fix is the mean forward KL of {settings['fix_contexts']} contexts that "
+        f"({learning_rate(record)}). L_fix is the mean forward KL of {settings['fix_contexts']} contexts that "
         "were set aside."
     )
 
@@ -203,7 +204,7 @@ def _predicted_text(record: Record) -> str:
     settings = record.settings
     return (
         f"First-order gains ({settings['method']} derivatives) of one {settings['optimizer']} step, learning rate "
-        f"{settings['learning_rate']:g}, on the mean {settings['loss']} loss, against what the step and its parts gain."
+        f"{learning_rate(record)}, on the mean {settings['loss']} loss, against what the step and its parts gain."
     )
 
 
@@ -223,6 +224,7 @@ def _step_tables(record: Record, results: Results) -> Tables:
             f"Cluster-robust errors (K={HEADLINE_K})": inference_table(results.inference, record.probe_id),
         }
         | further(results.estimates, record.probe_id)
+        | {_LADDER: ladder_table(record)}
     )
 
 
@@ -240,19 +242,31 @@ def _predicted_tables(record: Record, results: Results) -> Tables:
     }
 
 
+def panel_obstacle(record: Record, results: Results) -> list[str]:
+    """Return why nothing is judged on the real step of a placebo panel, if so: it was too long."""
+    mine = results.panel[(results.panel["probe_id"] == record.probe_id) & (results.panel["statistic"] == MEAN_GAIN)]
+    mean = float(mine["estimate"].iloc[0])
+    judged = mine["survives"].dropna()
+    reason = too_long(record, f"{mean:.3g}", harmed=mean < 0 and len(judged) > 0 and bool(judged.all()))
+    return [reason] * bool(reason)
+
+
 def _panel_verdict(record: Record, results: Results) -> list[str]:
+    if reason := panel_obstacle(record, results):
+        return reason
     mine = results.panel[results.panel["probe_id"] == record.probe_id]
     return panel_sentences([{str(name): value for name, value in row.items()} for row in mine.to_dict("records")])
 
 
 def _of_step(record: Record, results: Results) -> list[str]:
-    return list(at_headline(results.findings, record.probe_id)["sentence"])
+    return judged_sentences(results.findings, record.probe_id)
 
 
 def _of_study(record: Record, results: Results) -> list[str]:
     return study_sentences(results.estimates, record.probe_id)
 
 
+_LADDER = "The step at shorter lengths, and what first order explains of it"
 _TITLES = {
     "one_step": "Step",
     "checkpoint": "Checkpoint",
@@ -281,7 +295,10 @@ _VERDICTS: dict[str, Callable[[Record, Results], list[str]]] = {
 }
 _TABLES: dict[str, Callable[[Record, Results], Tables]] = {
     **dict.fromkeys(STEP_KINDS, _step_tables),
-    "placebo": lambda record, r: {"Headline statistics beside placebos": panel_table(r.panel, record.probe_id)},
+    "placebo": lambda record, r: {
+        "Headline statistics beside placebos": panel_table(r.panel, record.probe_id),
+        _LADDER: ladder_table(record),
+    },
     "selectors": lambda record, r: selection_tables(r.selection, record.probe_id),
     "lds": lambda record, r: {"Token-LDS of every predictor": lds_table(r.estimates, record.probe_id)},
     "isolated": _isolated_tables,

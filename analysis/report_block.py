@@ -8,7 +8,7 @@ import pandas as pd
 from teachdiag.analysis.comparison_report import lds_table, panel_table
 from teachdiag.analysis.findings import STATUSES, at_headline
 from teachdiag.analysis.frame import STEP_KINDS, Record, read_records
-from teachdiag.analysis.report import Results, pair_text, probe_text, read_results, verdict
+from teachdiag.analysis.report import Results, pair_text, panel_obstacle, probe_text, read_results, verdict
 from teachdiag.analysis.selection_report import headline_budget, selection_sentences, selection_table
 from teachdiag.analysis.step_tables import at_headline_k, coefficient_table, outcome_table, validity_table
 from teachdiag.analysis.study import isolated_table
@@ -62,7 +62,9 @@ def _headline_sentences(record: Record, results: Results) -> list[str]:
     if record.kind == "selectors":
         leaders_at = [headline_budget(results.selection, record.probe_id)]
         return selection_sentences(results.selection, results.estimates, record.probe_id, leaders_at)
-    return _panel_sentences(results.panel, record.probe_id) if record.kind == "placebo" else verdict(record, results)
+    if record.kind == "placebo":
+        return panel_obstacle(record, results) or _panel_sentences(results.panel, record.probe_id)
+    return verdict(record, results)
 
 
 def _panel_sentences(panel: pd.DataFrame, probe_id: str) -> list[str]:
@@ -137,7 +139,7 @@ def _step_parts(record: Record, results: Results) -> list[str]:
         markdown(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
         f"Predicting gain on prompts not seen, K={HEADLINE_K}:",
         markdown(alone.drop(columns=["theta0", *differences], errors="ignore")),
-        _folded(f"The verdict, {len(headline)} claims: {told}", bullets(list(headline["sentence"]))),
+        _folded(f"The verdict, {len(headline)} claims: {told}", bullets(verdict(record, results))),
     ]
 
 

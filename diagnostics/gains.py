@@ -41,6 +41,12 @@ def gain_columns(
     }
 
 
+def explained(gain: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of the variance of a measured gain that a prediction explains, without fitting anything."""
+    centred = gain - gain.mean(dtype=np.float64)
+    return 1 - float(np.square(gain - predicted).sum() / max(np.square(centred).sum(), 1e-30))
+
+
 def _values(table: pa.Table, name: str) -> np.ndarray:
     values: np.ndarray = table[name].to_numpy()
     return values

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.gains import explained
 from teachdiag.diagnostics.losses import PositionLoss, position_loss
 from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
 from teachdiag.diagnostics.processes import on_first
@@ -141,11 +142,5 @@ def _assemble(bench: Workbench, predicted: np.ndarray, fix: pa.Table) -> dict[st
         "noise_floor": noise_floor(before, again),
         "mean_predicted_gain": float(predicted.mean(dtype=np.float64)),
         "mean_gain": {f"1/{round(1 / s)}": float(gain.mean(dtype=np.float64)) for s, gain in gains.items()},
-        "r2": {f"1/{round(1 / s)}": _r2(gain, s * predicted) for s, gain in gains.items()},
+        "r2": {f"1/{round(1 / s)}": explained(gain, s * predicted) for s, gain in gains.items()},
     }
-
-
-def _r2(gain: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of the variance of the measured gain that the prediction explains, without fitting anything."""
-    centred = gain - gain.mean(dtype=np.float64)
-    return 1 - float(np.square(gain - predicted).sum() / max(np.square(centred).sum(), 1e-30))

@@ -16,6 +16,7 @@ from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
+from teachdiag.diagnostics.ladder import climb, ladder_results
 from teachdiag.diagnostics.models import LanguageModel, load
 from teachdiag.diagnostics.parameters import laid_out_like
 from teachdiag.diagnostics.processes import on_first, processes
@@ -43,6 +44,7 @@ NOTHING, ROLLOUTS = "theta0", "shuffled_rollouts"
 _RANDOM = "random_direction"
 _STEP = fields_schema(Step) | {"processes": int}
 _BEFORE = "before"  # the state, theta0 in the layout of all others, against which these are measured
+_EXACT = "before-float32"  # that of a half-precision model, in float32
 
 
 class Update(NamedTuple):
@@ -121,6 +123,8 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     half = bench.student.half
     bench.rescore_shards(_BEFORE, bench.batched, "theta0")
     bench.student.half = None  # the noise of a half-precision model shows against float32
+    if half is not None and settings.laddered:
+        bench.rescore_shards(_EXACT, bench.batched, "theta0, float32")
     for update in placebos:
         if update.name == NOTHING:
             bench.rescore_shards(update.state, bench.relaid(update.draw), f"theta0, layout {update.draw + 1}")
@@ -152,6 +156,9 @@ def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> St
     if real is not None:
         bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
         step = replace(step, update_norm=bench.theta0.distance())
+    elif bench.settings.laddered:
+        share = climb(bench, _EXACT if bench.student.half else _BEFORE, Update(NOTHING).state, update.state)
+        step = replace(step, share=share, update_norm=bench.theta0.distance() if share < 1 else step.update_norm)
     on_first(lambda: write_note(asdict(step) | {"processes": processes().num_processes}, note))
     try:
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
@@ -249,6 +256,7 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
     positions = POSITIONS.read(bench.run / "positions", ["split", "forward_kl"])
     captured = positions["forward_kl"].to_numpy()[(positions["split"] == "bank").to_numpy()]
     updates: dict[str, Any] = {}
+    ladder = {"ladder": ladder_results(bench, steps[real].share)} if bench.settings.laddered else {}
     for update in (real, *placebos):
         facts = _write_gains(bench, update, update == real, floor) | asdict(steps[update])
         updates.setdefault(update.name, []).append(facts)
@@ -256,7 +264,7 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
         "noise_floor": floor,
         "largest_difference_from_capture": float(np.abs(captured - before).max()),
         "updates": {name: found[0] if len(found) == 1 else {"draws": found} for name, found in updates.items()},
-    }
+    } | ladder
 
 
 def _write_gains(bench: Workbench, update: Update, real: bool, floor: float) -> dict[str, float]:

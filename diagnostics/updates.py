@@ -30,12 +30,14 @@ class Step:
         gradient_norm: before clipping.
         positions: positions in the update batch.
         update_norm: Euclidean norm of theta1 - theta0, all steps together.
+        share: of the step at the nominal learning rate, of which this is a part.
     """
 
     loss: float
     gradient_norm: float
     positions: int
     update_norm: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def _rows(run: Path) -> pd.DataFrame:
     tables = load_tables(run)
     found = []
     for step in steps_of(tables):
-        settings: dict[str, Any] = Stage(run, f"probes/{step.probe_id}").record()["settings"]
+        note = Stage(run, f"probes/{step.probe_id}").record()
+        ladder: dict[str, Any] = note["results"].get("ladder", {})
+        settings: dict[str, Any] = note["settings"] | {n: v for n, v in ladder.items() if n == "learning_rate"}
         mine = tables.contrasts
         mine = mine[(mine["probe_id"] == step.probe_id) & (mine["outcome"] == OUTCOME)]
         mine = mine[(mine["score"] == "compatibility") & mine["design"].isin(_DESIGNS)]

@@ -223,5 +223,6 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
         option = typer.Option(
             help=escape(help_text(entry)), show_default=shown, is_eager=reader is not None, callback=reader
         )
-        options[entry.name] = (Annotated[hints[entry.name], option], entry.default)
+        hint = str if hints[entry.name] == float | str else hints[entry.name]  # a number or a word
+        options[entry.name] = (Annotated[hint, option], entry.default)
     return options

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from teachdiag.settings import SHORT_ENOUGH
+
 _WIDTH = 124  # columns that the analysis tables need to stay readable
 
 Summary = dict[str, Any]
@@ -140,7 +142,22 @@ def _updates(summary: Summary, title: str) -> None:
             cells = f"{draw['mean_gain']:.3g}", f"{draw['share_gaining']:.1%}", f"{draw['update_norm']:.3g}"
             table.add_row(label, *cells)
     _console().print(table)
+    if "ladder" in summary:
+        _ladder(summary["ladder"])
     print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
+
+
+def _ladder(ladder: dict[str, Any]) -> None:
+    title = f"the step at shorter lengths: short enough is one with R2 from {SHORT_ENOUGH:g} on"
+    table = _table(title, "share", "learning rate", "mean gain [nats]", "R2 of first order", "rounding")
+    for rung in ladder["rungs"]:
+        r2 = "cannot tell" if rung["r2"] is None else f"{rung['r2']:.4f}"
+        cells = f"{rung['learning_rate']:g}", f"{rung['mean_gain']:.3g}", r2, f"{rung['noise']:.1e}"
+        table.add_row(f"{rung['share']:g}", *cells)
+    _console().print(table)
+    fits = {True: "is short enough", False: "is too long", None: "cannot be told from rounding"}[ladder["short_enough"]]
+    longest = "" if ladder["longest"] is None else f"; the longest that is: --learning-rate {ladder['longest']:g}"
+    print(f"the step that was taken, at learning rate {ladder['learning_rate']:g}, {fits}{longest}")
 
 
 def _isolated(summary: Summary, title: str) -> None:

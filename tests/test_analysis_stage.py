@@ -12,6 +12,7 @@ from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_posi
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bootstrap import Resampling
 from teachdiag.analysis.design import GAP
+from teachdiag.analysis.report_block import result_block
 from teachdiag.analysis.step_tables import coefficient_table, validity_table
 from teachdiag.analysis.summary import terminal_tables
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES
@@ -121,6 +122,73 @@ def test_differences_from_placebos_are_paired(effect_run: Path) -> None:
     )
     expected = np.percentile(np.subtract(*draws)[1:], [2.5, 97.5])
     np.testing.assert_allclose(row[row["term"] == "bank"][["ci_low", "ci_high"]].to_numpy()[0], expected, rtol=1e-6)
+
+
+def _with_ladder(run: Path, probe_id: str, rate: float, *rungs: tuple[float, float, float | None]) -> None:
+    """Give a planted probe a ladder, from the mean gain, the first-order gain and R2 of each rung."""
+    note = run / f"probes/{probe_id}.json"
+    content = json.loads(note.read_text())
+    found = [
+        {"share": 2.0**-n, "learning_rate": rate * 2.0**-n, "mean_gain": gain, "first_order_gain": first, "r2": r2}
+        | {"noise": 1e-6, "short_enough": None if r2 is None else r2 >= 0.95}
+        for n, (gain, first, r2) in enumerate(rungs)
+    ]
+    longest = next((rung["learning_rate"] for rung in found if rung["short_enough"]), None)
+    taken = {"learning_rate": rate, "short_enough": found[0]["short_enough"]}
+    content["results"]["ladder"] = taken | {"longest": longest, "rungs": found}
+    note.write_text(json.dumps(content))
+
+
+def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:
+    """The status of the step itself, that of all other claims, and the verdict's sentences."""
+    verdict = run_analysis(run, QUICK, QUIET)["verdict"]
+    assert verdict[0] in (run / "summary.md").read_text()
+    assert verdict[0] in result_block(run)
+    status = _read(run, FINDINGS).set_index("finding")["status"]
+    return [status["the step helps"]], set(status.drop("the step helps")), verdict
+
+
+def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
+    """Whatever else the tables show: first order does not explain the step, and the rate to use is said."""
+    run = plant(tmp_path / "run", EFFECT)
+    _with_ladder(run, "step", 4e-5, (0.01, 0.03, 0.4), (0.01, 0.015, 0.8), (0.01, 0.0075, 0.96))
+    step, others, verdict = _judged(run)
+    assert (step, others) == (["too long"], {"not judged"})
+    assert "at learning rate 4e-05 first order explains 40.0% of the variance of the gain" in verdict[0]
+    assert "use `--learning-rate 1e-05`, the longest of its ladder that is short enough" in verdict[0]
+    assert not any("Holds" in sentence for sentence in verdict)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "said", "status"),
+    [
+        ((), "probe again with `--learning-rate auto`", "too long"),
+        # f = 0.01, g = -0.02: largest at f / (2 (f - g)) = 1/6 of the step, so 1/8
+        ([(-0.02, 0.01, 0.97)], "first order alone foresees 0.01): use `--learning-rate 1e-06`", "too long"),
+        ([(-0.02, -0.03, 0.97)], "no shorter one along it would help: first order alone foresees -0.03", "reversed"),
+        ([(-0.02, 0.01, 0.3)], "no step down to 8e-06 is short enough", "too long"),
+    ],
+)
+def test_nothing_is_judged_on_a_step_that_does_harm(
+    tmp_path: Path, ladder: list[tuple[float, float, float]], said: str, status: str
+) -> None:
+    run = plant(tmp_path / "run", replace(EFFECT, mean_gain=-0.06))
+    if ladder:
+        _with_ladder(run, "step", 8e-6, *ladder)
+    step, others, verdict = _judged(run)
+    assert (step, others) == ([status], {"not judged"})
+    assert said in verdict[0]
+    assert "mean gain -0.0" in verdict[0]
+    assert len(verdict) == 1
+
+
+def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run", EFFECT)
+    _with_ladder(run, "step", 1e-5, (0.03, 0.031, 0.962), (0.015, 0.0155, 0.99))
+    step, others, _ = _judged(run)
+    assert step == ["holds"]
+    assert "not judged" not in others
+    assert "First order explains 96.2% of the variance of its gain" in (run / "summary.md").read_text()
 
 
 def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:

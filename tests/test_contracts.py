@@ -178,6 +178,10 @@ def test_settings_refuse_impossible_values() -> None:
         (lambda: ProbeSettings(learning_rate=-1), "--learning-rate"),
         (lambda: ProbeSettings(learning_rate=float("nan")), "--learning-rate"),
         (lambda: ProbeSettings(learning_rate=float("inf")), "--learning-rate"),
+        (lambda: ProbeSettings(learning_rate=0), "--learning-rate is 0.0: it must be between 1e-12 and 1 with"),
+        (lambda: ProbeSettings(optimizer="sgd", learning_rate=1e30), "--learning-rate is 1e[+]30: it must be between"),
+        (lambda: ProbeSettings(kind="isolated", learning_rate="1e-400"), "--learning-rate is 0.0"),
+        (lambda: ProbeSettings(learning_rate="fast"), "--learning-rate is 'fast': it must be a number or 'auto'"),
         (lambda: ProbeSettings(name="a/b"), "--name"),
         (lambda: AnalyzeSettings(draws=3), "--draws is 3: it must be at least 100, and finite"),
     ]

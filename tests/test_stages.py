@@ -17,12 +17,14 @@ from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics import positions as positions_module
 from teachdiag.diagnostics import rollouts as rollouts_module
-from teachdiag.diagnostics import workbench
+from teachdiag.diagnostics import stepped, workbench
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
-from teachdiag.errors import RunError
+from teachdiag.diagnostics.theta0 import Theta0
+from teachdiag.diagnostics.updates import Step
+from teachdiag.errors import EstimationError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings
@@ -110,7 +112,7 @@ def test_a_killed_capture_ends_with_the_same_bytes(
     assert (tmp_path / "killed/capture.json").read_bytes() == (run / "capture.json").read_bytes()
 
 
-@pytest.mark.parametrize("after", [1, 6, 9, 14])
+@pytest.mark.parametrize("after", [1, 6, 9, 12, 17, 20])
 def test_a_killed_probe_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -145,11 +147,21 @@ def test_probe_writes_the_real_step_and_its_placebos(run: Path, quiet: Reporter)
     np.testing.assert_array_equal(theta0["gain"].abs(), theta0["noise_floor"])
 
 
-def test_a_step_of_nothing_gains_exactly_nothing(run: Path, quiet: Reporter) -> None:
-    run_probe(run, replace(PROBE, learning_rate=0.0), quiet)
+def test_a_step_of_nothing_gains_exactly_nothing(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stays(student: object, objectives: object, settings: object, theta0: Theta0, reporter: Reporter) -> Step:
+        theta0.leave()
+        return Step(1.0, 1.0, 1, 0.0)
+
+    monkeypatch.setattr(stepped, "optimize", stays)
+    results = run_probe(run, PROBE, quiet)
     gains = GAINS.read(run / "gains" / "p")
     assert (gains["gain"] == 0).all()
     assert (gains["gain_reverse"] == 0).all()
+    assert results["ladder"]["short_enough"] is None  # which nobody can tell
+    with pytest.raises(
+        EstimationError, match="auto finds no step that is short enough: even at 1e-05 rounding makes up"
+    ):
+        run_probe(run, replace(PROBE, name="q", learning_rate="auto"), quiet)
 
 
 def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
@@ -191,6 +203,7 @@ def test_half_precision_keeps_float32_statistics_and_master_weights(
     run_capture(tmp_path / "run", replace(tiny_settings, dtype="bfloat16"), quiet)
     results = run_probe(tmp_path / "run", PROBE, quiet)
     assert results["updates"]["one_step"]["mean_gain"] > 0
+    assert results["ladder"]["short_enough"]  # which float32 tells: bfloat16 drowns it
     assert results["noise_floor"] > 1e-4  # bfloat16 shows against float32
     gains = GAINS.read(tmp_path / "run/gains/p")
     threshold = 10 * gains["noise_floor"].clip(lower=results["noise_floor"])

@@ -51,6 +51,7 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
     """Claims of every real step with their status, then what the other probes say."""
     findings = FINDINGS.read(run / "analysis/findings.parquet")
     mine = findings[(findings["outcome"] == OUTCOME) & (findings["k"].isna() | (findings["k"] == K))]
+    mine = mine[mine["status"] != "not judged"]
     parts = []
     for probe_id, claims in mine.groupby("probe_id", sort=False):
         items = "".join(

@@ -167,7 +167,7 @@ FINDINGS = Table(
             "",
             "'holds' or 'reversed' (the interval leaves 0 out, and so do the differences from every placebo); "
             "'artefact' (not beyond a placebo that shows it too); 'unclear' (not told apart from another placebo); "
-            "'not shown'",
+            "'not shown'; 'too long' (of the first claim: the step was, so that all others are 'not judged')",
         ),
         Column("estimate", DOUBLE, "see unit", "the number behind it"),
         *CI,

@@ -34,6 +34,7 @@ SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the leng
 HEADLINE_K = 16  # the K of sentences and figures that show a single one; the paper's
 HEADLINE_OUTCOME = "gain"  # likewise the outcome
 SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
+SHORT_ENOUGH = 0.95  # share of the variance of the bank's gain that first order explains of a step that is no longer
 NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
 MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
 CLOCK = "strftime_now"  # what chat templates read the date by
