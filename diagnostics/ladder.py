@@ -4,8 +4,9 @@ The first step of AdamW or SGD is the learning rate times a direction that does 
 without. So theta0 + s (theta1 - theta0) is the step at s times the rate, and the rungs s = 1, 1/2, 1/4, ... cost
 forward passes only. Let g(s) be a position's gain there. A quadratic term b s^2 beside the slope a s leaves about
 (b s / a)^2 of the variance of g(s) unexplained, a quarter of that at half the length. Rungs are added until g(2s) is
-2 g(s) up to a quarter of what a step may leave unexplained; there the slope is taken by central difference, whose own
-error is of fourth order in s.
+2 g(s) up to a quarter of what a step may leave unexplained. There the slope is taken from g(2s), g(s) and g(-s), exact
+for gains of third order: the odd part of g(s) is a s + c s^3, and g(2s) less four times the even part is
+2 a s + 8 c s^3.
 """
 
 import shutil
@@ -18,13 +19,13 @@ import numpy.typing as npt
 from teachdiag.diagnostics.gains import explained
 from teachdiag.diagnostics.processes import on_first, processes
 from teachdiag.diagnostics.workbench import Workbench
-from teachdiag.errors import ContextError, EstimationError
+from teachdiag.errors import EstimationError
 from teachdiag.notes import OBJECT, read_note, recall, write_note
 from teachdiag.settings import SHORT_ENOUGH
 
 RUNGS = tuple(2.0**-k for k in range(11))  # shares of the nominal step
 _SETTLED = (1 - SHORT_ENOUGH) / 4
-_NOISE = 0.02  # share of a gain's variance that may be rounding where the slope is taken, which has a quarter of it
+_NOISE = 0.01  # share of a gain's variance that may be rounding where the slope is taken
 
 _FACTS = {"longest": float | None, "rungs": [OBJECT]}
 
@@ -60,10 +61,7 @@ def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
         def gain_at(share: float) -> Gain:
             if share < 1:  # as taken, to the last digit, otherwise
                 bench.theta0.displace(direction, share)
-            try:
-                bench.rescore_shards(f"{folder}/{share}", bench.batched, f"{share:g} of the step")
-            except ContextError as error:
-                raise ContextError(f"after {share:g} of the step: {error}, or a smaller --learning-rate") from error
+            bench.rescore_shards(f"{folder}/{share}", bench.batched, f"{share:g} of the step")
             return np.asarray(theta0 - bench.forward_kl(f"{folder}/{share}"))
 
         facts = judged(*measured(gain_at, noise), noise, bench.settings.step_size)
@@ -119,7 +117,7 @@ def judged(gains: Mapping[float, Gain], behind: Gain | None, noise: float, rate:
         that is short enough, or None.
     """
     last = min(gains)
-    slope = None if behind is None else (gains[last] - behind) / (2 * last)
+    slope = None if behind is None else _slope(gains[2 * last], gains[last], behind, last)
     rungs = []
     for share, gain in gains.items():
         found: dict[str, Any] = {"share": share, "learning_rate": rate * share, "mean_gain": float(gain.mean())}
@@ -132,6 +130,12 @@ def judged(gains: Mapping[float, Gain], behind: Gain | None, noise: float, rate:
         rungs.append(found)
     longest = next((rung["learning_rate"] for rung in rungs if rung["short_enough"]), None)
     return {"longest": longest, "rungs": rungs}
+
+
+def _slope(longer: Gain, gain: Gain, behind: Gain, share: float) -> Gain:
+    """The derivative at 0, from the gains at twice a share, at the share, and at minus the share."""
+    odd, even = (gain - behind) / 2, (gain + behind) / 2
+    return np.asarray((4 * odd - (longer - 4 * even) / 2) / (3 * share))
 
 
 def rounding(gain: Gain, noise: float) -> float:

@@ -153,14 +153,15 @@ def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> St
     if count != processes().num_processes:  # the step's last digits hang on their number
         on_first(lambda: shutil.rmtree(note.parent, ignore_errors=True))
     step = _take(bench, update)
-    if real is not None:
-        bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
-        step = replace(step, update_norm=bench.theta0.distance())
-    elif bench.settings.laddered:
-        share = climb(bench, _EXACT if bench.student.half else _BEFORE, Update(NOTHING).state, update.state)
-        step = replace(step, share=share, update_norm=bench.theta0.distance() if share < 1 else step.update_norm)
-    on_first(lambda: write_note(asdict(step) | {"processes": processes().num_processes}, note))
     try:
+        if real is not None:
+            bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
+            step = replace(step, update_norm=bench.theta0.distance())
+        elif bench.settings.laddered:
+            share = climb(bench, _EXACT if bench.student.half else _BEFORE, Update(NOTHING).state, update.state)
+            step = replace(step, share=share, update_norm=bench.theta0.distance() if share < 1 else step.update_norm)
+        facts = asdict(step) | {"processes": processes().num_processes}
+        on_first(lambda: write_note(facts, note))
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
     except ContextError as error:
         raise ContextError(f"after the update {update.name}: {error}, or a smaller --learning-rate") from error

@@ -48,7 +48,7 @@ def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # no
     unknown = entries.keys() - known
     if unknown:
         raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
-    hints = get_type_hints(context.command.callback)
+    hints = get_type_hints(context.command.callback) | context.command.callback.declared  # type: ignore[union-attr]
     for key, value in entries.items():  # before the command line makes 1 of true, and 3 of 3.7
         if not fits(value, hints[key]):
             raise SettingsError(f"recipe {path}: {key} is {shown(value)}: it must be {in_words(hints[key])}")
@@ -160,7 +160,7 @@ def stage_command(
             if common["json"] and FIRST:
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
-        _add(app, command, stage, (_RUNS if many else _ONE_RUN) | _COMMON | _settings_options(settings_class))
+        _add(app, command, stage, settings_class, (_RUNS if many else _ONE_RUN) | _COMMON)
         return stage
 
     return register
@@ -186,7 +186,7 @@ def plain_command(
                 summary = work(settings_class(**values))
             print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
 
-        _add(app, command, work, shared | _settings_options(settings_class))
+        _add(app, command, work, settings_class, shared)
         return work
 
     return register
@@ -196,9 +196,11 @@ def _add(
     app: typer.Typer,
     command: Callable[..., None],
     named: Callable[..., Any],
-    options: dict[str, tuple[Any, Any]],
+    settings_class: type,
+    shared: dict[str, tuple[Any, Any]],
 ) -> None:
-    """Let a command join the command line under the name and help text of a function, with these options."""
+    """Let a command join the command line under the name and help text of a function, with its settings' options."""
+    options = shared | _settings_options(settings_class)
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (annotation, default) in options.items()
@@ -206,6 +208,7 @@ def _add(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
     command.__doc__ = named.__doc__
+    command.declared = get_type_hints(settings_class)  # type: ignore[attr-defined]
     app.command(named.__name__)(command)
 
 
@@ -223,6 +226,6 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
         option = typer.Option(
             help=escape(help_text(entry)), show_default=shown, is_eager=reader is not None, callback=reader
         )
-        hint = str if hints[entry.name] == float | str else hints[entry.name]  # a number or a word
+        hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
         options[entry.name] = (Annotated[hint, option], entry.default)
     return options

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import amend
 from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
 
 from teachdiag.analysis.analyze import run_analysis
@@ -127,7 +128,6 @@ def test_differences_from_placebos_are_paired(effect_run: Path) -> None:
 def _with_ladder(run: Path, probe_id: str, rate: float, *rungs: tuple[float, float, float | None]) -> None:
     """Give a planted probe a ladder, from the mean gain, the first-order gain and R2 of each rung."""
     note = run / f"probes/{probe_id}.json"
-    content = json.loads(note.read_text())
     found = [
         {"share": 2.0**-n, "learning_rate": rate * 2.0**-n, "mean_gain": gain, "first_order_gain": first, "r2": r2}
         | {"noise": 1e-6, "short_enough": None if r2 is None else r2 >= 0.95}
@@ -135,8 +135,8 @@ def _with_ladder(run: Path, probe_id: str, rate: float, *rungs: tuple[float, flo
     ]
     longest = next((rung["learning_rate"] for rung in found if rung["short_enough"]), None)
     taken = {"learning_rate": rate, "short_enough": found[0]["short_enough"]}
-    content["results"]["ladder"] = taken | {"longest": longest, "rungs": found}
-    note.write_text(json.dumps(content))
+    ladder = taken | {"longest": longest, "rungs": found}
+    amend(note, lambda content: content["results"].update(ladder=ladder))
 
 
 def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:

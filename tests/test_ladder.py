@@ -64,13 +64,13 @@ def test_slopes_and_r2_are_those_of_float64(
         with torch.no_grad():
             return forward_kl({name: weights[name] + share * step[name] for name in weights})
 
-    before, slope = moved(0.0), (moved(1e-5) - moved(-1e-5)) / 2e-5
+    before, slope = moved(0.0), (moved(2e-3) - moved(-2e-3)) / 4e-3  # Qwen3 normalises in float32, whatever its weights
     for rung in found["rungs"]:
         share = rung["share"]
         gain = before - moved(share)
         left = (gain + share * slope).square().sum() / (gain - gain.mean()).square().sum()
         assert rung["mean_gain"] == pytest.approx(gain.mean().item(), rel=1e-3)
-        assert rung["first_order_gain"] == pytest.approx(-share * slope.mean().item(), rel=2e-2)
+        assert rung["first_order_gain"] == pytest.approx(-share * slope.mean().item(), rel=5e-3)
         assert rung["r2"] == pytest.approx(1 - left.item(), abs=5e-3)
     assert [rung["share"] for rung in found["rungs"]] == list(RUNGS[: len(found["rungs"])])
     assert found["short_enough"] is False
