@@ -98,7 +98,7 @@ def test_a_checkpoint(tmp_path: Path, captured: Path) -> None:
 
 
 def test_a_killed_probe_continues(tmp_path: Path, captured: Path, sharded: Path) -> None:
-    """It was killed while it rescored what the real step had done, and ends with the same bytes."""
+    """It was killed while it measured the real step's ladder, and ends with the same bytes."""
     run, script = tmp_path / "run", tmp_path / "dying.py"
     shutil.copytree(captured, run)
     script.write_text(
@@ -106,12 +106,13 @@ def test_a_killed_probe_continues(tmp_path: Path, captured: Path, sharded: Path)
         "from conftest import dying\n"
         "from teachdiag.cli import main\n"
         "from teachdiag.diagnostics import workbench\n"
-        "workbench.rescore = dying(workbench.rescore, 12)\n"
+        "workbench.rescore = dying(workbench.rescore, 18)\n"
         "main()\n"
     )
     done = torchrun(2, "--", str(script), "probe", "--run", str(run), *options(PLACEBOS), "--shard-model")
     assert "Killed" in done.stderr
-    assert (run / "scratch/p/one_step-0/step.json").exists()
+    assert (run / "scratch/p/ladder-2").exists()
+    assert not (run / "scratch/p/ladder.json").exists()
     assert not (run / "scratch/p/shuffled_teacher-0").exists()
     again = launch(2, "probe", "--run", str(run), *options(PLACEBOS), "--shard-model")
     assert again.returncode == 0, again.stderr[-3000:]
