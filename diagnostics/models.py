@@ -22,7 +22,7 @@ from teachdiag.diagnostics.sources import (
     reading,
 )
 from teachdiag.diagnostics.vocabulary import Known, known_ids
-from teachdiag.diagnostics.weights import check_weights, forget_wrappers, refuse_strays
+from teachdiag.diagnostics.weights import check_weights, forget_wrappers, refuse_misfits
 from teachdiag.errors import ModelError, SettingsError, cause
 
 transformers.utils.logging.disable_progress_bar()
@@ -169,7 +169,7 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
             ignore_mismatched_sizes=True,  # told of in the report
             output_loading_info=True,
         )
-        refuse_strays(source, report)
+        refuse_misfits(source, report)
         forget_wrappers(model, wrappers)
         if source.dropped_layers:
             _drop_layers(model, source)

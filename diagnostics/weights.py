@@ -5,6 +5,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    refuse_strays(source, report)
+    refuse_misfits(source, report)
     tied = [name for name in head_names(model) if name in plain]
     if len(tied) > 1 and not torch.equal(*(stored_weight(source, [name]) for name in tied[:2])):
         raise ModelError(
@@ -147,8 +148,8 @@ def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> 
 
 def head_names(model: Any, part: str = "weight") -> list[str]:  # noqa: ANN401
     """Names of the LM head's weight or bias: several, where it is tied to another weight, none where there is none."""
-    own = getattr(model.get_output_embeddings(), part, None)
-    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is own]
+    head = getattr(model.get_output_embeddings(), part, None)
+    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is head]
 
 
 def _key_mapping(names: Iterable[str]) -> dict[str, str]:
@@ -163,7 +164,7 @@ def _key_mapping(names: Iterable[str]) -> dict[str, str]:
     return {f"^{re.escape(stem)}": stems[stem] for stem in sorted(stems, key=len, reverse=True)}
 
 
-def refuse_strays(source: ModelSource, report: Mapping[str, Collection[Any]]) -> None:
+def refuse_misfits(source: ModelSource, report: Mapping[str, Collection[Any]]) -> None:
     """Refuse a model whose loading report is not empty; it leaves out what the architecture knows it can do without.
 
     Raises:
@@ -189,15 +190,25 @@ def forget_wrappers(model: Any, mapping: Mapping[str, str]) -> None:  # noqa: AN
     """Let a model that was loaded by a `key_mapping` be saved under its own names: transformers would undo it then."""
     if mapping:
         used = model._weight_conversions
-        model._weight_conversions = [own for own in used if mapping.keys().isdisjoint(own.source_patterns)]
+        model._weight_conversions = [one for one in used if mapping.keys().isdisjoint(one.source_patterns)]
 
 
 def _refuse_damaged(source: ModelSource, files: Iterable[Path]) -> None:
     """Refuse a file of the Hub's cache that is not what its name says: large ones lie there by their SHA-256."""
     for file in files:
         blob = file.resolve()
-        if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob.name) and file_digest(blob) != blob.name:
+        if (
+            file.is_symlink()
+            and re.fullmatch("[0-9a-f]{64}", blob.name)
+            and _digest(blob, blob.stat().st_mtime_ns) != blob.name
+        ):
             raise ModelError(f"model {source.name!r}: {file.name} in the cache is damaged: delete {blob}")
+
+
+@cache
+def _digest(blob: Path, written: int) -> str:
+    """SHA-256 of a file, read once a process: a model is checked when it is pinned, and again when it is loaded."""
+    return file_digest(blob)
 
 
 def _stored(source: ModelSource, files: Iterable[Path]) -> dict[str, Tensor]:
