@@ -11,7 +11,7 @@ from teachdiag.diagnostics.grading import SECONDS, Grader, grader_of
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
-from teachdiag.diagnostics.sources import outline
+from teachdiag.diagnostics.sources import Outline, outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.vocabulary import refuse_short_head
 from teachdiag.diagnostics.weights import resolve_whole
@@ -47,6 +47,17 @@ class Examination:
         named = [(prompt.prompt_id, self.prompts.manifest.student_messages(prompt)) for prompt in self.held_out]
         return encode_prompts(tokenizer, named, self.options, reporter)
 
+    def fitting(self, model: LanguageModel | Outline, reporter: Reporter | None = None) -> list[tuple[int, ...]]:
+        """Token ids of every held-out prompt, each of which leaves a model room for its answer.
+
+        Raises:
+            ContextError: one does not, or cannot be rendered.
+        """
+        asked = self.asked(model.tokenizer, reporter)
+        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, asked, strict=True)]
+        check_prompts_fit(named, model, self.settings.eval_max_new_tokens, "--eval-max-new-tokens")
+        return asked
+
     def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
         """What a stage records of its prompts, `prompts` being their token ids."""
         return {
@@ -64,13 +75,10 @@ class Examination:
         Raises:
             ContextError: a prompt is too long for the model.
         """
-        settings, texts = self.settings, self.asked(model.tokenizer)
-        room = settings.eval_max_new_tokens
-        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, texts, strict=True)]
-        check_prompts_fit(named, model, room, "--eval-max-new-tokens")
+        settings = self.settings
         asked = [
             (prompt, ids, number, derive_seed(settings.prompt_seed, "answer", prompt.prompt_id, number))
-            for prompt, ids in zip(self.held_out, texts, strict=True)
+            for prompt, ids in zip(self.held_out, self.fitting(model), strict=True)
             for number in range(settings.eval_samples)
         ]
         mine = shared_out(asked)
@@ -78,7 +86,8 @@ class Examination:
         with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
             for start in range(0, len(mine), settings.eval_batch):
                 group = mine[start : start + settings.eval_batch]
-                rollouts = sample(model, [ids for _, ids, *_ in group], [own[3] for own in group], settings.answering)
+                _, prompts, _, seeds = zip(*group, strict=True)
+                rollouts = sample(model, prompts, seeds, settings.answering)
                 for (prompt, ids, number, seed), rollout in zip(group, rollouts, strict=True):
                     text = answer_text(model.tokenizer, ids, rollout.token_ids)
                     verdict = self.grader.judge(prompt, text, cut=rollout.finish_reason == "length")
@@ -95,10 +104,10 @@ class Examination:
                         }
                     )
                 advance(len(group))
-        everybodys = together(rows, lambda row: (row["prompt_id"], row["sample"]))
-        if given_up := sum(row["given_up"] for row in everybodys):
+        rows = together(rows, lambda row: (row["prompt_id"], row["sample"]))
+        if given_up := sum(row["given_up"] for row in rows):
             reporter.say(f"{label}: {given_up} answers could not be judged within {SECONDS:g} s, and are unparseable")
-        return everybodys
+        return rows
 
 
 def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:  # noqa: ANN401
@@ -157,7 +166,7 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
         exam = examination(settings, prompts, options)
         inputs = {
             "models": {name: source.digest for name, source in sources.items()},
-            "prompts": exam.facts(ids for tokenizer in speakers.values() for ids in exam.asked(tokenizer, reporter)),
+            "prompts": exam.facts(ids for model in outlines.values() for ids in exam.fitting(model, reporter)),
         }
         if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: evaluation is complete")

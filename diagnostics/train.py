@@ -16,7 +16,7 @@ import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.distillation import check_arguments, distil
-from teachdiag.diagnostics.evaluation import examination, refuse_beside, shares, write_scores
+from teachdiag.diagnostics.evaluation import Examination, examination, refuse_beside, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import (
     PairOutline,
@@ -29,11 +29,11 @@ from teachdiag.diagnostics.pair import (
 from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
 from teachdiag.diagnostics.rollouts import check_candidates, check_prompts_fit
 from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
-from teachdiag.diagnostics.templates import Options, encode_prompts, recorded_options, resolve_options
+from teachdiag.diagnostics.templates import encode_prompts, recorded_options, resolve_options
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.prompts import PromptSet, load_prompts
+from teachdiag.prompts import load_prompts
 from teachdiag.runs import Stage, end_with_parent
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import BASE, TEACHER, Cell, plan
@@ -47,17 +47,16 @@ class Classroom:
     run: Path
     settings: TrainSettings
     sources: Sources
-    prompts: PromptSet
-    options: Options
+    exam: Examination
     device: str
     ends: frozenset[int]  # of rollouts; beside its own, of every model's answers
 
     def lessons(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
         """Token ids of the prompts to train on, rendered as the held-out ones are."""
-        settings, prompts = self.settings, self.prompts
+        settings, prompts = self.settings, self.exam.prompts
         _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
         named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt)) for prompt in drawn]
-        return encode_prompts(tokenizer, named, self.options, reporter)
+        return encode_prompts(tokenizer, named, self.exam.options, reporter)
 
     def scores(self, name: str) -> Path:
         """Where a model's answers lie."""
@@ -94,17 +93,13 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     with writing_first(run):
         on_first(lambda: refuse_beside(run, "evaluate"))
         sources = on_first(lambda: resolve_pair(settings, heard))
-        prompts = on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file))
         refuse_nothing_to_learn(sources, "same", same_prompts=True)
         pair = outline_pair(sources, heard)  # refuses a pair that shares no vocabulary
         for cell in cells:
             check_candidates(cell.settings.top_k, pair.known.count)
-        options = on_first(lambda: _options(stage, settings, prompts, pair, heard))
-        room = Classroom(run, settings, sources, prompts, options, pick_device(settings.device), pair.student.end_ids)
-        _refuse_long_prompts(room, pair, max(cell.settings.max_new_tokens for cell in cells))
-        inputs = on_first(
-            lambda: _inputs(room, cells, pair, heard)
-        )  # refuses what cannot be graded, before all training
+        exam = on_first(lambda: _examination(stage, settings, pair, heard))
+        room = Classroom(run, settings, sources, exam, pick_device(settings.device), pair.student.end_ids)
+        inputs = on_first(lambda: _inputs(room, cells, pair, heard))
         if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
             return dict(on_first(stage.require)["results"])
@@ -178,24 +173,9 @@ def _judge(room: Classroom, source: ModelSource, arm: str, reporter: Reporter, c
         return
     model = load(source, room.settings.dtype, room.device)
     model.end_with(model.end_ids | room.ends)
-    rows = examination(room.settings, room.prompts, room.options).answers(model, reporter, cell.name if cell else arm)
+    rows = room.exam.answers(model, reporter, cell.name if cell else arm)
     if is_first():
         write_scores(rows, path, arm, *((cell.budget, cell.settings.seed) if cell else ()))
-
-
-def _refuse_long_prompts(room: Classroom, pair: PairOutline, new_tokens: int) -> None:
-    """Refuse prompts that leave a model no room for a rollout, or for an answer, before anything is trained.
-
-    Raises:
-        ContextError: there is one.
-    """
-    drawn = room.prompts.draw(room.settings.eval_prompts, room.settings.train_prompts, room.settings.prompt_seed)
-    held_out, trained = ([prompt.prompt_id for prompt in prompts] for prompts in drawn)
-    exam, lessons = examination(room.settings, room.prompts, room.options), room.lessons(pair.student.tokenizer)
-    for model in (pair.student, pair.teacher):
-        asked = list(zip(held_out, exam.asked(model.tokenizer), strict=True))
-        check_prompts_fit(list(zip(trained, lessons, strict=True)), model, new_tokens)
-        check_prompts_fit(asked, model, room.settings.eval_max_new_tokens, "--eval-max-new-tokens")
 
 
 def _refuse_strays(room: Classroom, cells: Sequence[Cell]) -> None:
@@ -212,21 +192,37 @@ def _recorded(settings: TrainSettings) -> dict[str, Any]:
     return recorded
 
 
-def _options(
-    stage: Stage, settings: TrainSettings, prompts: PromptSet, pair: PairOutline, reporter: Reporter
-) -> Options:
+def _examination(stage: Stage, settings: TrainSettings, pair: PairOutline, reporter: Reporter) -> Examination:
+    """Draw the held-out prompts, rendered as the prompts to train on; refuses what cannot be graded.
+
+    Raises:
+        InputError: as `load_prompts`, `resolve_options` and `examination`.
+    """
+    prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
     speakers = {model.name: model.tokenizer for model in (pair.student, pair.teacher)}
-    before = recorded_options(stage, settings)
-    return resolve_options(settings.template_options, speakers, prompts.manifest.template_options, before, reporter)
+    defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
+    options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
+    return examination(settings, prompts, options)
 
 
 def _inputs(room: Classroom, cells: Sequence[Cell], pair: PairOutline, reporter: Reporter) -> dict[str, Any]:
-    exam, tokenizer = examination(room.settings, room.prompts, room.options), pair.student.tokenizer
+    """What goes into the stage; refuses prompts that leave a model no room for a rollout, or for an answer.
+
+    Raises:
+        ContextError: there is one, or one cannot be rendered.
+    """
+    settings, exam = room.settings, room.exam
+    lessons = room.lessons(pair.student.tokenizer, reporter)
+    _, drawn = exam.prompts.draw(settings.eval_prompts, settings.train_prompts, settings.prompt_seed)
+    named = list(zip((prompt.prompt_id for prompt in drawn), lessons, strict=True))
+    rollout = max(cell.settings.max_new_tokens for cell in cells)
+    rendered = list(lessons)
+    for model in (pair.student, pair.teacher):
+        check_prompts_fit(named, model, rollout)
+        rendered += exam.fitting(model)
     return {
         "student": pinned(room.sources[0]),
         "teacher": pinned(room.sources[1]),
-        "prompts": exam.facts(
-            [*room.lessons(tokenizer, reporter), *exam.asked(tokenizer), *exam.asked(pair.teacher.tokenizer)]
-        ),
+        "prompts": exam.facts(rendered),
         "cells": {cell.name: _recorded(cell.settings) for cell in cells},
     }

@@ -252,13 +252,13 @@ def test_a_student_is_trained_and_judged_on_prompts_rendered_alike(
     options = {"enable_thinking": False, "strftime_now": "2030-01-02"}
     prompts = load_prompts(read_manifest(manifest_path))
     tokenizer = outline(resolve(clocked[0], "", (), Reporter(quiet=True))).tokenizer
-    room = Classroom(Path(), settings, (), prompts, options, "cpu", frozenset())
+    held_out = examination(settings, prompts, options)
+    room = Classroom(Path(), settings, (), held_out, "cpu", frozenset())
     lessons = room.lessons(tokenizer)
     rows = _dataset(lessons, settings)["prompt"]
     assert sorted(rows) == sorted(map(list, lessons))
     ids, images, fields = SelectiveDistillationTrainer._tokenize_prompts(None, [*rows])
     assert (ids, images, fields) == ([*rows], None, {})
-    held_out = examination(settings, prompts, options)
     drawn, trained = prompts.draw(5, 8, 0)
     for own, asked in ((held_out.asked(tokenizer), drawn), (lessons, trained)):
         expected = [f"02 Jan 2030<user>{prompt.question}</><assistant>-" for prompt in asked]
