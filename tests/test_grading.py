@@ -72,6 +72,8 @@ def test_a_manifest_that_says_nothing_of_grading_reads_mathematics(tmp_path: Pat
         ("number", "72", "so she sold 48+24 = 72 clips.", "right"),
         ("number", "72", "The answer is \\boxed{72.0}", "right"),
         ("number", "72", "so she sold 48 clips", "wrong"),
+        ("number", "540", "The answer is 540m.", "right"),
+        ("choice", "B", "I thought of A. The correct option is B.", "right"),
         ("number", "72", "The answers are 71 and 72.", "wrong"),
         ("number", "1,200", "It costs 1,200 dollars", "right"),
         ("number", "1200", "It costs $1,200.", "right"),

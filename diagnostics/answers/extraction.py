@@ -16,7 +16,7 @@ _SENTENCE = re.compile(
 )
 _COMMANDS = re.compile(r"\\(?:begin|end|text|textbf|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 _PROSE = re.compile(
-    r"(?<![a-zA-Z])(?!(?:sqrt|pi|sin|cos|tan|log|ln|and|or|percent|infinity|oo)(?![a-zA-Z]))[A-Za-z]{2,}"
+    r"(?<![a-zA-Z])(?!(?:sqrt|pi|sin|cos|tan|log|ln|and|or|percent|infinity|oo)(?![a-zA-Z]))[A-Za-z]{2,}|\b(?:i\.e|e\.g)(?:\.|$)"
 )
 _NUMBER_FIRST = re.compile(r"[-−$(\[*]*\.?\d(?!\d*(?:st|nd|rd|th)\b)")
 _NOTES = re.compile(r"<<[^<>]*>>")  # GSM8K's own, of what a calculator said
@@ -66,6 +66,8 @@ def boxed(text: str) -> str | None:
     after = len(text)
     for box in reversed(list(_BOX.finditer(text))[-_SOME:]):
         content, end = _braced(text, box.end())
+        if end > after < len(text):  # around the box that was found
+            continue
         if found and not _BETWEEN_BOXES.fullmatch(text, end, max(end, after)):
             break
         found.insert(0, content)

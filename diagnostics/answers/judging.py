@@ -19,9 +19,10 @@ from teachdiag.diagnostics.answers.values import Collection, Quantity, Relation,
 
 _LETTERS = re.compile(r"\(?([A-Za-z])\)?(?:\s*(?:,|&|,?\s?and|or)\s*\(?([A-Za-z])\)?)*")
 _OPTION = re.compile(r"(?:option|choice)?\s*\(?([A-Z])(?:[).:,]|(?=\s|$))")
-_CHOSEN = re.compile(r"\(([A-Z])\)|\b(?:option|choice)\s+([A-Z])\b", re.IGNORECASE)
-_WRAPPED_CHOICE = re.compile(r"\\text(?:bf|it)?\{\s*\(?[A-Z]\)?\s*\}|\([A-Z]\)")
+_CHOSEN = re.compile(r"\((?i:([A-Z]))\)|\b(?i:option|choice)(?:\s+is:?)?\s+\**(?!I\b)([A-Z])\b")
+_WRAPPED_CHOICE = re.compile(r"\\text(?:bf|it)?\{\s*\(?[A-Z]\)?\s*\}|\([A-Z]\)|\\text(?:bf|it)?\{\s*\([A-Z]\)\s*\}.*")
 _LAST_NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?")
+_GLUED = re.compile(r"(?<=\d)[mgsLhJNW](?=\W*$)")
 _SHORT = 5  # words of a text that is an answer without a mark
 
 
@@ -75,6 +76,8 @@ def _typed(answer_type: str, written: str) -> Value:
         if not said(written):
             raise UnreadableError("nothing")
         return Words(said(written))
+    if answer_type == "number":  # has no variables: 540m is 540 metres
+        written = _GLUED.sub("", written)
     value = read(written, every_comma=answer_type == "set")
     if answer_type != "set":
         return value

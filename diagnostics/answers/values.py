@@ -80,7 +80,17 @@ Value = Words | Numeral | Quantity | Relation | Collection
 _SIGNS = {
     **{"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ "},
     **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm "},
-    **{"∅": r"\emptyset ", "½": r"\frac{1}{2}", "²": "^2", "³": "^3", "\xa0": " ", "~": " ", "\n": " ", "\t": " "},
+    **{
+        "∅": r"\emptyset ",
+        "½": r"\frac{1}{2}",
+        "²": "^2",
+        "³": "^3",
+        "¢": r"\text{ cents}",
+        "\xa0": " ",
+        "~": " ",
+        "\n": " ",
+        "\t": " ",
+    },
 }
 _WRAP = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|operatorname)\s*"
 _TIDIED = [
@@ -91,16 +101,28 @@ _TIDIED = [
         (r"\\le(?:q|qslant)?(?![a-zA-Z])|<=", r"\\le "),
         (r"\\ge(?:q|qslant)?(?![a-zA-Z])|>=", r"\\ge "),
         (r"\\neq?(?![a-zA-Z])|!=", r"\\ne "),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
+        (rf"{_WRAP}\{{(\s*[-+]?[\d.,]*\d\s*)\}}", r"\1"),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"\\varnothing(?![a-zA-Z])", r"\\emptyset "),
-        (r"(?<=\d)(?:\{,\}|,\\!|\\[,!;: ]| (?=\d{3}(?:\D|$)))(?=\d{3}(?!\d))", ""),  # 1{,}000, 10\,000, 10 000
+        (
+            r"(?<=\d)(?:(?:\{,\}|,)\\!|\{,\}|\\[,!;: ]| (?=\d{3}(?:\D|$)))(?=\d{3}(?!\d))",
+            "",
+        ),  # 1{,}000, 10\,000, 10 000
+        (r"\\frac\s*(\d)\s*(?=[\d{])", r"\\frac{\1}"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),  # \frac 1 2
+        (r"_\s*(\d+)\s+(?=[\d.])", r"_{\1} "),  # \log_2 3
         (r"\{,\}", ","),
         (r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![a-zA-Z]))", " "),
-        (rf"\^\s*\{{?\s*\\circ\s*\}}?|\\degree(?![a-zA-Z])|{_WRAP}\{{\s*degrees?\s*\}}|\bdegrees?\b", r"^\\circ "),
+        (
+            rf"\^\s*\{{?\s*\\circ\s*\}}?(?:\s*[CF](?![a-zA-Z]))?|\\degree(?![a-zA-Z])|{_WRAP}\{{\s*degrees?\s*\}}|\bdegrees?\b",
+            r"^\\circ ",
+        ),
         (rf"\\?%|{_WRAP}\{{\s*(?:\\?%|percent)\s*\}}|\bpercent\b", r"\\% "),
         (rf"{_WRAP}\{{\s*([ie])\s*\}}", r"\1"),
-        (rf"{_WRAP}\{{\s*,?\s*(?:and|or)\s*\}}|(?:,\s*)?(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])", ", "),
+        (rf"(?:,\s*)?{_WRAP}\{{\s*,?\s*(?:and|or)\s*\}}|(?:,\s*)?(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])", ", "),
         (r"\*\*", "^"),
         (r"\*", r"\\cdot "),
         (r"(?:√|(?<![\\a-zA-Z])sqrt)\s*(\d+)", r"\\sqrt{\1}"),
@@ -139,12 +161,18 @@ _NUMBER = re.compile(
     r"|(?P<int>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?(?:[eE](?P<power>[-+]?\d{1,3}))?)"
 )
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
-_NUMERAL = re.compile(r"(\d[0-9A-F]*|[0-9A-F]+(?=_\{?16))_\{?(\d+)\}?")
+_NUMERAL = re.compile(r"(\d[0-9A-F]*|[0-9A-F]+(?=_\{?16))_\{?(\d+|[a-z]+)\}?")
+_BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", sixteen="16")
+_TIME = re.compile(  # a clock's, or a date; no term of a ratio begins with 0
+    r"(?:(\d{1,2}:\d\d|\d{1,2})\s*([ap])\.?\s?m\.?|(\d{1,2}:0\d)|(\d{4}-\d\d-\d\d))", re.IGNORECASE
+)
+_BUILT = re.compile(r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\(-\\infty,\\infty\)\s*)?(?:\\?\||\\mid(?![a-zA-Z])|:)(.*[<>].*)\\\}")
 _SIGN = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>=]")
 _COMMA, _CUP, _COLON = re.compile("[,;]"), re.compile(r"\\cup(?![a-zA-Z])"), re.compile(":")
 _LIST_COMMA = re.compile(r";|(?<!\d),|,(?!\d{3}(?!\d))")  # not that of 1,000
 _MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![a-zA-Z])")
 _VARIABLE = re.compile(r"(?!\\(?:infty|pi)\b)\\?[A-Za-z]+'?(?:_\{?\w+\}?)?(?:\(\w\))?")
+_FUNCTION = re.compile(r"[A-Za-z]\^\{?-1\}?\(\w\)|\\frac\{d\w?\}\{d\w\}\w?")
 _OPERATION = re.compile(r"[-+*/^\d]|\\(?:frac|sqrt|cdot|times|div)")
 _COMPUTED = re.compile(r"\\(?:frac|sqrt|cdot|times|div|pi)(?![a-zA-Z])")
 _MULTIPLE = re.compile(
@@ -174,6 +202,8 @@ def same(gold: Value, answer: Value) -> bool:
     """Whether an answer says what the gold answer says, as the head of this module defines it."""
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return _same_relation(gold, answer)
+    if isinstance(answer, Collection) and not isinstance(gold, Collection) and answer.brackets == "" and answer.items:
+        return all(same(gold, item) for item in answer.items)  # 1/2, or 0.5
     if isinstance(gold, Collection) or isinstance(answer, Collection):
         return _same_collection(gold, answer)
     if isinstance(gold, Numeral) or isinstance(answer, Numeral):
@@ -185,9 +215,11 @@ def same(gold: Value, answer: Value) -> bool:
 
 
 def said(text: str) -> str:
-    """Return words as they are compared: unwrapped, in lower case, with single spaces, without a sentence's end."""
+    """Return words as they are compared: unwrapped, in lower case, single spaces, without article and full stop."""
     plain = " ".join(_WRAPPED.sub(r"\1", text).replace("$", "").casefold().split()).strip(" .,;:!?*'\"")
-    return re.sub(r"^\((\w+)\)$", r"\1", plain)
+    if time := _TIME.fullmatch(plain):
+        return " ".join(part for part in time.groups() if part)
+    return re.sub(r"^\((\w+)\)$|^(?:an?|the) (?=\w{4})", r"\1", plain)
 
 
 # Reading.
@@ -195,6 +227,8 @@ def said(text: str) -> str:
 
 def _read(latex: str, commas: re.Pattern[str] = _LIST_COMMA) -> Value:
     latex = _MEMBER.sub("", latex).strip().rstrip(".,;").strip()
+    if built := _BUILT.fullmatch(latex):  # {x | x > 2}
+        latex = built[1]
     if not latex:
         raise UnreadableError("nothing")
     if words := _words(latex):
@@ -217,15 +251,17 @@ def _read(latex: str, commas: re.Pattern[str] = _LIST_COMMA) -> Value:
         return Collection("", (_read(upper.removeprefix("+")), _read(lower)))
     if len(parts := _split(latex, _COLON)) > 1:
         return Collection(":", tuple(_read(part) for part in parts))
-    if numeral := _NUMERAL.fullmatch(latex):
-        return Numeral(*numeral.groups())
+    if (numeral := _NUMERAL.fullmatch(_WRAPPED.sub(r"\1", latex))) and (
+        base := _BASES.get(numeral[2], numeral[2])
+    ).isdigit():
+        return Numeral(numeral[1], base)
     return _quantity(latex)
 
 
 def _words(latex: str) -> Words | None:
     plain = _WRAPPED.sub(r"\1", latex).strip()
     wrapped = not _WRAPPED.sub("", latex).strip() and re.match(r"\W*[A-Za-z]", plain)
-    return Words(said(plain)) if wrapped or _WORDS.fullmatch(plain) else None
+    return Words(said(plain)) if wrapped or _WORDS.fullmatch(plain) or _TIME.fullmatch(plain) else None
 
 
 def _listed(brackets: str, parts: list[str]) -> Collection:
@@ -397,8 +433,10 @@ def _same_relation(gold: Value, answer: Value) -> bool:
 
 
 def _is_name(relation: Relation) -> bool:
-    """Whether what stands left only names what stands right: x, x_1, f(x), AB, an area."""
-    return relation.sign == "=" and bool(_VARIABLE.fullmatch(relation.left) or not _OPERATION.search(relation.left))
+    """Whether what stands left only names what stands right: x, x_1, f(x), dy/dx, AB, an area."""
+    left = relation.left
+    named = _VARIABLE.fullmatch(left) or _FUNCTION.fullmatch(left) or not _OPERATION.search(left)
+    return relation.sign == "=" and bool(named)
 
 
 def _ratio(gold: Relation, answer: Relation) -> Any:  # noqa: ANN401 (sympy)
