@@ -84,7 +84,7 @@ docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 
-readme: .venv/installed  ## put what was measured into the README (needs `make figures`, or `make sweep`)
+readme: .venv/installed  ## put what was measured into the README and docs/study.md (needs `make figures`, or `make sweep`)
 	$(BIN)/python docs/readme_result.py $(wildcard runs/demo runs/privileged runs/sweep)
 
 clean:  ## remove the environment and every run

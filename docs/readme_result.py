@@ -1,7 +1,7 @@
-"""`make readme`: put what was measured on the embedded pairs, whichever way it falls, into the README.
+"""`make readme`: put what was measured, whichever way it falls, into the README and docs/study.md.
 
-The first run gives its real step and the picture; all of them give their studies of single tokens and of selectors; a
-run that has trained gives what came of it.
+The first run gives its real step and the picture; several give their studies of single tokens and of selectors; a run
+that has trained gives what came of it.
 """
 
 import re
@@ -14,17 +14,17 @@ from teachdiag.analysis.report_block import result_block, study_block
 from teachdiag.analysis.training_report import training_block
 
 ROOT = Path(__file__).parents[1]
+_PAGES = {"study": "docs/study.md"}  # of blocks that are not the README's
 PICTURE, CURVE = Path("docs/demo_coefficients.png"), Path("docs/accuracy.png")
 
 
 def main(runs: Sequence[Path]) -> None:
-    """Replace what stands between the README's marks, and the pictures."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    """Replace what stands between the marks of both pages, and the pictures."""
     for name, block in _blocks(runs):
+        page = ROOT / _PAGES.get(name, "README.md")
         marks = rf"(<!-- {name}:begin -->\n).*(<!-- {name}:end -->)"
-        text = re.sub(marks, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text, flags=re.DOTALL)
-    readme.write_text(text)
+        filled = re.sub(marks, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", page.read_text(), flags=re.DOTALL)
+        page.write_text(filled)
 
 
 def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -35,6 +35,7 @@ def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
         shutil.copy(probed[0] / "figures/coefficients.png", ROOT / PICTURE)
         picture = f"![Standardised coefficients of the demo's real step and its placebos]({PICTURE})"
         yield "result", f"{picture}\n\n{result_block(probed[0])}"
+    if len(probed) > 1:
         yield "study", study_block(probed)
     for run in trained:
         shutil.copy(run / "figures/accuracy.png", ROOT / CURVE)
