@@ -21,6 +21,8 @@ from teachdiag.tables import file_digest
 
 _WHOLE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _FILES = (_WHOLE, f"{_WHOLE}.index.json", _PICKLED, f"{_PICKLED}.index.json")  # in the order of transformers' choice
+_PACKED = torch.int8  # stands for every type that only a quantiser reads
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHOWN = 4  # keys that an error lists
 
 # What torch.compile, FSDP and activation checkpointing put into the names of what they wrap, wherever that is, and
@@ -126,6 +128,12 @@ def check_weights(source: ModelSource, download: bool = True) -> dict[str, str]:
 
 
 def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> None:  # noqa: ANN401
+    packed = [name for name, held in plain.items() if name.endswith(".weight") and held.dtype not in _TYPES.values()]
+    if packed:
+        raise ModelError(
+            f"model {source.name!r} has weights of whole numbers or 8 bits ({_few(packed)}), and no "
+            "quantization_config in its config.json that says what they stand for: save it dequantised"
+        )
     with reading(source):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
@@ -244,7 +252,7 @@ def _unpickled(file: Path, device: str) -> Any:  # noqa: ANN401 (whatever was pi
 
 
 def _outline(weight: Any) -> Tensor:  # noqa: ANN401 (a slice of safetensors)
-    return torch.empty(weight.get_shape(), device="meta")
+    return torch.empty(weight.get_shape(), dtype=_TYPES.get(weight.get_dtype(), _PACKED), device="meta")
 
 
 def _few(names: Iterable[Any]) -> str:

@@ -112,6 +112,8 @@ FAULTS = {
     "a lost layer": (lost("layers.1."), r"lack model.layers.1.*and 7 more"),
     "no LM head": (lost("lm_head"), "lack lm_head.weight"),
     "one lost weight": (lost("model.norm"), "lack model.norm.weight"),
+    "integers": (lambda held: {n: (100 * w).to(torch.int8) for n, w in held.items()}, r"whole numbers or 8 bits"),
+    "8 bits": (lambda held: {n: w.to(torch.float8_e4m3fn) for n, w in held.items()}, r"no quantization_config"),
     "a surplus layer": (
         lambda held: held | {n.replace("rs.1", "rs.2"): w.clone() for n, w in held.items() if "rs.1" in n},
         r"have, beyond.*model.layers.2.*and 7 more",
