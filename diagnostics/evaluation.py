@@ -13,7 +13,7 @@ from teachdiag.diagnostics.processes import shared_out, together
 from teachdiag.diagnostics.rollouts import check_prompts_fit, sample
 from teachdiag.diagnostics.sources import Outline, outline
 from teachdiag.diagnostics.templates import Options, encode_prompts, ids_digest, recorded_options, resolve_options
-from teachdiag.diagnostics.vocabulary import refuse_short_head
+from teachdiag.diagnostics.vocabulary import refuse_short_head, special_tokens
 from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import RunError
 from teachdiag.manifests import Prompt, read_manifest
@@ -121,8 +121,8 @@ def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[
     if not begun and not any(mark in written for marks in THINKING for mark in marks):
         return str(tokenizer.decode(answer_ids, skip_special_tokens=True))
     text = without_thinking(begun + written)
-    for token in tokenizer.added_tokens_decoder.values():
-        text = text.replace(token.content, "") if token.special else text
+    for token in special_tokens(tokenizer).values():
+        text = text.replace(token, "")
     return text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from teachdiag.diagnostics.vocabulary import special_tokens
 from teachdiag.errors import ContextError, SettingsError, cause
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
@@ -78,21 +79,21 @@ def encode_messages(tokenizer: Any, messages: Messages, options: Options | None 
     A last message of the assistant's is left open, to be continued.
 
     Args:
-        tokenizer: the student's.
+        tokenizer: whose template it is.
         messages: roles and contents.
         options: what else the template reads, by name: tools, documents, enable_thinking and the like; `strftime_now`
             is what its clock shows, an ISO date, by default the time of the call.
     """
-    own = dict(options or {})
-    moment = own.pop(CLOCK, None)
+    variables = dict(options or {})
+    moment = variables.pop(CLOCK, None)
     prefilled = messages[-1]["role"] == "assistant"
-    with _clock(_template(tokenizer, own), moment):
+    with _clock(_template(tokenizer, variables), moment):
         rendered = tokenizer.apply_chat_template(
             list(messages),
             add_generation_prompt=not prefilled,
             continue_final_message=prefilled,
             tokenize=False,
-            **own,
+            **variables,
         )
     return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
@@ -159,7 +160,7 @@ def recorded_options(stage: Stage, settings: CaptureSettings | ProtocolSettings)
 
 def say_control_tokens(tokenizer: Any, prompts: Sequence[tuple[str, Messages]], reporter: Reporter) -> None:  # noqa: ANN401
     """Say in how many prompts a message's own text holds special tokens, which models obey as those of a template."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = special_tokens(tokenizer).values()
     held = [[t for t in special if any(t in message["content"] for message in prompt)] for _, prompt in prompts]
     found = [tokens[0] for tokens in held if tokens]
     if found:

@@ -71,6 +71,11 @@ def token_strings(model: Speaker) -> dict[int, str]:
     return {index: token for token, index in model.tokenizer.get_vocab().items()}
 
 
+def special_tokens(tokenizer: Any) -> dict[int, str]:  # noqa: ANN401
+    """Token string of every special token, by its id: those that decoding can skip."""
+    return {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
     """Return the ids that both models share: those that their tokenizers know.
 

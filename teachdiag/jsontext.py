@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 from typing import Any
+
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN401 (whatever the text says)
@@ -28,6 +31,11 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN40
     except UnicodeEncodeError as error:
         raise ValueError("it holds half of a surrogate pair, which is no valid Unicode") from error
     return found
+
+
+def is_written_messages(text: str) -> bool:
+    """Whether a text begins as Python or JSON writes a list of chat messages, which was to be stored as a list."""
+    return _MESSAGES.match(text) is not None
 
 
 def _finite(number: str) -> float:

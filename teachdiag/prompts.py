@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from teachdiag.arithmetic import problems
 from teachdiag.errors import EstimationError, ManifestError, cause
-from teachdiag.jsontext import parse_json
+from teachdiag.jsontext import is_written_messages, parse_json
 from teachdiag.manifests import Manifest, Prompt, manifest_names, read_manifest
 from teachdiag.seeds import derive_seed
 from teachdiag.tables import file_digest
@@ -27,7 +26,6 @@ Row = Mapping[str, Any]
 Content = tuple[str | tuple[tuple[str, str], ...], str | None, str | None]
 _BATCH_ROWS = 10_000
 _PATIENCE = 5.0  # seconds in which the Hub must answer
-_LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")  # messages, as Python or JSON writes them
 
 
 @dataclass(frozen=True)
@@ -289,7 +287,7 @@ def _text(value: Any, path: str, *, number: bool = False) -> str:  # noqa: ANN40
         ManifestError: it has none; the message says what it is, not where.
     """
     if isinstance(value, str):
-        if _LISTED.match(value):
+        if is_written_messages(value):
             raise ManifestError("holds a list of messages that was written as text: store it as a list")
         try:
             value.encode()

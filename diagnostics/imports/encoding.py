@@ -9,12 +9,13 @@ from typing import Any
 
 from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed, shown
 from teachdiag.diagnostics.templates import encode_messages, options_read
+from teachdiag.diagnostics.vocabulary import special_tokens
 from teachdiag.errors import ContextError, cause
+from teachdiag.jsontext import is_written_messages
 
 _BROKEN = "\ufffd"  # what decoding puts where bytes are no character; which bytes they were is lost
 _CHATS = (("user",), ("system", "user"))  # conversations that a stripped prompt is read as
 _TURNS = (("user", "assistant", "user"), ("user", "assistant", "tool"))  # conversations that show how turns begin
-_LISTED = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")  # a list of messages that was written as text
 
 
 class Encoder:
@@ -42,9 +43,7 @@ class Encoder:
         self._rows = rows
         self._ends = ends
         self._known = frozenset(tokenizer.get_vocab().values())
-        self._special = frozenset(tokenizer.all_special_ids) | {
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        self._special = frozenset(tokenizer.all_special_ids) | special_tokens(tokenizer).keys()
         self._strip = strip_padding
         self._options = dict(options or {})
         self.unpadded = 0  # lists of ids that padding was taken off
@@ -159,7 +158,7 @@ class Encoder:
         if not ids:
             return 0
         first, pad = ids[0], self._tokenizer.pad_token_id
-        run = next((place for place, other in enumerate(ids) if other != first), len(ids))
+        run = _first_run(ids)
         filler = first in (0, pad)
         if first < 0:
             return run
@@ -187,8 +186,7 @@ class Encoder:
         found: tuple[dict[int, int], dict[int, int]] = ({}, {})
         for ids in filter(None, prompts):
             for counts, listed in zip(found, (ids, ids[::-1]), strict=True):
-                run = next((place for place, other in enumerate(listed) if other != listed[0]), len(listed))
-                counts[listed[0]] = max(counts.get(listed[0], 0), run)
+                counts[listed[0]] = max(counts.get(listed[0], 0), _first_run(listed))
         return found
 
     @cached_property
@@ -343,7 +341,7 @@ class Encoder:
     @cached_property
     def _names(self) -> list[str]:
         """What special tokens are written as."""
-        return [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        return list(special_tokens(self._tokenizer).values())
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -405,6 +403,11 @@ class Encoder:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip))
 
 
+def _first_run(ids: Ids) -> int:
+    """How often the first id stands there before another follows."""
+    return next((index for index, other in enumerate(ids) if other != ids[0]), len(ids))
+
+
 def _unrecovered(message: str) -> BadRow:
     return BadRow("not recoverable", message)
 
@@ -412,7 +415,7 @@ def _unrecovered(message: str) -> BadRow:
 def _text(side: Side, name: str) -> str:
     """Return a side's text, unless it is what Python or JSON writes of a list of messages."""
     assert side.text is not None
-    if _LISTED.match(side.text):
+    if is_written_messages(side.text):
         raise malformed(f"the {name} is a list of messages that was written as text, {shown(side.text)}")
     return side.text
 
