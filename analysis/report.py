@@ -25,7 +25,7 @@ from teachdiag.analysis.step_tables import (
     top_table,
 )
 from teachdiag.analysis.study import first_order_table, inner_table, isolated_table, predicted_table, study_sentences
-from teachdiag.analysis.text_tables import bullets, markdown
+from teachdiag.analysis.text_tables import bullets, markdown, without_layers
 from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import EMBEDDED, HEADLINE_K
@@ -119,8 +119,7 @@ def pair_text(run: Path, results: Results) -> str:
     capture = Stage(run, "capture").record(
         "settings.student", "settings.teacher", "settings.teacher_prompt", "inputs.student.dropped_layers"
     )
-    settings, dropped = capture["settings"], capture["inputs"]["student"]["dropped_layers"]
-    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    settings, without = capture["settings"], without_layers(capture["inputs"]["student"]["dropped_layers"])
     bank = results.estimates[results.estimates["analysis"] == "q3"].iloc[0]
     return (
         f"Student: {_model(settings['student'])}{without}. Teacher: {_model(settings['teacher'])}, with the "

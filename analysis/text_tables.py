@@ -34,6 +34,11 @@ def rich_table(title: str, table: pd.DataFrame) -> Table:
     return shown
 
 
+def without_layers(dropped: Sequence[int]) -> str:
+    """Return what to say of a student behind its name: which decoder layers it lacks, nothing where it is whole."""
+    return f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+
+
 def row_interval(row: pd.Series) -> Interval:
     """Return the estimate of one row with its interval; reads estimate, ci_low and ci_high, which may be missing."""
     estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from teachdiag.analysis.text_tables import bullets, markdown, row_interval
+from teachdiag.analysis.text_tables import bullets, markdown, row_interval, without_layers
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
 from teachdiag.notes import recall
 from teachdiag.runs import Stage
@@ -123,12 +123,11 @@ def _told(run: Path, rows: pd.DataFrame) -> str:
     """Say what was trained, and how it was judged."""
     note = Stage(run, "train").record("inputs.student.dropped_layers", "inputs.cells")
     settings, inputs = note["settings"], note["inputs"]
-    dropped = inputs["student"]["dropped_layers"]
-    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    without = without_layers(inputs["student"]["dropped_layers"])
 
     def used(name: str) -> str:
         """What the cells were trained with, which a sweep may vary."""
-        return " or ".join(dict.fromkeys(str(own.get(name, settings[name])) for own in inputs["cells"].values()))
+        return " or ".join(dict.fromkeys(str(cell.get(name, settings[name])) for cell in inputs["cells"].values()))
 
     levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
     row = levels.iloc[0]

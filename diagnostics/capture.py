@@ -52,6 +52,8 @@ from teachdiag.tables import refuse_strays, shard_paths, write_table
 if TYPE_CHECKING:
     from teachdiag.diagnostics.engines.cluster import Cluster
 
+_PROMPTS = ("prompt_token_ids", "teacher_prompt_token_ids")  # columns of what student and teacher read
+
 RollOut = Callable[[list[Group]], Iterator[tuple[Group, list[Rollout]]]]
 
 
@@ -141,9 +143,9 @@ def _prompts(settings: CaptureSettings) -> PromptSet | None:
 
 def _same_prompts(settings: CaptureSettings, groups: list[Group]) -> bool:
     """Whether both models read the same prompts: those of the contexts that are brought, or as they are laid out."""
-    ours, theirs = sides = ("prompt_token_ids", "teacher_prompt_token_ids")
+    ours, theirs = _PROMPTS
     if settings.contexts:
-        table = CONTEXTS.read_arrow(Path(settings.contexts), list(sides))
+        table = CONTEXTS.read_arrow(Path(settings.contexts), _PROMPTS)
         return bool(table[ours].equals(table[theirs]))
     return all(row[ours] == row[theirs] for group in groups for row in group.rows)
 
@@ -161,7 +163,6 @@ def _planned(
     ours = resolve_options(given[0], named, defaults, recorded_options(stage, settings), reporter)
     theirs = ours if given[0] == given[1] else resolve_options(given[1], named, defaults, ours, reporter)
     groups = lay_out(settings, pair, prompts, (ours, theirs), reporter)
-    sides = ("prompt_token_ids", "teacher_prompt_token_ids")
     recorded = {
         "manifest": manifest.id,
         "licence": manifest.licence,
@@ -170,7 +171,7 @@ def _planned(
         "duplicates_dropped": prompts.duplicates,
         "template_options": ours,
         "teacher_template_options": theirs,
-        "token_ids_sha256": ids_digest(row[side] for group in groups for row in group.rows for side in sides),
+        "token_ids_sha256": ids_digest(row[side] for group in groups for row in group.rows for side in _PROMPTS),
     }
     return groups, {"prompts": recorded}
 

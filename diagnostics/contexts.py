@@ -48,17 +48,17 @@ def lay_out(
     told = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
     # Both go through the student's tokenizer and chat template: the teacher is to answer as the student would.
     ids, teacher_ids = (
-        encode_prompts(pair.student.tokenizer, own, given, heard)
-        for own, given, heard in zip((asked, told), options, (reporter, None), strict=True)
+        encode_prompts(pair.student.tokenizer, conversations, rendered_with, heard)
+        for conversations, rendered_with, heard in zip((asked, told), options, (reporter, None), strict=True)
     )
     rows: list[dict[str, Any]] = []
-    for place, prompt in enumerate(drawn):
+    for index, prompt in enumerate(drawn):
         row = {
             "prompt_id": prompt.prompt_id,
-            "split": "bank" if place < len(bank) else "update",
+            "split": "bank" if index < len(bank) else "update",
             "source_row": prompt.source_row,
-            "prompt_token_ids": ids[place],
-            "teacher_prompt_token_ids": teacher_ids[place],
+            "prompt_token_ids": ids[index],
+            "teacher_prompt_token_ids": teacher_ids[index],
         }
         for response in range(settings.responses):
             seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)

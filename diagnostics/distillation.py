@@ -189,9 +189,9 @@ def _dataset(prompts: Sequence[Sequence[int]], settings: TrainSettings) -> Datas
     goes on with the very prompts that it would have met.
     """
     passes = math.ceil(settings.steps * settings.batch / len(prompts))
-    streams = (np.random.default_rng(derive_seed(settings.seed, "order", own)) for own in range(passes))
+    streams = (np.random.default_rng(derive_seed(settings.seed, "order", number)) for number in range(passes))
     order = np.concatenate([rng.permutation(len(prompts)) for rng in streams])
-    return Dataset.from_dict({"prompt": [list(prompts[place]) for place in order[: settings.steps * settings.batch]]})
+    return Dataset.from_dict({"prompt": [list(prompts[index]) for index in order[: settings.steps * settings.batch]]})
 
 
 def _state_one_size(pair: Pair) -> None:

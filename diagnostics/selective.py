@@ -129,7 +129,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             found: list[list[int]] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
-            stranger = self._known.stranger(token for own in found for token in own)
+            stranger = self._known.stranger(token for completion in found for token in completion)
             if stranger is not None:
                 raise ContextError(
                     f"step {self.state.global_step}: a rollout holds id {stranger}, which is padding of the student's "

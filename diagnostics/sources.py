@@ -17,9 +17,9 @@ from teachdiag.errors import InputError, ModelError, cause
 from teachdiag.preflight import MODELS, local_model
 from teachdiag.progress import Reporter
 from teachdiag.settings import EMBEDDED, EndOfText
+from teachdiag.settings.base import HUB_PATIENCE
 from teachdiag.tables import file_digest
 
-_PATIENCE = 5.0  # seconds in which the Hub must answer: once, where transformers would ask for half a minute
 _ADAPTER = "adapter_config.json"
 
 
@@ -106,7 +106,7 @@ def _on_hub(name: str, revision: str) -> tuple[str, str]:
         ModelError: there is none of that name and revision, or it is of a kind that is not read.
     """
     try:
-        found = HfApi().model_info(name, revision=revision, timeout=_PATIENCE)
+        found = HfApi().model_info(name, revision=revision, timeout=HUB_PATIENCE)
     except (HFValidationError, HfHubHTTPError) as error:
         raise ModelError(
             f"model {name!r} (revision {revision}) is no local folder, and the Hub gives none such: {cause(error)}"

@@ -221,10 +221,10 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
             argument = typer.Argument(help=escape(help_text(entry)), metavar=f"{entry.name[:-1].upper()}...")
             options[entry.name] = (Annotated[hints[entry.name], argument], ...)
             continue
-        shown = "none" if entry.default == "" else True
+        default = "none" if entry.default == "" else True
         reader = _read_recipe if entry.name in _RECIPES else None
         option = typer.Option(
-            help=escape(help_text(entry)), show_default=shown, is_eager=reader is not None, callback=reader
+            help=escape(help_text(entry)), show_default=default, is_eager=reader is not None, callback=reader
         )
         hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
         options[entry.name] = (Annotated[hint, option], entry.default)

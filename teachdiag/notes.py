@@ -58,7 +58,7 @@ def read_note(path: Path, schema: Schema, advice: str) -> dict[str, Any]:
     digest = content.pop(_DIGEST, None) if isinstance(content, dict) else None
     fault = fault or first_fault(content, schema)
     if not fault and digest is not None and digest != _digest(content):
-        lacking = ", ".join(_absent(content, schema, "settings"))
+        lacking = ", ".join(_absent_settings(content, schema))
         fault = f"it is not what teachdiag wrote{f': of its settings, {lacking} is missing' * bool(lacking)}"
     if fault:
         raise RunError(f"{path} is damaged ({fault}): {advice}")
@@ -86,8 +86,8 @@ def first_fault(value: Any, schema: Schema, name: str = "") -> str:  # noqa: ANN
 def _list_fault(value: Any, schema: Schema, name: str) -> str:  # noqa: ANN401
     if not isinstance(value, list):
         return f"{name or 'it'} is {shown(value)}, not a list"
-    own = (first_fault(one, schema, f"{name}[{place}]") for place, one in enumerate(value))
-    return next(filter(None, own), "")
+    faults = (first_fault(element, schema, f"{name}[{index}]") for index, element in enumerate(value))
+    return next(filter(None, faults), "")
 
 
 def _object_fault(value: Any, schema: Mapping[Any, Schema], name: str) -> str:  # noqa: ANN401
@@ -98,17 +98,18 @@ def _object_fault(value: Any, schema: Mapping[Any, Schema], name: str) -> str:  
     for key, declared in known.items():
         if key not in value and not declared.endswith("?"):
             return f"{prefix}{key} is missing"
-    for key, own in value.items():
+    for key, held in value.items():
         if key not in known and ... not in schema:
             return f"{prefix}{key} is unknown to this version"
-        if fault := first_fault(own, schema[known.get(key, ...)], prefix + key):
+        if fault := first_fault(held, schema[known.get(key, ...)], prefix + key):
             return fault
     return ""
 
 
-def _absent(content: Any, schema: Any, part: str) -> list[str]:  # noqa: ANN401
-    """Optional keys of one part of a note that are not there."""
-    return [key[:-1] for key in schema.get(part, ()) if str(key).endswith("?") and key[:-1] not in content[part]]
+def _absent_settings(content: Any, schema: Any) -> list[str]:  # noqa: ANN401
+    """Settings that a note of this version has, and this one has not."""
+    optional = [key[:-1] for key in schema.get("settings", ()) if str(key).endswith("?")]
+    return [name for name in optional if name not in content["settings"]]
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -20,12 +20,12 @@ from teachdiag.errors import EstimationError, ManifestError, cause
 from teachdiag.jsontext import is_written_messages, parse_json
 from teachdiag.manifests import Manifest, Prompt, manifest_names, read_manifest
 from teachdiag.seeds import derive_seed
+from teachdiag.settings.base import HUB_PATIENCE
 from teachdiag.tables import file_digest
 
 Row = Mapping[str, Any]
 Content = tuple[str | tuple[tuple[str, str], ...], str | None, str | None]
 _BATCH_ROWS = 10_000
-_PATIENCE = 5.0  # seconds in which the Hub must answer
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _download(manifest: Manifest) -> Path:
     where = {"repo_id": source["dataset"], "repo_type": "dataset", "revision": source.get("revision", "main")}
     cached = hub.try_to_load_from_cache(filename=source["file"], **where)
     try:
-        hub.HfApi().repo_info(timeout=_PATIENCE, **where)  # asks once, where the download would for half a minute
+        hub.HfApi().repo_info(timeout=HUB_PATIENCE, **where)
         return Path(hub.hf_hub_download(filename=source["file"], **where))
     except Exception as error:  # each way to the Hub has errors of its own
         if isinstance(cached, str):

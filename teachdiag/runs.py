@@ -282,8 +282,8 @@ class Stage:
     def _remove_parts(self) -> None:
         """Delete what killed processes left half-written: whoever holds the run is the only one that writes."""
         for part in self.run.rglob("*.part"):
-            folder = part.parent.relative_to(self.run)
-            if re.search(r"\.\d+\.part$", part.name) or any(folder.is_relative_to(own) for own in self._folders()):
+            where = part.parent.relative_to(self.run)
+            if re.search(r"\.\d+\.part$", part.name) or any(where.is_relative_to(folder) for folder in self._folders()):
                 part.unlink()
 
     def _write(self, content: dict[str, Any]) -> None:

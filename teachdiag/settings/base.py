@@ -38,6 +38,7 @@ SHORT_ENOUGH = 0.95  # share of the variance of the bank's gain that first order
 NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
 MATCHES: dict[Match, str] = {"norm": "equal update norm", "rate": "equal learning rate"}  # how masked steps compare
 CLOCK = "strftime_now"  # what chat templates read the date by
+HUB_PATIENCE = 5.0  # seconds in which the Hub must answer, once: its own libraries ask for half a minute
 COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63

@@ -114,7 +114,7 @@ class CaptureSettings(PairSettings):
         "auto",
         "What a teacher behind vLLM answers: 'states', its last hidden states, from which every column follows; "
         "'logprobs', log-probabilities at both models' top ids, without the full-vocabulary columns; 'auto' is "
-        "logprobs on CUDA, states elsewhere",
+        "logprobs on CUDA for a teacher whose LM head has no padding, states elsewhere",
     )
     engine_dtype: EngineDType = option("run", "Type of the weights in vLLM; 'run' is that of --dtype")
     tensor_parallel: int = option(1, "Devices that share one model in vLLM", "devices")
