@@ -44,7 +44,7 @@ from teachdiag.errors import ModelError, SettingsError
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.prompts import PromptSet, load_prompts
+from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
 from teachdiag.runs import Stage, table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import refuse_strays, shard_paths, write_table
@@ -158,12 +158,13 @@ def _planned(
         imported = how_imported(Path(settings.contexts))
         return [], {"contexts": table_digest(Path(settings.contexts))} | imported
     check_candidates(settings.top_k, pair.known.count)
+    say_contradictory(prompts, reporter)
     manifest, named = prompts.manifest, {pair.student.name: pair.student.tokenizer}
     given, defaults = settings.options_given, manifest.template_options
     ours = resolve_options(given[0], named, defaults, recorded_options(stage, settings), reporter)
     theirs = ours if given[0] == given[1] else resolve_options(given[1], named, defaults, ours, reporter)
     groups = lay_out(settings, pair, prompts, (ours, theirs), reporter)
-    recorded = {
+    recorded = prompts.left_out | {
         "manifest": manifest.id,
         "licence": manifest.licence,
         "content_sha256": prompts.content_sha256,

@@ -101,8 +101,8 @@ def _told(settings: TrainSettings) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
-        if not settings.trl_settings:
+    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not settings.trl_settings or isinstance(error, torch.OutOfMemoryError):
             raise
         raise SettingsError(
             f"training fails with --trl {shown(settings.trl)}: {type(error).__name__}: {cause(error)}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from teachdiag.foreign import RECODED
+from teachdiag.progress import Reporter
 
 # Two copies of the same weights give 0 where they share a layout, and no more than rounding elsewhere.
 _SAME_KL = 1e-6  # nats
@@ -36,16 +37,26 @@ def doubts(results: Mapping[str, Any], without_template: bool) -> list[str]:
             "it needs, by wrong weights, or by a prompt that it was not made for?"
         )
     if without_template:
-        found.append(
-            "the student has no chat template, so that prompts are plain text to both models: a teacher that was "
-            "trained on conversations answers another question than it would in one"
-        )
+        found.append(_plain_text("the student", "both models"))
     if cut is not None and cut >= _MOSTLY_CUT:
         found.append(
             f"{cut:.0%} of the responses were cut at the length limit: the bank is of their beginnings, and how they "
             "end was not measured; raise the limit to measure it"
         )
     return found
+
+
+def say_without_template(name: str, tokenizer: Any, reporter: Reporter) -> None:  # noqa: ANN401
+    """Say of a model that its tokenizer has no chat template, where that is so."""
+    if not tokenizer.chat_template:
+        reporter.say(f"Beware: {_plain_text(name, 'it')}")
+
+
+def _plain_text(who: str, readers: str) -> str:
+    return (
+        f"{who} has no chat template, so that prompts are plain text to {readers}: a model that was trained on "
+        "conversations answers another question than it would in one"
+    )
 
 
 def of_import(imported: Mapping[str, Any]) -> list[str]:

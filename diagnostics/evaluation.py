@@ -7,6 +7,7 @@ from typing import Any
 
 from teachdiag.artefacts import EVAL_SCORES
 from teachdiag.diagnostics.answers.extraction import THINKING, without_thinking
+from teachdiag.diagnostics.doubts import say_without_template
 from teachdiag.diagnostics.grading import SECONDS, Grader, grader_of
 from teachdiag.diagnostics.models import LanguageModel, load, machine_facts, pick_device
 from teachdiag.diagnostics.processes import shared_out, together
@@ -18,7 +19,7 @@ from teachdiag.diagnostics.weights import resolve_whole
 from teachdiag.errors import RunError
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.prompts import PromptSet, load_prompts
+from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
 from teachdiag.runs import Stage, writing
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import EvaluateSettings, ProtocolSettings
@@ -60,7 +61,7 @@ class Examination:
 
     def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
         """What a stage records of its prompts, `prompts` being their token ids."""
-        return {
+        return self.prompts.left_out | {
             "manifest": self.prompts.manifest.id,
             "content_sha256": self.prompts.content_sha256,
             "template_options": self.options,
@@ -161,6 +162,9 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
         for model in outlines.values():
             refuse_short_head(model)
         speakers = {name: model.tokenizer for name, model in outlines.items()}
+        say_contradictory(prompts, reporter)
+        for name, tokenizer in speakers.items():
+            say_without_template(name, tokenizer, reporter)
         defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
         options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
         exam = examination(settings, prompts, options)

@@ -70,6 +70,11 @@ def encode_prompts(
         )
     if reporter:
         say_control_tokens(tokenizer, prompts, reporter)
+        if again := len({name for name, _ in prompts}) - len(set(found)):
+            reporter.say(
+                f"{again} of {len(found)} prompts are the same tokens as another once they are rendered: they count as "
+                "prompts of their own, which makes intervals narrower than they are"
+            )
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.distillation import check_arguments, distil
+from teachdiag.diagnostics.doubts import say_without_template
 from teachdiag.diagnostics.evaluation import Examination, examination, refuse_beside, shares, write_scores
 from teachdiag.diagnostics.models import load, machine_facts, pick_device
 from teachdiag.diagnostics.pair import (
@@ -33,7 +34,7 @@ from teachdiag.diagnostics.templates import encode_prompts, recorded_options, re
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.prompts import load_prompts
+from teachdiag.prompts import load_prompts, say_contradictory
 from teachdiag.runs import Stage, end_with_parent
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import BASE, TEACHER, Cell, plan
@@ -200,6 +201,9 @@ def _examination(stage: Stage, settings: TrainSettings, pair: PairOutline, repor
     """
     prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
     speakers = {model.name: model.tokenizer for model in (pair.student, pair.teacher)}
+    say_contradictory(prompts, reporter)
+    for name, tokenizer in speakers.items():
+        say_without_template(name, tokenizer, reporter)
     defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
     options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
     return examination(settings, prompts, options)

@@ -19,6 +19,7 @@ from teachdiag.arithmetic import problems
 from teachdiag.errors import EstimationError, ManifestError, cause
 from teachdiag.jsontext import is_written_messages, parse_json
 from teachdiag.manifests import Manifest, Prompt, manifest_names, read_manifest
+from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings.base import HUB_PATIENCE
 from teachdiag.tables import file_digest
@@ -30,12 +31,26 @@ _BATCH_ROWS = 10_000
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The verified, de-duplicated prompts of one source, in the order of their content hashes."""
+    """The verified, de-duplicated prompts of one source, in the order of their content hashes.
+
+    Attributes:
+        manifest: the source.
+        prompts: those that can be drawn, each question once.
+        content_sha256: of all rows, whatever their order.
+        duplicates: rows that are no prompt of their own.
+        contradictory: questions that are left out, since their rows have different answers.
+    """
 
     manifest: Manifest
     prompts: tuple[Prompt, ...]
     content_sha256: str
     duplicates: int
+    contradictory: int = 0
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What a run records of questions that are left out; nothing where there are none."""
+        return {"contradictory_left_out": self.contradictory} if self.contradictory else {}
 
     def draw(self, bank: int, update: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
         """Draw two disjoint sets of prompts, the same for the same seed whatever copy of the source was read.
@@ -55,6 +70,8 @@ class PromptSet:
 
 def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
     """Load every row of a source, verify its hash and row count, and drop repeated questions.
+
+    Of a question's rows with the same answer one is taken, and of rows with different answers none: no order decides.
 
     Args:
         manifest: the source.
@@ -76,17 +93,32 @@ def load_prompts(manifest: Manifest, data_file: str = "") -> PromptSet:
         raise ManifestError(f"{manifest.id}: its data cannot be read: {cause(error)}") from error
     content = content_digest(distinct.values())
     _verify(manifest, {f"content:{content}", f"file:{file_sha256}"}, len(distinct))
-    by_question: dict[str, Prompt] = {}
+    by_question: dict[str, list[Prompt]] = {}
     for prompt in distinct.values():
-        by_question.setdefault(prompt.prompt_id, prompt)
-    prompts = tuple(by_question[prompt_id] for prompt_id in sorted(by_question))
-    return PromptSet(manifest, prompts, content, duplicates=count - len(prompts))
+        by_question.setdefault(prompt.prompt_id, []).append(prompt)
+    agreed = {name: rows for name, rows in by_question.items() if len({row.answer for row in rows}) == 1}
+    prompts = tuple(min(agreed[name], key=_line) for name in sorted(agreed))
+    contradictory = len(by_question) - len(agreed)
+    return PromptSet(manifest, prompts, content, count - len(by_question), contradictory)
+
+
+def say_contradictory(prompts: PromptSet, reporter: Reporter) -> None:
+    """Say how many questions are left out, if any."""
+    if prompts.contradictory:
+        reporter.say(
+            f"{prompts.manifest.id}: {prompts.contradictory} questions stand in the data with different answers, and "
+            "are left out"
+        )
 
 
 def content_digest(prompts: Iterable[Prompt]) -> str:
     """SHA-256 over the distinct (question, solution, answer) rows, whatever their order, repeats or file format."""
-    lines = sorted({json.dumps(_content(p), ensure_ascii=False) for p in prompts})
+    lines = sorted({_line(prompt) for prompt in prompts})
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _line(prompt: Prompt) -> str:
+    return json.dumps(_content(prompt), ensure_ascii=False)
 
 
 def _content(prompt: Prompt) -> Content:

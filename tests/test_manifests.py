@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -15,7 +16,7 @@ import pytest
 from teachdiag import prompts
 from teachdiag.errors import EstimationError, InputError, ManifestError
 from teachdiag.manifests import FOLDER, Prompt, manifest_names, read_manifest
-from teachdiag.prompts import content_digest, load_prompts
+from teachdiag.prompts import content_digest, load_prompts, say_contradictory
 
 ROWS = [{"q": f"{a} and {a}?", "s": f"{2 * a}", "deep": [{"a": f"so #### {2 * a}"}]} for a in range(6)]
 
@@ -327,3 +328,16 @@ def test_a_hub_that_is_out_of_reach_is_told_of_at_once(tmp_path: Path, monkeypat
     pq.write_table(pa.table({"question": ["?"], "answer": ["so #### 1"]}), tmp_path / "rows.parquet")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda **_: str(tmp_path / "rows.parquet"))
     assert load_prompts(manifest).prompts[0].answer == "1"
+
+
+def test_a_question_with_two_answers_is_left_out_whatever_the_order(tmp_path: Path) -> None:
+    again = [ROWS[0] | {"deep": [{"a": "#### 7"}]}, ROWS[1] | {"s": "another way"}]  # another answer; another solution
+    told: list[str] = []
+    for rows in (ROWS + again, again + ROWS):
+        found = load_prompts(read_manifest(write(tmp_path, rows)))
+        assert (len(found.prompts), found.duplicates, found.contradictory) == (5, 2, 1)
+        assert {p.question: p.solution for p in found.prompts}["1 and 1?"] == "2"
+        assert found.left_out == {"contradictory_left_out": 1}
+        say_contradictory(found, SimpleNamespace(say=told.append))
+    assert set(told) == {"mine: 1 questions stand in the data with different answers, and are left out"}
+    assert load_prompts(read_manifest(write(tmp_path))).left_out == {}

@@ -12,6 +12,7 @@ from transformers.utils import chat_template_utils
 
 from teachdiag.diagnostics import capture, contexts, templates
 from teachdiag.diagnostics.distillation import _dataset
+from teachdiag.diagnostics.doubts import say_without_template
 from teachdiag.diagnostics.evaluation import examination
 from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
 from teachdiag.diagnostics.sources import outline, resolve
@@ -173,6 +174,23 @@ def test_control_tokens_in_a_prompt_are_counted() -> None:
         "2 of 3 prompts hold special tokens of the tokenizer in their own text (such as <end>): models read them as "
         "control tokens, not as text"
     ]
+
+
+def test_prompts_of_the_same_tokens_are_counted() -> None:
+    told, tokenizer = Told(), speaker("{{ messages[0].content | lower }}")
+    asked = [(t, [{"role": "user", "content": t}]) for t in ("One", "one", "two", "ONE")]
+    encode_prompts(tokenizer, asked, {}, told)
+    assert told.heard[0].startswith("2 of 4 prompts are the same tokens as another once they are rendered")
+    encode_prompts(tokenizer, asked[1:3], {}, told)
+    assert len(told.heard) == 1
+
+
+def test_a_model_without_a_template_is_told_of() -> None:
+    told = Told()
+    for template in (None, CLOCKED):
+        say_without_template("m", speaker(template), told)
+    assert len(told.heard) == 1
+    assert told.heard[0].startswith("Beware: m has no chat template, so that prompts are plain text to it")
 
 
 @pytest.fixture(scope="module")

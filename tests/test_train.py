@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import Killed, byte_tokenizer, dying, save_model, tables
 
 from teachdiag.analysis.training import analyze_training
 from teachdiag.analysis.training_report import training_block
 from teachdiag.diagnostics import train as stage
-from teachdiag.diagnostics.distillation import _arguments, check_arguments
+from teachdiag.diagnostics.distillation import _arguments, _told, check_arguments
 from teachdiag.diagnostics.evaluation import run_evaluation
 from teachdiag.errors import ContextError, InputError, ModelError, RunError, SettingsError
 from teachdiag.figures.training import publish_training
@@ -372,3 +373,17 @@ def test_a_stray_or_damaged_shard_of_a_training_is_not_counted(
         with pytest.raises(Killed):
             stage.run_train(tmp_path / "run", small, quiet)
     assert base.read_bytes() == whole  # made again
+
+
+def test_what_torch_raises_at_trl_settings_is_told(small: TrainSettings) -> None:
+    def fail(trl: str, error: type[Exception] = RuntimeError) -> None:
+        with _told(replace(small, trl=trl)):
+            raise error("normal expects std >= 0")
+
+    with pytest.raises(
+        SettingsError, match=r'training fails with --trl .*"neftune_noise_alpha": -1.*RuntimeError: normal'
+    ):
+        fail('{"neftune_noise_alpha": -1}')
+    for trl, error in (("", RuntimeError), ('{"adam_beta2": 0.9}', torch.OutOfMemoryError)):
+        with pytest.raises(error):
+            fail(trl, error)
