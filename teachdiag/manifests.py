@@ -195,6 +195,9 @@ def _check_entries(path: Path, content: dict[str, Any]) -> None:
         raise ManifestError(f"{path}: grading.grader reasoning_gym needs a source of that kind")
 
 
+_COMMAND_OF_FIELD = re.compile(r"\\[a-zA-Z]+\{(?:solution|answer)\}")
+
+
 def _check_template(path: Path, name: str, text: str) -> None:
     """Refuse what is more than a text with fields: a format could read attributes, or pad without end."""
     rule = f"{path}: template.{name} may use {{question}}, {{solution}} and {{answer}}, with other braces doubled"
@@ -202,6 +205,8 @@ def _check_template(path: Path, name: str, text: str) -> None:
         found = [parts for _, *parts in Formatter().parse(text) if parts[0] is not None]
     except ValueError as error:
         raise ManifestError(f"{rule} ({error})") from error
+    if command := _COMMAND_OF_FIELD.search(text.replace("{{", "")):
+        raise ManifestError(f"{rule} (LaTeX's {command[0]} would be filled in: write {{{{ and }}}})")
     for field, spec, conversion in found:
         if field not in _FIELDS or spec or conversion:
             written = f"{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"

@@ -280,7 +280,13 @@ def _map_row(manifest: Manifest, number: int, row: Row) -> Prompt:
     if not question.strip():
         raise ManifestError(f"{manifest.id}: row {number} has an empty question (columns.question)")
     if "answer" in texts and "answer_after" in columns:
-        texts["answer"] = texts["answer"].rsplit(columns["answer_after"], 1)[-1].strip()
+        _, mark, texts["answer"] = texts["answer"].rpartition(columns["answer_after"])
+        if not mark:
+            raise ManifestError(
+                f"{manifest.id}: row {number}, column {columns['answer']!r} (columns.answer) has no "
+                f"{columns['answer_after']!r} (columns.answer_after) in front of an answer"
+            )
+        texts["answer"] = texts["answer"].strip()
     if len(conversation) == 1:
         conversation = ()
     named = json.dumps(conversation) if conversation else " ".join(question.split())
@@ -300,7 +306,7 @@ def _of_column(manifest: Manifest, number: int, name: str) -> Iterator[None]:
 def _look_up(manifest: Manifest, number: int, row: Row, path: str) -> Any:  # noqa: ANN401 (nested JSON)
     value: Any = row
     try:
-        for part in path.split("."):
+        for part in [path] if path in row else path.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
     except (KeyError, IndexError, ValueError, TypeError):
         raise ManifestError(

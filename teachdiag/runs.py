@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from teachdiag.errors import RunError, place_error, using
+from teachdiag.errors import ContextError, EstimationError, InputError, PlaceError, RunError, place_error, using
 from teachdiag.notes import OBJECT, Schema, fields_schema, read_note, write_note
 from teachdiag.settings import (
     AnalyzeSettings,
@@ -147,7 +147,7 @@ class Stage:
         made_with = environment() | dict(machine or {})
         ours = _plain({"settings": settings, "inputs": inputs, "made_with": made_with})
         before = self.read()
-        begun = any(any((self.run / folder).rglob("*.parquet")) for folder in self._folders())
+        begun = self._computed(self._folders())
         if before is None and begun:
             raise RunError(
                 f"{self.run} has results of {self.name} but no {self.note.name} that says how they were made: delete "
@@ -166,6 +166,22 @@ class Stage:
         self._remove_parts()
         self._write({"stage": self.name, "status": "running", **ours})
         return False
+
+    @contextmanager
+    def withdrawn_if_refused(self) -> Iterator[None]:
+        """Forget, where the claimed stage is refused, that it began; a place that fails can be mended, tables are kept.
+
+        What an interrupted stage had computed before stays, unless it is what the refusal is about.
+        """
+        resumed = self._computed(self._folders())
+        try:
+            yield
+        except InputError as error:
+            lasting = isinstance(error, EstimationError | ContextError) or not resumed
+            if lasting and not isinstance(error, PlaceError) and not self._computed(self.tables):
+                self._remove_scratch()
+                self.note.unlink(missing_ok=True)
+            raise
 
     def complete(
         self, results: Mapping[str, Any], files: Sequence[str] = (), earlier: Mapping[str, str] | None = None
@@ -268,6 +284,9 @@ class Stage:
 
     def _folders(self) -> list[str]:
         return [*self.tables, *([self.scratch] if self.scratch else [])]
+
+    def _computed(self, folders: Iterable[str]) -> bool:
+        return any(any((self.run / folder).rglob("*.parquet")) for folder in folders)
 
     def _remove_scratch(self) -> None:
         if self.scratch:

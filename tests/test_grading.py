@@ -115,6 +115,7 @@ def test_types_of_gold_answers(tmp_path: Path, answer_type: str, gold: str, text
     [
         ("latex", r"\frac{1}{", r"the answer '\\\\frac\{1\}\{' of row 7 cannot be read as latex"),
         ("latex", "", "the answer '' of row 7 cannot be read as latex: nothing"),
+        ("latex", "nan", "the answer 'nan' of row 7 is what tables write for a missing value"),
         ("latex", "1 2", "two numbers without a sign between them"),
         ("latex", "((" * 40 + "1" + "))" * 40, "more than 50 brackets in brackets"),
         ("number", "x", "the answer 'x' of row 7 is no number"),

@@ -55,6 +55,8 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("jsonl", [IDS | {"prompt_token_ids": [1.5]}], "prompt_token_ids is no list of token ids"),
         ("jsonl", [IDS | {"prompt_token_ids": []}], "r.jsonl:1: the prompt is empty"),
         ("jsonl", [IDS | {"response_token_ids": []}], "r.jsonl:1: the response is empty"),
+        ("jsonl", [IDS | {"loss_mask": [1]}], "loss_mask is not read: give what the student sampled as response_mask"),
+        ("jsonl", [{"prompt": PROMPT, "response": "b", "tools": [{}]}], "tools is not read: give --template-options"),
         ("jsonl", [{"prompt": PROMPT, "response": ""}], "r.jsonl:1: the response is empty"),
         ("jsonl", [IDS | {"response_token_ids": [264]}], "holds id 264, but the student's vocabulary has 264 ids"),
         ("jsonl", [IDS | {"response_token_ids": [66, -1]}], "ends with 1 of id -1, which looks like padding"),

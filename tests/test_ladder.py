@@ -16,7 +16,7 @@ from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.ladder import RUNGS, judged, measured
 from teachdiag.diagnostics.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.errors import EstimationError
+from teachdiag.errors import EstimationError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -140,6 +140,10 @@ def test_a_step_drowned_by_rounding_is_not_passed(run: Path, quiet: Reporter, mo
     monkeypatch.setattr(ProbeSettings, "_usual_rate", lambda self: 1e-9)
     with pytest.raises(EstimationError, match=r"even at 1e-09 rounding makes up \d+% of the variance of its gain"):
         run_probe(run, replace(AUTO, name="q"), quiet)
+    with pytest.raises(RunError, match="--update-contexts asks for 99"):
+        run_probe(run, replace(PROBE, name="many", update_contexts=99), quiet)
+    assert [note.stem for note in (run / "probes").iterdir()] == ["p"]  # what is refused leaves nothing
+    assert not any((run / "scratch").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -341,3 +341,23 @@ def test_a_question_with_two_answers_is_left_out_whatever_the_order(tmp_path: Pa
         say_contradictory(found, SimpleNamespace(say=told.append))
     assert set(told) == {"mine: 1 questions stand in the data with different answers, and are left out"}
     assert load_prompts(read_manifest(write(tmp_path))).left_out == {}
+
+
+def test_a_box_that_would_show_the_answer_is_refused(tmp_path: Path) -> None:
+    path = Path(write(tmp_path))
+    whole = path.read_text()
+    path.write_text(whole.replace("Q {question}", r"{question} Put it in \\boxed{answer}."))
+    with pytest.raises(ManifestError, match=r"\\boxed\{answer\} would be filled in"):
+        read_manifest(str(path))
+    path.write_text(whole.replace("Q {question}", r"{question} Put it in \\boxed{{answer}}."))
+    loaded = load_prompts(read_manifest(str(path)))
+    sent = read_manifest(str(path)).student_messages(loaded.prompts[0])[0]["content"]
+    assert r"Put it in \boxed{answer}." in sent
+
+
+def test_an_answer_without_its_mark_is_refused_and_a_column_may_have_a_dot(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"row 0, column 'deep\.0\.a'.* has no '%%%'"):
+        load_prompts(read_manifest(write(tmp_path, answer_after="%%%")))
+    rows = [row | {"a.b": "so #### 1"} for row in ROWS]
+    loaded = load_prompts(read_manifest(write(tmp_path, rows, answer="a.b")))
+    assert {prompt.answer for prompt in loaded.prompts} == {"1"}

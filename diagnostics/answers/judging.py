@@ -23,6 +23,7 @@ _CHOSEN = re.compile(r"\((?i:([A-Z]))\)|\b(?i:option|choice)(?:\s+is:?)?\s+\**(?
 _WRAPPED_CHOICE = re.compile(r"\\text(?:bf|it)?\{\s*\(?[A-Z]\)?\s*\}|\([A-Z]\)|\\text(?:bf|it)?\{\s*\([A-Z]\)\s*\}.*")
 _LAST_NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?")
 _GLUED = re.compile(r"(?<=\d)[mgsLhJNW](?=\W*$)")
+_NOTHING = ("nan", "null", "<na>")
 _SHORT = 5  # words of a text that is an answer without a mark
 
 
@@ -56,6 +57,8 @@ def gold_value(answer_type: str, gold: str) -> tuple[Value, str]:
     """
     try:
         written = boxed(gold) or gold
+        if said(written) in _NOTHING:
+            raise GoldError("is what tables write for a missing value")
         if answer_type == "choice" or (answer_type == "latex" and _WRAPPED_CHOICE.fullmatch(written.strip(" .$"))):
             letters = _letters(said(written))
             if not letters:

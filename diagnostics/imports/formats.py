@@ -250,6 +250,9 @@ def _turns(
     ]
 
 
+_RENDERED_WITH = ("tools", "documents", "chat_template_kwargs")  # what chat templates read beside the messages
+
+
 def _own(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     """Parse a row of the format that any program can write.
 
@@ -258,6 +261,11 @@ def _own(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     `finish_reason`, `tokenizer` and `step`. A last message of the assistant's is continued by the response. A
     `response_mask` says which of the `response_token_ids` the student sampled, where tools or users said the others.
     """
+    for name, value in fields.items():
+        if name != "response_mask" and str(name).endswith("_mask") and value is not None:
+            raise malformed(f"{name} is not read: give what the student sampled as response_mask, or leave it out")
+        if name in _RENDERED_WITH and value and fields.get("prompt_token_ids") is None:
+            raise malformed(f"{name} is not read: give --template-options, or prompt_token_ids")
     teacher = any(fields.get(name) is not None for name in ("teacher_prompt", "teacher_prompt_token_ids"))
     record = Record(
         where,
