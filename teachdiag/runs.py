@@ -320,6 +320,7 @@ def writing(run: Path) -> Iterator[None]:
         RunError: it cannot be created or written, or another process holds it.
     """
     try:
+        fresh = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run / ".lock")
         lock.acquire(timeout=0)
@@ -333,6 +334,8 @@ def writing(run: Path) -> Iterator[None]:
         yield
     finally:
         _HELD.discard(run.resolve())
+        if fresh and [file.name for file in run.iterdir()] == [".lock"]:  # what was refused leaves nothing
+            shutil.rmtree(run)
         lock.release()
 
 

@@ -1,6 +1,7 @@
 """A finished run that was damaged: whatever bit is flipped, whatever a note is made into, a later stage says so."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ArtefactError, InputError, RunError
 from teachdiag.figures.build import publish
+from teachdiag.figures.report import build
 from teachdiag.figures.report.build import write_report
 from teachdiag.notes import first_fault
 from teachdiag.progress import Reporter
@@ -190,6 +192,25 @@ def test_a_killed_analysis_is_made_again(copied: Path, finished: Path, monkeypat
     for name in ("analyze.json", "analysis/summary.json", "summary.md"):
         assert (copied / name).read_bytes() == (finished / name).read_bytes()
     assert tables(copied) == tables(finished)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_killed_figures_and_reports_are_made_again(copied: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [file for file in (copied / "figures").iterdir() if file.stem == "coefficients" and file.suffix == ".png"]
+    before = {file: file.read_bytes() for file in [*drawn, copied / "report.html"]}
+    assert len(before) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(os.replace, after))
+        with pytest.raises(Killed):
+            publish(copied, QUIET, "coefficients")
+    publish(copied, QUIET, "coefficients")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_text", dying(build.write_text, 0))
+        with pytest.raises(Killed):
+            _report(copied)
+    _report(copied)
+    assert {file: file.read_bytes() for file in before} == before
+    assert not [*copied.rglob("*.part")]
 
 
 @pytest.mark.parametrize("place", ["positions/part-00099.parquet", "contexts/more.parquet", "vocabulary/b.parquet"])

@@ -200,3 +200,15 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_what_is_refused_leaves_no_run(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(RunError), writing(tmp_path / name):
+            raise RunError("refused")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "there").is_dir()
+    with writing(tmp_path / "new"):
+        (tmp_path / "new/capture.json").write_text("{}")
+    assert (tmp_path / "new/capture.json").exists()

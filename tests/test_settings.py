@@ -205,3 +205,19 @@ def test_messages_keep_their_brackets(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "[b]x" in shown
     assert "[r]: answers" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (ProbeSettings, {"jsd_beta": 0.3}, "--jsd-beta belongs to --loss jsd: leave it out"),
+        (TrainSettings, {"jsd_beta": 0.3}, "--jsd-beta belongs to --loss jsd: leave it out"),
+        (ProbeSettings, {"kind": "lds", "mask_budget": 1.0}, "--mask-budget is 1.0: it must be above 0, and below 1"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    settings: type[Checked], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}"):
+        settings(**values)
+    assert settings(loss="jsd", jsd_beta=0.3)

@@ -1,6 +1,7 @@
 """What settings are made of: choices, constants, how an option is declared, and how it is checked."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ HUB_PATIENCE = 5.0  # seconds in which the Hub must answer, once: its own librar
 COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63
+OF_JSD = {"jsd_beta": "--loss jsd"}  # options that one loss alone reads
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 TRUST_HELP = "Let code run that comes with a model: read it first. Without it such a model is refused"
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
@@ -152,6 +154,19 @@ class Checked:
     def _check_at_most(self, highest: float, *names: str) -> None:
         for name in names:
             self._require(getattr(self, name) <= highest, name, f"at most {highest:g}")
+
+    def _refuse_idle(self, idle: Mapping[str, str]) -> None:
+        """Refuse an option that is set and would not be read: it would promise what does not happen.
+
+        Args:
+            idle: options that are not read, and what reads them.
+
+        Raises:
+            SettingsError: one is not at its default.
+        """
+        for name, default in self.defaults().items():
+            if name in idle and getattr(self, name) != default:
+                raise SettingsError(f"{flag(name)} belongs to {idle[name]}: leave it out")
 
     def _check_temperature(self, name: str, *, zero: bool = False) -> None:
         """Beyond these bounds float32 logits overflow, or nothing is left of them."""

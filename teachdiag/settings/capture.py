@@ -1,6 +1,6 @@
 """Settings of the pair, and of capture."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
@@ -18,7 +18,6 @@ from teachdiag.settings.base import (
     TeacherEngine,
     TeacherGives,
     TeacherPrompt,
-    flag,
     option,
     template_options,
 )
@@ -178,9 +177,7 @@ class CaptureSettings(PairSettings):
             idle |= dict.fromkeys(_OF_RAY, "--engine ray")
         if self.teacher_engine != "vllm":
             idle["teacher_gives"] = "--teacher-engine vllm"
-        for entry in fields(self):
-            if entry.name in idle and getattr(self, entry.name) != entry.default:
-                raise SettingsError(f"{flag(entry.name)} belongs to {idle[entry.name]}: leave it out")
+        self._refuse_idle(idle)
 
     @property
     def sampling(self) -> Sampling:

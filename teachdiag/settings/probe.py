@@ -1,11 +1,12 @@
 """Settings of probe."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
     COUNTABLE,
+    OF_JSD,
     Checked,
     Derivative,
     Kind,
@@ -17,7 +18,6 @@ from teachdiag.settings.base import (
     Scope,
     Split,
     Ties,
-    flag,
     option,
 )
 
@@ -120,7 +120,8 @@ class ProbeSettings(Checked):
         told = f"between {lowest:g} and {highest:g} with --optimizer {self.optimizer}, or 'auto'"
         self._require(lowest <= self.step_size <= highest, "learning_rate", told)
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
-        self._require(0 < self.mask_budget <= 1, "mask_budget", "in (0, 1]")
+        below = self.mask_budget < 1 or self.kind != "lds"
+        self._require(self.mask_budget > 0 and below, "mask_budget", "above 0, and below 1, where all masks are equal")
         self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")
         self._require(self.kind != "checkpoint" or self.student_after != "", "student_after", "given for a checkpoint")
         self._require(self.rollouts == "fixed" or self.steps > 1, "steps", "above 1 with --rollouts fresh")
@@ -162,13 +163,10 @@ class ProbeSettings(Checked):
         return 1e-5 if self.optimizer == "adamw" else 1e-3
 
     def _refuse_foreign_options(self) -> None:
-        """Refuse an option that the chosen kind does not read: it would promise what does not happen."""
-        for entry in fields(self):
-            kinds = _OPTION_KINDS.get(entry.name)
-            if kinds and self.kind not in kinds and getattr(self, entry.name) != entry.default:
-                raise SettingsError(
-                    f"{flag(entry.name)} belongs to --kind {' or '.join(kinds)}, not to {self.kind}: leave it out"
-                )
+        """Refuse an option that the chosen kind or loss does not read."""
+        foreign = {name: kinds for name, kinds in _OPTION_KINDS.items() if self.kind not in kinds}
+        self._refuse_idle({n: f"--kind {' or '.join(kinds)}, not to {self.kind}" for n, kinds in foreign.items()})
+        self._refuse_idle(OF_JSD if self.loss != "jsd" else {})
 
 
 _RATES = {"adamw": (1e-12, 1.0), "sgd": (1e-12, 1e3)}  # AdamW moves every weight by its rate

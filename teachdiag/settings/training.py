@@ -8,6 +8,7 @@ from teachdiag.jsontext import parse_json
 from teachdiag.settings.base import (
     COUNTABLE,
     HEADLINE_K,
+    OF_JSD,
     SUPPORT_SIZES,
     TEMPLATE_OPTIONS,
     TRUST_HELP,
@@ -141,6 +142,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
         self._require(self.weight_decay * self.learning_rate < 1, "weight_decay", "below 1 / --learning-rate")
         self._require(0 < self.budget <= 1, "budget", "in (0, 1]")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
+        self._refuse_idle(OF_JSD if self.loss != "jsd" else {})
         self._require(self.k in SUPPORT_SIZES, "k", f"one of {', '.join(map(str, SUPPORT_SIZES))}")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")
