@@ -22,13 +22,13 @@ from teachdiag.analysis.bootstrap import Interval
 from teachdiag.analysis.design import GAP
 from teachdiag.analysis.frame import OUTCOMES, Outcome, Record
 from teachdiag.analysis.placebos import beyond
-from teachdiag.analysis.step_length import too_long
+from teachdiag.analysis.step_length import REVERSED, TOO_LONG, obstacle
 from teachdiag.analysis.validity import BASE, on_top_of_base, versus_base
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 
 NOT_JUDGED = "not judged"
-STATUSES = ("holds", "reversed", "artefact", "unclear", "not shown", "too long", NOT_JUDGED)
+STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
 _MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
 
 
@@ -137,10 +137,9 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
                 rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id})
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
-    reason = too_long(record, str(helps.interval), harmed=helps.side < 0)
-    if reason:
-        rows[0] |= {"status": "too long" if reason.startswith("The step was too long") else "reversed"}
-        rows[0] |= {"sentence": reason}
+    if found := obstacle(record, str(helps.interval), harmed=helps.side < 0):
+        status, sentence = found
+        rows[0] |= {"status": status, "sentence": sentence}
         for row in rows[1:]:
             row |= {
                 "status": NOT_JUDGED,

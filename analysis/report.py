@@ -13,7 +13,7 @@ from teachdiag.analysis.frame import STEP_KINDS, Record
 from teachdiag.analysis.interventions import MIN_SEEDS
 from teachdiag.analysis.panel import MEAN_GAIN, panel_sentences
 from teachdiag.analysis.selection_report import selection_sentences, selection_tables
-from teachdiag.analysis.step_length import ladder_table, learning_rate, length_text, too_long
+from teachdiag.analysis.step_length import ladder_table, learning_rate, length_text, obstacle
 from teachdiag.analysis.step_tables import (
     TOP_BUDGET,
     contrast_table,
@@ -246,8 +246,8 @@ def panel_obstacle(record: Record, results: Results) -> list[str]:
     mine = results.panel[(results.panel["probe_id"] == record.probe_id) & (results.panel["statistic"] == MEAN_GAIN)]
     mean = float(mine["estimate"].iloc[0])
     judged = mine["survives"].dropna()
-    reason = too_long(record, f"{mean:.3g}", harmed=mean < 0 and len(judged) > 0 and bool(judged.all()))
-    return [reason] * bool(reason)
+    found = obstacle(record, f"{mean:.3g}", harmed=mean < 0 and len(judged) > 0 and bool(judged.all()))
+    return [found[1]] if found else []
 
 
 def _panel_verdict(record: Record, results: Results) -> list[str]:

@@ -32,38 +32,47 @@ def length_text(record: Record) -> str:
     return f" First order explains {_share(rung['r2'])} of the variance of its gain{longest}."
 
 
-def too_long(record: Record, mean_gain: str, harmed: bool) -> str:
-    """Say that a step was too long to judge anything on, and the rate to use; nothing if it was not.
+TOO_LONG, REVERSED = "too long", "reversed"  # statuses of a step on which nothing is judged
+
+
+def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | None:
+    """Say why nothing can be judged on a step, which was too long, and the rate to use.
 
     Args:
         record: a probe that takes steps.
         mean_gain: its mean gain, as text.
         harmed: whether that is below 0, beyond its interval and the noise floor.
+
+    Returns:
+        `TOO_LONG`, or `REVERSED` where no shorter step would help, and a sentence; None of a step that can be judged.
     """
     ladder, steps = record.results.get("ladder"), record.settings.get("steps", 1)
     at, told = f"learning rate {learning_rate(record)}", f"mean gain {mean_gain} nats"
     if ladder is not None and ladder["short_enough"] is False:
         r2 = _taken(ladder)["r2"]
-        return (
+        return TOO_LONG, (
             f"The step was too long to judge teachability on it: at {at} first order explains "
             f"{'none' if r2 is None else _share(r2)} of the variance of the gain ({_NEEDED} are needed; {told}): "
             f"{_longest(ladder)}."
         )
     if not harmed or record.kind == "checkpoint":
-        return ""
+        return None
     if ladder is None:
         shorter = "probe again with `--learning-rate auto`"
         if steps > 1:
             shorter = f"take fewer of the {steps} steps, or shorter ones, or a single one with `--learning-rate auto`"
-        return f"The step was too long: at {at} it takes the student away from the teacher ({told}): {shorter}."
+        return (
+            TOO_LONG,
+            f"The step was too long: at {at} it takes the student away from the teacher ({told}): {shorter}.",
+        )
     rung = _taken(ladder)
     first = rung["first_order_gain"]
     if first is not None and first <= 0:
-        return (
+        return REVERSED, (
             f"The step takes the student away from the teacher ({told}), and no shorter one along it would help: first "
             f"order alone foresees {first:.3g} nats. Teachability is not judged on it."
         )
-    return (
+    return TOO_LONG, (
         f"The step was too long: at {at} it takes the student away from the teacher ({told}"
         f"{'' if first is None else f', where first order alone foresees {first:.3g}'}): use `--learning-rate "
         f"{_helping(rung):g}`."

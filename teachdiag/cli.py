@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from teachdiag import __version__, preflight
-from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, whole
+from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, uninterrupted
 from teachdiag.errors import InputError, RunError, place_error
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
@@ -122,8 +122,8 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
     from teachdiag.figures.comparison import compare_runs
 
-    whole = settings.compat == "none" if isinstance(settings, AnalyzeSettings) else not settings.only
-    return compare_runs(runs)[0].parent if whole else None
+    everything = settings.compat == "none" if isinstance(settings, AnalyzeSettings) else not settings.only
+    return compare_runs(runs)[0].parent if everything else None
 
 
 @stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare)
@@ -244,7 +244,7 @@ def released(
     """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""
     from teachdiag.analysis.released.bank import import_bank
 
-    with whole():
+    with uninterrupted():
         found = import_bank(before, after, run, k)
     print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
 

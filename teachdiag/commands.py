@@ -118,7 +118,7 @@ _PLAIN = {name: _COMMON[name] for name in ("recipe", "json")}
 
 
 @contextmanager
-def whole() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Say where work ended before its end, and exit with 1: what was interrupted is not done."""
     try:
         yield
@@ -150,7 +150,7 @@ def stage_command(
             quiet = common["quiet"] or not FIRST
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
             summaries = {}
-            with whole():
+            with uninterrupted():
                 for run in runs:
                     summaries[str(run)] = stage(run, settings, reporter)
                     if not common["json"] and not quiet:
@@ -182,7 +182,7 @@ def plain_command(
     def register(work: _Work) -> _Work:
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in shared}
-            with whole():
+            with uninterrupted():
                 summary = work(settings_class(**values))
             print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
 
