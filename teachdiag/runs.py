@@ -334,7 +334,7 @@ def writing(run: Path) -> Iterator[None]:
         yield
     finally:
         _HELD.discard(run.resolve())
-        if fresh and [file.name for file in run.iterdir()] == [".lock"]:  # what was refused leaves nothing
+        if fresh and [file.name for file in run.glob("*")] == [".lock"]:  # what was refused leaves nothing
             shutil.rmtree(run)
         lock.release()
 
