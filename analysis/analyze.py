@@ -18,6 +18,7 @@ from teachdiag.analysis.frame import (
     load_bank,
     load_step,
     select_outcomes,
+    unfinished_probes,
 )
 from teachdiag.analysis.report import RESULT_TABLES, Results, pair_text, verdict
 from teachdiag.analysis.scaling import normalised_scores, raw_scores
@@ -44,11 +45,11 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
 
     Returns:
         `verdict`: sentences at the headline K, probe by probe; `headline`: beta_L, beta_I and their gap, as [estimate,
-        low, high], for each real step; `tables`: the files written, relative to the run. Also the `results` of
-        `analyze.json`.
+        low, high], for each real step; `tables`: the files written, relative to the run; `left_out`: a sentence on
+        each unfinished probe. Also the `results` of `analyze.json`.
 
     Raises:
-        RunError: capture or a probe is missing or unfinished.
+        RunError: capture is missing or unfinished, or no probe has ended.
         ArtefactError: a table is missing or does not match the bank.
         EstimationError: the tables do not carry the estimates: too few prompts, or a constant predictor.
     """
@@ -66,7 +67,9 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
-            results = _summarise(inputs, tables) | {"tables": files}
+            results = _summarise(inputs, tables) | {"tables": files, "left_out": unfinished_probes(run)}
+            for sentence in results["left_out"]:
+                reporter.say(f"{run}: {sentence}")
             stage.complete(results, [file for file in files if file.endswith(".parquet")] + [SUMMARY])
     return results
 
@@ -93,7 +96,10 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     """Write `summary.md` and return the verdict and the headline numbers."""
     results = Results(*(tables[table].to_pandas() for table in RESULT_TABLES))
     left_out = {s.real.probe_id: obstacle_sentences(select_outcomes(s, inputs.bank)) for s in inputs.steps}
-    sentences = {r.probe_id: verdict(r, results) + left_out.get(r.probe_id, []) for r in inputs.records}
+    sentences = {
+        r.probe_id: [*r.results.get("doubts", []), *verdict(r, results), *left_out.get(r.probe_id, [])]
+        for r in inputs.records
+    }
     found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
     write_text(summary_markdown(pair, found, results), inputs.run / "summary.md")
     write_text(summary_json(pair, found, results), inputs.run / SUMMARY)

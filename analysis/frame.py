@@ -1,5 +1,6 @@
 """The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ import numpy.typing as npt
 from teachdiag.analysis.bootstrap import MIN_PROMPTS, Array, Codes, Interval
 from teachdiag.analysis.store import StoredColumns, position_key
 from teachdiag.artefacts import GAINS, POSITIONS
-from teachdiag.errors import ArtefactError, RunError
+from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.runs import Stage
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.settings import SUPPORT_SIZES, ProbeSettings
 from teachdiag.tables import Table
 
 Mask = npt.NDArray[np.bool_]
@@ -193,31 +194,47 @@ def load_bank(run: Path) -> Bank:
 
 
 def finished_probes(run: Path) -> list[Record]:
-    """Return every probe of the run, in the order of probe_id.
+    """Return every probe of the run that has ended, in the order of probe_id.
 
     Raises:
-        RunError: there is none, one is unfinished, or a table is no longer what its probe wrote.
+        RunError: there is none, or a table is no longer what its probe wrote.
     """
-    names = _probe_names(run)
-    if not names:
-        raise RunError(f"{run} has no probe: run `teachdiag probe --run {run}` first")
-    notes = {name: Stage(run, f"probes/{name}").read() for name in names}
-    unfinished = [name for name, note in notes.items() if note is None or note["status"] != "complete"]
-    if unfinished:
-        raise RunError(
-            f"unfinished probes in {run}: {', '.join(unfinished)}; run `teachdiag probe --run {run}` again with "
-            "their settings to continue them"
-        )
-    return [_record(name, Stage(run, f"probes/{name}").require()) for name in names]
+    stages, unfinished = _probes(run)
+    if not stages:
+        further = "".join(f"; {sentence}" for sentence in unfinished)
+        raise RunError(f"{run} has no finished probe: run `teachdiag probe --run {run}` first{further}")
+    return [_record(stage.note.stem, stage.require()) for stage in stages]
+
+
+def unfinished_probes(run: Path) -> list[str]:
+    """Say of each probe that was interrupted that it is left out, and how it goes on."""
+    return _probes(run)[1]
 
 
 def read_records(run: Path) -> list[Record]:
-    """Return every probe of an analysed run without reading its tables again, in the order of probe_id.
+    """Return every finished probe of an analysed run without reading its tables again, in the order of probe_id."""
+    return [_record(stage.note.stem, stage.record()) for stage in _probes(run)[0]]
 
-    Raises:
-        RunError: a probe is unfinished.
-    """
-    return [_record(name, Stage(run, f"probes/{name}").record()) for name in _probe_names(run)]
+
+def _probes(run: Path) -> tuple[list[Stage], list[str]]:
+    """The probes that have ended, and a sentence on each of the others."""
+    stages = [Stage(run, f"probes/{name}") for name in _probe_names(run)]
+    notes = {stage: stage.read() for stage in stages}
+    unfinished = [
+        f"probe {stage.note.stem} is unfinished and left out: `{_continuing(run, note['settings'])}` continues it"
+        for stage, note in notes.items()
+        if note is not None and note["status"] != "complete"
+    ]
+    return [stage for stage, note in notes.items() if note is not None and note["status"] == "complete"], unfinished
+
+
+def _continuing(run: Path, settings: Mapping[str, Any]) -> str:
+    """Return the command that continues a probe of these settings."""
+    try:
+        words = ProbeSettings(**settings).words()
+    except (TypeError, SettingsError):  # an older version's, which this one refuses
+        words = ["--name", settings["name"]]
+    return shlex.join(["teachdiag", "probe", "--run", str(run), *words])
 
 
 def load_step(run: Path, probe_id: str, bank: Bank) -> Step:

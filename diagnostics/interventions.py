@@ -41,11 +41,12 @@ _KEYS = [name for name, _ in KEY]
 def measure_interventions(bench: Workbench) -> dict[str, Any]:
     """Take every masked step and write `interventions`, `intervention_gains` and `predictions`; return the results."""
     bench.student.half = None  # selectors differ by less than half precision rounds
+    before, floor = _at_theta0(bench)
+    compared = on_first(lambda: bench.compare_with_capture(before))
     began = time.perf_counter()
     predictions = _predictions(bench)
     cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, predictions)
     bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {time.perf_counter() - began:.0f} s")
-    before, floor = _at_theta0(bench)
     lengths: dict[int, float] = {}
     rows: list[dict[str, Any]] = []
     for place, cell in enumerate(bench.reporter.track(cells, "Masked steps")):
@@ -55,7 +56,7 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
         rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
     bench.theta0.verify()
     on_first(lambda: _write(bench, cells, rows, before))
-    return {
+    return compared | {
         "cells": len(cells),
         "noise_floor": floor,
         "fix_contexts": sorted(c.context_id for c in bench.fix),

@@ -29,6 +29,7 @@ from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 from teachdiag.tables import is_intact, shard_path, write_shard, write_table
 
+_COMPARED = 4  # contexts whose theta0 is compared with capture's
 _NOISE_DRAWS = 3  # layouts in which L_fix is measured at theta0
 _STRATIFIED_BY = (("forward_kl", 10), (f"compatibility_k{HEADLINE_K}", 3))
 
@@ -49,6 +50,7 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
     by_context = {c.context_id: c for c in contexts}
     ids = drawn["context_id"].to_numpy()
     groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
+    compared = on_first(lambda: bench.compare_with_capture(_at_theta0(bench, [context for context, _ in groups])))
     held = hold_out(bench)
     with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
         for place, (context, rows) in enumerate(groups):
@@ -59,7 +61,12 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
     bench.theta0.verify()
     relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
     results = on_first(lambda: _assemble(bench, len(groups)))
-    return results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+    return compared | results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+
+
+def _at_theta0(bench: Workbench, contexts: list[Context]) -> pa.Table:
+    """Rescore the first contexts that steps are taken in, enough to tell whether theta0 is what was captured."""
+    return pa.concat_tables([bench.rescored(batch) for batch in bench.batched(contexts[:_COMPARED])])
 
 
 def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:

@@ -40,8 +40,9 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
         return direction[0]
 
     losses = {"kl": position_loss("forward_kl", bench.settings.jsd_beta)}
-    slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
     bench.rescore_shards("theta0", bench.batched, "theta0")
+    compared = on_first(lambda: bench.compare_with_capture(pa.concat_tables(bench.shards("theta0"))))
+    slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
     bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
     for shrink in SHRINKS:
         state = _state(shrink)
@@ -52,7 +53,8 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
     direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
     fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
     bench.theta0.verify()
-    return on_first(lambda: _assemble(bench, -slopes["kl"].to_numpy(), fix)) | {"step": slope_facts, "fix": fix_facts}
+    measured = on_first(lambda: _assemble(bench, -slopes["kl"].to_numpy(), fix))
+    return compared | measured | {"step": slope_facts, "fix": fix_facts}
 
 
 def inner_products(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from teachdiag.diagnostics.pair import pinned, resolve_pair
 from teachdiag.diagnostics.predicted import measure_predicted
 from teachdiag.diagnostics.processes import (
     agree,
-    is_first,
     on_first,
     own_device,
     refuse_sharding_alone,
@@ -91,7 +89,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(on_first(stage.require)["results"])
-        with timed_by_first(stage), stage.withdrawn_if_refused() if is_first() else nullcontext():
+        with timed_by_first(stage):
             kind, made = _KINDS[settings.kind], partial(further_contexts, settings)
             bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, made)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)

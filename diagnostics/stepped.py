@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.gains import gain_columns
@@ -122,6 +123,7 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     placebos = [Update(name, draw) for name in placebo_names(settings) for draw in range(_draws(settings))]
     half = bench.student.half
     bench.rescore_shards(_BEFORE, bench.batched, "theta0")
+    compared = on_first(lambda: bench.compare_with_capture(pa.concat_tables(bench.shards(_BEFORE))))
     bench.student.half = None  # the noise of a half-precision model shows against float32
     if half is not None and settings.laddered:
         bench.rescore_shards(_EXACT, bench.batched, "theta0, float32")
@@ -132,7 +134,7 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     steps = {update: Step(0.0, 0.0, 0, 0.0) for update in placebos if update.name == NOTHING}
     for update in (real, *(p for p in placebos if p.name != NOTHING)):
         steps[update] = _take_and_rescore(bench, update, steps.get(real))
-    return on_first(lambda: _assemble(bench, real, placebos, steps))
+    return compared | on_first(lambda: _assemble(bench, real, placebos, steps))
 
 
 def _draws(settings: ProbeSettings) -> int:
@@ -254,8 +256,6 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
     """Write the `gains` table of the real update and of each placebo, and summarise them."""
     before, again = (bench.forward_kl(state) for state in (_BEFORE, Update(NOTHING).state))
     floor = noise_floor(before, again)
-    positions = POSITIONS.read(bench.run / "positions", ["split", "forward_kl"])
-    captured = positions["forward_kl"].to_numpy()[(positions["split"] == "bank").to_numpy()]
     updates: dict[str, Any] = {}
     ladder = {"ladder": ladder_results(bench, steps[real].share)} if bench.settings.laddered else {}
     for update in (real, *placebos):
@@ -263,7 +263,6 @@ def _assemble(bench: Workbench, real: Update, placebos: Sequence[Update], steps:
         updates.setdefault(update.name, []).append(facts)
     return {
         "noise_floor": floor,
-        "largest_difference_from_capture": float(np.abs(captured - before).max()),
         "updates": {name: found[0] if len(found) == 1 else {"draws": found} for name, found in updates.items()},
     } | ladder
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,11 @@ from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
 from teachdiag.tables import is_intact, read_parquet, shard_paths, write_shard
+
+# What rounding may make of a position's KL between two passes at the same weights, mean and largest, in nats; another
+# device or version makes more of it than another layout, whose share of the largest stays below 1e-4 in float32.
+_ROUNDING: dict[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float16": (4e-3, 0.05), "bfloat16": (0.03, 0.5)}
+_FAR = 5.0  # times that, it is no rounding
 
 Layout = Callable[[Sequence[Context]], list[Batch]]
 Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
@@ -124,6 +130,46 @@ class Workbench:
         """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""
         values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)["forward_kl"].to_numpy()
         return values
+
+    def compare_with_capture(self, scored: pa.Table) -> dict[str, Any]:
+        """Compare positions rescored at theta0, before anything moved, with what capture found there.
+
+        Args:
+            scored: `context_id`, `position` and `forward_kl` of some positions.
+
+        Returns:
+            `largest_difference_from_capture`, nats; and `doubts`: sentences on it where it is more than rounding makes.
+
+        Raises:
+            RunError: the difference is far beyond that, so that this is not the theta0 that was captured.
+        """
+        ids = set(scored["context_id"].to_pylist())
+        ours = scored.sort_by(KEY)
+        theirs = rows_of(self.run, [c for c in (*self.bank, *self.update) if c.context_id in ids], ["forward_kl"])
+        theirs = theirs.sort_by(KEY)
+        difference = np.abs(ours["forward_kl"].to_numpy().astype(np.float64) - theirs["forward_kl"].to_numpy())
+        mean, largest, at = float(difference.mean()), float(difference.max()), int(difference.argmax())
+        found: dict[str, Any] = {"largest_difference_from_capture": largest}
+        usual_mean, usual_largest = _ROUNDING[self.capture.dtype]
+        excess = max(mean / usual_mean, largest / usual_largest)
+        if excess <= 1:
+            return found
+        context, position, now, before = (
+            table[name][at].as_py()
+            for table, name in ((ours, KEY[0][0]), (ours, KEY[1][0]), (ours, "forward_kl"), (theirs, "forward_kl"))
+        )
+        what = (
+            f"rescoring theta0 does not give what capture found in {self.run}: at context {context}, position "
+            f"{position}, the forward KL is {now:.4g} nats and was {before:.4g}; on average they differ by {mean:.2g} "
+            f"nats, where {self.capture.dtype} rounds by less than {usual_mean:g}"
+        )
+        if excess > _FAR:
+            raise RunError(
+                f"{what}: the weights, the device, or versions of libraries are not those of the capture: restore "
+                "them, or capture again"
+            )
+        self.reporter.say(what)
+        return found | {"doubts": [f"{what[0].upper()}{what[1:]}."]}
 
     def mean_kl(self, contexts: Sequence[Context]) -> Objective:
         """The mean forward KL over some contexts; over those that were set aside it is L_fix (paper Eq. 2)."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from teachdiag.errors import ContextError, EstimationError, InputError, PlaceError, RunError, place_error, using
+from teachdiag.errors import ContextError, EstimationError, InputError, RunError, SettingsError, place_error, using
 from teachdiag.notes import OBJECT, Schema, fields_schema, read_note, write_note
 from teachdiag.settings import (
     AnalyzeSettings,
@@ -46,11 +46,24 @@ _SETTINGS: dict[str, type[Any]] = {
 SUMMARY = "analysis/summary.json"  # what `summary.md` says, as data
 _MODEL = {"digest?": str, "dropped_layers?": list[int], ...: Any}
 _PROMPTED = {"inputs": {"prompts?": {"manifest?": str, "template_options?": dict[str, Any], ...: Any}, ...: Any}}
+_RUNG = {
+    **dict.fromkeys(("share", "learning_rate", "mean_gain", "noise"), float),
+    **dict.fromkeys(("first_order_gain", "r2"), float | None),
+    "short_enough": bool | None,
+}
 _FURTHER: dict[str, dict[Any, Schema]] = {  # what later stages read beside the settings
     "capture": {"inputs": _PROMPTED["inputs"] | {"student?": _MODEL, "teacher?": _MODEL}},
     "train": {"inputs": _PROMPTED["inputs"] | {"student?": _MODEL, "cells?": dict[str, dict[str, Any]]}},
     "evaluate": _PROMPTED,
-    "probes": {"results?": {"noise_floor?": float | None, "fix_contexts?": list[int], ...: Any}},
+    "probes": {
+        "results?": {
+            "noise_floor?": float | None,
+            "fix_contexts?": list[int],
+            "doubts?": list[str],
+            "ladder?": {"learning_rate": float, "short_enough": bool | None, "longest": float | None, "rungs": [_RUNG]},
+            ...: Any,
+        }
+    },
     "import": {"settings": {"k": int, ...: Any}},
 }
 _PACKAGES = ("teachdiag", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
@@ -167,22 +180,6 @@ class Stage:
         self._write({"stage": self.name, "status": "running", **ours})
         return False
 
-    @contextmanager
-    def withdrawn_if_refused(self) -> Iterator[None]:
-        """Forget, where the claimed stage is refused, that it began; a place that fails can be mended, tables are kept.
-
-        What an interrupted stage had computed before stays, unless it is what the refusal is about.
-        """
-        resumed = self._computed(self._folders())
-        try:
-            yield
-        except InputError as error:
-            lasting = isinstance(error, EstimationError | ContextError) or not resumed
-            if lasting and not isinstance(error, PlaceError) and not self._computed(self.tables):
-                self._remove_scratch()
-                self.note.unlink(missing_ok=True)
-            raise
-
     def complete(
         self, results: Mapping[str, Any], files: Sequence[str] = (), earlier: Mapping[str, str] | None = None
     ) -> None:
@@ -249,10 +246,15 @@ class Stage:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Record when the stage began and ended, in `events.jsonl`."""
+        """Record when the stage began and ended, in `events.jsonl`; of one that is refused nothing else stays."""
         self._event("begin")
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except InputError as error:
+            # Whatever else went wrong, as a full disk, is mended without other settings, and continued.
+            self._withdraw(settings_refused=isinstance(error, SettingsError | EstimationError | ContextError))
+            raise
         self._event("end", seconds=round(time.perf_counter() - start, 3))
 
     def _event(self, event: str, **facts: float) -> None:
@@ -281,6 +283,13 @@ class Stage:
     @property
     def _key(self) -> str:
         return self.name.partition("/")[0]
+
+    def _withdraw(self, *, settings_refused: bool) -> None:
+        """Take a claim back where there is nothing to continue: nothing was computed, or only for refused settings."""
+        kept = self.tables if settings_refused else self._folders()
+        if self.begun and not self._computed(kept):
+            self._remove_scratch()
+            self.note.unlink()
 
     def _folders(self) -> list[str]:
         return [*self.tables, *([self.scratch] if self.scratch else [])]

@@ -37,6 +37,8 @@ def show_probe(summary: Summary, run: Path) -> None:
         "lds": _interventions,
     }.get(summary["kind"], _updates)
     shown(summary, f"{run}: probe {summary['probe_id']}")
+    for doubt in summary.get("doubts", []):
+        print(f"Beware: {doubt}")
 
 
 def show_analysis(summary: Summary, run: Path) -> None:

@@ -1,30 +1,35 @@
 """What bad input gets from capture and probe: one sentence, and nothing lost."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PROBE, byte_tokenizer, save_model, tables
+from conftest import PROBE, Killed, byte_tokenizer, dying, save_model, tables
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
 
+from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics import stepped
+from teachdiag.cli import app
+from teachdiag.diagnostics import interventions, isolated, predicted, stepped, workbench
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.rollouts import sample
 from teachdiag.diagnostics.sources import resolve
 from teachdiag.diagnostics.updates import Step, optimize
 from teachdiag.diagnostics.vocabulary import shared_vocabulary
-from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError
+from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
 
 
 def edited(run: Path, tmp_path: Path, **columns: object) -> str:
@@ -216,6 +221,90 @@ def test_a_step_that_breaks_the_student_is_named(run: Path, quiet: Reporter, mon
     blame = "after the update one_step: the student gives NaN or infinite logits .* smaller --learning-rate"
     with pytest.raises(ContextError, match=blame):
         run_probe(run, PROBE, quiet)
+
+
+KINDS = {
+    "one_step": {},
+    "checkpoint": {},
+    "predicted": {"fix_contexts": 1},
+    "isolated": {"fix_contexts": 1, "sample": 40},
+    "selectors": {"fix_contexts": 1, "selector": "random", "seeds": 1, "budgets": "0.3"},
+    "lds": {"fix_contexts": 1, "masks": 2},
+}
+
+
+def _shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
+    """Load a student whose weights are not quite those of the capture."""
+    plain = workbench.load_over_processes
+
+    def load(*arguments: object, **options: object) -> Pair:
+        pair = plain(*arguments, **options)  # type: ignore[arg-type]
+        with torch.no_grad():
+            pair.student.model.model.norm.weight.mul_(1 + by)
+        return pair
+
+    monkeypatch.setattr(workbench, "load_over_processes", load)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_theta0_than_the_captured_one_is_refused_before_any_step(
+    run: Path, student_path: str, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    _shifted(monkeypatch, 0.05)
+    for module in (stepped, predicted, interventions):
+        monkeypatch.setattr(module, "optimize", None)
+    monkeypatch.setattr(isolated, "hold_out", None)
+    after = {"student_after": student_path} if kind == "checkpoint" else {}
+    given = ProbeSettings(name="p", kind=kind, batch_tokens=100, tile_positions=7, **KINDS[kind], **after)
+    said = r"does not give what capture found in .*: at context \d+, position \d+, .* restore them, or capture again"
+    with pytest.raises(RunError, match=said):
+        run_probe(run, given, quiet)
+
+
+def test_a_theta0_that_is_a_little_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "doubts" not in run_probe(run, replace(PROBE, name="sound"), quiet)
+    _shifted(monkeypatch, 2e-4)
+    found = run_probe(run, PROBE, quiet)
+    assert 1e-4 < found["largest_difference_from_capture"] < 5e-3
+    assert found["doubts"][0].startswith("Rescoring theta0 does not give what capture found")
+    assert found["doubts"][0] in run_analysis(run, AnalyzeSettings(draws=100), quiet)["verdict"][0]
+
+
+def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter) -> None:
+    run_probe(run, replace(PROBE, name="sound"), quiet)
+    before = sorted(run.rglob("*"))
+    cases: list[tuple[dict[str, Any], type[InputError]]] = [
+        ({"update_contexts": 99}, RunError),
+        ({"kind": "isolated", "fix_contexts": 99}, RunError),
+        ({"kind": "selectors", "bank_contexts": 99}, RunError),
+        ({"kind": "isolated", "fix_contexts": 1, "sample": 3}, EstimationError),
+        ({"kind": "selectors", "fix_contexts": 1, "selector": "nobodys"}, SettingsError),
+    ]
+    for number, (given, error) in enumerate(cases):
+        with pytest.raises(error):
+            run_probe(run, ProbeSettings(name=f"q{number}", batch_tokens=100, **given), quiet)
+        assert sorted(run.rglob("*")) == before, given
+    run_analysis(run, AnalyzeSettings(draws=100), quiet)
+
+
+def test_an_interrupted_probe_is_left_out_by_name_with_what_continues_it(
+    run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = replace(PROBE, name="halted", optimizer="sgd", update_contexts=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(workbench, "rescore", dying(workbench.rescore, 6))
+        with pytest.raises(Killed):
+            run_probe(run, given, quiet)
+    with pytest.raises(RunError, match=r"has no finished probe: .* probe halted is unfinished and left out"):
+        run_analysis(run, AnalyzeSettings(draws=100), quiet)
+    run_probe(run, PROBE, quiet)
+    results = run_analysis(run, AnalyzeSettings(draws=100), quiet)
+    (sentence,) = results["left_out"]
+    command = shlex.split(sentence.split("`")[1])
+    assert list(results["headline"]) == ["p"]
+    done = CliRunner().invoke(app, command[1:], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert run_analysis(run, AnalyzeSettings(draws=100), quiet)["left_out"] == []
 
 
 def test_positions_at_the_models_limit_are_scored_and_probed(

@@ -148,6 +148,15 @@ class ProbeSettings(Checked):
         self._require(all(0 < s <= 1 for s in shares) and shares != (), "budgets", "shares in (0, 1], like '0.03,0.1'")
         return shares
 
+    def words(self) -> list[str]:
+        """Options of the command line that give these settings, but for defaults and what the kind does not read."""
+        words = []
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value != entry.default and self.kind in _OPTION_KINDS.get(entry.name, (self.kind,)):
+                words += [flag(entry.name)] if value is True else [flag(entry.name), str(value)]
+        return words
+
     def _resolved_rate(self) -> float | str:
         """The rate as a number, which the command line gives as text; 'auto' only where a ladder decides."""
         if self.learning_rate == "auto":
