@@ -1,7 +1,7 @@
 """Settings of probe."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
@@ -18,6 +18,7 @@ from teachdiag.settings.base import (
     Scope,
     Split,
     Ties,
+    flag,
     option,
 )
 
