@@ -19,6 +19,7 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.contexts import read_contexts
 from teachdiag.diagnostics.losses import position_loss
+from teachdiag.diagnostics.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.models import LanguageModel
 from teachdiag.diagnostics.processes import in_step, is_mine, joined, on_first
 from teachdiag.diagnostics.scoring import States, rescore
@@ -207,6 +208,7 @@ def set_up(
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
     fix, update = update_contexts(stage.run, settings, contexts)
     check(stage.run, settings, bank, update)
+    refuse_what_cannot_fit(settings, capture, sources, update, device, reporter)
     pair = load_over_processes(sources, capture.dtype, device, shard=settings.shard_model, master=True)
     more = further(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]

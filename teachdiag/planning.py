@@ -25,16 +25,15 @@ from typing import Any, Literal
 
 from teachdiag.calibration import Calibration, Measured
 from teachdiag.errors import SettingsError
-from teachdiag.settings import CaptureSettings, DType, PlanSettings
+from teachdiag.settings import CaptureSettings, DType, Kind, Optimizer, PlanSettings
 
 LIVE = 12  # float32 arrays of a tile's size that scoring holds at the same time: logits, logs, and what is made of them
 PROBE_PASSES = {"student": 7, "teacher": 1}  # of the default one_step probe, over every context
-STUDENT_COPIES = 5  # of a probe, in float32: theta0, moved weights, gradient, two moments of AdamW
 OUT_OF_CORE = 10_000_000  # positions from which the analysis reads columns block by block
 SHARD_BYTES = 150e6  # what a shard should hold at scale
 SHARDS_A_PROCESS = 10  # at least, so that processes end together and a killed run loses little
 _FLOAT32, _GB = 4, 1e9
-_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Side = Literal["student", "teacher"]
 Bytes = dict[str, float]
@@ -54,7 +53,7 @@ class Models:
         whole_float32 = self.dtype == "float32" and shards == 1
         head = 0.0 if whole_float32 else self.vocabulary * self.width * _FLOAT32
         return {
-            "weights": sum(self.parameters[side] for side in sides) * _BYTES[self.dtype] / shards,
+            "weights": sum(self.parameters[side] for side in sides) * BYTES[self.dtype] / shards,
             "float32_heads": len(sides) * head,
             "tile": LIVE * CaptureSettings.tile_positions * self.vocabulary * _FLOAT32,
         }
@@ -146,9 +145,18 @@ def _rest(calibration: Calibration) -> float:
     return max(0.0, measured.scoring_peak_bytes - sum(models.memory(("student", "teacher")).values()))
 
 
+def student_copies(kind: Kind = "one_step", optimizer: Optimizer = "adamw") -> int:
+    """Copies of the student's weights that a probe holds in float32.
+
+    Theta0, the moved weights and the gradient, or another direction in its place; AdamW's two moments; and a direction
+    beside these where first-order gains are compared with steps.
+    """
+    return 3 + 2 * (optimizer == "adamw" and kind != "checkpoint") + (kind in ("predicted", "selectors", "lds"))
+
+
 def _memory(models: Models, placement: Placement) -> Bytes:
     """Bytes on a device, part by part; what capture takes with these, and what a probe takes in one process."""
-    student = models.parameters["student"] * _FLOAT32 * STUDENT_COPIES
+    student = models.parameters["student"] * _FLOAT32 * student_copies()
     others = sum(amount for part, amount in placement.memory.items() if part != "weights")
     return {**placement.memory, "capture": placement.total, "probe": student + others}
 
