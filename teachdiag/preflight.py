@@ -3,6 +3,7 @@
 Nothing is decided here alone: a stage makes the same checks by the same functions, where its work needs them.
 """
 
+import re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from teachdiag.settings.base import shown
 from teachdiag.sweeps import plan
 
 _PATH_LIKE = ("/", "./", "../", "~")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODELS = (  # that are read
     "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
     "on the Hub, or 'embedded'"
@@ -135,6 +137,8 @@ def local_model(name: str) -> Path | None:
     if place.is_file() or place.suffix == ".gguf" or name.startswith(_PATH_LIKE):
         why = "is a file" if place.is_file() else "does not exist"
         raise ModelError(f"model {name!r} {why}: {MODELS}")
+    if _HUB_ID.fullmatch(name) is None or ".." in name:
+        raise ModelError(f"model {shown(name)} is no folder here, and cannot be an id on the Hub: {MODELS}")
     return None
 
 

@@ -51,6 +51,7 @@ def test_slips_are_refused_before_anything_heavy_is_imported(tmp_path: Path, man
         ): "prompts are read from",
         ("capture", "--student", "./no-model", "--run", nothing): "model './no-model' does not exist",
         ("capture", "--teacher", "/no/model", "--run", nothing): "model '/no/model' does not exist",
+        ("capture", "--teacher", "runs/no/model", "--run", nothing): "'runs/no/model' is no folder here, and cannot be",
         ("capture", "--contexts", "no.parquet", "--run", nothing): "no contexts table at no.parquet",
         ("capture", "--run", str(tmp_path / "taken")): "taken is a file",
         ("capture", "--run", damaged): "capture.json is damaged",
