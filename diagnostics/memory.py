@@ -5,6 +5,7 @@ moved weights, gradient, the optimizer's moments), one tile of logits with what 
 what the backward pass keeps of each layer: about ten vectors of the model's width and four of its inner width a token.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from teachdiag.settings import CaptureSettings, ProbeSettings
 _FLOAT32, _GB = 4, 1e9
 _LIBRARIES = 0.5e9  # bytes that Python and torch take in the memory of a CPU
 _CERTAIN = 0.75  # of what is foreseen: not even that is there where a probe is refused
-_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_CONTAINER = Path("/sys/fs/cgroup")  # its limit and use of memory, where there is one (version 2)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,17 @@ def free_memory(device: str) -> float:
     """Bytes that are free on a device for this process: of a CPU's, its share among the processes on the machine."""
     if device.startswith("cuda"):
         return float(torch.cuda.mem_get_info(device)[0])
-    free = float(psutil.virtual_memory().available)
-    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdigit():  # of a container
-        free = min(free, float(limit) - float(_USED.read_text()))
+    free = min(float(psutil.virtual_memory().available), _free_in_container())
     return free / int(processes().num_processes)
+
+
+def _free_in_container() -> float:
+    """Bytes until the container's limit, files that are merely cached counted as free; infinite without a limit."""
+    try:
+        limit, used = ((_CONTAINER / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        facts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+    except OSError:
+        return math.inf
+    if limit == "max":
+        return math.inf
+    return float(limit) - float(used) + float(facts.get("inactive_file", 0))

@@ -48,3 +48,13 @@ def test_what_cannot_fit_is_refused_and_leaves_nothing(
     monkeypatch.undo()
     run_probe(run, PROBE, Reporter())
     assert "The probe needs about 0.5" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_container_counts_what_is_cached_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    without_limit = memory.free_memory("cpu")
+    for name, text in (("max", "9000000\n"), ("current", "8500000\n"), ("stat", "anon 1\ninactive_file 2000000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory.free_memory("cpu") == 9e6 - 8.5e6 + 2e6 < without_limit
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory("cpu") > 9e6
