@@ -233,7 +233,7 @@ def _continuing(run: Path, settings: Mapping[str, Any]) -> str:
     try:
         words = ProbeSettings(**settings).words()
     except (TypeError, SettingsError):  # an older version's, which this one refuses
-        words = ["--name", settings["name"]]
+        words = ["--name", settings["name"]] if settings.get("name") else []
     return shlex.join(["teachdiag", "probe", "--run", str(run), *words])
 
 

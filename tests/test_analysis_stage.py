@@ -321,12 +321,16 @@ def test_an_unfinished_or_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="has no capture stage"):
         run_analysis(tmp_path / "nothing", QUICK, QUIET)
     run = plant(tmp_path / "run", World())
-    Stage(run, "probes/killed").claim({}, {})
-    with pytest.raises(RunError, match=r"unfinished probes in .*: killed; run"):
-        run_analysis(run, QUICK, QUIET)
+    Stage(run, "probes/killed").claim({"name": "killed", "seed": 3}, {})
+    command = f"teachdiag probe --run {run} --name killed --optimizer adamw --seed 3"
+    goes_on = f"probe killed is unfinished and left out: `{command}` continues it"
+    assert run_analysis(run, QUICK, QUIET)["left_out"] == [goes_on]
     for note in (run / "probes").iterdir():
-        note.unlink()
-    with pytest.raises(RunError, match="has no probe: run `teachdiag probe"):
+        if note.name != "killed.json":
+            note.unlink()
+    with pytest.raises(
+        RunError, match=r"has no finished probe: run `teachdiag probe .* first; probe killed is unfinished"
+    ):
         run_analysis(run, QUICK, QUIET)
 
 
