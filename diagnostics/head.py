@@ -6,12 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from teachdiag.diagnostics.parameters import whole
 from teachdiag.diagnostics.sources import ModelSource, read_config, reading
 from teachdiag.diagnostics.vocabulary import Known
-from teachdiag.diagnostics.weights import head_names, stored_weight
+from teachdiag.diagnostics.weights import head_names, stored_weight, without_weights
 
 
 @dataclass
@@ -103,8 +102,8 @@ def read_head(source: ModelSource, known: Known) -> Head:
         ModelError: the files hold no weight of that name.
     """
     config = read_config(source)
-    with reading(source), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
+    with reading(source):
+        model = without_weights(source, config)
     linear = model.get_output_embeddings()
     for part in ("weight", "bias"):
         if names := head_names(model, part):  # tied weights are stored under one of two names

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM
 
 from teachdiag.diagnostics.alignment import Context
 from teachdiag.diagnostics.processes import processes
 from teachdiag.diagnostics.sources import ModelSource, Sources, read_config
+from teachdiag.diagnostics.weights import without_weights
 from teachdiag.errors import SettingsError
 from teachdiag.planning import BYTES, LIVE, student_copies
 from teachdiag.progress import Reporter
@@ -42,8 +42,7 @@ class Size:
 def size_of(source: ModelSource) -> Size:
     """Size of a model, from its configuration alone; layers that are dropped are not counted."""
     config = read_config(source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
+    model = without_weights(source, config)
     parameters, text = sum(p.numel() for p in model.parameters()), config.get_text_config()
     layers, dropped = int(text.num_hidden_layers), len(source.dropped_layers)
     if dropped:

@@ -135,8 +135,7 @@ def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> 
             "quantization_config in its config.json that says what they stand for: save it dequantised"
         )
     with reading(source):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
+        model = without_weights(source, config)
         _, report = type(model).from_pretrained(
             None,
             config=config,
@@ -152,6 +151,12 @@ def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> 
             f"model {source.name!r} has different values for {' and '.join(tied)}, which are one weight by its "
             'config.json: put "tie_word_embeddings": false there if it was trained so'
         )
+
+
+def without_weights(source: ModelSource, config: Any) -> Any:  # noqa: ANN401
+    """Make a model of a configuration whose weights have names and shapes, and no memory (device 'meta')."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=source.trusted)
 
 
 def head_names(model: Any, part: str = "weight") -> list[str]:  # noqa: ANN401

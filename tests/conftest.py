@@ -21,7 +21,29 @@ from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
 from teachdiag.notes import write_note
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
-from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings import (
+    AnalyzeSettings,
+    CaptureSettings,
+    EvaluateSettings,
+    FiguresSettings,
+    PlanSettings,
+    ProbeSettings,
+    ReportSettings,
+    TrainSettings,
+)
+from teachdiag.settings.base import Checked
+
+STAGES: dict[str, type[Checked]] = {
+    "capture": CaptureSettings,
+    "probe": ProbeSettings,
+    "analyze": AnalyzeSettings,
+    "figures": FiguresSettings,
+    "report": ReportSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "plan": PlanSettings,
+}
+
 
 END = "<end>"
 KNOWN = 257  # ids of `byte_tokenizer`; the other rows of a head are padding

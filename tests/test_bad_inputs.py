@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PROBE, options
+from conftest import PROBE, STAGES, options
 from typer.main import get_command
 
 from teachdiag import cli
@@ -32,14 +32,8 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
-    EvaluateSettings,
-    FiguresSettings,
-    PlanSettings,
-    ProbeSettings,
-    ReportSettings,
-    TrainSettings,
 )
-from teachdiag.settings.base import Checked, fits, flag
+from teachdiag.settings.base import fits, flag
 
 QUIET = Reporter(quiet=True)
 VOLATILE = {".lock", "events.jsonl"}
@@ -237,16 +231,6 @@ def put(path: Path, content: bytes | str) -> Path:
 
 # Options and recipes, for every command.
 
-STAGES: dict[str, type[Checked]] = {
-    "capture": CaptureSettings,
-    "probe": ProbeSettings,
-    "analyze": AnalyzeSettings,
-    "figures": FiguresSettings,
-    "report": ReportSettings,
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "plan": PlanSettings,
-}
 FAMILIES = {
     "capture": ("capture",),
     "probe": ("probe",),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from conftest import STAGES
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -15,10 +16,7 @@ from teachdiag.cli import app, main
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
-    AnalyzeSettings,
     CaptureSettings,
-    EvaluateSettings,
-    FiguresSettings,
     PlanSettings,
     ProbeSettings,
     ReportSettings,
@@ -29,16 +27,6 @@ from teachdiag.settings.base import Checked, fits, flag
 from teachdiag.sweeps import plan
 from teachdiag.terminal import show_models
 
-STAGES: dict[str, type[Checked]] = {
-    "capture": CaptureSettings,
-    "probe": ProbeSettings,
-    "analyze": AnalyzeSettings,
-    "figures": FiguresSettings,
-    "report": ReportSettings,
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "plan": PlanSettings,
-}
 VALUES: list[Any] = [True, None, 7, 2.5, "7", "float32", [], [3], ["x"], {}, {"a": 1}, b"x", (1,), 1j]
 NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, -1, -0.5, 10**30, -(10**30), 2**63]
 OPTIONS = [(stage, entry.name) for stage, settings in STAGES.items() for entry in fields(settings)]  # type: ignore[arg-type]
