@@ -52,7 +52,7 @@ $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
 testbed: runs/testbed/teacher/taught.json runs/testbed/student/taught.json  ## teach the testbed's two models: about ten minutes
 
 runs/testbed/%/taught.json: | .venv/installed
-	$(BIN)/python -m teachdiag.diagnostics.testbed runs/testbed $*
+	$(BIN)/python -m teachdiag.diagnostics.training.testbed runs/testbed $*
 
 sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdict beside them: about half an hour
 	$(BIN)/teachdiag capture --run runs/sweep --recipe docs/train/testbed.toml

@@ -9,10 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 from threadpoolctl import threadpool_limits
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import GAP
-from teachdiag.analysis.findings import finding_rows, lookup, obstacle_sentences
-from teachdiag.analysis.frame import (
+from teachdiag.analysis.bank.measurements import (
     STEP_KINDS,
     finished_probes,
     load_bank,
@@ -20,9 +17,12 @@ from teachdiag.analysis.frame import (
     select_outcomes,
     unfinished_probes,
 )
-from teachdiag.analysis.report import RESULT_TABLES, Results, pair_text, verdict
-from teachdiag.analysis.scaling import normalised_scores, raw_scores
-from teachdiag.analysis.summary import sections, summary_json, summary_markdown
+from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
+from teachdiag.analysis.report.sections import RESULT_TABLES, Results, pair_text, verdict
+from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.design import GAP
+from teachdiag.analysis.step.findings import finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.tasks import Inputs, estimate_tables
 from teachdiag.artefacts import (
     ESTIMATES,

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from teachdiag.analysis.bootstrap import Codes, Resampling
-from teachdiag.analysis.buckets import bucket_rows, robust_rows
-from teachdiag.analysis.cells import load_cells
-from teachdiag.analysis.crossval import draw_folds
-from teachdiag.analysis.design import make_sample
-from teachdiag.analysis.findings import CLAIMS
-from teachdiag.analysis.frame import (
+from teachdiag.analysis.bank.measurements import (
     OUTCOMES,
     STEP_KINDS,
     Bank,
@@ -28,22 +22,29 @@ from teachdiag.analysis.frame import (
     Step,
     select_outcome,
 )
-from teachdiag.analysis.inference import inference_rows
-from teachdiag.analysis.interventions import (
+from teachdiag.analysis.bank.normalised import Scores, saturation_rows
+from teachdiag.analysis.kinds.gain_matrix import load_cells
+from teachdiag.analysis.kinds.isolated import isolated_rows
+from teachdiag.analysis.kinds.lds import lds_rows
+from teachdiag.analysis.kinds.placebo import panel_rows
+from teachdiag.analysis.kinds.predicted import predicted_rows
+from teachdiag.analysis.kinds.selectors import (
     agreement_rows,
     draw_seeds_and_prompts,
     gain_statistics,
     released_rows,
     selection_rows,
 )
-from teachdiag.analysis.isolated import isolated_rows
-from teachdiag.analysis.lds import lds_rows
-from teachdiag.analysis.matching import matched_rows
-from teachdiag.analysis.multiplicity import add_q_values
-from teachdiag.analysis.panel import panel_rows
-from teachdiag.analysis.placebos import beyond_rows
-from teachdiag.analysis.predicted import predicted_rows
-from teachdiag.analysis.profiles import (
+from teachdiag.analysis.resampling.bootstrap import Codes, Resampling
+from teachdiag.analysis.resampling.multiplicity import add_q_values
+from teachdiag.analysis.step.beyond_placebos import beyond_rows
+from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
+from teachdiag.analysis.step.cross_validation import draw_folds
+from teachdiag.analysis.step.design import make_sample
+from teachdiag.analysis.step.findings import CLAIMS
+from teachdiag.analysis.step.inference import inference_rows
+from teachdiag.analysis.step.matching import matched_rows
+from teachdiag.analysis.step.profiles import (
     concentration_row,
     decile_bins,
     decile_rows,
@@ -53,11 +54,10 @@ from teachdiag.analysis.profiles import (
     plane_rows,
     q3_rows,
 )
-from teachdiag.analysis.regression import regressions
-from teachdiag.analysis.scaling import Scores, saturation_rows
-from teachdiag.analysis.support_contrast import contrast_rows
-from teachdiag.analysis.top_n import top_rows
-from teachdiag.analysis.validity import validity
+from teachdiag.analysis.step.regression import regressions
+from teachdiag.analysis.step.support_contrast import contrast_rows
+from teachdiag.analysis.step.top_n import top_rows
+from teachdiag.analysis.step.validity import validity
 from teachdiag.artefacts import (
     BALANCE,
     BUCKETS,

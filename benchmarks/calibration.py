@@ -17,9 +17,10 @@ from workload import QUIET, Row
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, write_calibration
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.models import LanguageModel, machine_facts, pick_device
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
-from teachdiag.diagnostics.rollouts import sample
+from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
 from teachdiag.runs import environment
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import write_parquet

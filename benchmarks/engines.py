@@ -8,13 +8,13 @@ import time
 import numpy as np
 from workload import QUIET, Row, show
 
-from teachdiag.diagnostics.alignment import Context, batched
-from teachdiag.diagnostics.contexts import lay_out
-from teachdiag.diagnostics.engines.launch import start
-from teachdiag.diagnostics.engines.rollouts import longest, serve
-from teachdiag.diagnostics.pair import Pair, load_pair, outline_pair, resolve_pair
-from teachdiag.diagnostics.rollouts import Group, Rollout, sample_group
-from teachdiag.diagnostics.scoring import score
+from teachdiag.diagnostics.contexts.contexts_table import lay_out
+from teachdiag.diagnostics.contexts.sampling import Group, Rollout, sample_group
+from teachdiag.diagnostics.engines.vllm_launch import start
+from teachdiag.diagnostics.engines.vllm_rollouts import longest, serve
+from teachdiag.diagnostics.models.alignment import Context, batched
+from teachdiag.diagnostics.models.pair import Pair, load_pair, outline_pair, resolve_pair
+from teachdiag.diagnostics.scoring.tiles import score
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import load_prompts
 from teachdiag.settings import CaptureSettings

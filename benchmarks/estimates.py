@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import make_sample
-from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcome
-from teachdiag.analysis.matching import matched_rows
-from teachdiag.analysis.regression import regressions
-from teachdiag.analysis.scaling import in_q3, normalised_scores
-from teachdiag.analysis.support_contrast import contrast_rows
+from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcome
+from teachdiag.analysis.bank.normalised import in_q3, normalised_scores
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.design import make_sample
+from teachdiag.analysis.step.matching import matched_rows
+from teachdiag.analysis.step.regression import regressions
+from teachdiag.analysis.step.support_contrast import contrast_rows
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 

@@ -11,12 +11,12 @@ from workload import Row
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from planted import World, bank_frame, decomposition
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import GAP, make_sample
-from teachdiag.analysis.frame import Bank, Outcome
-from teachdiag.analysis.inference import contrasts_of, crv1, crv3, model_of
-from teachdiag.analysis.regression import regressions
-from teachdiag.analysis.scaling import normalised_scores
+from teachdiag.analysis.bank.measurements import Bank, Outcome
+from teachdiag.analysis.bank.normalised import normalised_scores
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.design import GAP, make_sample
+from teachdiag.analysis.step.inference import contrasts_of, crv1, crv3, model_of
+from teachdiag.analysis.step.regression import regressions
 
 K, POSITIONS, REPEATS, DRAWS = 16, 20, 400, 400
 SLOPES = (0.03, 0.01)

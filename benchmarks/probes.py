@@ -7,15 +7,15 @@ import pyarrow as pa
 import torch
 from workload import Row, bare_pass, best, random_contexts
 
-from teachdiag.diagnostics.alignment import Batch, Context, batched
-from teachdiag.diagnostics.isolated import hold_out, mean_kl, steps_in_context
-from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
-from teachdiag.diagnostics.teacher_states import compute_teacher_states
-from teachdiag.diagnostics.theta0 import Theta0
-from teachdiag.diagnostics.updates import gradient
-from teachdiag.diagnostics.workbench import Workbench
+from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
+from teachdiag.diagnostics.probes.isolated import hold_out, mean_kl, steps_in_context
+from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
+from teachdiag.diagnostics.probes.theta0 import Theta0
+from teachdiag.diagnostics.probes.updates import gradient
+from teachdiag.diagnostics.probes.workbench import Workbench
+from teachdiag.diagnostics.scoring.losses import position_loss
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from workload import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.alignment import batched, in_shards
-from teachdiag.diagnostics.contexts import ROLLOUT_CONTEXTS, read_contexts
-from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.positions import by_models, score_contexts
+from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
+from teachdiag.diagnostics.models.alignment import batched, in_shards
+from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.scoring.positions_table import by_models, score_contexts
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_path, write_parquet
 

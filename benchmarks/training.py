@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 from workload import QUIET, Row
 
-from teachdiag.diagnostics import distillation
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
-from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
-from teachdiag.diagnostics.templates import encode_prompts
+from teachdiag.diagnostics.contexts.templates import encode_prompts
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.training import distillation
+from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import load_prompts
 from teachdiag.settings import TrainSettings

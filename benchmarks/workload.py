@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from teachdiag.diagnostics.alignment import Batch, Context
-from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models.alignment import Batch, Context
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 

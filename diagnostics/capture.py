@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachdiag.artefacts import CONTEXTS, IMPORTED, POSITIONS
-from teachdiag.diagnostics.alignment import Batch
-from teachdiag.diagnostics.contexts import (
+from teachdiag.diagnostics.contexts.contexts_table import (
     ROLLOUT_CONTEXTS,
     import_contexts,
     lay_out,
@@ -18,11 +17,17 @@ from teachdiag.diagnostics.contexts import (
     unsampled,
     write_group,
 )
-from teachdiag.diagnostics.doubts import doubts, of_import
-from teachdiag.diagnostics.models import LanguageModel, load, machine_facts
-from teachdiag.diagnostics.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
-from teachdiag.diagnostics.positions import Measure, by_models, score_contexts
-from teachdiag.diagnostics.processes import (
+from teachdiag.diagnostics.contexts.doubts import doubts, of_import
+from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_candidates, sample_group
+from teachdiag.diagnostics.contexts.templates import ids_digest, recorded_options, resolve_options
+from teachdiag.diagnostics.models.alignment import Batch
+from teachdiag.diagnostics.models.language_model import LanguageModel, load
+from teachdiag.diagnostics.models.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
+from teachdiag.diagnostics.models.sharding import load_over_processes
+from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.models.vocabulary import vocabulary_table
+from teachdiag.diagnostics.processes.devices import machine_facts
+from teachdiag.diagnostics.processes.ranks import (
     agree,
     in_step,
     is_mine,
@@ -34,12 +39,8 @@ from teachdiag.diagnostics.processes import (
     timed_by_first,
     writing_first,
 )
-from teachdiag.diagnostics.rollouts import Group, Rollout, check_candidates, sample_group
-from teachdiag.diagnostics.scoring import Columns, score, score_listed
-from teachdiag.diagnostics.sharding import load_over_processes
-from teachdiag.diagnostics.sources import Sources
-from teachdiag.diagnostics.templates import ids_digest, recorded_options, resolve_options
-from teachdiag.diagnostics.vocabulary import vocabulary_table
+from teachdiag.diagnostics.scoring.positions_table import Measure, by_models, score_contexts
+from teachdiag.diagnostics.scoring.tiles import Columns, score, score_listed
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
@@ -50,7 +51,7 @@ from teachdiag.settings import CaptureSettings
 from teachdiag.tables import refuse_strays, shard_paths, write_table
 
 if TYPE_CHECKING:
-    from teachdiag.diagnostics.engines.cluster import Cluster
+    from teachdiag.diagnostics.engines.ray_cluster import Cluster
 
 _PROMPTS = ("prompt_token_ids", "teacher_prompt_token_ids")  # columns of what student and teacher read
 
@@ -124,13 +125,13 @@ def _refuse_what_is_missing(settings: CaptureSettings) -> None:
             "over devices), or score the rollouts in several processes with --contexts"
         )
     if settings.engine == "ray":
-        from teachdiag.diagnostics.engines.cluster import require_ray
+        from teachdiag.diagnostics.engines.ray_cluster import require_ray
 
         require_ray()
         if settings.contexts:  # so that nothing is sampled
             return
-    from teachdiag.diagnostics.engines.launch import require_vllm
-    from teachdiag.diagnostics.engines.teacher import refuse_without_logprobs
+    from teachdiag.diagnostics.engines.vllm_launch import require_vllm
+    from teachdiag.diagnostics.engines.vllm_teacher import refuse_without_logprobs
 
     vllm = require_vllm()
     if settings.teacher_gives == "logprobs":
@@ -195,7 +196,7 @@ def _cluster(
 ) -> AbstractContextManager["Cluster | None"]:
     if settings.engine != "ray":
         return nullcontext()
-    from teachdiag.diagnostics.engines.cluster import connected
+    from teachdiag.diagnostics.engines.ray_cluster import connected
 
     return connected(settings, sources, reporter)
 
@@ -203,14 +204,16 @@ def _cluster(
 def _sample_and_score(job: Job, groups: list[Group]) -> None:
     settings = job.settings
     if job.cluster:
-        from teachdiag.diagnostics.engines import pipeline
+        from teachdiag.diagnostics.engines import ray_pipeline
 
         if groups:
-            _write_rollouts(job, groups, partial(pipeline.roll_out, job.cluster, job.sources[0], job.pair, settings))
-        pipeline.score_contexts(job.cluster, job.run, settings, job.sources, job.reporter)
+            _write_rollouts(
+                job, groups, partial(ray_pipeline.roll_out, job.cluster, job.sources[0], job.pair, settings)
+            )
+        ray_pipeline.score_contexts(job.cluster, job.run, settings, job.sources, job.reporter)
         return
     if groups and settings.engine == "vllm":  # before any other model takes memory
-        from teachdiag.diagnostics.engines import rollouts as engine
+        from teachdiag.diagnostics.engines import vllm_rollouts as engine
 
         serve = partial(engine.roll_out, job.sources[0], job.pair, settings, reporter=job.reporter)
         _write_rollouts(job, groups, serve)
@@ -253,7 +256,7 @@ def _sample(job: Job, student: LanguageModel, groups: list[Group]) -> None:
 
 def _by_engine(job: Job, student: LanguageModel) -> Measure:
     """Start the teacher's engine; return what scores a batch with it."""
-    from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, StatesTeacher, gives
+    from teachdiag.diagnostics.engines.vllm_teacher import LogprobsTeacher, StatesTeacher, gives
 
     tile = job.settings.tile_positions
     engine = job.sources[1], job.settings, _longest(job), job.pair.known

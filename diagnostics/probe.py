@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.cells import oracle_probe, resolve_choosers
-from teachdiag.diagnostics.interventions import measure_interventions
-from teachdiag.diagnostics.isolated import check_sample, measure_isolated
-from teachdiag.diagnostics.models import machine_facts
-from teachdiag.diagnostics.pair import pinned, resolve_pair
-from teachdiag.diagnostics.predicted import measure_predicted
-from teachdiag.diagnostics.processes import (
+from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.pair import pinned, resolve_pair
+from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.probes.isolated import check_sample, measure_isolated
+from teachdiag.diagnostics.probes.masks import oracle_probe, resolve_choosers
+from teachdiag.diagnostics.probes.predicted import measure_predicted
+from teachdiag.diagnostics.probes.selectors import measure_interventions
+from teachdiag.diagnostics.probes.steps import (
+    check_steps,
+    further_contexts,
+    gains_folders,
+    measure_steps,
+    student_after,
+)
+from teachdiag.diagnostics.probes.workbench import Check, Workbench, set_up
+from teachdiag.diagnostics.processes.devices import machine_facts
+from teachdiag.diagnostics.processes.ranks import (
     agree,
     on_first,
     own_device,
@@ -23,9 +32,6 @@ from teachdiag.diagnostics.processes import (
     timed_by_first,
     writing_first,
 )
-from teachdiag.diagnostics.sources import Sources
-from teachdiag.diagnostics.stepped import check_steps, further_contexts, gains_folders, measure_steps, student_after
-from teachdiag.diagnostics.workbench import Check, Workbench, set_up
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from teachdiag.artefacts import TRAIN_STEPS
-from teachdiag.diagnostics.distillation import check_arguments, distil
-from teachdiag.diagnostics.doubts import say_without_template
-from teachdiag.diagnostics.evaluation import Examination, examination, refuse_beside, shares, write_scores
-from teachdiag.diagnostics.models import load, machine_facts, pick_device
-from teachdiag.diagnostics.pair import (
+from teachdiag.diagnostics.contexts.doubts import say_without_template
+from teachdiag.diagnostics.contexts.sampling import check_candidates, check_prompts_fit
+from teachdiag.diagnostics.contexts.templates import encode_prompts, recorded_options, resolve_options
+from teachdiag.diagnostics.evaluate import Examination, examination, refuse_beside, shares, write_scores
+from teachdiag.diagnostics.models.language_model import load
+from teachdiag.diagnostics.models.pair import (
     PairOutline,
     load_pair,
     outline_pair,
@@ -27,10 +28,10 @@ from teachdiag.diagnostics.pair import (
     refuse_nothing_to_learn,
     resolve_pair,
 )
-from teachdiag.diagnostics.processes import agree, is_first, many, on_first, timed_by_first, writing_first
-from teachdiag.diagnostics.rollouts import check_candidates, check_prompts_fit
-from teachdiag.diagnostics.sources import ModelSource, Sources, resolve
-from teachdiag.diagnostics.templates import encode_prompts, recorded_options, resolve_options
+from teachdiag.diagnostics.models.sources import ModelSource, Sources, resolve
+from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
+from teachdiag.diagnostics.processes.ranks import agree, is_first, many, on_first, timed_by_first, writing_first
+from teachdiag.diagnostics.training.distillation import check_arguments, distil
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from teachdiag.analysis.report_block import result_block, study_block
-from teachdiag.analysis.training_report import training_block
+from teachdiag.analysis.report.result_block import result_block, study_block
+from teachdiag.analysis.training.training_block import training_block
 
 ROOT = Path(__file__).parents[1]
 _PAGES = {"study": "docs/study.md"}  # of blocks that are not the README's

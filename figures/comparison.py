@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from teachdiag.errors import ArtefactError
-from teachdiag.figures.forest import draw_forest, shades
-from teachdiag.figures.printed import Printed, write_printed
+from teachdiag.figures.plots.forest import draw_forest, shades
+from teachdiag.figures.printed_tables import Printed, write_printed
+from teachdiag.figures.run_tables import load_tables, steps_of
 from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
-from teachdiag.figures.tables import load_tables, steps_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME

@@ -26,7 +26,10 @@ for _name, _value in _TELLS_NOBODY.items():
 __version__ = version("teachdiag")
 __all__ = ["Selection", "SelectiveDistillationTrainer"]
 
-_HOMES = {"Selection": "teachdiag.selectors", "SelectiveDistillationTrainer": "teachdiag.diagnostics.selective"}
+_HOMES = {
+    "Selection": "teachdiag.selectors",
+    "SelectiveDistillationTrainer": "teachdiag.diagnostics.training.selective_trainer",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -131,8 +131,8 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
     preflight.before_reading(run)
     from teachdiag.analysis.analyze import run_analysis
-    from teachdiag.analysis.released.stage import run_released
-    from teachdiag.figures.build import publish
+    from teachdiag.analysis.released.analyze_released import run_released
+    from teachdiag.figures.publish import publish
 
     if settings.compat == "released":
         return run_released(run, settings, reporter)
@@ -153,7 +153,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Draw the figures and print the tables of an analysed run again, all or one."""
     preflight.before_reading(run)
-    from teachdiag.figures.build import publish
+    from teachdiag.figures.publish import publish
 
     _need_own_bank(run)
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
@@ -163,7 +163,7 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected."""
     preflight.before_reading(run)
-    from teachdiag.figures.report.build import write_report
+    from teachdiag.figures.report.html import write_report
 
     _need_own_bank(run)
     return write_report(run, settings, reporter)
@@ -191,7 +191,7 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
     """Let models answer held-out prompts, and grade the answers: right, wrong, or unparseable."""
     _need(("torch", "transformers", "accelerate", "math_verify"), "train")
     preflight.before_evaluate(run, settings)
-    from teachdiag.diagnostics.evaluation import run_evaluation
+    from teachdiag.diagnostics.evaluate import run_evaluation
 
     summary = run_evaluation(run, settings, reporter)
     _analyze_training(run)
@@ -220,8 +220,8 @@ def _need_own_bank(run: Path) -> None:
 
 
 def _analyze_training(run: Path) -> None:
-    from teachdiag.analysis.training import analyze_training
-    from teachdiag.figures.training import publish_training
+    from teachdiag.analysis.training.accuracy import analyze_training
+    from teachdiag.figures.plots.training import publish_training
 
     with joining(run):
         analyze_training(run)
@@ -242,7 +242,7 @@ def released(
     k: Annotated[int, typer.Option("--k", help="Support size K that they were scored with")] = 16,
 ) -> None:
     """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""
-    from teachdiag.analysis.released.bank import import_bank
+    from teachdiag.analysis.released.released_bank import import_bank
 
     with uninterrupted():
         found = import_bank(before, after, run, k)
@@ -264,7 +264,7 @@ def _import_command(name: str, what: str) -> None:
     def work(settings: Any) -> dict[str, Any]:  # noqa: ANN401
         _need_models()
         preflight.before_import(settings)
-        from teachdiag.diagnostics.imports.table import import_rollouts
+        from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
 
         return import_rollouts(name, settings, Reporter())
 

@@ -46,7 +46,7 @@ def show_analysis(summary: Summary, run: Path) -> None:
     if "verdict" not in summary:
         print(f"{run}: {len(summary['tables'])} files in {run / 'analysis/released'}")
         return
-    from teachdiag.analysis.summary import terminal_tables
+    from teachdiag.analysis.report.summary import terminal_tables
 
     console = _console(max(Console().width, _WIDTH))
     for table in terminal_tables(run):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.notes import write_note
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest

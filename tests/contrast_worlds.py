@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from planted import World, plant
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
-from teachdiag.analysis.scaling import Scores, normalised_scores
+from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
+from teachdiag.analysis.bank.normalised import Scores, normalised_scores
+from teachdiag.analysis.resampling.bootstrap import Resampling
 
 WORLD = World(prompts=16, positions=160, slope_learnable=0.06, slope_incompatible=0.01, mean_gain=0.02)
 

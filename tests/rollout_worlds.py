@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.embedded import embedded_model
-from teachdiag.diagnostics.imports.table import import_rollouts
-from teachdiag.diagnostics.templates import encode_prompt
+from teachdiag.diagnostics.contexts.templates import encode_prompt
+from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
+from teachdiag.diagnostics.models.embedded import embedded_model
 from teachdiag.errors import InputError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ImportSettings

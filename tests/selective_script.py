@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DistillationConfig
 
-from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
+from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.selectors import Selection
 from teachdiag.selectors.policy import Weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from teachdiag.diagnostics.alignment import Context
+from teachdiag.diagnostics.models.alignment import Context
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from contrast_worlds import moments
 
-from teachdiag.analysis.bootstrap import Interval, Resampling, intervals, prompt_sums
-from teachdiag.analysis.profiles import group_means, percentile_bins
-from teachdiag.analysis.regression import fit
-from teachdiag.analysis.validity import centred_ranks, rank_correlation
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, intervals, prompt_sums
+from teachdiag.analysis.step.profiles import group_means, percentile_bins
+from teachdiag.analysis.step.regression import fit
+from teachdiag.analysis.step.validity import centred_ranks, rank_correlation
 
 RNG = np.random.default_rng(1)
 

@@ -11,14 +11,14 @@ from planted_interventions import Experiment, built, plant_bank, plant_lds, plan
 from scipy.stats import spearmanr
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.cells import load_cells
-from teachdiag.analysis.frame import load_bank
-from teachdiag.analysis.interventions import draw_seeds_and_prompts, gain_statistics
-from teachdiag.analysis.report_block import result_block, study_block
-from teachdiag.analysis.selection_report import headline_budget, selection_sentences, selection_table
-from teachdiag.analysis.summary import terminal_tables
-from teachdiag.analysis.two_way import over_seeds, two_way
+from teachdiag.analysis.bank.measurements import load_bank
+from teachdiag.analysis.kinds.gain_matrix import load_cells
+from teachdiag.analysis.kinds.selectors import draw_seeds_and_prompts, gain_statistics
+from teachdiag.analysis.kinds.selectors_text import headline_budget, selection_sentences, selection_table
+from teachdiag.analysis.report.result_block import result_block, study_block
+from teachdiag.analysis.report.summary import terminal_tables
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.resampling.two_way import over_seeds, two_way
 from teachdiag.artefacts import (
     ESTIMATES,
     FINDINGS,
@@ -29,7 +29,7 @@ from teachdiag.artefacts import (
     SELECTION,
 )
 from teachdiag.errors import ArtefactError, EstimationError
-from teachdiag.figures.build import draw_figures
+from teachdiag.figures.publish import draw_figures
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 from teachdiag.tables import Table, shard_path, write_parquet

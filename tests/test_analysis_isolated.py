@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from planted import World, isolated_frame, plant, plant_isolated
 from scipy.stats import spearmanr
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.frame import load_bank
-from teachdiag.analysis.isolated import isolated_rows
-from teachdiag.analysis.ranking import load_tokens, predictor_scores, weighted_spearman
-from teachdiag.analysis.study import first_order_table, isolated_table, study_sentences
+from teachdiag.analysis.bank.measurements import load_bank
+from teachdiag.analysis.kinds.isolated import isolated_rows
+from teachdiag.analysis.kinds.single_token_text import first_order_table, isolated_table, study_sentences
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.rank_correlations import load_tokens, predictor_scores, weighted_spearman
 from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
-from teachdiag.figures.isolated import draw_correlations, isolated_figure
+from teachdiag.figures.plots.isolated import draw_correlations, isolated_figure
 from teachdiag.figures.style import save, theme
 from teachdiag.selectors.registry import SELECTORS
 

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from planted import World, plant, plant_predicted, predicted_frame
 from scipy.stats import spearmanr
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.frame import load_bank
-from teachdiag.analysis.predicted import predicted_rows
-from teachdiag.analysis.study import inner_table, predicted_table, study_sentences
+from teachdiag.analysis.bank.measurements import load_bank
+from teachdiag.analysis.kinds.predicted import predicted_rows
+from teachdiag.analysis.kinds.single_token_text import inner_table, predicted_table, study_sentences
+from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
-from teachdiag.figures.predicted import draw_points, draw_remainders, predicted_figure, read_points
+from teachdiag.figures.plots.predicted import draw_points, draw_remainders, predicted_figure, read_points
 from teachdiag.figures.style import save, theme
 from teachdiag.settings import SHRINKS
 

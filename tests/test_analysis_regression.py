@@ -9,13 +9,13 @@ import pytest
 import statsmodels.api as sm
 from planted import World, plant
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.cuts import redraw_cuts
-from teachdiag.analysis.design import BASES, GAP, MODELS, make_sample
-from teachdiag.analysis.frame import Bank, Outcome, load_bank, load_step, select_outcomes
-from teachdiag.analysis.regression import point_estimates, regressions
-from teachdiag.analysis.resampled import redrawn_quantiles
-from teachdiag.analysis.scaling import normalised_scores
+from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
+from teachdiag.analysis.bank.normalised import normalised_scores
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
+from teachdiag.analysis.step.design import BASES, GAP, MODELS, make_sample
+from teachdiag.analysis.step.redrawn_cuts import redraw_cuts
+from teachdiag.analysis.step.regression import point_estimates, regressions
 from teachdiag.errors import EstimationError
 
 K = 16

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from teachdiag.analysis.frame import Bank
-from teachdiag.analysis.scaling import decided_by_tie, in_q3
+from teachdiag.analysis.bank.measurements import Bank
+from teachdiag.analysis.bank.normalised import decided_by_tie, in_q3
 from teachdiag.errors import EstimationError
 from teachdiag.scores import norm, soft_or
 

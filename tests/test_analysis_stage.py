@@ -11,11 +11,11 @@ from conftest import amend
 from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import GAP
-from teachdiag.analysis.report_block import result_block
-from teachdiag.analysis.step_tables import coefficient_table, validity_table
-from teachdiag.analysis.summary import terminal_tables
+from teachdiag.analysis.kinds.step_tables import coefficient_table, validity_table
+from teachdiag.analysis.report.result_block import result_block
+from teachdiag.analysis.report.summary import terminal_tables
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.design import GAP
 from teachdiag.artefacts import DECILES, ESTIMATES, FINDINGS, GAINS, POSITIONS, SATURATION, SURFACES
 from teachdiag.errors import ArtefactError, EstimationError, InputError, RunError
 from teachdiag.progress import Reporter

@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from teachdiag.analysis import bootstrap
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.crossval import Data, Fits, draw_folds, fit_other_folds, out_of_fold, squared_errors
-from teachdiag.analysis.splines import rank_splines
-from teachdiag.analysis.validity import centred_ranks, explained, predictor_sets, rank_correlation
+from teachdiag.analysis.resampling import bootstrap
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.cross_validation import (
+    Data,
+    Fits,
+    draw_folds,
+    fit_other_folds,
+    out_of_fold,
+    squared_errors,
+)
+from teachdiag.analysis.step.splines import rank_splines
+from teachdiag.analysis.step.validity import centred_ranks, explained, predictor_sets, rank_correlation
 from teachdiag.errors import EstimationError
 
 RNG = np.random.default_rng(5)

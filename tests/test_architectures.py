@@ -10,12 +10,12 @@ from architectures import save_architecture
 from conftest import KNOWN, PROBE
 from transformers import AutoModelForCausalLM
 
-from teachdiag.diagnostics.alignment import Context, batched
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
-from teachdiag.diagnostics.rollouts import sample
-from teachdiag.diagnostics.scoring import score
-from teachdiag.diagnostics.teacher_states import compute_teacher_states
-from teachdiag.diagnostics.updates import gradient, step_objective
+from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.models.alignment import Context, batched
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
+from teachdiag.diagnostics.probes.updates import gradient, step_objective
+from teachdiag.diagnostics.scoring.tiles import score
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, Sampling
 

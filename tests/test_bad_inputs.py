@@ -27,7 +27,7 @@ from teachdiag.analysis.analyze import run_analysis
 from teachdiag.calibration import Calibration, Measured, write_calibration
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.figures.build import publish
+from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
     AnalyzeSettings,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
 
-from teachdiag.analysis.buckets import SCORES, bucket_rows, robust_rows
-from teachdiag.analysis.scaling import in_q3
+from teachdiag.analysis.bank.normalised import in_q3
+from teachdiag.analysis.step.buckets import SCORES, bucket_rows, robust_rows
 from teachdiag.settings import SUPPORT_SIZES
 
 

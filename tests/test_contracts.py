@@ -1,10 +1,11 @@
 """Schemas, the run directory, the command line and the package: what users and other programs rely on."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -261,22 +262,26 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, links to other folders not followed."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     ours = {n for n in names if ".dist-info/" not in n}
     assert all(n.startswith("teachdiag/") for n in ours)
-    rooms = {room: ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests")}
-    rooms |= {package: ROOT / "teachdiag" / package for package in ("artefacts", "selectors", "settings")}
-    expected = {f"teachdiag/{f.name}" for f in (ROOT / "teachdiag").glob("*.py")} | {"teachdiag/py.typed"}
-    expected |= {f"teachdiag/{room}/{f.name}" for room, d in rooms.items() for f in d.glob("*.py")}
-    expected |= {f"teachdiag/figures/report/{f.name}" for f in (ROOT / "figures/report").glob("*.*")}
-    expected |= {f"teachdiag/analysis/released/{f.name}" for f in (ROOT / "analysis/released").glob("*.py")}
-    expected |= {f"teachdiag/diagnostics/imports/{f.name}" for f in (ROOT / "diagnostics/imports").glob("*.py")}
-    expected |= {f"teachdiag/diagnostics/engines/{f.name}" for f in (ROOT / "diagnostics/engines").glob("*.py")}
-    expected |= {f"teachdiag/diagnostics/answers/{f.name}" for f in (ROOT / "diagnostics/answers").glob("*.py")}
-    expected |= {f"teachdiag/data_manifests/{f.name}" for f in rooms["data_manifests"].glob("*.toml")}
+    rooms = [ROOT / "teachdiag", *(ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests"))]
+    shipped = {".py", ".typed", ".toml", ".html", ".css", ".js"}
+    expected = {
+        f"teachdiag/{'' if room.name == 'teachdiag' else f'{room.name}/'}{file.relative_to(room).as_posix()}"
+        for room in rooms
+        for file in _files(room)
+        if file.suffix in shipped and "notebooks" not in file.parts
+    }
     assert ours == expected
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.matching import CALIPER
-from teachdiag.analysis.scaling import in_q3
-from teachdiag.analysis.support_contrast import contrast_rows, cut_thirds, fixed_gaps
+from teachdiag.analysis.bank.normalised import in_q3
+from teachdiag.analysis.step.matching import CALIPER
+from teachdiag.analysis.step.support_contrast import contrast_rows, cut_thirds, fixed_gaps
 from teachdiag.artefacts import BALANCE, BUCKETS, CONTRASTS, TOP_N
 from teachdiag.progress import Reporter
 from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings

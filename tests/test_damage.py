@@ -18,9 +18,9 @@ from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ArtefactError, InputError, RunError
-from teachdiag.figures.build import publish
-from teachdiag.figures.report import build
-from teachdiag.figures.report.build import write_report
+from teachdiag.figures.publish import publish
+from teachdiag.figures.report import html
+from teachdiag.figures.report.html import write_report
 from teachdiag.notes import first_fault
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ReportSettings
@@ -205,7 +205,7 @@ def test_killed_figures_and_reports_are_made_again(copied: Path, after: int, mon
             publish(copied, QUIET, "coefficients")
     publish(copied, QUIET, "coefficients")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_text", dying(build.write_text, 0))
+        patch.setattr(html, "write_text", dying(html.write_text, 0))
         with pytest.raises(Killed):
             _report(copied)
     _report(copied)

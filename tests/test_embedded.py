@@ -15,7 +15,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 from safetensors import safe_open
 
-from teachdiag.analysis.findings import STATUSES
+from teachdiag.analysis.step.findings import STATUSES
 from teachdiag.artefacts import ESTIMATES, FINDINGS, POSITIONS
 from teachdiag.runs import table_digest
 
@@ -89,7 +89,7 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
 def test_two_processes_dequantise_the_model_once(tmp_path: Path) -> None:
     """The cached float32 weights are those that gguf itself dequantises."""
     code = (
-        "from teachdiag.diagnostics.embedded import embedded_model; from teachdiag.progress import Reporter; "
+        "from teachdiag.diagnostics.models.embedded import embedded_model; from teachdiag.progress import Reporter; "
         "print(embedded_model(Reporter())[0])"
     )
     environment = os.environ | {"TEACHDIAG_CACHE": str(tmp_path)}

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Batch, Context, batched, relaid
-from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
-from teachdiag.diagnostics.scoring import Columns, score
-from teachdiag.diagnostics.statistics import divergences, log_probabilities, statistics
+from teachdiag.diagnostics.models.alignment import Batch, Context, batched, relaid
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.statistics import divergences, log_probabilities, statistics
+from teachdiag.diagnostics.scoring.tiles import Columns, score
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 

@@ -12,17 +12,17 @@ from planted import World, plant
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTRASTS
 from teachdiag.errors import ArtefactError, RunError
-from teachdiag.figures.buckets import buckets_figure
-from teachdiag.figures.build import draw_figures, publish
-from teachdiag.figures.coefficients import coefficients_figure, draw_coefficients
 from teachdiag.figures.comparison import compare_runs
-from teachdiag.figures.deciles import draw_profile
-from teachdiag.figures.gain_surface import draw_gain_surface
-from teachdiag.figures.grid import MIN_POSITIONS
-from teachdiag.figures.plane import plane_figure
-from teachdiag.figures.position_profile import position_profile_figure
-from teachdiag.figures.tables import StepTables, load_tables, steps_of
-from teachdiag.figures.top_n import top_n_figure
+from teachdiag.figures.plots.buckets import buckets_figure
+from teachdiag.figures.plots.coefficients import coefficients_figure, draw_coefficients
+from teachdiag.figures.plots.deciles import draw_profile
+from teachdiag.figures.plots.gain_surface import draw_gain_surface
+from teachdiag.figures.plots.grid import MIN_POSITIONS
+from teachdiag.figures.plots.plane import plane_figure
+from teachdiag.figures.plots.position_profile import position_profile_figure
+from teachdiag.figures.plots.top_n import top_n_figure
+from teachdiag.figures.publish import draw_figures, publish
+from teachdiag.figures.run_tables import StepTables, load_tables, steps_of
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.arithmetic import problems
-from teachdiag.diagnostics import grading
-from teachdiag.diagnostics.evaluation import answer_text, examination
-from teachdiag.diagnostics.grading import Grader, Verdict, _JudgingProcess, grader_of
+from teachdiag.diagnostics.evaluate import answer_text, examination
+from teachdiag.diagnostics.grading import grader as grading
+from teachdiag.diagnostics.grading.grader import Grader, Verdict, _JudgingProcess, grader_of
 from teachdiag.errors import ManifestError
 from teachdiag.manifests import Prompt, manifest_names, read_manifest
 from teachdiag.prompts import load_prompts

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.imports import table as importing
-from teachdiag.diagnostics.sources import Outline
+from teachdiag.diagnostics.imports import import_rollouts as importing
+from teachdiag.diagnostics.models.sources import Outline
 from teachdiag.errors import InputError
 from teachdiag.settings import ImportSettings
 

@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.cli import main
+from teachdiag.diagnostics.contexts.templates import encode_prompt
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Side
-from teachdiag.diagnostics.templates import encode_prompt
 from teachdiag.errors import InputError, RolloutError
 
 

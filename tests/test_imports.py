@@ -38,9 +38,9 @@ from typer.testing import CliRunner
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.contexts.templates import encode_messages, encode_prompt
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Form, Side
-from teachdiag.diagnostics.templates import encode_messages, encode_prompt
 from teachdiag.errors import InputError, RolloutError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings

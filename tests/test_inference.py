@@ -9,10 +9,10 @@ from contrast_worlds import moments
 from scipy.stats import kstest, t
 from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
-from teachdiag.analysis.bootstrap import Resampling
-from teachdiag.analysis.design import MODELS, PREDICTORS, make_sample
-from teachdiag.analysis.frame import Outcome
-from teachdiag.analysis.inference import (
+from teachdiag.analysis.bank.measurements import Outcome
+from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.design import MODELS, PREDICTORS, make_sample
+from teachdiag.analysis.step.inference import (
     FEW_PROMPTS,
     crv1,
     crv3,

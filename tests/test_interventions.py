@@ -14,10 +14,10 @@ from slow import LOSSES, loss_term_gradients, plain_logp
 from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS, POSITIONS, PREDICTIONS
-from teachdiag.diagnostics import interventions as interventions_kind
-from teachdiag.diagnostics.cells import resolve_choosers
-from teachdiag.diagnostics.contexts import read_contexts
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.probes import selectors as interventions_kind
+from teachdiag.diagnostics.probes.masks import resolve_choosers
 from teachdiag.errors import EstimationError, RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.selectors import Tokens

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import ISOLATED
-from teachdiag.diagnostics import isolated as isolated_kind
-from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.contexts import read_contexts
-from teachdiag.diagnostics.isolated import draw_positions
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.probes import isolated as isolated_kind
+from teachdiag.diagnostics.probes.isolated import draw_positions
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings

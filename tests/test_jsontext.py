@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import byte_tokenizer
 
-from teachdiag.diagnostics.templates import encode_prompt
+from teachdiag.diagnostics.contexts.templates import encode_prompt
 from teachdiag.errors import SettingsError
 from teachdiag.jsontext import parse_json
 from teachdiag.settings import template_options

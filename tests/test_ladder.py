@@ -11,11 +11,11 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import GAINS
-from teachdiag.diagnostics import workbench
-from teachdiag.diagnostics.contexts import read_contexts
-from teachdiag.diagnostics.ladder import RUNGS, judged, measured
-from teachdiag.diagnostics.pair import Pair
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.probes.ladder import RUNGS, judged, measured
 from teachdiag.errors import EstimationError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings

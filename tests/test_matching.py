@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from teachdiag.analysis.matching import CALIPER, UNBALANCED, match_pairs, matched_rows, split_by_prompt
-from teachdiag.analysis.scaling import in_q3
+from teachdiag.analysis.bank.normalised import in_q3
+from teachdiag.analysis.step.matching import CALIPER, UNBALANCED, match_pairs, matched_rows, split_by_prompt
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from conftest import PROBE
 
-from teachdiag.diagnostics import memory
-from teachdiag.diagnostics.memory import Size, foreseen, size_of
-from teachdiag.diagnostics.models import load
+from teachdiag.diagnostics.models.language_model import load
+from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.sources import resolve
+from teachdiag.diagnostics.probes import memory
+from teachdiag.diagnostics.probes.memory import Size, foreseen, size_of
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings

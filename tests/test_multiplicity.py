@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teachdiag.analysis.multiplicity import add_q_values, bootstrap_p
+from teachdiag.analysis.resampling.multiplicity import add_q_values, bootstrap_p
 
 
 def test_p_values_by_hand() -> None:

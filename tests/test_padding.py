@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTra
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.contexts import read_contexts
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.rollouts import sample
-from teachdiag.diagnostics.statistics import statistics
+from teachdiag.diagnostics.scoring.statistics import statistics
 from teachdiag.errors import ContextError
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import PROBE, byte_tokenizer, save_model
 
-from teachdiag.analysis.report import pair_text
+from teachdiag.analysis.report.sections import pair_text
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.doubts import doubts
-from teachdiag.diagnostics.imports.table import import_rollouts
-from teachdiag.diagnostics.models import nan_advice
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.contexts.doubts import doubts
+from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
+from teachdiag.diagnostics.models.language_model import nan_advice
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import InputError, RunError
 from teachdiag.progress import Reporter

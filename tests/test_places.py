@@ -17,7 +17,7 @@ from planted import World, plant
 from teachdiag import cli
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.errors import PlaceError, RunError
-from teachdiag.figures.build import publish
+from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
 from teachdiag.runs import joining, writing
 from teachdiag.settings import AnalyzeSettings, CaptureSettings

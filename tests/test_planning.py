@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from teachdiag.artefacts import POSITIONS
 from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, read_calibration, write_calibration
 from teachdiag.cli import app
-from teachdiag.diagnostics.alignment import Batch
-from teachdiag.diagnostics.models import LanguageModel
+from teachdiag.diagnostics.models.alignment import Batch
+from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ArtefactError, SettingsError
 from teachdiag.planning import PROBE_PASSES, plan

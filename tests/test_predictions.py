@@ -11,16 +11,16 @@ from slow import loss_term_gradients
 from torch import Tensor
 
 from teachdiag.artefacts import PREDICTIONS
-from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.contexts import read_contexts
-from teachdiag.diagnostics.head import Head
-from teachdiag.diagnostics.losses import position_loss
-from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.predictions import Along, choose_step, derivatives
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.head import Head
+from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
-from teachdiag.diagnostics.theta0 import Theta0, inner, random_direction
-from teachdiag.diagnostics.updates import Objective, gradient
+from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
+from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.probes.theta0 import Theta0, inner, random_direction
+from teachdiag.diagnostics.probes.updates import Objective, gradient
+from teachdiag.diagnostics.scoring.losses import position_loss
 from teachdiag.errors import EstimationError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings

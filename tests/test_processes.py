@@ -11,10 +11,10 @@ import pytest
 from conftest import PROBE, Killed, dying, launch, options, tables, torchrun
 
 from teachdiag.artefacts import GAINS
-from teachdiag.diagnostics import positions as positions_module
-from teachdiag.diagnostics import workbench
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.scoring import positions_table as positions_module
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_files, shard_path

@@ -17,9 +17,9 @@ import pytest
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.engines.cluster import divided, errors_of_workers, require_ray
-from teachdiag.diagnostics.engines.pipeline import place_of
-from teachdiag.diagnostics.store import Store
+from teachdiag.diagnostics.engines.ray_cluster import divided, errors_of_workers, require_ray
+from teachdiag.diagnostics.engines.ray_pipeline import place_of
+from teachdiag.diagnostics.engines.shard_store import Store
 from teachdiag.errors import ContextError, ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.cli import app
-from teachdiag.diagnostics import interventions, isolated, predicted, stepped, workbench
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.models import LanguageModel
-from teachdiag.diagnostics.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models.sources import resolve
+from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.rollouts import sample
-from teachdiag.diagnostics.sources import resolve
-from teachdiag.diagnostics.updates import Step, optimize
-from teachdiag.diagnostics.vocabulary import shared_vocabulary
+from teachdiag.diagnostics.probes import isolated, predicted, selectors, steps, workbench
+from teachdiag.diagnostics.probes.updates import Step, optimize
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
@@ -217,7 +217,7 @@ def test_a_step_that_breaks_the_student_is_named(run: Path, quiet: Reporter, mon
             student.model.model.norm.weight[0] = float("inf")
         return step
 
-    monkeypatch.setattr(stepped, "optimize", breaking)
+    monkeypatch.setattr(steps, "optimize", breaking)
     blame = "after the update one_step: the student gives NaN or infinite logits .* smaller --learning-rate"
     with pytest.raises(ContextError, match=blame):
         run_probe(run, PROBE, quiet)
@@ -251,7 +251,7 @@ def test_another_theta0_than_the_captured_one_is_refused_before_any_step(
     run: Path, student_path: str, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     _shifted(monkeypatch, 0.05)
-    for module in (stepped, predicted, interventions):
+    for module in (steps, predicted, selectors):
         monkeypatch.setattr(module, "optimize", None)
     monkeypatch.setattr(isolated, "hold_out", None)
     after = {"student_after": student_path} if kind == "checkpoint" else {}

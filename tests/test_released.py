@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from teachdiag.analysis.released.bank import ReleasedBank, import_bank, load_released
-from teachdiag.analysis.released.stage import DEPARTURES
-from teachdiag.analysis.released.tables import TABLES
+from teachdiag.analysis.released.analyze_released import DEPARTURES
+from teachdiag.analysis.released.released_bank import ReleasedBank, import_bank, load_released
+from teachdiag.analysis.released.released_tables import TABLES
 from teachdiag.artefacts.released import MEASURED
 from teachdiag.cli import app
 from teachdiag.errors import ArtefactError, RunError, SettingsError

@@ -14,8 +14,8 @@ from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import VOCABULARY
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import RunError
-from teachdiag.figures.build import publish
-from teachdiag.figures.report.build import write_report
+from teachdiag.figures.publish import publish
+from teachdiag.figures.report.html import write_report
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import AnalyzeSettings, ReportSettings

@@ -13,7 +13,7 @@ from conftest import PROBE
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.figures.report.build import write_report
+from teachdiag.figures.report.html import write_report
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, ReportSettings
 

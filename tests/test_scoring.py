@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.alignment import Context, batched, check_fits, relaid
-from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.scoring import Columns, score
-from teachdiag.diagnostics.statistics import statistics
-from teachdiag.diagnostics.vocabulary import Known
+from teachdiag.diagnostics.models.alignment import Context, batched, check_fits, relaid
+from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.diagnostics.scoring.statistics import statistics
+from teachdiag.diagnostics.scoring.tiles import Columns, score
 from teachdiag.errors import ContextError
 
 

@@ -16,8 +16,8 @@ from selective_script import ENDS, PROMPTS, Recording, make_trainer
 from transformers import AutoModelForCausalLM
 from trl import DistillationConfig, DistillationTrainer
 
-from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
-from teachdiag.diagnostics.vocabulary import Known
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.errors import ContextError
 from teachdiag.selectors import Selection
 

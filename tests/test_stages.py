@@ -15,15 +15,15 @@ from conftest import PROBE, Killed, byte_tokenizer, dying, tables
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
-from teachdiag.diagnostics import positions as positions_module
-from teachdiag.diagnostics import rollouts as rollouts_module
-from teachdiag.diagnostics import stepped, workbench
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.contexts import sampling as rollouts_module
+from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.rollouts import sample
-from teachdiag.diagnostics.theta0 import Theta0
-from teachdiag.diagnostics.updates import Step
+from teachdiag.diagnostics.probes import steps, workbench
+from teachdiag.diagnostics.probes.theta0 import Theta0
+from teachdiag.diagnostics.probes.updates import Step
+from teachdiag.diagnostics.scoring import positions_table as positions_module
 from teachdiag.errors import EstimationError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
@@ -152,7 +152,7 @@ def test_a_step_of_nothing_gains_exactly_nothing(run: Path, quiet: Reporter, mon
         theta0.leave()
         return Step(1.0, 1.0, 1, 0.0)
 
-    monkeypatch.setattr(stepped, "optimize", stays)
+    monkeypatch.setattr(steps, "optimize", stays)
     results = run_probe(run, PROBE, quiet)
     gains = GAINS.read(run / "gains" / "p")
     assert (gains["gain"] == 0).all()

@@ -10,8 +10,8 @@ from conftest import PROBE, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.artefacts import GAINS
-from teachdiag.diagnostics.alignment import batched, relaid
-from teachdiag.diagnostics.contexts import read_contexts
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.alignment import batched, relaid
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter

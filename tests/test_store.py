@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from planted import World, plant
 
-from teachdiag.analysis import frame, store
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.store import StoredColumns
+from teachdiag.analysis.bank import measurements, stored_columns
+from teachdiag.analysis.bank.stored_columns import StoredColumns
 from teachdiag.artefacts import BUCKETS, CONTRASTS, ESTIMATES, INFERENCE, POSITIONS, TOP_N
 from teachdiag.errors import ArtefactError
 from teachdiag.progress import Reporter
@@ -35,7 +35,7 @@ def _scatter(run: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("held", [1, 1 << 30])
 def test_columns_are_those_of_the_sorted_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
-    monkeypatch.setattr(store, "HELD_BYTES", held)
+    monkeypatch.setattr(stored_columns, "HELD_BYTES", held)
     run = plant(tmp_path / "run", WORLD)
     expected = _scatter(run)
     found = StoredColumns(POSITIONS, run / "positions", ("forward_kl", "token_id"), split="bank")
@@ -65,8 +65,8 @@ def test_a_bank_that_memory_cannot_hold_gives_the_same_tables(tmp_path: Path, mo
         _scatter(run)
         run_analysis(run, QUICK, QUIET)
         found.append([table.read(run / table.place / f"{table.name}.parquet") for table in tables])
-        monkeypatch.setattr(store, "HELD_BYTES", 1)
-        monkeypatch.setattr(frame, "_LARGE", 1)
+        monkeypatch.setattr(stored_columns, "HELD_BYTES", 1)
+        monkeypatch.setattr(measurements, "_LARGE", 1)
     for small, large in zip(*found, strict=True):
         kept = small[~small["selector"].isin(_LISTS)].reset_index(drop=True) if "selector" in small else small
         pd.testing.assert_frame_equal(kept, large)

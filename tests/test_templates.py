@@ -10,20 +10,21 @@ from conftest import Killed, byte_tokenizer, dying, save_model, tables
 from tokenizers.processors import TemplateProcessing
 from transformers.utils import chat_template_utils
 
-from teachdiag.diagnostics import capture, contexts, templates
-from teachdiag.diagnostics.distillation import _dataset
-from teachdiag.diagnostics.doubts import say_without_template
-from teachdiag.diagnostics.evaluation import examination
-from teachdiag.diagnostics.selective import SelectiveDistillationTrainer
-from teachdiag.diagnostics.sources import outline, resolve
-from teachdiag.diagnostics.templates import (
+from teachdiag.diagnostics import capture
+from teachdiag.diagnostics.contexts import contexts_table, templates
+from teachdiag.diagnostics.contexts.doubts import say_without_template
+from teachdiag.diagnostics.contexts.templates import (
     encode_messages,
     encode_prompt,
     encode_prompts,
     options_read,
     resolve_options,
 )
+from teachdiag.diagnostics.evaluate import examination
+from teachdiag.diagnostics.models.sources import outline, resolve
 from teachdiag.diagnostics.train import Classroom
+from teachdiag.diagnostics.training.distillation import _dataset
+from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.errors import ContextError, InputError, RunError, SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
@@ -208,7 +209,7 @@ def settings(
     tiny_settings: CaptureSettings, clocked: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> CaptureSettings:
     """Six prompts in three groups."""
-    monkeypatch.setattr(contexts, "ROLLOUT_CONTEXTS", 2)
+    monkeypatch.setattr(contexts_table, "ROLLOUT_CONTEXTS", 2)
     own = {"student": clocked[0], "teacher": clocked[1], "bank_prompts": 4, "update_prompts": 2, "max_new_tokens": 4}
     return CaptureSettings(**tiny_settings.as_dict() | own)
 

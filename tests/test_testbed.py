@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from teachdiag.arithmetic import problems
-from teachdiag.diagnostics import testbed
+from teachdiag.diagnostics.training import testbed
 from teachdiag.progress import Reporter
 
 

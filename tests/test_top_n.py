@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from contrast_worlds import Case, drawn_rows, found, percentiles, plant_case
 
-from teachdiag.analysis.ranking import load_tokens
-from teachdiag.analysis.scaling import in_q3
-from teachdiag.analysis.top_n import BUDGETS, top_rows
+from teachdiag.analysis.bank.normalised import in_q3
+from teachdiag.analysis.step.rank_correlations import load_tokens
+from teachdiag.analysis.step.top_n import BUDGETS, top_rows
 from teachdiag.selectors import Tokens
 from teachdiag.settings import SUPPORT_SIZES
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from conftest import Killed, byte_tokenizer, dying, save_model, tables
 
-from teachdiag.analysis.training import analyze_training
-from teachdiag.analysis.training_report import training_block
+from teachdiag.analysis.training.accuracy import analyze_training
+from teachdiag.analysis.training.training_block import training_block
 from teachdiag.diagnostics import train as stage
-from teachdiag.diagnostics.distillation import _arguments, _told, check_arguments
-from teachdiag.diagnostics.evaluation import run_evaluation
+from teachdiag.diagnostics.evaluate import run_evaluation
+from teachdiag.diagnostics.training.distillation import _arguments, _told, check_arguments
 from teachdiag.errors import ContextError, InputError, ModelError, RunError, SettingsError
-from teachdiag.figures.training import publish_training
+from teachdiag.figures.plots.training import publish_training
 from teachdiag.preflight import before_train
 from teachdiag.progress import Reporter
 from teachdiag.settings import EvaluateSettings, TrainSettings
@@ -125,7 +125,7 @@ def test_workers_and_judging_again_give_the_same_tables(small: TrainSettings, tm
 def test_an_interrupted_run_continues_from_its_checkpoint(
     small: TrainSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teachdiag.diagnostics.selective import SelectiveDistillationTrainer as Trainer
+    from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer as Trainer
 
     settings = TrainSettings(**small.as_dict() | {"steps": 4, "save_steps": 2, "selector": "random"})
     stage.run_train(tmp_path / "whole", settings, quiet)
@@ -258,8 +258,8 @@ def test_trl_gets_our_settings_and_what_is_given_beside_them(small: TrainSetting
 def test_every_setting_of_ours_is_refused_in_trl(small: TrainSettings, tmp_path: Path) -> None:
     given: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachdiag.diagnostics.distillation.DistillationConfig", lambda **own: given.update(own))
-        patch.setattr("teachdiag.diagnostics.distillation.get_type_hints", lambda _: {})
+        patch.setattr("teachdiag.diagnostics.training.distillation.DistillationConfig", lambda **own: given.update(own))
+        patch.setattr("teachdiag.diagnostics.training.distillation.get_type_hints", lambda _: {})
         _arguments(small, tmp_path)
     assert given.keys() <= TRL_KEYS_TAKEN.keys()
     for name in (*given, "eval_steps"):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from teachdiag.analysis.training import (
+from teachdiag.analysis.training.accuracy import (
     _answers,
     _rows,
     analyze_training,
@@ -15,7 +15,7 @@ from teachdiag.analysis.training import (
     crossed_means,
     crossed_weights,
 )
-from teachdiag.analysis.training_report import accuracy_table, probe_sentences, probe_table, training_sentences
+from teachdiag.analysis.training.training_block import accuracy_table, probe_sentences, probe_table, training_sentences
 from teachdiag.artefacts import EVAL_SCORES, TRAINING
 from teachdiag.tables import write_parquet
 

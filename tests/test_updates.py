@@ -11,18 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from teachdiag.diagnostics.alignment import Context
-from teachdiag.diagnostics.gains import gain_columns
-from teachdiag.diagnostics.head import Head
-from teachdiag.diagnostics.losses import forward_kl, generalised_jsd, position_loss, reverse_kl, sampled_reverse_kl
-from teachdiag.diagnostics.pair import Pair
-from teachdiag.diagnostics.shuffles import shuffle_rollouts, shuffle_teacher
-from teachdiag.diagnostics.teacher_states import TeacherStates, compute_teacher_states
-from teachdiag.diagnostics.theta0 import Theta0, inner, random_direction
-from teachdiag.diagnostics.updates import (
+from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.head import Head
+from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.probes.gains import gain_columns
+from teachdiag.diagnostics.probes.shuffles import shuffle_rollouts, shuffle_teacher
+from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.probes.theta0 import Theta0, inner, random_direction
+from teachdiag.diagnostics.probes.updates import (
     accumulate_gradient,
     optimize,
     step_objective,
+)
+from teachdiag.diagnostics.scoring.losses import (
+    forward_kl,
+    generalised_jsd,
+    position_loss,
+    reverse_kl,
+    sampled_reverse_kl,
 )
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.progress import Reporter

@@ -15,10 +15,10 @@ from conftest import KNOWN
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.contexts import read_contexts
-from teachdiag.diagnostics.engines.launch import require_vllm
-from teachdiag.diagnostics.engines.teacher import LogprobsTeacher, collected, refuse_without_logprobs
-from teachdiag.diagnostics.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.engines.vllm_launch import require_vllm
+from teachdiag.diagnostics.engines.vllm_teacher import LogprobsTeacher, collected, refuse_without_logprobs
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings

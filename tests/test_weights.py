@@ -26,13 +26,13 @@ from transformers import (
 
 from teachdiag.cache import made_once
 from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.engines.launch import engine_arguments, weights
-from teachdiag.diagnostics.evaluation import run_evaluation
-from teachdiag.diagnostics.head import read_head
-from teachdiag.diagnostics.models import load
-from teachdiag.diagnostics.pair import resolve_pair
-from teachdiag.diagnostics.sources import outline, resolve
-from teachdiag.diagnostics.weights import check_weights, resolve_whole
+from teachdiag.diagnostics.engines.vllm_launch import engine_arguments, weights
+from teachdiag.diagnostics.evaluate import run_evaluation
+from teachdiag.diagnostics.models.head import read_head
+from teachdiag.diagnostics.models.language_model import load
+from teachdiag.diagnostics.models.pair import resolve_pair
+from teachdiag.diagnostics.models.sources import outline, resolve
+from teachdiag.diagnostics.models.weights import check_weights, resolve_whole
 from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, EvaluateSettings

@@ -60,10 +60,10 @@ headline[["finding", "status", "sentence"]]
 # The figures are functions of the analysis' tables, so a notebook can show them, or draw single panels of its own.
 
 # %%
-from teachdiag.figures.coefficients import coefficients_figure
-from teachdiag.figures.deciles import deciles_figure
+from teachdiag.figures.plots.coefficients import coefficients_figure
+from teachdiag.figures.plots.deciles import deciles_figure
+from teachdiag.figures.run_tables import load_tables, steps_of
 from teachdiag.figures.style import theme
-from teachdiag.figures.tables import load_tables, steps_of
 
 step = steps_of(load_tables(RUN))[0]
 with theme():
@@ -91,8 +91,8 @@ bank.groupby("agree")[["forward_kl", "compatibility_k16", "student_entropy"]].me
 )
 
 # %%
-from teachdiag.analysis.bootstrap import Resampling, intervals
-from teachdiag.analysis.profiles import group_means
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals
+from teachdiag.analysis.step.profiles import group_means
 
 KEY = ["context_id", "position"]
 asked = gains.merge(bank[[*KEY, "agree"]], on=KEY, validate="many_to_one")

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from teachdiag.diagnostics.contexts.templates import encode_messages, options_read
 from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed, shown
-from teachdiag.diagnostics.templates import encode_messages, options_read
-from teachdiag.diagnostics.vocabulary import special_tokens
+from teachdiag.diagnostics.models.vocabulary import special_tokens
 from teachdiag.errors import ContextError, cause
 from teachdiag.jsontext import is_written_messages
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from teachdiag.artefacts import CONTEXTS
-from teachdiag.figures.tables import RunTables, steps_of
+from teachdiag.figures.run_tables import RunTables, steps_of
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 

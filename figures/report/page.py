@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from teachdiag.artefacts import FINDINGS
-from teachdiag.figures.report.tokens import View
+from teachdiag.figures.report.token_view import View
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 

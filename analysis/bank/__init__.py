@@ -1,0 +1,1 @@
+"""What was measured, as the analysis reads it: tables, columns on demand, normalised scores."""

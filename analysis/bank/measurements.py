@@ -1,0 +1,312 @@
+"""The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from teachdiag.analysis.bank.stored_columns import StoredColumns, position_key
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Codes, Interval
+from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.errors import ArtefactError, RunError, SettingsError
+from teachdiag.runs import Stage
+from teachdiag.settings import SUPPORT_SIZES, ProbeSettings
+from teachdiag.tables import Table
+
+Mask = npt.NDArray[np.bool_]
+
+_LARGE = 500_000  # positions
+
+OUTCOMES = {"gain": "nats", "gain_reverse": "nats", "gain_relative": "1", "gain_log": "1"}  # outcome: unit
+
+PROXIES = ("bhattacharyya", "overlap", "jaccard", "teacher_top1_in_support", "compatibility_bound")  # of C
+_PROBE_TEXTS = ("probe_id", "update", "update_on", "loss")
+_GAIN_COLUMNS = (*OUTCOMES, "noise_floor")
+_BANK_COLUMNS = (
+    *("context_id", "position", "token_id"),
+    *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
+    *(f"{name}_k{k}" for name in ("disagreement", "compatibility", *PROXIES) for k in SUPPORT_SIZES),
+)
+
+
+STEP_KINDS = ("one_step", "checkpoint")  # kinds of probe whose gains go through the full analysis
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished probe: its name, its kind, and the settings and results of its JSON."""
+
+    probe_id: str
+    kind: str
+    settings: dict[str, Any]
+    results: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Every bank position at theta0, in the order of (context_id, position).
+
+    `positions`: shape (N,) each, by name. `prompts`: shape (N,), the number of each row's prompt, 0-based in the order
+    of prompt_id. `n_prompts`: how many prompts there are. `names`: their prompt_id.
+    """
+
+    positions: Mapping[str, Any]
+    prompts: Codes
+    n_prompts: int
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        """Count the positions."""
+        return len(self.prompts)
+
+    @property
+    def large(self) -> bool:
+        """Whether memory is spared where time would not be: estimates are made one after the other."""
+        return len(self) > _LARGE
+
+    @property
+    def key(self) -> Codes:
+        """Context and position in one number, shape (N,), rising."""
+        return position_key(*(np.asarray(self.positions[name]) for name in ("context_id", "position")))
+
+    def column(self, name: str) -> Array:
+        """Return one column as float64, shape (N,)."""
+        return np.asarray(self.positions[name], np.float64)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One update and its gains, aligned with the bank's rows. `draw`: number of the placebo's draw."""
+
+    probe_id: str
+    update: str
+    update_on: str
+    loss: str
+    gains: Mapping[str, Any]
+    draw: int = 0
+
+    def column(self, name: str) -> Array:
+        """Return one column of the gains as float64, shape (N,); NaN where it is undefined."""
+        return np.asarray(self.gains[name], np.float64)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A real step and its placebos."""
+
+    real: Probe
+    placebos: tuple[Probe, ...]
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The real step first, then its placebos."""
+        return (self.real, *self.placebos)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One gain of one probe, where it is defined.
+
+    `rows`: shape (N,), which bank positions have it. `values`: shape (n,), the outcome there, in its unit.
+    `prompts`: shape (n,), their prompts.
+    """
+
+    probe_id: str
+    update: str
+    name: str
+    rows: Mask
+    values: Array
+    prompts: Codes
+
+    def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a column of the bank, shape (N,), where the outcome is defined: (n,), the same array if everywhere."""
+        return values if len(values) == len(self.prompts) else values[self.rows]
+
+    @property
+    def unit(self) -> str:
+        """Unit of the outcome."""
+        return OUTCOMES[self.name]
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        return len(self.prompts), _count(self.prompts)
+
+    @property
+    def obstacle(self) -> str:
+        """Why no model can be fitted to this outcome, or an empty text."""
+        if self._size[1] < MIN_PROMPTS:
+            return f"above the noise floor in only {self._size[1]} prompts of the {MIN_PROMPTS} needed"
+        if np.ptp(self.values) == 0:
+            return f"exactly {self.values[0]:g} everywhere"
+        return ""
+
+    def row(
+        self,
+        analysis: str,
+        term: str,
+        k: int | None,
+        unit: str,
+        interval: Interval,
+        method: str,
+        std_error: float | None = None,
+        inside: Mask | None = None,
+    ) -> dict[str, Any]:
+        """Return one row of the estimates table; `inside`, of shape (n,), marks the positions behind it, if not all."""
+        n_positions, n_prompts = self._size if inside is None else (int(inside.sum()), _count(self.prompts[inside]))
+        return {
+            "analysis": analysis,
+            "probe_id": self.probe_id,
+            "update": self.update,
+            "outcome": self.name,
+            "k": k,
+            "term": term,
+            "unit": unit,
+            **interval.columns(),
+            "draws": interval.draws,  # for paired differences; no column of the table
+            "std_error": std_error,
+            "method": method,
+            "n_positions": n_positions,
+            "n_prompts": n_prompts,
+            "n_dropped": int((~self.rows).sum()),
+        }
+
+
+def _count(prompts: Codes) -> int:
+    return int((np.bincount(prompts) > 0).sum()) if len(prompts) else 0
+
+
+def load_bank(run: Path) -> Bank:
+    """Read the bank's positions, predictors only.
+
+    Raises:
+        ArtefactError: the table is missing, holds no bank position, or holds one twice.
+    """
+    positions = StoredColumns(POSITIONS, run / "positions", _BANK_COLUMNS, split="bank")
+    if not positions.n_rows:
+        raise ArtefactError(f"{run / 'positions'} holds no position of the bank: run `teachdiag capture` again")
+    names, prompts = positions.texts("prompt_id")
+    return Bank(positions, prompts, len(names), names)
+
+
+def finished_probes(run: Path) -> list[Record]:
+    """Return every probe of the run that has ended, in the order of probe_id.
+
+    Raises:
+        RunError: there is none, or a table is no longer what its probe wrote.
+    """
+    stages, unfinished = _probes(run)
+    if not stages:
+        further = "".join(f"; {sentence}" for sentence in unfinished)
+        raise RunError(f"{run} has no finished probe: run `teachdiag probe --run {run}` first{further}")
+    return [_record(stage.note.stem, stage.require()) for stage in stages]
+
+
+def unfinished_probes(run: Path) -> list[str]:
+    """Say of each probe that was interrupted that it is left out, and how it goes on."""
+    return _probes(run)[1]
+
+
+def read_records(run: Path) -> list[Record]:
+    """Return every finished probe of an analysed run without reading its tables again, in the order of probe_id."""
+    return [_record(stage.note.stem, stage.record()) for stage in _probes(run)[0]]
+
+
+def _probes(run: Path) -> tuple[list[Stage], list[str]]:
+    """The probes that have ended, and a sentence on each of the others."""
+    stages = [Stage(run, f"probes/{name}") for name in _probe_names(run)]
+    notes = {stage: stage.read() for stage in stages}
+    unfinished = [
+        f"probe {stage.note.stem} is unfinished and left out: `{_continuing(run, note['settings'])}` continues it"
+        for stage, note in notes.items()
+        if note is not None and note["status"] != "complete"
+    ]
+    return [stage for stage, note in notes.items() if note is not None and note["status"] == "complete"], unfinished
+
+
+def _continuing(run: Path, settings: Mapping[str, Any]) -> str:
+    """Return the command that continues a probe of these settings."""
+    try:
+        words = ProbeSettings(**settings).words()
+    except (TypeError, SettingsError):  # an older version's, which this one refuses
+        words = ["--name", settings["name"]] if settings.get("name") else []
+    return shlex.join(["teachdiag", "probe", "--run", str(run), *words])
+
+
+def load_step(run: Path, probe_id: str, bank: Bank) -> Step:
+    """Read one real step and its placebos, one draw each.
+
+    Raises:
+        ArtefactError: the gains are missing, or are not of this bank.
+    """
+    placebos = tuple(_load_probe(folder, bank) for folder in _placebo_folders(run, probe_id))
+    return Step(_load_probe(run / "gains" / probe_id, bank), placebos)
+
+
+def load_draws(run: Path, probe_id: str, bank: Bank) -> tuple[Probe, dict[str, list[Probe]]]:
+    """Read one real step and every draw of its placebos, by their update.
+
+    Raises:
+        ArtefactError: the gains are missing, or are not of this bank.
+    """
+    placebos = {}
+    for folder in _placebo_folders(run, probe_id):
+        numbers = GAINS.read_arrow(folder, ["draw"])["draw"].unique().to_pylist()
+        draws = [_load_probe(folder, bank, number) for number in sorted(numbers)]
+        placebos[draws[0].update] = draws
+    return _load_probe(run / "gains" / probe_id, bank), placebos
+
+
+def load_aligned(table: Table, folder: Path, names: tuple[str, ...], bank: Bank, **equal: int) -> StoredColumns:
+    """Read columns that have a row for each of the bank's.
+
+    Raises:
+        ArtefactError: the table is missing, or its rows are not of this bank.
+    """
+    found = StoredColumns(table, folder, names, **equal)
+    known, prompts = found.texts("prompt_id")
+    # One prompt_id or another is missing where the names differ, and their numbers mean nothing.
+    if not (np.array_equal(found.key, bank.key) and known == list(bank.names) and (prompts == bank.prompts).all()):
+        raise ArtefactError(
+            f"{folder} holds {table.name} of {found.n_rows} positions that are not the bank's {len(bank)}, by "
+            "context, position and prompt: run the probe again in this run directory"
+        )
+    return found
+
+
+def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
+    """Return one outcome of one probe, over the positions where it is above the noise floor."""
+    values = probe.column(name)
+    rows = ~np.isnan(values)
+    if rows.all():
+        return Outcome(probe.probe_id, probe.update, name, rows, values, bank.prompts)
+    return Outcome(probe.probe_id, probe.update, name, rows, values[rows], bank.prompts[rows])
+
+
+def select_outcomes(step: Step, bank: Bank) -> list[Outcome]:
+    """Return each outcome of the step and its placebos, over the positions where each is defined."""
+    return [select_outcome(probe, name, bank) for probe in step.probes for name in OUTCOMES]
+
+
+def _probe_names(run: Path) -> list[str]:
+    return sorted(note.stem for note in (run / "probes").glob("*.json"))
+
+
+def _record(probe_id: str, note: dict[str, Any]) -> Record:
+    kind = note["settings"].get("kind", "one_step")  # what probes were before they had kinds
+    return Record(probe_id, kind, note["settings"], note.get("results", {}))
+
+
+def _placebo_folders(run: Path, probe_id: str) -> list[Path]:
+    # The name of a real step holds no dot, so this pattern finds its placebos alone.
+    return sorted((run / "gains").glob(f"{probe_id}.*"))
+
+
+def _load_probe(folder: Path, bank: Bank, draw: int = 0) -> Probe:
+    gains = load_aligned(GAINS, folder, _GAIN_COLUMNS, bank, draw=draw)
+    probe_id, update, update_on, loss = (gains.texts(name)[0][0] for name in _PROBE_TEXTS)
+    return Probe(probe_id, update, update_on, loss, gains, draw)

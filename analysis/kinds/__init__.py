@@ -1,0 +1,1 @@
+"""Estimates, sentences and tables of every kind of probe."""

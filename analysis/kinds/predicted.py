@@ -1,0 +1,180 @@
+"""Predicted probes: first-order gains against measured ones as the step shrinks, and which predictor ranks fix_inner.
+
+To first order, a step's share s gains s times the predicted gain. The remainder should shrink with s squared (paper
+Eq. 2: at most beta eta^2), down to the noise floor, below which it is rounding.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachdiag.analysis.bank.measurements import Bank, Mask, load_aligned
+from teachdiag.analysis.resampling.bootstrap import Array, Interval, Resampling, ratio, variance
+from teachdiag.analysis.step.profiles import concentration_row
+from teachdiag.analysis.step.rank_correlations import (
+    PREDICTED,
+    Sample,
+    found_intervals,
+    load_tokens,
+    predictor_scores,
+    spearman_rows,
+    weighted_spearman,
+)
+from teachdiag.artefacts import PREDICTIONS
+from teachdiag.errors import ArtefactError
+from teachdiag.runs import Stage
+from teachdiag.settings import SHRINKS
+
+CLEAN = 3.0  # noise floors that an rms remainder must exceed to be more than rounding
+
+
+def share_name(share: float) -> str:
+    """Return how the estimates call a share of the step: '1', '1/2', ..."""
+    return str(Fraction(share))
+
+
+def measured_column(share: float) -> str:
+    """Return the column of the predictions that holds the measured gain of this share of the step."""
+    return f"gain_at_{round(1 / share)}"
+
+
+def predicted_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling) -> list[dict[str, Any]]:
+    """Return the estimates of one probe of kind predicted.
+
+    Args:
+        run: the run directory.
+        probe_id: a finished probe of kind predicted.
+        bank: the run's bank.
+        resampling: seed and number of the bootstrap's draws.
+
+    Raises:
+        ArtefactError: the probe's table is missing, is not of this bank, or lacks a gain.
+        EstimationError: a predictor cannot be normalised.
+    """
+    outcomes = _load(run, probe_id, bank)
+    outcomes["gain"] = outcomes[measured_column(SHRINKS[0])]
+    sample = Sample(probe_id, "predicted", outcomes, np.ones(len(bank)), bank.prompts, bank.n_prompts, resampling)
+    scores = predictor_scores(load_tokens(run, "bank"))
+    floor = Stage(run, f"probes/{probe_id}").record().get("results", {}).get("noise_floor")
+    sums = _sums(sample)
+    return [
+        *_fit_rows(sample, sums),
+        *_rank_rows(sample),
+        *_remainder_rows(sample, sums, floor),
+        *_concentration_rows(sample),
+        *spearman_rows(sample, scores, "fix_inner_spearman", ["fix_inner"], {"fix_inner": PREDICTED}),
+    ]
+
+
+def _load(run: Path, probe_id: str, bank: Bank) -> dict[str, Array]:
+    folder, names = run / "predictions" / probe_id, ("fix_inner", "predicted_gain", *map(measured_column, SHRINKS))
+    table = load_aligned(PREDICTIONS, folder, names, bank)
+    found = {name: np.asarray(table[name], np.float64) for name in names}
+    lacking = [name for name, values in found.items() if np.isnan(values).any()]
+    if lacking:
+        raise ArtefactError(f"{folder} lacks {', '.join(lacking)} at some positions: run the probe again")
+    return found
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Weighted sums over positions in every draw, shape (1 + draws, shares) each, at each share of the step.
+
+    `y` is the measured gain, `p` the share times the predicted gain.
+    """
+
+    n: Array
+    y: Array
+    yy: Array
+    p: Array
+    pp: Array
+    yp: Array
+    missed: Array
+    off: Array
+
+
+def _sums(sample: Sample) -> _Sums:
+    y, p = (np.column_stack(columns) for columns in (_measured(sample), _predicted(sample)))
+    parts = (np.ones_like(y), y, y**2, p, p**2, y * p, (y - p) ** 2, np.abs(y - p))
+    totals = sample.totals(np.hstack(parts), sample.counts("predicted"))
+    return _Sums(*np.split(totals, len(parts), axis=1))
+
+
+def _measured(sample: Sample) -> list[Array]:
+    return [sample.outcomes[measured_column(share)] for share in SHRINKS]
+
+
+def _predicted(sample: Sample) -> list[Array]:
+    return [share * sample.outcomes["predicted_gain"] for share in SHRINKS]
+
+
+def _fit_rows(sample: Sample, sums: _Sums) -> list[dict[str, Any]]:
+    """Return R2 of the prediction as it is, and the squared correlation, which forgives a wrong scale."""
+    spread = sums.n * variance(sums.n, sums.y, sums.yy)
+    covariance = ratio(sums.yp, sums.n) - ratio(sums.y, sums.n) * ratio(sums.p, sums.n)
+    scale = variance(sums.n, sums.y, sums.yy) * variance(sums.n, sums.p, sums.pp)
+    return _per_share(sample, "predicted_r2", "1", 1 - ratio(sums.missed, spread), "R2 of share * predicted gain") + (
+        _per_share(sample, "predicted_correlation", "1", ratio(covariance**2, scale), "squared correlation")
+    )
+
+
+def _rank_rows(sample: Sample) -> list[dict[str, Any]]:
+    observed, counts = np.column_stack(_measured(sample)), sample.counts("ranks")
+    scores = sample.outcomes["predicted_gain"][:, None]
+    drawn = weighted_spearman(observed, scores, sample.stands_for, sample.prompts, counts)[:, :, 0]
+    return _per_share(sample, "predicted_spearman", "1", drawn, "Spearman, ranks made anew in each draw")
+
+
+def _remainder_rows(sample: Sample, sums: _Sums, floor: float | None) -> list[dict[str, Any]]:
+    """Return the remainder's size at each share, by which power of the share it falls, and beta of paper Eq. 2."""
+    rms = np.sqrt(ratio(sums.missed, sums.n))
+    mean = ratio(sums.off, sums.n)
+    rows = _per_share(sample, "predicted_remainder", "nats", rms, "root mean square of gain - share * predicted gain")
+    rows += _per_share(sample, "predicted_mean_remainder", "nats", mean, "mean |gain - share * predicted gain|")
+    every = rms[0] > 0
+    rows += _exponent_row(sample, "all shares", rms, every, "every share, rounding or not")
+    if floor is None:
+        return rows
+    known = Interval(float(floor), np.nan, np.nan)
+    what = "99th percentile of |change of KL| when theta0 is rescored in another batch layout"
+    rows.append(sample.row("predicted_noise_floor", "gain", "bank", "nats", known, what))
+    clean = every & (rms[0] > CLEAN * floor)
+    rounding = [share_name(s) for s, fine in zip(SHRINKS, clean, strict=True) if not fine]
+    told = f"left out as rounding, under {CLEAN:g} noise floors ({floor:.3g} nats): {', '.join(rounding) or 'none'}"
+    rows += _exponent_row(sample, "above noise", rms, clean, told)
+    if clean.any():
+        largest = int(np.argmax(clean))  # SHRINKS fall
+        beta = found_intervals(rms[:, [largest]] / SHRINKS[largest] ** 2)[0]
+        what = "rms remainder / share^2 at the largest share above the noise"
+        rows.append(sample.row("predicted_beta", "gain", share_name(SHRINKS[largest]), "nats", beta, what))
+    return rows
+
+
+def _exponent_row(sample: Sample, term: str, rms: Array, used: Mask, told: str) -> list[dict[str, Any]]:
+    """Return the least-squares slope of log rms remainder on log share, where two shares or more are used."""
+    if used.sum() < 2:
+        return []
+    x = np.log(np.array(SHRINKS)[used])
+    x -= x.mean()
+    kept = rms[:, used]
+    logs = np.log(kept, out=np.full(kept.shape, np.nan), where=kept > 0)
+    slope = found_intervals((logs @ x / (x @ x))[:, None])[0]
+    what = f"least-squares slope of log rms remainder on log share ({told})"
+    return [sample.row("predicted_exponent", "gain", term, "1", slope, what)]
+
+
+def _concentration_rows(sample: Sample) -> list[dict[str, Any]]:
+    """Return the share of the whole step's sum of squares in ten positions: where it is large, R2 hangs on few."""
+    gain = sample.outcome("gain")
+    return [] if gain.obstacle else [concentration_row(gain)]
+
+
+def _per_share(sample: Sample, analysis: str, unit: str, drawn: Array, what: str) -> list[dict[str, Any]]:
+    rows = [
+        sample.row(analysis, "gain", share_name(share), unit, interval, what)
+        for share, interval in zip(SHRINKS, found_intervals(drawn), strict=True)
+    ]
+    return [row for row in rows if not np.isnan(row["estimate"])]

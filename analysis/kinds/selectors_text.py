@@ -1,0 +1,241 @@
+"""The selector experiment for people: its tables and what they say, from the selection table alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from teachdiag.analysis.kinds.selectors import ALL, MIN_SEEDS, RANDOM
+from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.analysis.text.text_tables import row_interval
+from teachdiag.settings import MATCHES
+
+CONTENDER = "learnable"  # TA-OPD's score, the claim under test
+_HEADLINE_BUDGET = 0.1
+_LISTED = 6  # names that a sentence lists
+_VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}
+
+
+def headline_budget(selection: pd.DataFrame, probe_id: str) -> float:
+    """Return the budget of one probe that lies nearest to a tenth, by ratio: tables that show one show this."""
+    budgets = np.sort(_budgets(_of(selection, probe_id)) or [1.0])
+    return float(budgets[np.argmin(np.abs(np.log(budgets / _HEADLINE_BUDGET)))])
+
+
+def selection_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
+    """Return every selector at one budget as text: gains (nats) with intervals at both matches, and what was kept.
+
+    Selectors fall by their mean gain at equal norm; the whole batch, which has budget 1, comes last. First-order form,
+    Q3 share and released gap are those at equal norm.
+    """
+    mine = _of(selection, probe_id)
+    matches = [match for match in MATCHES if match in set(mine["match"])]
+    leading = matches[0]
+    shown = [(s, budget) for s in _ranked(mine, budget, leading)] + [(ALL, 1.0)] * (ALL in set(mine["selector"]))
+    return pd.DataFrame(
+        [
+            {"selector": selector if own == budget else f"{selector} (budget 1)"}
+            | {f"{m}: mean gain": _shown(mine, selector, own, m, "mean_gain") for m in matches}
+            | {f"{m}: less random's": _shown(mine, selector, own, m, "mean_gain_vs_random") for m in matches}
+            | {"first-order form": _point(mine, selector, own, leading, "first_order_gain")}
+            | {"Q3 share": _point(mine, selector, own, leading, "q3_share")}
+            | {"released gap": _shown(mine, selector, own, leading, "released_gap")}
+            for selector, own in shown
+        ]
+    )
+
+
+def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
+    """Return what each selector kept at one budget, and what that earned for each position, as text."""
+    mine = _of(selection, probe_id)
+    leading = next(match for match in MATCHES if match in set(mine["match"]))
+    columns = {
+        "gain per kept [nats]": "gain_per_kept",
+        "gain in Q3 [nats]": "gain_q3",
+        "keep": "keep",
+        "tied": "tied",
+        "topped up": "topped_up",
+        "D": "mean_disagreement",
+        "C": "mean_compatibility",
+        "D^L": "mean_learnable",
+        "D^I": "mean_incompatible",
+        "H": "mean_student_entropy",
+        "position": "mean_position",
+    }
+    return pd.DataFrame(
+        [
+            {"selector": selector}
+            | {heading: _point(mine, selector, budget, leading, name) for heading, name in columns.items()}
+            | {"update norm, equal rate": _point(mine, selector, budget, "rate", "update_norm")}
+            for selector in _ranked(mine, budget, leading)
+        ]
+    )
+
+
+def selection_tables(selection: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
+    """Return the tables of one probe by their titles, budget by budget."""
+    found: dict[str, pd.DataFrame] = {}
+    for budget in _budgets(_of(selection, probe_id)):
+        found |= {
+            f"Selectors at {_percent(budget)} of the batch, gains in nats": selection_table(
+                selection, probe_id, budget
+            ),
+            f"What they kept at {_percent(budget)}": composition_table(selection, probe_id, budget),
+        }
+    return found
+
+
+def selection_sentences(
+    selection: pd.DataFrame, estimates: pd.DataFrame, probe_id: str, leaders_at: Sequence[float] | None = None
+) -> list[str]:
+    """Say how TA-OPD's score fares against random, who leads, and what the first-order form and the release tell.
+
+    Args:
+        selection: the selection table.
+        estimates: the estimates table.
+        probe_id: a probe of kind selectors.
+        leaders_at: the budgets at which leaders are named; by default all below 1.
+    """
+    mine = _of(selection, probe_id)
+    budgets = _budgets(mine)
+    sentences = [_contender_sentence(mine, budget) for budget in budgets]
+    sentences += [_leader_sentence(mine, budget) for budget in (budgets if leaders_at is None else leaders_at)]
+    sentences += [_whole_batch_sentence(mine, budgets)]
+    sentences += [_agreement_sentence(estimates, probe_id), _released_sentence(estimates, probe_id)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _contender_sentence(mine: pd.DataFrame, budget: float) -> str:
+    """Compare the contender with random, paired, at both matches."""
+    told = []
+    for match, how in MATCHES.items():
+        less = _interval(mine, CONTENDER, budget, match, "mean_gain_vs_random")
+        gain = _interval(mine, CONTENDER, budget, match, "mean_gain")
+        if less is not None and gain is not None:
+            told.append(f"{_judged(less, _n_seeds(mine))} random positions at {how} ({gain} nats, difference {less})")
+    whole = f"At {_percent(budget)} of the batch, `{CONTENDER}` (TA-OPD) "
+    return f"{whole}{', and '.join(told)}." if told else ""
+
+
+def _leader_sentence(mine: pd.DataFrame, budget: float) -> str:
+    """Name the selector with the largest mean gain, and the places of the contender and of raw KL."""
+    told = []
+    for match, how in MATCHES.items():
+        ranked = _ranked(mine, budget, match)
+        if len(ranked) < 2:
+            continue
+        places = [f"`{name}` is number {ranked.index(name) + 1}" for name in _followed(ranked)]
+        best = _interval(mine, ranked[0], budget, match, "mean_gain")
+        told.append(f"at {how} `{ranked[0]}` ({best} nats){''.join(f', {place}' for place in places)}")
+    if not told:
+        return ""
+    n = max(len(_ranked(mine, budget, match)) for match in MATCHES)
+    opening = f"Largest mean gain of {n} selectors at {_percent(budget)} (the best of many flatters itself)"
+    return f"{opening}: {'; '.join(told)}."
+
+
+def _followed(ranked: Sequence[str]) -> list[str]:
+    return [name for name in (CONTENDER, "forward_kl", RANDOM) if name in ranked[1:]]
+
+
+def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
+    """Say which selectors gain more than the whole batch; of many comparisons, one in forty does so by chance."""
+    if _n_seeds(mine) < MIN_SEEDS:
+        return ""
+    told = []
+    for match, how in MATCHES.items():
+        better, compared = [], 0
+        for budget in budgets:
+            known = {s: _interval(mine, s, budget, match, "mean_gain_vs_all") for s in _ranked(mine, budget, match)}
+            compared += sum(less is not None for less in known.values())
+            better += [
+                f"`{s}` at {_percent(budget)}" for s, less in known.items() if less is not None and less.side() > 0
+            ]
+        if compared:
+            told.append(f"{len(better)} of {compared} at {how}{_listed(better)}")
+    opening = "Selectors whose kept part gains more than the whole batch (one in forty does by chance)"
+    return f"{opening}: {'; '.join(told)}." if told else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names in brackets, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f" ({', '.join(names[:_LISTED])}{more})" if names else ""
+
+
+def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
+    told = []
+    for match, how in MATCHES.items():
+        rank, r2 = (
+            _estimate(estimates, probe_id, "first_order_agreement", f"{name} ({match})") for name in ("spearman", "r2")
+        )
+        if rank is not None and r2 is not None:
+            told.append(f"Spearman {rank}, R2 {r2} at {how}")
+    opening = "Real mean gain of the selectors against its first-order form, within each batch and budget"
+    return f"{opening}: {'; '.join(told)}." if told else ""
+
+
+def _released_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
+    told = []
+    for match, how in MATCHES.items():
+        rank = _estimate(estimates, probe_id, "released_agreement", f"spearman ({match})")
+        if rank is not None:
+            told.append(f"{rank} at {how}")
+    opening = "The released statistic (gap of relative gain inside Q3) against mean gain, over selectors and budgets"
+    return f"{opening}: Spearman {'; '.join(told)}." if told else ""
+
+
+def _estimate(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str) -> Interval | None:
+    rows = estimates[
+        (estimates["probe_id"] == probe_id) & (estimates["analysis"] == analysis) & (estimates["term"] == term)
+    ]
+    return None if rows.empty else row_interval(rows.iloc[0])
+
+
+def _judged(less: Interval, n_seeds: int) -> str:
+    if n_seeds < MIN_SEEDS:
+        return f"is not judged ({n_seeds} batches are too few) against"
+    return "has no interval beside" if np.isnan(less.low) else _VERDICTS[less.side()]
+
+
+def _n_seeds(mine: pd.DataFrame) -> int:
+    return int(mine["n_seeds"].max())
+
+
+def _of(selection: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    return selection[selection["probe_id"] == probe_id]
+
+
+def _budgets(mine: pd.DataFrame) -> list[float]:
+    """Return the budgets below 1, at which selectors differ."""
+    return sorted(float(b) for b in mine["budget"].unique() if b < 1)
+
+
+def _ranked(mine: pd.DataFrame, budget: float, match: str) -> list[str]:
+    """Return the selectors at a budget by falling mean gain."""
+    rows = mine[(mine["budget"] == budget) & (mine["match"] == match) & (mine["statistic"] == "mean_gain")]
+    return [str(s) for s in rows.sort_values("estimate", ascending=False, kind="stable")["selector"]]
+
+
+def _interval(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> Interval | None:
+    rows = mine[
+        (mine["selector"] == selector)
+        & (mine["budget"] == budget)
+        & (mine["match"] == match)
+        & (mine["statistic"] == statistic)
+    ]
+    return None if rows.empty else row_interval(rows.iloc[0])
+
+
+def _shown(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
+    interval = _interval(mine, selector, budget, match, statistic)
+    return "-" if interval is None else str(interval)
+
+
+def _point(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
+    interval = _interval(mine, selector, budget, match, statistic)
+    return "-" if interval is None else f"{interval.estimate:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"

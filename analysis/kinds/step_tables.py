@@ -1,0 +1,218 @@
+"""The tables of one real step for people: its numbers beside those of its placebos, as text with intervals."""
+
+from typing import Any
+
+import pandas as pd
+
+from teachdiag.analysis.bank.measurements import OUTCOMES
+from teachdiag.analysis.step.design import GAP
+from teachdiag.analysis.step.findings import lookup
+from teachdiag.analysis.step.validity import predictor_sets, versus_base
+from teachdiag.analysis.text.text_tables import row_interval
+from teachdiag.artefacts import probes_by_step
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_COEFFICIENTS = (
+    ("beta_L", "standardized_decomposition", "learnable"),
+    ("beta_I", "standardized_decomposition", "incompatible"),
+    ("beta_L - beta_I", "standardized_decomposition", GAP),
+    ("gap beside H x D", "standardized_nested", GAP),
+    ("gap per unit of norm [nats]", "slope_decomposition", GAP),
+)
+_NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, D^I}", "hidden x": "hidden^2 x"}
+_DESIGNS = ("thirds", "matched", "matched once")
+TOP_BUDGET = 0.1  # of the table of best-scored positions
+_COMPOSITION = {
+    "Q3 share": "q3_share",
+    "H": "mean_student_entropy",
+    "D": "mean_disagreement",
+    "C": "mean_compatibility",
+    "D^L": "mean_learnable",
+    "D^I": "mean_incompatible",
+    "decided by ties": "tied",
+}
+_MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
+
+
+def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return beta_L, beta_I and their gap at each K, real step and placebos side by side, as text with intervals.
+
+    Args:
+        estimates: the estimates table.
+        probe_id: a real step.
+    """
+    ids = steps_of(estimates)[probe_id]
+    return pd.DataFrame(
+        [
+            {"K": str(k), "update": update}
+            | {name: shown(estimates, own_id, analysis, term, k) for name, analysis, term in _COEFFICIENTS}
+            | {"CRV1 error of the gap": _gap_error(estimates, own_id, k)}
+            for k in SUPPORT_SIZES
+            for update, own_id in ids.items()
+        ]
+    )
+
+
+def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return how well each set of signals predicts gain on prompts not seen, real step and placebos side by side.
+
+    Args:
+        estimates: the estimates table.
+        probe_id: a real step.
+        k: support size of the signals that have one.
+    """
+    ids = steps_of(estimates)[probe_id]
+    real = next(iter(ids))
+    return pd.DataFrame(
+        [
+            {"measure": measure, "signals": _readable(name)}
+            | {update: shown(estimates, own_id, analysis, name, own_k) for update, own_id in ids.items()}
+            | {f"{real} vs raw KL": shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), own_k)}
+            for analysis, measure in _MEASURES
+            for name, own_k in predictor_sets()
+            if own_k in (None, k)
+        ]
+    )
+
+
+def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return the standardised gap beta_L - beta_I on each outcome, real step and placebos side by side."""
+    return pd.DataFrame(
+        [
+            {"outcome": outcome}
+            | {
+                update: shown(estimates, own_id, "standardized_decomposition", GAP, k, outcome)
+                for update, own_id in steps_of(estimates)[probe_id].items()
+            }
+            for outcome in OUTCOMES
+        ]
+    )
+
+
+def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return each update's mean gain over the bank and inside Q3, its noise, and how few positions carry it."""
+    return pd.DataFrame(
+        [
+            {
+                "update": update,
+                "mean gain [nats]": shown(estimates, own_id, "mean", "bank", None),
+                "inside Q3": shown(estimates, own_id, "mean", "q3", None),
+                "mean noise": shown(estimates, own_id, "noise_floor", "bank", None),
+                "variance in ten positions": shown(estimates, own_id, "concentration", "ten positions", None),
+            }
+            for update, own_id in steps_of(estimates)[probe_id].items()
+        ]
+    )
+
+
+def status_table(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return the status of every claim at each K; claims without K stand in the first column."""
+    mine = findings[findings["probe_id"] == probe_id]
+    names = mine["finding"].where(mine["outcome"] == OUTCOME, mine["finding"] + " on " + mine["outcome"])
+    sizes = mine["k"].map(lambda k: "no K" if pd.isna(k) else f"K={int(k)}")
+    table = mine.assign(claim=names, size=sizes).set_index(["claim", "size"])["status"].unstack(fill_value="")  # noqa: PD010
+    columns = [name for name in ("no K", *(f"K={k}" for k in SUPPORT_SIZES)) if name in table.columns]
+    return table.loc[list(dict.fromkeys(names)), columns].reset_index()
+
+
+def steps_of(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return the real steps that went through the full analysis, each with its probe_ids by update, its own first."""
+    return probes_by_step(estimates[estimates["analysis"] == "mean"])
+
+
+def titled(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
+    """Return the two central tables of a real step by their titles."""
+    return {
+        f"Standardised coefficients of {OUTCOME}, {probe_id}": coefficient_table(estimates, probe_id),
+        f"Predicting {OUTCOME} on prompts not seen (K={HEADLINE_K}), {probe_id}": validity_table(estimates, probe_id),
+    }
+
+
+def at_headline_k(coefficients: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table of coefficients at the headline K."""
+    return coefficients[coefficients["K"] == str(HEADLINE_K)]
+
+
+def further(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
+    """Return the further tables of a real step by their titles."""
+    return {
+        f"Standardised beta_L - beta_I by outcome (K={HEADLINE_K})": outcome_table(estimates, probe_id),
+        "Mean gain": mean_table(estimates, probe_id),
+    }
+
+
+def contrast_table(contrasts: pd.DataFrame, estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return the contrasts of C inside Q3 at each K, real step and placebos side by side, as text with intervals."""
+    mine = contrasts[(contrasts["score"] == "compatibility") & (contrasts["outcome"] == OUTCOME)]
+    rows = []
+    for k in SUPPORT_SIZES:
+        for update, own_id in steps_of(estimates)[probe_id].items():
+            own = mine[(mine["probe_id"] == own_id) & (mine["k"] == k)].set_index("design")
+            cells = {str(name): _contrast(row) for name, row in own.iterrows()}
+            rows.append({"K": str(k), "update": update} | dict.fromkeys(_DESIGNS, "-") | cells)
+    return pd.DataFrame(rows)
+
+
+def proxy_table(contrasts: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return a real step's contrasts by thirds of every support score, one column a K, as text with intervals."""
+    mine = contrasts[(contrasts["probe_id"] == probe_id) & (contrasts["outcome"] == OUTCOME)]
+    mine = mine[mine["design"] == "thirds"]
+    cells = {(str(row["score"]), int(row["k"])): _contrast(row) for _, row in mine.iterrows()}
+    return pd.DataFrame(
+        [
+            {"score": score} | {f"K={k}": cells.get((score, k), "-") for k in SUPPORT_SIZES}
+            for score in mine["score"].unique()
+        ]
+    )
+
+
+def top_table(top_n: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return what a real step gained on the best-scored positions at one budget and K, best selector first, as text."""
+    mine = top_n[(top_n["probe_id"] == probe_id) & (top_n["outcome"] == OUTCOME) & (top_n["budget"] == TOP_BUDGET)]
+    mine = mine[mine["k"].isna() | (mine["k"] == k)].sort_values("estimate", ascending=False, kind="stable")
+    return pd.DataFrame(
+        [
+            {"selector": str(row["selector"]), "mean gain [nats]": str(row_interval(row))}
+            | {name: f"{row[column]:.2f}" for name, column in _COMPOSITION.items()}
+            for _, row in mine.iterrows()
+        ]
+    )
+
+
+def inference_table(inference: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
+    """Return errors and p-values of every tested coefficient of a real step at one K, as text."""
+    mine = inference[(inference["probe_id"] == probe_id) & (inference["outcome"] == OUTCOME) & (inference["k"] == k)]
+    columns = ["estimate", "crv1_error", "crv3_error", "two_way_error", "crv3_p", "wild_p"]
+    shown_columns = mine[columns].map(lambda value: "-" if pd.isna(value) else f"{value:.3g}")
+    return pd.concat([mine[["model", "term"]], shown_columns], axis=1).reset_index(drop=True)
+
+
+def _contrast(row: "pd.Series[Any]") -> str:
+    number = [] if pd.isna(row["estimate"]) else [str(row_interval(row))]
+    return "; ".join([*number, str(row["note"])] if row["note"] else number)
+
+
+def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:
+    rows = estimates[
+        (estimates["probe_id"] == probe_id)
+        & (estimates["analysis"] == "standardized_decomposition")
+        & (estimates["term"] == GAP)
+        & (estimates["outcome"] == OUTCOME)
+        & (estimates["k"] == k)
+    ]
+    return "-" if rows.empty else f"{rows['std_error'].iloc[0]:.3g}"
+
+
+def shown(
+    estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None, outcome: str = OUTCOME
+) -> str:
+    """Return one number of the estimates table as text with its interval."""
+    interval = lookup(estimates, probe_id, analysis, term, k, outcome)
+    return "-" if interval is None else str(interval)
+
+
+def _readable(name: str) -> str:
+    for technical, readable in _NAMES.items():
+        name = name.replace(technical, readable)
+    return name

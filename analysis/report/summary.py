@@ -1,0 +1,109 @@
+"""The analysis for people: `summary.md`, and what the terminal shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from teachdiag.analysis.bank.measurements import STEP_KINDS, Record, read_records
+from teachdiag.analysis.bank.normalised import label
+from teachdiag.analysis.kinds.comparison_text import lds_table, panel_overview
+from teachdiag.analysis.kinds.selectors_text import headline_budget, selection_table
+from teachdiag.analysis.kinds.single_token_text import isolated_table, predicted_table
+from teachdiag.analysis.kinds.step_tables import at_headline_k, titled
+from teachdiag.analysis.report.sections import Results, Section, Tables, read_results, section
+from teachdiag.analysis.text.text_tables import markdown, rich_table
+
+
+def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], results: Results) -> list[Section]:
+    """Return what every probe has to say, in their order.
+
+    Args:
+        records: the run's probes.
+        sentences: each probe's verdict.
+        results: the tables of the analysis.
+    """
+    groups = [figure_group(record) for record in records]
+    return [
+        section(r, sentences[r.probe_id], results, "" if groups.count(group) == 1 else f"-{r.probe_id}")
+        for r, group in zip(records, groups, strict=True)
+    ]
+
+
+def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> str:
+    """Write `summary.md` from the sentence on the pair and what every probe has to say."""
+    parts = ["# What this student can learn from this teacher", pair]
+    parts += [paragraph for own in found for paragraph in own.markdown()]
+    parts += ["## Ties and saturation of the normalised scores", markdown(saturation_table(results.saturation))]
+    parts += [
+        "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
+        "Tables by the paper's numbers, with captions: `tables/`. Every number, for all outcomes and K: "
+        "`analysis/estimates.csv`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_json(pair: str, found: Sequence[Section], results: Results) -> str:
+    """Write the same as data, for whoever lays it out."""
+    ties = saturation_table(results.saturation)
+    saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist()}
+    content = {"pair": pair, "sections": [own.as_dict() for own in found], "saturation": saturation}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def figure_group(record: Record) -> str:
+    """Return what decides a probe's figures: figures of several probes of one group carry their probe's name."""
+    return "step" if record.kind in STEP_KINDS else record.kind
+
+
+def terminal_tables(run: Path) -> list[Table]:
+    """Return the central tables of every probe at the headline K and budget, cut to the width of a terminal.
+
+    `summary.md` has every K and budget, the theta0 placebo (rounding alone) and the remaining signals too.
+    """
+    results = read_results(run)
+    return [
+        rich_table(title, table)
+        for record in read_records(run)
+        for title, table in _central(record, results).items()
+        if len(table)
+    ]
+
+
+def saturation_table(saturation: pd.DataFrame) -> pd.DataFrame:
+    """Return the saturation table as text."""
+    shares = [name for name in saturation.columns if name.startswith(("share_at", "tied_at"))]
+    scores = [
+        label((name, None if np.isnan(k) else int(k)))
+        for name, k in zip(saturation["score"], saturation["k"].astype(float), strict=True)
+    ]
+    return pd.DataFrame({"score": scores} | {s.replace("_", " "): saturation[s].map("{:.1%}".format) for s in shares})
+
+
+def _central(record: Record, results: Results) -> Tables:
+    """Return the tables of one probe that a terminal shows, by title."""
+    probe_id, estimates = record.probe_id, results.estimates
+    if record.kind in STEP_KINDS:
+        return _step_tables(estimates, probe_id)
+    if record.kind == "placebo":
+        return {f"Headline statistics beside placebos, {probe_id}": panel_overview(results.panel, probe_id)}
+    if record.kind == "selectors":
+        budget = headline_budget(results.selection, probe_id)
+        table = selection_table(results.selection, probe_id, budget)
+        shown = table.drop(columns=["rate: mean gain", "Q3 share", "released gap"], errors="ignore")
+        return {f"Selectors at {100 * budget:g}% of the batch, gains in nats, {probe_id}": shown}
+    if record.kind == "lds":
+        return {f"Token-LDS, {probe_id}": lds_table(estimates, probe_id)}
+    if record.kind == "isolated":
+        return {f"Spearman with isolated steps, {probe_id}": isolated_table(estimates, probe_id)}
+    return {f"First order against measured gain, {probe_id}": predicted_table(estimates, probe_id)}
+
+
+def _step_tables(estimates: pd.DataFrame, probe_id: str) -> Tables:
+    titles, (coefficients, validity) = zip(*titled(estimates, probe_id).items(), strict=True)
+    coefficients = at_headline_k(coefficients).drop(columns=["gap per unit of norm [nats]", "CRV1 error of the gap"])
+    validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
+    return dict(zip(titles, (coefficients, validity), strict=True))

@@ -1,0 +1,146 @@
+"""Prompt-grouped cross-validation of cubic rank splines, from cross-products of each prompt.
+
+Least squares on any folds, and its squared errors on the one left out, need no more than X'X, X'y and y'y of each
+prompt. Rows are met again only to predict them, for one set of predictors at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from teachdiag.analysis.bank.normalised import Key
+from teachdiag.analysis.resampling.bootstrap import Array, Codes, prompt_blocks
+from teachdiag.analysis.step.splines import Splines
+from teachdiag.errors import EstimationError
+from teachdiag.seeds import derive_seed
+
+_RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product
+
+
+def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
+    """Assign each prompt to a fold, at random and as evenly as possible, anew in each repeat: (repeats, prompts).
+
+    Raises:
+        EstimationError: there are more folds than prompts.
+    """
+    if folds > n_prompts:
+        raise EstimationError(f"--folds is {folds} and the bank has {n_prompts} prompts: ask for fewer folds")
+    orders = [np.random.default_rng(derive_seed(seed, "folds", r)).permutation(n_prompts) for r in range(repeats)]
+    return (np.stack(orders) % folds).astype(np.int64)
+
+
+class Data(NamedTuple):
+    """What is predicted, and from what.
+
+    `splines`: of the scores, over n rows. `scores`: their keys. `values`: m outcomes, shape (n,) each. `prompts`: shape
+    (n,). `folds`: shape (repeats, prompts).
+    """
+
+    splines: Splines
+    scores: Sequence[Key]
+    values: Sequence[Array]
+    prompts: Codes
+    folds: Codes
+
+    def members(self, keys: Sequence[Key]) -> list[int]:
+        """Return the places of some scores."""
+        return [list(self.scores).index(key) for key in keys]
+
+    def products(self) -> Iterator[tuple[Codes, Array]]:
+        """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
+        for block in prompt_blocks(self.prompts):
+            extended = np.column_stack([self.splines.design(block.rows), *(own[block.rows] for own in self.values)])
+            yield block.prompts, block.products(extended)
+
+
+class Fits(NamedTuple):
+    """Least squares on the other folds, for every fold of every assignment, set of predictors and outcome.
+
+    `means`: shape (repeats, folds, m), mean outcome of the other folds. `columns`: of the design, intercept first, for
+    each set. `coefficients`: shape (repeats, folds, columns, m) for each set, of what an outcome has beyond that mean.
+    """
+
+    means: Array
+    columns: list[Codes]
+    coefficients: list[Array]
+
+
+def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
+    """Fit every set of predictors to every outcome, each time without one fold.
+
+    One cross-product of the design serves every set: a set's is the part that belongs to its columns. Those of the
+    folds are summed anew for each that is left out, so that a fold's rows never touch its own fit, by rounding neither.
+
+    Args:
+        data: predictors and outcomes.
+        sets: the scores in each set of predictors.
+    """
+    n_folds, q = int(data.folds.max()) + 1, len(data.splines.owners)
+    width = q + len(data.values)
+    folds = np.zeros((len(data.folds), n_folds, width, width))
+    for owners, products in data.products():
+        for total, assignment in zip(folds, data.folds[:, owners], strict=True):
+            total += np.tensordot(np.equal.outer(np.arange(n_folds), assignment).astype(np.float64), products, 1)
+    training = np.einsum("fg,rgij->rfij", 1.0 - np.eye(n_folds), folds)
+    gram, moments = training[..., :q, :q], training[..., :q, q:]
+    means = moments[:, :, 0] / gram[:, :, 0, :1]  # the design's first column is the intercept
+    centred = moments - gram[..., :1] * means[:, :, None, :]
+    columns = [data.splines.columns(data.members(keys)) for keys in sets.values()]
+    # Saturated scores leave basis functions that hardly any row reaches: the cut leaves these at 0.
+    inverses = [np.linalg.pinv(gram[..., own][..., own, :], rcond=_RANK_CUT, hermitian=True) for own in columns]
+    return Fits(means, columns, [inv @ centred[..., own, :] for inv, own in zip(inverses, columns, strict=True)])
+
+
+def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array]:
+    """Return each prompt's squared errors, by the fits that have not seen it, averaged over fold assignments.
+
+    Returns:
+        Sums of (y - mean of the other folds)^2, shape (prompts, m), and of (y - prediction)^2, shape (prompts, sets,
+        m).
+    """
+    m, q = len(data.values), len(data.splines.owners)
+    total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
+    for owners, products in data.products():
+        gram, with_y, squares = products[:, :q, :q], products[:, :q, q:], np.diagonal(products[:, q:, q:], 0, 1, 2)
+        means = [own[assigned] for own, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
+        for mean in means:
+            total[owners] += _errors(gram[:, :1, :1], with_y[:, :1], squares, mean[:, None]) / len(means)
+        for place, (columns, coefficients) in enumerate(zip(fits.columns, fits.coefficients, strict=True)):
+            within, moment = gram[:, columns][:, :, columns], with_y[:, columns]
+            for repeat, mean in enumerate(means):
+                whole = coefficients[repeat, data.folds[repeat, owners]]
+                whole[:, 0] += mean
+                unexplained[owners, place] += _errors(within, moment, squares, whole) / len(means)
+    return total, unexplained
+
+
+def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], place: int) -> Array:
+    """Predict every row by the fits of one set that have not seen its prompt, averaged over fold assignments.
+
+    What is predicted is the outcome beyond the mean of the other folds: that mean falls as a fold's own mean rises, so
+    that ranks of whole predictions would tend to run against the outcome where there is nothing to predict.
+
+    Args:
+        data: predictors and outcomes.
+        fits: of all sets.
+        keys: the scores of the set.
+        place: of the set among all.
+
+    Returns:
+        Shape (n, m), unit of the outcomes.
+    """
+    splines = data.splines.only(data.members(keys))
+    found = np.empty((len(data.prompts), len(data.values)))
+    for block in prompt_blocks(data.prompts):
+        assigned = zip(fits.coefficients[place], data.folds[:, block.prompts], strict=True)
+        mean = np.mean([own[folds] for own, folds in assigned], axis=0)
+        designs = np.split(splines.design(block.rows), block.cuts)
+        found[block.rows] = np.vstack([design @ own for design, own in zip(designs, mean, strict=True)])
+    return found
+
+
+def _errors(gram: Array, with_y: Array, squares: Array, coefficients: Array) -> Array:
+    """Sums of (y - X b)^2 from X'X (p, c, c), X'y and b (p, c, m), and y'y (p, m): shape (p, m)."""
+    found: Array = squares + (coefficients * (gram @ coefficients - 2 * with_y)).sum(axis=1)
+    return found

@@ -1,0 +1,137 @@
+"""What the regressions are fitted to: predictors and outcomes over the same positions, as cross-products by prompt."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from teachdiag.analysis.bank.measurements import Outcome
+from teachdiag.analysis.bank.normalised import Parts, Scores, combined_score, parts_of
+from teachdiag.analysis.resampling.bootstrap import Array, Codes, prompt_blocks
+from teachdiag.errors import EstimationError
+
+GAP = "learnable - incompatible"
+_CONTROLS = ("student_entropy", "teacher_entropy", "position")
+_CURVE = {  # with D itself a cubic regression spline of D, knots at a third and two thirds of its range
+    "disagreement^2": lambda d: d**2,
+    "disagreement^3": lambda d: d**3,
+    "(disagreement - 1/3)+^3": lambda d: np.maximum(d - 1 / 3, 0) ** 3,
+    "(disagreement - 2/3)+^3": lambda d: np.maximum(d - 2 / 3, 0) ** 3,
+}
+_SPLINE = ("disagreement", *_CURVE, "entropy_x_disagreement", *_CONTROLS)
+MODELS = {
+    "baseline": ("disagreement", "entropy_x_disagreement", *_CONTROLS),
+    "plus_c": ("compatibility", "disagreement", "entropy_x_disagreement", *_CONTROLS),
+    "decomposition": ("learnable", "incompatible", *_CONTROLS),
+    # The decomposition drops H x D, so it does not contain the baseline; this one does, as D = D^L + D^I.
+    "nested": ("learnable", "incompatible", "entropy_x_disagreement", *_CONTROLS),
+    # D^L is D x C: beside C and D it is their interaction.
+    "interaction": ("learnable", "compatibility", "disagreement", "entropy_x_disagreement", *_CONTROLS),
+    "spline": _SPLINE,
+    "spline_interaction": ("learnable", "compatibility", *_SPLINE),
+}
+BASES = {  # with which model each is compared; all but `decomposition` contain theirs
+    **dict.fromkeys(("plus_c", "decomposition", "nested", "spline"), "baseline"),
+    "interaction": "plus_c",
+    "spline_interaction": "spline",
+}
+PREDICTORS = tuple(dict.fromkeys(term for terms in MODELS.values() for term in terms))
+
+
+class Sample(NamedTuple):
+    """Predictors at one K and some outcomes over the same n positions.
+
+    `parts`: shape (n,) each, of what the predictors are made of. `mean`, `spread`: shape (q + m,), of predictors and
+    then outcomes, by which they are z-scored. `by_prompt`: shape (prompts, 1 + q + m, 1 + q + m), cross-products of
+    [1, z-scored] of each prompt.
+    """
+
+    outcomes: Sequence[Outcome]
+    k: int
+    parts: Parts
+    mean: Array
+    spread: Array
+    by_prompt: Array
+
+    def places(self, terms: Sequence[str], outcome: int) -> list[int]:
+        """Return the columns of some predictors and then of one outcome."""
+        return [*(PREDICTORS.index(term) for term in terms), len(PREDICTORS) + outcome]
+
+    def scaled(self, rows: Codes) -> Array:
+        """Return predictors and outcomes at some positions, z-scored: shape (rows, q + m)."""
+        parts = {name: values[rows] for name, values in self.parts.items()}
+        return (variables(parts, [outcome.values[rows] for outcome in self.outcomes]) - self.mean) / self.spread
+
+
+def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: int) -> Sample:
+    """Build the sample of outcomes that are defined over the same positions.
+
+    Args:
+        outcomes: with equal `rows`.
+        scores: normalised scores of the whole bank.
+        k: support size.
+        n_prompts: prompts of the bank.
+
+    Raises:
+        EstimationError: a predictor is constant, or a combination of others in its model; the message names it.
+    """
+    first = outcomes[0]
+    parts = {name: first.of(values) for name, values in parts_of(scores, k).items()}
+    width = len(PREDICTORS) + len(outcomes)
+    raw, lowest, highest = np.zeros((n_prompts, 1 + width, 1 + width)), np.full(width, np.inf), np.full(width, -np.inf)
+    for block in prompt_blocks(first.prompts):
+        own = {name: values[block.rows] for name, values in parts.items()}
+        columns = variables(own, [outcome.values[block.rows] for outcome in outcomes])
+        raw[block.prompts] = block.products(with_intercept(columns))
+        lowest, highest = np.minimum(lowest, columns.min(axis=0)), np.maximum(highest, columns.max(axis=0))
+    for place in np.flatnonzero((lowest == highest)[: len(PREDICTORS)]):
+        name = PREDICTORS[place]
+        raise EstimationError(
+            f"predictor {name}{'' if (name, None) in scores else f' (K={k})'} is {lowest[place]:g} at every position "
+            f"that has {first.name}: capture another pair, or more and later positions"
+        )
+    mean, spread, total = standardised(raw.sum(axis=0))
+    for terms in MODELS.values():
+        places = [1 + PREDICTORS.index(term) for term in terms]
+        _refuse_collinear(total[np.ix_(places, places)] / total[0, 0], terms, k)
+    return Sample(outcomes, k, parts, mean, spread, rescaled(raw, mean, spread))
+
+
+def variables(parts: Parts, outcomes: Sequence[Array]) -> Array:
+    """Return every predictor, in the order of `PREDICTORS`, and then the outcomes: (n,) each to (n, q + m)."""
+    d = parts["disagreement"]
+    columns = [_CURVE[name](d) if name in _CURVE else combined_score(parts, name) for name in PREDICTORS]
+    return np.column_stack([*columns, *outcomes])
+
+
+def with_intercept(columns: Array) -> Array:
+    """Put a column of ones before others."""
+    return np.column_stack([np.ones(len(columns)), columns])
+
+
+def standardised(total: Array) -> tuple[Array, Array, Array]:
+    """Return means and standard deviations of m variables, and their moments as if they had been z-scored.
+
+    Args:
+        total: moments of [1, variables], shape (1 + m, 1 + m).
+    """
+    mean = total[0, 1:] / total[0, 0]
+    spread = np.sqrt(np.diagonal(total)[1:] / total[0, 0] - mean**2)
+    return mean, spread, rescaled(total, mean, spread)
+
+
+def rescaled(moments: Array, mean: Array, spread: Array) -> Array:
+    """Turn moments of [1, x] into those of [1, (x - mean) / spread], shape (..., 1 + m, 1 + m)."""
+    change = np.diag(np.append(1.0, 1 / spread))
+    change[0, 1:] = -mean / spread
+    found: Array = change.T @ moments @ change
+    return found
+
+
+def _refuse_collinear(correlations: Array, terms: tuple[str, ...], k: int) -> None:
+    for count in range(2, len(terms) + 1):
+        if np.linalg.matrix_rank(correlations[:count, :count], tol=1e-10, hermitian=True) < count:
+            raise EstimationError(
+                f"predictor {terms[count - 1]} (K={k}) is a combination of {', '.join(terms[: count - 1])} on this "
+                "bank: capture another pair, or more prompts"
+            )

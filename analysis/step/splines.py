@@ -1,0 +1,82 @@
+"""Cubic splines of ranks: one flexible curve for every score, evaluated a block of positions at a time.
+
+Ranks make the curve the same for every monotone version of a score, and keep the few largest values, which reach far
+beyond the others, from bending all of it. They are ranks among all positions at theta0, so they never see a gain.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import BSpline
+
+from teachdiag.analysis.bank.normalised import Key, label
+from teachdiag.analysis.resampling.bootstrap import Array, Codes
+from teachdiag.errors import EstimationError
+from teachdiag.scores import mid_places
+
+_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the interior knots
+_DEGREE = 3
+
+
+class Splines(NamedTuple):
+    """The splines of some scores over the same positions.
+
+    `places`: shape (n,) each, twice the mid-places: whole numbers that are a rank in (0, 1) over 2 n. `knots`: one
+    sequence a score. `owners`: shape (q,), the score that each column of the design belongs to, in their order; -1 is
+    the intercept.
+    """
+
+    places: Sequence[npt.NDArray[np.int32]]
+    knots: tuple[Array, ...]
+    owners: Codes
+
+    def only(self, members: list[int]) -> "Splines":
+        """Return the splines of some scores."""
+        owners, members = self.owners[self.columns(members)], sorted(members)
+        return Splines([self.places[own] for own in members], tuple(self.knots[own] for own in members), owners)
+
+    def columns(self, members: list[int]) -> Codes:
+        """Return the design's columns of an intercept and some scores."""
+        return np.flatnonzero(np.isin(self.owners, [-1, *members]))
+
+    def design(self, rows: Codes) -> Array:
+        """Evaluate an intercept and every basis function at some positions: shape (rows, q).
+
+        The first function of each score is left out: beside an intercept, the others span the same curves.
+        """
+        found = np.ones((len(rows), len(self.owners)))
+        end = 1
+        for own, knots in zip(self.places, self.knots, strict=True):
+            basis = BSpline(knots, np.eye(len(knots) - _DEGREE - 1), _DEGREE)
+            start, end = end, end + len(knots) - _DEGREE - 2
+            found[:, start:end] = basis(own[rows] / (2 * len(own)))[:, 1:]
+        return found
+
+
+def rank_splines(keys: Sequence[Key], score: Callable[[Key], Array]) -> Splines:
+    """Place the knots of some scores, each of shape (n,). Knots that coincide, as saturated scores have, count once.
+
+    Raises:
+        EstimationError: a score has one value everywhere; the message names it.
+    """
+    places, knots = [], []
+    for key in keys:
+        middle = mid_places(score(key))
+        places.append((2 * middle).astype(np.int32))
+        knots.append(_knots(middle / len(middle), key))
+    widths = [len(own) - _DEGREE - 2 for own in knots]
+    return Splines(places, tuple(knots), np.repeat(np.arange(-1, len(knots)), [1, *widths]))
+
+
+def _knots(ranks: Array, key: Key) -> Array:
+    low, high = ranks.min(), ranks.max()
+    if low == high:
+        raise EstimationError(
+            f"{label(key)} has one value at every position, so its predictive validity cannot be measured: capture "
+            "another pair, or more prompts"
+        )
+    inner = np.unique(np.quantile(ranks, _KNOTS))
+    inner = inner[(inner > low) & (inner < high)]
+    return np.concatenate([np.repeat(low, _DEGREE + 1), inner, np.repeat(high, _DEGREE + 1)])

@@ -1,0 +1,117 @@
+"""The bank's best-scored positions at exact budgets: what they gained, selector beside selector (paper Table 8).
+
+Nothing was trained on a selection here: all positions went through the same update, and a selector only says which of
+them to look at. What a selector does as a mask of the loss is the selector probe's question.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
+from teachdiag.analysis.bank.normalised import Scores, in_q3, score_key
+from teachdiag.analysis.resampling.bootstrap import Array, Resampling, resampled_means
+from teachdiag.analysis.step.rank_correlations import has_k, scored
+from teachdiag.selectors import SELECTORS, Selector, Tokens
+from teachdiag.selectors.choice import select_each
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+
+BUDGETS = (0.01, 0.03, 0.05, 0.1)
+RANDOM = "random"
+_DESCRIBED = ("student_entropy", "disagreement", "compatibility", "learnable", "incompatible")
+
+
+class _Taken(NamedTuple):
+    """Some of the bank's positions, `kept` of shape (N,), by one selector at one K and budget."""
+
+    selector: str
+    k: int | None
+    budget: float
+    kept: Mask
+    tied: float
+
+
+def top_rows(
+    groups: Sequence[Callable[[], Sequence[Outcome]]],
+    bank: Bank,
+    columns: Mapping[str, npt.NDArray[Any]],
+    scores: Scores,
+    resampling: Resampling,
+) -> list[dict[str, Any]]:
+    """Return the rows of the top_n table.
+
+    Args:
+        groups: make outcomes when they are needed, those of one group defined over the same positions.
+        bank: the bank.
+        columns: its token statistics at every K, in the same order.
+        scores: its normalised scores.
+        resampling: gives the draws, which re-weight prompts; the selection is that of the full bank in all of them.
+    """
+    weights, q3 = resampling.weights("top_n"), in_q3(bank)[0]
+    rows: list[dict[str, Any]] = []
+    described: dict[str, Array] = {}
+    at = 0
+    for taken in _selections(columns, bank):
+        if at != (taken.k or HEADLINE_K):
+            at = taken.k or HEADLINE_K
+            described = {name: scores[score_key(scores, name, at)] for name in _DESCRIBED}
+        facts = _facts(taken, q3, described)
+        what = "mean of all positions, which random ones expect" if taken.selector == RANDOM else "mean of the taken"
+        for outcomes in (make() for make in groups):
+            defined = taken.kept & outcomes[0].rows
+            if not defined.any():
+                continue
+            inside = taken.kept[outcomes[0].rows]
+            values = np.column_stack([outcome.values[inside] for outcome in outcomes])
+            samples = resampled_means(values, bank.prompts[defined], weights)
+            counts = {"n_positions": int(defined.sum()), "n_prompts": len(np.unique(bank.prompts[defined]))}
+            counts["n_dropped"] = int(taken.kept.sum()) - counts["n_positions"]
+            found = resampling.columns(
+                samples, [counts["n_prompts"]] * len(outcomes), f"{what}; selection fixed", "take none of them"
+            )
+            rows += [
+                {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name, "unit": outcome.unit}
+                | columns
+                | {"gain_per_keep": columns["estimate"] / facts["share_taken"]}
+                | facts
+                | counts
+                for outcome, columns in zip(outcomes, found, strict=True)
+            ]
+    return rows
+
+
+def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator[_Taken]:
+    """Yield every selector's positions, at each K that it depends on; random ones stand for all.
+
+    Top-K lists of a large bank fit into no memory: selectors that read them are left out.
+    """
+    for budget in BUDGETS:
+        yield _Taken(RANDOM, None, budget, np.ones(len(bank), bool), 0.0)
+    for k, name in product((None, *SUPPORT_SIZES), scored()):
+        selector = SELECTORS[name]
+        if has_k(name) == (k is None) or (bank.large and _reads_lists(selector)):
+            continue
+        read = {column: columns[column] for column in selector.columns(k or HEADLINE_K)}
+        chosen = select_each(Tokens(read, k or HEADLINE_K), selector, BUDGETS)
+        yield from (_Taken(name, k, b, own.kept, own.tied) for b, own in zip(BUDGETS, chosen, strict=True))
+
+
+def _reads_lists(selector: Selector) -> bool:
+    return any(column.endswith(("_topk_ids", "_topk_logp")) for column in selector.score.columns)
+
+
+def _facts(taken: _Taken, q3: Mask, described: Mapping[str, Array]) -> dict[str, Any]:
+    """Say which positions these are; D and C at the selector's K, or the headline K where it has none."""
+    share = taken.budget if taken.selector == RANDOM else float(taken.kept.mean())
+    return {
+        "selector": taken.selector,
+        "k": taken.k,
+        "budget": taken.budget,
+        "share_taken": share,
+        "q3_share": float(q3[taken.kept].mean()),
+        **{f"mean_{name}": float(values[taken.kept].mean()) for name, values in described.items()},
+        "tied": taken.tied,
+    }

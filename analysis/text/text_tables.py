@@ -1,0 +1,60 @@
+"""Tables of text, as Markdown and for the terminal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from teachdiag.analysis.bank.normalised import label
+from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.analysis.step.validity import BASE
+
+_ENDS = ("estimate", "ci_low", "ci_high")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table of text in Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    header = [line(list(table.columns)), line(["---"] * len(table.columns))]
+    return "\n".join([*header, *(line(list(row)) for row in table.itertuples(index=False))])
+
+
+def rich_table(title: str, table: pd.DataFrame) -> Table:
+    """Return a table of text for the terminal, intervals under their estimates."""
+    shown = Table(title=title)
+    for place, heading in enumerate(table.columns):
+        shown.add_column(escape(heading.replace(": ", ":\n")), no_wrap=place < 2, overflow="fold")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
+    return shown
+
+
+def without_layers(dropped: Sequence[int]) -> str:
+    """Return what to say of a student behind its name: which decoder layers it lacks, nothing where it is whole."""
+    return f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+
+
+def row_interval(row: pd.Series) -> Interval:
+    """Return the estimate of one row with its interval; reads estimate, ci_low and ci_high, which may be missing."""
+    estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)
+    return Interval(estimate, low, high)
+
+
+def named(row: pd.Series) -> str:
+    """Return the predictor that a row is about, with its K where it has one; reads term and k."""
+    return label((readable(str(row["term"])), None if pd.isna(row["k"]) else int(row["k"])))
+
+
+def readable(name: str) -> str:
+    """Return the name of a predictor for people."""
+    return "raw KL" if name == BASE else name
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Return sentences as a Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)

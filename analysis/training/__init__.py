@@ -1,0 +1,1 @@
+"""What training on selected positions gave."""

@@ -1,0 +1,162 @@
+"""What training on selected positions gave, for people: from the tables of a run, whichever way it falls."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from teachdiag.analysis.text.text_tables import bullets, markdown, row_interval, without_layers
+from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
+from teachdiag.notes import recall
+from teachdiag.runs import Stage
+
+CONTENDER = "learnable"  # TA-OPD's score, the claim under test
+_AGAINST = ("full", "random")
+_HEADLINE_BUDGET = 0.1
+_VERDICTS = {1: "is right more often than", -1: "is right less often than", 0: "cannot be told from"}
+
+
+def training_block(run: Path) -> str:
+    """Return what a sweep gave: sentences, accuracy by arm and budget, and the probe's ranking beside it.
+
+    Raises:
+        ArtefactError: the training has not been analysed.
+    """
+    rows = TRAINING.read(run / TRAINING.place / "training.parquet")
+    parts = [_told(run, rows), bullets(training_sentences(rows)), markdown(accuracy_table(rows))]
+    compared = run / PROBE_VERSUS_TRAINING.place / "probe_versus_training.parquet"
+    if compared.exists():
+        both = PROBE_VERSUS_TRAINING.read(compared)
+        parts += ["**Does the selector that one step ranks first also train best?**", bullets(probe_sentences(both))]
+        parts.append(markdown(probe_table(both, headline(both))))
+    return "\n\n".join(parts)
+
+
+def headline(rows: pd.DataFrame) -> float:
+    """Return the sparse budget that lies nearest to a tenth, by ratio."""
+    budgets = np.sort(rows["budget"].dropna().unique())
+    sparse = budgets[budgets < 1] if (budgets < 1).any() else budgets
+    return float(sparse[np.argmin(np.abs(np.log(sparse / _HEADLINE_BUDGET)))])
+
+
+def training_sentences(rows: pd.DataFrame) -> list[str]:
+    """Say at each budget how TA-OPD's score does against full OPD and random positions, and who leads."""
+    right = rows[rows["measure"] == "mean@k"]
+    told = []
+    for budget in np.sort(right["budget"].dropna().unique()):
+        here = right[right["budget"] == budget]
+        mine = here[(here["arm"] == CONTENDER) & here["against"].isin(_AGAINST)]
+        if len(mine):
+            verdicts = [
+                f"{_VERDICTS[row_interval(row).side()]} {_NAMES[row['against']]} (difference {row_interval(row)}, "
+                f"q = {row['q_value']:.2g})"
+                for _, row in mine.iterrows()
+            ]
+            told.append(f"At {budget:.0%} of the positions, `{CONTENDER}` (TA-OPD) {', and '.join(verdicts)}.")
+        ranked = here[here["against"] == ""].sort_values("estimate", ascending=False)
+        if len(ranked) > 2:
+            place = {arm: number for number, arm in enumerate(ranked["arm"], start=1)}
+            leader = ranked.iloc[0]
+            behind = [arm for arm in (CONTENDER, "random") if place.get(arm, 1) > 1]
+            others = ", ".join(f"`{arm}` is number {place[arm]}" for arm in behind)
+            told.append(
+                f"Best of {len(ranked)} at {budget:.0%} (the best of many flatters itself): `{leader['arm']}` with "
+                f"{row_interval(leader)}{'; ' + others if others else ''}."
+            )
+    notes = rows[rows["note"] != ""].drop_duplicates(["arm", "budget", "note"])
+    told += [f"`{row['arm']}` at {row['budget']:g}: {row['note']}." for _, row in notes.iterrows()]
+    return told
+
+
+def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of right answers of every arm, a column a budget, best at the headline budget first."""
+    levels = rows[(rows["measure"] == "mean@k") & (rows["against"] == "")]
+    trained = levels[levels["budget"].notna()]
+    budgets = [float(b) for b in np.sort(trained["budget"].unique())]
+    order = trained[trained["budget"] == headline(rows)].sort_values("estimate", ascending=False)["arm"].tolist()
+    table = [
+        {"positions": str(arm)} | {f"{b:.0%}": _cell(trained, str(arm), b) for b in budgets}
+        for arm in [*order, *(arm for arm in trained["arm"].unique() if arm not in order)]
+    ]
+    untrained = levels[levels["budget"].isna()]
+    blank = dict.fromkeys((f"{b:.0%}" for b in budgets[:-1]), "")
+    table += [
+        {"positions": f"{row['arm']} (not trained here)"} | blank | {f"{budgets[-1]:.0%}": str(row_interval(row))}
+        for _, row in untrained.iterrows()
+    ]
+    return pd.DataFrame(table)
+
+
+def probe_table(both: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """The probe's gains and the training's right answers at one budget, as the probe ranks them."""
+    here = both[both["budget"] == budget].sort_values("gain", ascending=False)
+    return pd.DataFrame(
+        {
+            "selector": here["arm"],
+            "probe: mean gain [nats]": [_between(row, "gain") for _, row in here.iterrows()],
+            "probe: rank": [f"{rank:g}" for rank in here["gain_rank"]],
+            "training: right": [_between(row, "right") for _, row in here.iterrows()],
+            "training: rank": [f"{rank:g}" for rank in here["right_rank"]],
+        }
+    )
+
+
+def probe_sentences(both: pd.DataFrame) -> list[str]:
+    """Say at each budget whether the probe's first is the training's, and how both rankings agree."""
+    told = []
+    for budget, here in both.groupby("budget", sort=True):
+        if len(here) > 2:
+            first = here.sort_values("gain", ascending=False).iloc[0]
+            best = here.sort_values("right", ascending=False).iloc[0]
+            agrees = "it trains best too" if first["arm"] == best["arm"] else f"`{best['arm']}` trains best"
+            correlation = first["rank_correlation"]
+            rank = "" if pd.isna(correlation) else f"; Spearman {correlation:.2f} over {len(here)} selectors"
+            told.append(
+                f"At {budget:.0%}: one step gains most on `{first['arm']}`, which is number {first['right_rank']:g} "
+                f"after training; {agrees}{rank}."
+            )
+    return told
+
+
+def _told(run: Path, rows: pd.DataFrame) -> str:
+    """Say what was trained, and how it was judged."""
+    note = Stage(run, "train").record("inputs.student.dropped_layers", "inputs.cells")
+    settings, inputs = note["settings"], note["inputs"]
+    without = without_layers(inputs["student"]["dropped_layers"])
+
+    def used(name: str) -> str:
+        """What the cells were trained with, which a sweep may vary."""
+        return " or ".join(dict.fromkeys(str(cell.get(name, settings[name])) for cell in inputs["cells"].values()))
+
+    levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
+    row = levels.iloc[0]
+    return (
+        f"Student: {_named(settings['student'])}{without}. Teacher: {_named(settings['teacher'])}. {used('steps')} "
+        f"AdamW steps, learning rate {used('learning_rate')}, {used('batch')} rollouts a step, mean {used('loss')} "
+        f"over the kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by "
+        f"{row['n_samples']} answers to each of {row['n_prompts']} held-out `{row['benchmark']}` problems at "
+        f"temperature {settings['eval_temperature']:g}: shares of right answers, with 95% intervals from a bootstrap "
+        "over training seeds x prompts."
+    )
+
+
+def _named(model: str) -> str:
+    """A model's name, and how it did greedily when it was taught, where it is one of the testbed's."""
+    facts = recall(Path(model) / "taught.json", {"right": float, "held_out": int, ...: Any})
+    if facts is None:
+        return model
+    return f"{model}, right on {facts['right']:.1%} of {facts['held_out']} held-out problems greedily"
+
+
+def _cell(rows: pd.DataFrame, arm: str, budget: float) -> str:
+    found = rows[(rows["arm"] == arm) & (rows["budget"] == budget)]
+    return str(row_interval(found.iloc[0])) if len(found) else ""
+
+
+def _between(row: pd.Series, name: str) -> str:
+    ends = pd.Series({"estimate": row[name], "ci_low": row[f"{name}_ci_low"], "ci_high": row[f"{name}_ci_high"]})
+    return str(row_interval(ends))
+
+
+_NAMES = {"full": "full OPD", "random": "random positions"}

@@ -1,1 +1,0 @@
-"""Answers to problems: where one stands in a text, what it says as mathematics, whether two say the same."""

@@ -1,0 +1,1 @@
+"""Prompts to contexts: chat templates, rollouts, and the table that holds them."""

@@ -1,0 +1,128 @@
+"""The `contexts` table: rollouts laid out before sampling, written group by group, imported, read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_prompts_fit
+from teachdiag.diagnostics.contexts.templates import Options, encode_prompts
+from teachdiag.diagnostics.models.alignment import Context, Side, check_fits, in_shards
+from teachdiag.diagnostics.models.pair import PairOutline
+from teachdiag.errors import ArtefactError
+from teachdiag.progress import Reporter
+from teachdiag.prompts import PromptSet
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import CaptureSettings
+from teachdiag.tables import is_intact, shard_files, shard_path, write_shard
+
+ROLLOUT_CONTEXTS = 32  # rollouts in one group, which is one shard of the table
+
+
+def lay_out(
+    settings: CaptureSettings,
+    pair: PairOutline,
+    prompts: PromptSet,
+    options: tuple[Options, Options],
+    reporter: Reporter,
+) -> list[Group]:
+    """Lay out every rollout of a run, in groups: every column of `contexts` that is known before sampling, bank first.
+
+    Args:
+        settings: how many prompts and responses, drawn from which seed.
+        pair: both models in outline.
+        prompts: the source.
+        options: of the chat template, for the student's prompts and the teacher's.
+        reporter: told of control tokens in the prompts' own text.
+
+    Raises:
+        ContextError: a prompt leaves no room for its response.
+        ManifestError: there are too few prompts.
+    """
+    bank, update = prompts.draw(settings.bank_prompts, settings.update_prompts, settings.seed)
+    drawn, manifest, privileged = [*bank, *update], prompts.manifest, settings.teacher_prompt == "privileged"
+    asked = [(prompt.prompt_id, manifest.student_messages(prompt)) for prompt in drawn]
+    told = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
+    # Both go through the student's tokenizer and chat template: the teacher is to answer as the student would.
+    ids, teacher_ids = (
+        encode_prompts(pair.student.tokenizer, conversations, rendered_with, heard)
+        for conversations, rendered_with, heard in zip((asked, told), options, (reporter, None), strict=True)
+    )
+    rows: list[dict[str, Any]] = []
+    for index, prompt in enumerate(drawn):
+        row = {
+            "prompt_id": prompt.prompt_id,
+            "split": "bank" if index < len(bank) else "update",
+            "source_row": prompt.source_row,
+            "prompt_token_ids": ids[index],
+            "teacher_prompt_token_ids": teacher_ids[index],
+        }
+        for response in range(settings.responses):
+            seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)
+            rows.append(row | {"context_id": len(rows), "sampling_seed": seed})
+    for model, column in ((pair.student, "prompt_token_ids"), (pair.teacher, "teacher_prompt_token_ids")):
+        check_prompts_fit([(row["prompt_id"], row[column]) for row in rows], model, settings.max_new_tokens)
+    return [Group(index, group) for index, group in enumerate(in_shards(rows, ROLLOUT_CONTEXTS))]
+
+
+def unsampled(run: Path, groups: Iterable[Group]) -> list[Group]:
+    """Return the groups whose shard is still to be written, or is damaged."""
+    return [group for group in groups if not is_intact(shard_path(run / "contexts", group.index))]
+
+
+def write_group(run: Path, group: Group, rollouts: Sequence[Rollout]) -> None:
+    """Write the shard of one group."""
+    sampled = [
+        row | {"response_token_ids": r.token_ids, "finish_reason": r.finish_reason}
+        for row, r in zip(group.rows, rollouts, strict=True)
+    ]
+    write_shard(CONTEXTS.build_rows(sampled), shard_path(run / "contexts", group.index))
+
+
+def read_contexts(run: Path, positions: int) -> Iterator[Context]:
+    """Yield the frozen contexts of a run, each cut to its kept positions; one shard is in memory at a time."""
+    for file in shard_files(run / "contexts"):
+        yield from _contexts(CONTEXTS.read_arrow(file), positions)
+
+
+def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> int:
+    """Copy a foreign `contexts` table into the run, checked whole before anything is written; return its rows.
+
+    Raises:
+        ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits.
+        ContextError: a context cannot be scored by this pair.
+    """
+    table = CONTEXTS.read_arrow(Path(settings.contexts)).sort_by("context_id")
+    table = CONTEXTS.build({name: table[name] for name in CONTEXTS.schema.names})
+    if table.num_rows == 0 or pc.count_distinct(table["context_id"]).as_py() != table.num_rows:
+        raise ArtefactError(f"{settings.contexts}: context_id must be distinct, and there must be some contexts")
+    splits: dict[str, str] = {}
+    for prompt_id, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True):
+        if split not in ("bank", "update"):
+            raise ArtefactError(f"{settings.contexts}: split {split!r} of prompt {prompt_id}: use 'bank' or 'update'")
+        if splits.setdefault(prompt_id, split) != split:
+            raise ArtefactError(f"{settings.contexts}: prompt {prompt_id} is in both splits, which must not overlap")
+    if "bank" not in splits.values():
+        raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
+    limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
+    check_fits(_contexts(table, settings.positions), limits, pair.known)
+    for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
+        write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
+    return int(table.num_rows)
+
+
+def _contexts(table: pa.Table, positions: int) -> list[Context]:
+    return [
+        Context(
+            context_id=row["context_id"],
+            prompt_id=row["prompt_id"],
+            split=row["split"],
+            student_prompt=tuple(row["prompt_token_ids"]),
+            teacher_prompt=tuple(row["teacher_prompt_token_ids"]),
+            response=tuple(row["response_token_ids"][:positions]),
+        )
+        for row in table.to_pylist()
+    ]

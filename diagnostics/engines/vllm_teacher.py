@@ -1,0 +1,151 @@
+"""A teacher behind vLLM, exact in two ways: its last hidden states, or log-probabilities at ids that are asked for."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachdiag.artefacts import TOP
+from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start, unchunked
+from teachdiag.diagnostics.models.alignment import Batch, Side
+from teachdiag.diagnostics.models.head import Head, read_head
+from teachdiag.diagnostics.models.language_model import check_head
+from teachdiag.diagnostics.models.pair import PairOutline
+from teachdiag.diagnostics.models.sources import ModelSource
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.diagnostics.scoring.tiles import Answer
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
+
+
+class StatesTeacher:
+    """Hidden states from vLLM's pooling runner; logits of them by our own head, in our own tiles.
+
+    It stands in for a `LanguageModel` wherever that only scores.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        settings: CaptureSettings,
+        length: int,
+        known: Known,
+        device: str,
+        reporter: Reporter,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            source: the teacher, pinned.
+            settings: the engine's options.
+            length: longest sequence, in tokens.
+            known: the ids that the pair shares.
+            device: where its head goes: that of the student.
+            reporter: progress.
+
+        Raises:
+            ModelError: vLLM is not installed, does not take the model, or its head cannot be read.
+        """
+        check_head(source)
+        config = require_vllm().config.PoolerConfig(task="token_embed", use_activation=False)
+        # Every token's state is asked for: none may come from a cache, nor in several chunks.
+        whole = {"enable_prefix_caching": False} | unchunked(settings, length)
+        pooling = {"runner": "pooling", "convert": "embed", "pooler_config": config}
+        self.engine = start(source, settings, length, reporter, **pooling, **whole)
+        self.head: Head = read_head(source, known)
+        self.head.to(torch.device(device))
+        self.device = torch.device(device)
+
+    def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
+        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width), float32."""
+        prompts = [{"prompt_token_ids": list(context.inputs(side))} for context in batch.contexts]
+        outputs = self.engine.encode(prompts, pooling_task="token_embed", use_tqdm=False)
+        kept = [o.outputs.data[-len(c.response) :] for o, c in zip(outputs, batch.contexts, strict=True)]
+        return torch.cat(kept).float().to(self.device)
+
+
+class LogprobsTeacher:
+    """Log-probabilities at ids of our choice, position by position: `SamplingParams(prompt_logprob_token_ids=...)`."""
+
+    def __init__(
+        self, source: ModelSource, settings: CaptureSettings, length: int, known: Known, reporter: Reporter
+    ) -> None:
+        """Start the engine; arguments as for `StatesTeacher`.
+
+        Raises:
+            ModelError: vLLM does not take the model, or its head has padding: vLLM's softmax is over all rows.
+        """
+        self.engine: Any = start(source, settings, length + 2, reporter, max_logprobs=2 * TOP)
+        if not self.engine.llm_engine.vllm_config.use_v2_model_runner:
+            raise ModelError("--teacher-gives logprobs needs vLLM's V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1")
+        rows = int(self.engine.model_config.get_vocab_size())
+        if rows != known.count:
+            raise ModelError(
+                f"the teacher {source.name!r} has an LM head of {rows} rows, of which its tokenizer knows "
+                f"{known.count}: vLLM takes its softmax over all of them; use --teacher-gives states"
+            )
+
+    def answer(self, batch: Batch, ids: np.ndarray) -> Answer:
+        """Ask for log q at some ids of every kept position, and for the teacher's own top ids.
+
+        Args:
+            batch: R kept positions.
+            ids: shape (R, n), int.
+        """
+        vllm = require_vllm()
+        lengths = [len(c.response) for c in batch.contexts]
+        asked = np.split(ids, np.cumsum(lengths)[:-1])
+        prompts = [{"prompt_token_ids": [*c.teacher_prompt, *c.response]} for c in batch.contexts]
+        params = [
+            vllm.SamplingParams(
+                max_tokens=1,
+                detokenize=False,
+                prompt_logprobs=TOP,
+                prompt_logprob_token_ids=rows.astype(np.int32),
+                prompt_logprob_start=len(c.teacher_prompt) - 1,
+            )
+            for c, rows in zip(batch.contexts, asked, strict=True)
+        ]
+        outputs = self.engine.generate(prompts, params, use_tqdm=False)
+        return collected(outputs, lengths)
+
+
+def gives(settings: CaptureSettings, pair: PairOutline) -> str:
+    """What the teacher is asked for: 'states' or 'logprobs', by itself the latter where vLLM gives them exactly."""
+    if settings.teacher_gives != "auto":
+        return settings.teacher_gives
+    padded = pair.teacher.rows > pair.known.count
+    return "states" if padded or _lack(require_vllm()) else "logprobs"
+
+
+def refuse_without_logprobs(vllm: Any) -> None:  # noqa: ANN401
+    """Refuse a vLLM that cannot score ids of our choice.
+
+    Raises:
+        ModelError: it is older than 0.32, or runs where its V2 model runner does not.
+    """
+    if lack := _lack(vllm):
+        raise ModelError(f"--teacher-gives logprobs: vLLM {vllm.__version__} {lack}, or use --teacher-gives states")
+
+
+def _lack(vllm: Any) -> str:  # noqa: ANN401
+    """Say why a vLLM cannot score ids of our choice; '' where it can."""
+    if "prompt_logprob_token_ids" not in vllm.SamplingParams.__struct_fields__:
+        return "lacks SamplingParams(prompt_logprob_token_ids): install vllm>=0.32"
+    return "" if vllm.platforms.current_platform.is_cuda() else "gives them on CUDA only"
+
+
+def collected(outputs: list[Any], lengths: list[int]) -> Answer:
+    """Put together what vLLM answered for some contexts with that many kept positions each."""
+    asked = [np.asarray(output.prompt_token_id_logprobs, np.float32) for output in outputs]
+    tops = [_ranked(row) for output, n in zip(outputs, lengths, strict=True) for row in output.prompt_logprobs[-n:]]
+    ids, values = (np.array([top[part] for top in tops]) for part in (0, 1))
+    return Answer(np.concatenate(asked), ids.astype(np.int64), values.astype(np.float32))
+
+
+def _ranked(row: dict[int, Any]) -> tuple[list[int], list[float]]:
+    """Ids and log-probabilities of one position by rank; the realised token comes along whatever its rank, and goes."""
+    best = sorted(row.items(), key=lambda item: item[1].rank)[:TOP]
+    return [token for token, _ in best], [entry.logprob for _, entry in best]

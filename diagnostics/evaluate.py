@@ -1,0 +1,219 @@
+"""Answers to held-out prompts, sampled and graded: the table `eval_scores`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teachdiag.artefacts import EVAL_SCORES
+from teachdiag.diagnostics.contexts.doubts import say_without_template
+from teachdiag.diagnostics.contexts.sampling import check_prompts_fit, sample
+from teachdiag.diagnostics.contexts.templates import (
+    Options,
+    encode_prompts,
+    ids_digest,
+    recorded_options,
+    resolve_options,
+)
+from teachdiag.diagnostics.grading.extraction import THINKING, without_thinking
+from teachdiag.diagnostics.grading.grader import SECONDS, Grader, grader_of
+from teachdiag.diagnostics.models.language_model import LanguageModel, load
+from teachdiag.diagnostics.models.sources import Outline, outline
+from teachdiag.diagnostics.models.vocabulary import refuse_short_head, special_tokens
+from teachdiag.diagnostics.models.weights import resolve_whole
+from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
+from teachdiag.diagnostics.processes.ranks import shared_out, together
+from teachdiag.errors import RunError
+from teachdiag.manifests import Prompt, read_manifest
+from teachdiag.progress import Reporter
+from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
+from teachdiag.runs import Stage, writing
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import EvaluateSettings, ProtocolSettings
+from teachdiag.tables import is_intact, refuse_strays, write_shard
+
+Row = dict[str, Any]
+_ENDING = 16  # tokens of a prompt that the beginning of its thinking takes at most
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The held-out prompts of a protocol, and how answers to them are sampled and judged."""
+
+    settings: ProtocolSettings
+    prompts: PromptSet
+    held_out: Sequence[Prompt]
+    grader: Grader
+    options: Options
+
+    def asked(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
+        """Token ids of every held-out prompt, by a model's tokenizer and chat template.
+
+        Raises:
+            ContextError: one cannot be rendered.
+        """
+        named = [(prompt.prompt_id, self.prompts.manifest.student_messages(prompt)) for prompt in self.held_out]
+        return encode_prompts(tokenizer, named, self.options, reporter)
+
+    def fitting(self, model: LanguageModel | Outline, reporter: Reporter | None = None) -> list[tuple[int, ...]]:
+        """Token ids of every held-out prompt, each of which leaves a model room for its answer.
+
+        Raises:
+            ContextError: one does not, or cannot be rendered.
+        """
+        asked = self.asked(model.tokenizer, reporter)
+        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, asked, strict=True)]
+        check_prompts_fit(named, model, self.settings.eval_max_new_tokens, "--eval-max-new-tokens")
+        return asked
+
+    def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
+        """What a stage records of its prompts, `prompts` being their token ids."""
+        return self.prompts.left_out | {
+            "manifest": self.prompts.manifest.id,
+            "content_sha256": self.prompts.content_sha256,
+            "template_options": self.options,
+            "token_ids_sha256": ids_digest(prompts),
+        }
+
+    def answers(self, model: LanguageModel, reporter: Reporter, label: str) -> list[Row]:
+        """Sample and grade every answer of one model: rows of `eval_scores` without arm, budget and seed.
+
+        The random numbers of an answer depend on its prompt and number alone, so that models are compared on the same.
+
+        Raises:
+            ContextError: a prompt is too long for the model.
+        """
+        settings = self.settings
+        asked = [
+            (prompt, ids, number, derive_seed(settings.prompt_seed, "answer", prompt.prompt_id, number))
+            for prompt, ids in zip(self.held_out, self.fitting(model), strict=True)
+            for number in range(settings.eval_samples)
+        ]
+        mine = shared_out(asked)
+        rows: list[Row] = []
+        with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
+            for start in range(0, len(mine), settings.eval_batch):
+                group = mine[start : start + settings.eval_batch]
+                _, prompts, _, seeds = zip(*group, strict=True)
+                rollouts = sample(model, prompts, seeds, settings.answering)
+                for (prompt, ids, number, seed), rollout in zip(group, rollouts, strict=True):
+                    text = answer_text(model.tokenizer, ids, rollout.token_ids)
+                    verdict = self.grader.judge(prompt, text, cut=rollout.finish_reason == "length")
+                    rows.append(
+                        {
+                            "benchmark": self.prompts.manifest.id,
+                            "prompt_id": prompt.prompt_id,
+                            "sample": number,
+                            "outcome": verdict.outcome,
+                            "given_up": verdict.given_up,
+                            "answer_tokens": len(rollout.token_ids),
+                            "finish_reason": rollout.finish_reason,
+                            "sampling_seed": seed,
+                        }
+                    )
+                advance(len(group))
+        rows = together(rows, lambda row: (row["prompt_id"], row["sample"]))
+        if given_up := sum(row["given_up"] for row in rows):
+            reporter.say(f"{label}: {given_up} answers could not be judged within {SECONDS:g} s, and are unparseable")
+        return rows
+
+
+def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:  # noqa: ANN401
+    """Return an answer as text, without special tokens and without the thinking, which a prompt's end may begin.
+
+    Thinking that never ends leaves nothing.
+    """
+    written = tokenizer.decode(answer_ids, skip_special_tokens=False)
+    asked = tokenizer.decode(prompt_ids[-_ENDING:], skip_special_tokens=False).rstrip()
+    begun = next((opening for opening, _ in THINKING if asked.endswith(opening)), "")
+    if not begun and not any(mark in written for marks in THINKING for mark in marks):
+        return str(tokenizer.decode(answer_ids, skip_special_tokens=True))
+    text = without_thinking(begun + written)
+    for token in special_tokens(tokenizer).values():
+        text = text.replace(token, "")
+    return text
+
+
+def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Examination:
+    """Draw the held-out prompts, the same ones for the same `prompt_seed` whatever else is drawn.
+
+    Raises:
+        EstimationError: the source has too few distinct prompts.
+        ManifestError: it has no answers to grade by, or one of those held out cannot be read.
+    """
+    held_out, _ = prompts.draw(settings.eval_prompts, 0, settings.prompt_seed)
+    grader = grader_of(prompts.manifest)
+    grader.check(held_out)
+    return Examination(settings, prompts, held_out, grader, options)
+
+
+def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) -> dict[str, Any]:
+    """Let models answer the held-out prompts and grade them; continue where a killed run stopped.
+
+    Returns:
+        The stage's summary: for each model the shares of right and unparseable answers.
+
+    Raises:
+        InputError: anything that the user can mend; nothing already computed is lost.
+    """
+    stage = Stage(run, "evaluate", tables=("eval_scores",))
+    with writing(run):
+        refuse_beside(run, "train")
+        prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
+        device = pick_device(settings.device)
+        sources = {
+            name: resolve_whole(name, settings.revision, (), reporter, settings.trust_remote_code)
+            for name in settings.models
+        }
+        outlines = {name: outline(source) for name, source in sources.items()}
+        for model in outlines.values():
+            refuse_short_head(model)
+        speakers = {name: model.tokenizer for name, model in outlines.items()}
+        say_contradictory(prompts, reporter)
+        for name, tokenizer in speakers.items():
+            say_without_template(name, tokenizer, reporter)
+        defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
+        options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
+        exam = examination(settings, prompts, options)
+        inputs = {
+            "models": {name: source.digest for name, source in sources.items()},
+            "prompts": exam.facts(ids for model in outlines.values() for ids in exam.fitting(model, reporter)),
+        }
+        if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
+            reporter.say(f"{run}: evaluation is complete")
+            return dict(stage.require()["results"])
+        paths = [run / "eval_scores" / f"model-{place:03d}.parquet" for place in range(len(sources))]
+        refuse_strays(run / "eval_scores", paths)
+        with stage.timed():
+            for path, (name, source) in zip(paths, sources.items(), strict=True):
+                if not is_intact(path):
+                    write_scores(exam.answers(load(source, settings.dtype, device), reporter, name), path, name)
+            results = {"models": shares(run)}
+            stage.complete(results)
+    return results
+
+
+def write_scores(rows: list[Row], path: Path, arm: str, budget: float | None = None, seed: int | None = None) -> None:
+    """Write one model's answers as a shard of `eval_scores`."""
+    named = {"arm": arm, "budget": budget, "seed": seed}
+    write_shard(EVAL_SCORES.build_rows([named | row for row in rows]), path)
+
+
+def refuse_beside(run: Path, other: str) -> None:
+    """Refuse a run that holds the answers of another stage, which would be taken for this one's.
+
+    Raises:
+        RunError: it does.
+    """
+    if Stage(run, other).note.exists():
+        raise RunError(f"{run} holds the answers of `teachdiag {other}`: choose another --run")
+
+
+def shares(run: Path) -> list[Row]:
+    """Return the share of right and of unparseable answers of each arm, budget and seed of a run."""
+    scores = EVAL_SCORES.read(run / "eval_scores", ["arm", "budget", "seed", "outcome"])
+    by = scores.groupby(["arm", "budget", "seed"], dropna=False, sort=False)["outcome"]
+    found = by.agg(right=lambda o: (o == "right").mean(), unparseable=lambda o: (o == "unparseable").mean())
+    rows = found.reset_index()
+    rows[["budget", "seed"]] = rows[["budget", "seed"]].astype(object).where(rows[["budget", "seed"]].notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]

@@ -1,0 +1,1 @@
+"""The pair: pinned, checked, loaded, cut at its LM head, shared over processes; and how it reads contexts."""

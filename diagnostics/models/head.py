@@ -1,0 +1,111 @@
+"""The LM head, cut from its model: logits in float32, of as many positions at a time as are asked for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from teachdiag.diagnostics.models.sources import ModelSource, read_config, reading
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.diagnostics.models.weights import head_names, stored_weight, without_weights
+from teachdiag.diagnostics.processes.parameters import whole
+
+
+@dataclass
+class Head:
+    """The LM head in float32, with whatever the architecture does to its logits.
+
+    Attributes:
+        weight: shape (rows, width), float32. For float32 models it is the model's own parameter, not a copy.
+        bias: shape (rows,) or None.
+        scale: factor on the logits.
+        softcap: logits z become softcap * tanh(z / softcap); None is off.
+        size: leading ids that are kept.
+        holes: ids among these that no tokenizer knows, whose logits are minus infinity; shape (n,), int64, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+    size: int
+    holes: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Ids that the head itself has, padding included."""
+        return self.weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of shape (N, size), float32, from hidden states of shape (N, width) of any float type."""
+        logits = self._linear(hidden, self.weight, self.bias)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.holes is None else logits.index_fill(1, self.holes, -torch.inf)
+
+    def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
+        """Directional derivative of the logits, shape (N, size), float32.
+
+        Args:
+            hidden: shape (N, width).
+            hidden_slope: derivative of `hidden` along the direction.
+            weight_slope: the direction's part of `weight`, of its shape.
+            bias_slope: the direction's part of `bias`, or None.
+        """
+        slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
+        if self.softcap is not None:
+            capped = torch.tanh(self._linear(hidden, self.weight, self.bias) / self.softcap)
+            slope = slope * (1 - capped.square())
+        return slope if self.holes is None else slope.index_fill(1, self.holes, 0.0)
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.weight = self.weight.to(device)
+        self.bias = None if self.bias is None else self.bias.to(device)
+        self.holes = None if self.holes is None else self.holes.to(device)
+
+    def follow(self) -> None:
+        """Take on weights that have moved. Only a copy has to: these are the model's own parameters, or never move."""
+
+    def return_gradient(self) -> None:
+        """Give the weights' gradients to the model's parameters. Only a copy has to."""
+
+    def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
+        return logits if self.scale == 1.0 else logits * self.scale
+
+
+def head_of(model: Any, known: Known) -> Head:  # noqa: ANN401
+    """Return a model's LM head, cut to the ids that its tokenizer knows.
+
+    Weights that are sharded over processes are gathered, and gradients reach them.
+    """
+    linear, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    weight, bias = linear.weight, getattr(linear, "bias", None)
+    return Head(
+        weight=whole(weight).float(),  # no copy where it is float32 already
+        bias=None if bias is None else whole(bias).float(),
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        size=known.size,
+        holes=torch.tensor(known.holes, device=weight.device) if known.holes else None,
+    )
+
+
+def read_head(source: ModelSource, known: Known) -> Head:
+    """Read the LM head alone from a model's files, cut to known ids; the rest of the model takes no memory.
+
+    Raises:
+        ModelError: the files hold no weight of that name.
+    """
+    config = read_config(source)
+    with reading(source):
+        model = without_weights(source, config)
+    linear = model.get_output_embeddings()
+    for part in ("weight", "bias"):
+        if names := head_names(model, part):  # tied weights are stored under one of two names
+            setattr(linear, part, torch.nn.Parameter(stored_weight(source, names), requires_grad=False))
+    return head_of(model, known)

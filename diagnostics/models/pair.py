@@ -1,0 +1,119 @@
+"""The pair: student and teacher, pinned, in outline, and loaded with their heads cut to the shared vocabulary."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from teachdiag.diagnostics.models.language_model import LanguageModel, load
+from teachdiag.diagnostics.models.sources import ModelSource, Outline, Sources, outline
+from teachdiag.diagnostics.models.vocabulary import Known, ends_of, shared_vocabulary
+from teachdiag.diagnostics.models.weights import resolve_whole
+from teachdiag.errors import ModelError, SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.settings import PairSettings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher, loaded, with the number of leading ids that their heads are cut to."""
+
+    student: LanguageModel
+    teacher: LanguageModel
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class PairOutline:
+    """Student and teacher before their weights are loaded, with the ids that they share."""
+
+    student: Outline
+    teacher: Outline
+    known: Known
+
+
+def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
+    """Pin student and teacher.
+
+    Raises:
+        ModelError: one cannot be found, or does not fit its architecture.
+    """
+    trusted = settings.trust_remote_code
+    student = resolve_whole(settings.student, settings.revision, settings.dropped_layers, reporter, trusted)
+    wanted = settings.teacher, settings.teacher_revision or settings.revision
+    if wanted == (settings.student, settings.revision):  # whose files need not be read again
+        teacher = replace(student, dropped_layers=())
+    else:
+        teacher = resolve_whole(*wanted, (), reporter, trusted)
+    return replace(student, end_of_text=settings.end_of_text), teacher
+
+
+def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts: bool) -> None:
+    """Refuse a pair of the same weights under the same prompts, and a privileged prompt that privileges nobody.
+
+    Args:
+        sources: student and teacher.
+        teacher_prompt: what was asked for, 'same' or 'privileged'.
+        same_prompts: whether the prompts are the same, as they were rendered or brought.
+
+    Raises:
+        ModelError: there is nothing to learn.
+        SettingsError: all of the teacher's prompts are the student's where other ones were asked for.
+    """
+    student, teacher = sources
+    if same_prompts and teacher_prompt == "privileged":
+        raise SettingsError(
+            "--teacher-prompt privileged: yet every prompt of the teacher is the student's own; leave it out, or bring "
+            "contexts, or a manifest's template, with other prompts for the teacher"
+        )
+    if student.digest == teacher.digest and not student.dropped_layers and same_prompts:
+        raise ModelError(
+            f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
+            "another teacher, --student-drop-layers, or --teacher-prompt privileged"
+        )
+
+
+def pinned(source: ModelSource) -> dict[str, Any]:
+    """What identifies the weights; where a local copy lies does not, nor what it may do and how it ends."""
+    facts = asdict(source)
+    del facts["path"], facts["trusted"], facts["end_of_text"]
+    return facts
+
+
+def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
+    """Read both models' tokenizers and configurations, and compare their vocabularies.
+
+    Args:
+        sources: student and teacher.
+        reporter: told where heads are cut.
+
+    Raises:
+        ModelError: they cannot be read, or the models do not share a vocabulary.
+    """
+    student, teacher = outline(sources[0]), outline(sources[1])
+    known = shared_vocabulary(student, teacher)
+    if not student.rows == teacher.rows == known.count:
+        reporter.say(
+            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {known.count} ids "
+            "that the tokenizer knows"
+        )
+    student = replace(student, end_ids=ends_of(student, teacher, sources[0].end_of_text))
+    return PairOutline(student, teacher, known)
+
+
+def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False) -> Pair:
+    """Load both models, their heads cut to the shared vocabulary.
+
+    Args:
+        sources: student and teacher. Loaded once where they have the same weights and the student stays at theta0.
+        dtype: type of the weights, or of the student's forward computation with `master`.
+        device: torch device.
+        master: keep the student's weights in float32, to be updated.
+
+    Raises:
+        ModelError: one cannot be loaded, or they do not share a vocabulary.
+    """
+    student = load(sources[0], dtype, device, master=master)
+    same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
+    shared = same and not sources[0].dropped_layers and not master
+    teacher = student if shared else load(sources[1], dtype, device)
+    student.end_with(ends_of(student, teacher, sources[0].end_of_text))
+    return Pair(student, teacher, shared_vocabulary(student, teacher).size)

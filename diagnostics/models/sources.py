@@ -1,0 +1,235 @@
+"""Where a model comes from, and what is known of it before its weights are loaded."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file, logging
+
+from teachdiag.diagnostics.models.embedded import embedded_model
+from teachdiag.errors import InputError, ModelError, cause
+from teachdiag.preflight import MODELS, local_model
+from teachdiag.progress import Reporter
+from teachdiag.settings import EMBEDDED, EndOfText
+from teachdiag.settings.base import HUB_PATIENCE
+from teachdiag.tables import file_digest
+
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, resolved: enough to load the very same weights again.
+
+    Attributes:
+        name: what the user called it.
+        path: Hub id or local folder.
+        revision: Hub commit; '' for local folders.
+        digest: SHA-256 of the local weights and tokenizer, or the Hub commit.
+        dropped_layers: zero-based decoder layers to remove.
+        trusted: whether code that comes with the model may run.
+        end_of_text: of a student, what ends its responses (`vocabulary.ends_of`).
+    """
+
+    name: str
+    path: str
+    revision: str
+    digest: str
+    dropped_layers: tuple[int, ...] = ()
+    trusted: bool = False
+    end_of_text: EndOfText = "same"
+
+    @property
+    def at(self) -> str:
+        """Revision, as transformers wants it."""
+        return self.revision or "main"
+
+
+Sources = tuple[ModelSource, ModelSource]  # of student and teacher
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its weights: enough to lay out rollouts, and to refuse a pair.
+
+    Attributes:
+        name: what the user called it.
+        tokenizer: its tokenizer.
+        end_ids: token ids that end a text.
+        rows: ids that its LM head has, padding included.
+        limit: longest sequence that it was made for, in tokens.
+    """
+
+    name: str
+    tokenizer: Any
+    end_ids: frozenset[int]
+    rows: int
+    limit: int
+
+
+def resolve(
+    name: str, revision: str, dropped_layers: tuple[int, ...], reporter: Reporter, trusted: bool = False
+) -> ModelSource:
+    """Find a model and pin its weights, without loading them.
+
+    Args:
+        name: Hub id, local folder, or 'embedded'.
+        revision: of a Hub id.
+        dropped_layers: zero-based decoder layers to remove.
+        reporter: told where the embedded model is made.
+        trusted: whether code that comes with the model may run.
+
+    Raises:
+        ModelError: it is neither embedded, nor a local folder with a configuration, nor on the Hub (or the Hub is out
+            of reach and it is not in the local cache), or it is an adapter, or a file of a kind that is not read.
+    """
+    if name == EMBEDDED:
+        folder, digest = embedded_model(reporter)
+        return ModelSource(name, str(folder), "", digest, dropped_layers, trusted)
+    if place := local_model(name):
+        _refuse_other_kinds(name, [file.name for file in place.iterdir()])
+        return ModelSource(name, name, "", _folder_digest(place), dropped_layers, trusted)
+    path, commit = _on_hub(name, revision)
+    return ModelSource(name, path, commit, commit, dropped_layers, trusted)
+
+
+def _on_hub(name: str, revision: str) -> tuple[str, str]:
+    """Where transformers finds a model of the Hub, and its commit: its id, or, out of reach, its folder in the cache.
+
+    Raises:
+        ModelError: there is none of that name and revision, or it is of a kind that is not read.
+    """
+    try:
+        found = HfApi().model_info(name, revision=revision, timeout=HUB_PATIENCE)
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"model {name!r} (revision {revision}) is no local folder, and the Hub gives none such: {cause(error)}"
+        ) from error
+    except Exception as error:  # each way to the Hub has errors of its own
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"model {name!r} (revision {revision}) is neither a local folder nor in the local cache, and the Hub "
+                f"cannot be reached: {cause(error)}"
+            ) from error
+        folder = Path(cached).parent
+        return str(folder), folder.name
+    _refuse_other_kinds(name, [file.rfilename for file in found.siblings or ()])
+    return name, str(found.sha)
+
+
+def _refuse_other_kinds(name: str, files: Iterable[str]) -> None:
+    """Refuse what holds an adapter, beside a model or instead of one, or no model that transformers reads."""
+    held = set(files)
+    if _ADAPTER in held or any(file.startswith("adapter_model.") for file in held):
+        raise ModelError(
+            f"model {name!r} holds an adapter, which would be left out: merge it into its model (peft's "
+            "merge_and_unload, then save_pretrained into a folder without the adapter) and give that"
+        )
+    if "config.json" not in held:
+        what = "GGUF files, which are not read" if any(file.endswith(".gguf") for file in held) else "no config.json"
+        raise ModelError(f"model {name!r} has {what}: {MODELS}")
+
+
+@contextmanager
+def reading(source: ModelSource) -> Iterator[None]:
+    """Tell in one sentence of whatever a model's files make transformers raise.
+
+    Raises:
+        ModelError: they made it raise something.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is read from its report, and refused
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # every architecture and file format has errors of its own
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {source.name!r} brings code of its own, which runs only with --trust-remote-code: read it first"
+            ) from error
+        raise ModelError(f"model {source.name!r} cannot be loaded: {cause(error)}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def read_config(source: ModelSource) -> Any:  # noqa: ANN401
+    """Read a model's configuration.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with reading(source):
+        return AutoConfig.from_pretrained(source.path, revision=source.at, trust_remote_code=source.trusted)
+
+
+def read_tokenizer(source: ModelSource) -> Any:  # noqa: ANN401
+    """Read a model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with reading(source):
+        return AutoTokenizer.from_pretrained(source.path, revision=source.at, trust_remote_code=source.trusted)
+
+
+def read_generation(source: ModelSource) -> GenerationConfig:
+    """Read how a model is to be sampled: from a file of its own, or, where it has none, from its configuration.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with reading(source):
+        if stored_file(source, "generation_config.json"):
+            return GenerationConfig.from_pretrained(source.path, revision=source.at)
+        return GenerationConfig.from_model_config(read_config(source))
+
+
+def stored_file(source: ModelSource, name: str, download: bool = True) -> Path | None:
+    """Where one of a model's files lies; None if it has none of that name, or may not fetch it from the Hub."""
+    found = cached_file(
+        source.path,
+        name,
+        revision=source.at,
+        local_files_only=not download,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
+
+
+def outline(source: ModelSource) -> Outline:
+    """Read a model's tokenizer and configuration.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    config, tokenizer, generation = read_config(source), read_tokenizer(source), read_generation(source)
+    with reading(source):
+        text = config.get_text_config()
+        return Outline(source.name, tokenizer, end_ids(generation, tokenizer), int(text.vocab_size), limit(text))
+
+
+def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
+    """Token ids that end a text, by a model's generation config and its tokenizer."""
+    listed = generation.eos_token_id if generation else None
+    ids = listed if isinstance(listed, list) else [listed]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def limit(config: Any) -> int:  # noqa: ANN401
+    """Longest sequence that a model was made for, in tokens, by its text config."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over every file that can change what the model computes: weights, configuration, tokenizer, template."""
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix != ".md" and not f.name.startswith(".")]
+    return hashlib.sha256("".join(f"{f.name} {file_digest(f)}\n" for f in files).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""What a probe takes of a device's memory: foreseen before weights are loaded, said, and refused where it cannot fit.
+
+Loading holds the student in float32 and the teacher in its own type. A step holds copies of the student (theta0, the
+moved weights, gradient, the optimizer's moments), one tile of logits with what is made of it, the teacher's head, and
+what the backward pass keeps of each layer: about ten vectors of the model's width and four of its inner width a token.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.sources import ModelSource, Sources, read_config
+from teachdiag.diagnostics.models.weights import without_weights
+from teachdiag.diagnostics.processes.ranks import processes
+from teachdiag.errors import SettingsError
+from teachdiag.planning import BYTES, LIVE, student_copies
+from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings, ProbeSettings
+
+_FLOAT32, _GB = 4, 1e9
+_LIBRARIES = 0.5e9  # bytes that Python and torch take in the memory of a CPU
+_CERTAIN = 0.75  # of what is foreseen: not even that is there where a probe is refused
+_CONTAINER = Path("/sys/fs/cgroup")  # its limit and use of memory, where there is one (version 2)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What memory depends on: parameters, layers, width of hidden states and within layers, rows of the LM head."""
+
+    parameters: int
+    layers: int
+    width: int
+    inner: int
+    rows: int
+
+
+def size_of(source: ModelSource) -> Size:
+    """Size of a model, from its configuration alone; layers that are dropped are not counted."""
+    config = read_config(source)
+    model = without_weights(source, config)
+    parameters, text = sum(p.numel() for p in model.parameters()), config.get_text_config()
+    layers, dropped = int(text.num_hidden_layers), len(source.dropped_layers)
+    if dropped:
+        parameters -= dropped * sum(p.numel() for p in model.get_decoder().layers[0].parameters())
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    rows = model.get_output_embeddings().weight.shape[0]
+    return Size(parameters, layers - dropped, int(text.hidden_size), int(inner), rows)
+
+
+def foreseen(
+    settings: ProbeSettings, capture: CaptureSettings, student: Size, teacher: Size, tokens: int, shards: int = 1
+) -> float:
+    """Bytes that one process of a probe takes at its fullest, libraries left out.
+
+    Args:
+        settings: the probe's.
+        capture: the settings of the run's capture.
+        student: its size.
+        teacher: its size.
+        tokens: padded tokens of the largest batch that a gradient is taken of.
+        shards: processes that share each model's weights.
+    """
+    whole, taught = student.parameters * _FLOAT32 / shards, teacher.parameters * BYTES[capture.dtype] / shards
+    tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
+    head = teacher.rows * teacher.width * _FLOAT32
+    kept = 0 if settings.kind == "checkpoint" else student.layers * tokens * (10 * student.width + 4 * student.inner)
+    step = whole * student_copies(settings.kind, settings.optimizer) + kept * _FLOAT32
+    step += taught if settings.rollouts == "fresh" else head
+    return tile + max(whole + taught, step)
+
+
+def refuse_what_cannot_fit(
+    settings: ProbeSettings,
+    capture: CaptureSettings,
+    sources: Sources,
+    update: Sequence[Context],
+    device: str,
+    reporter: Reporter,
+) -> None:
+    """Say how much memory a probe will take on its device, and refuse what cannot fit.
+
+    Raises:
+        SettingsError: by a wide margin there is not as much.
+    """
+    longest, all_of_them = max((c.cost for c in update), default=0), sum(c.cost for c in update)
+    tokens = max(longest, min(settings.batch_tokens, all_of_them))
+    shards = processes().num_processes if settings.shard_model else 1
+    needed = foreseen(settings, capture, size_of(sources[0]), size_of(sources[1]), tokens, shards)
+    needed += 0 if device.startswith("cuda") else _LIBRARIES
+    free = free_memory(device)
+    told = f"needs about {needed / _GB:.2g} GB of memory on {device}, of {free / _GB:.2g} GB that are free"
+    if needed * _CERTAIN > free:
+        raise SettingsError(
+            f"the probe {told}: take a smaller --batch-tokens, --optimizer sgd, --shard-model over several processes, "
+            "or a machine with more memory"
+        )
+    reporter.say(f"The probe {told}")
+
+
+def free_memory(device: str) -> float:
+    """Bytes that are free on a device for this process: of a CPU's, its share among the processes on the machine."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = min(float(psutil.virtual_memory().available), _free_in_container())
+    return free / int(processes().num_processes)
+
+
+def _free_in_container() -> float:
+    """Bytes until the container's limit, files that are merely cached counted as free; infinite without a limit."""
+    try:
+        limit, used = ((_CONTAINER / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        facts = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+    except OSError:
+        return math.inf
+    if limit == "max":
+        return math.inf
+    return float(limit) - float(used) + float(facts.get("inactive_file", 0))

@@ -1,0 +1,102 @@
+"""The frozen teacher's hidden states of a run's contexts, computed once a probe and read from disk tile by tile.
+
+A probe scores the same positions under many student weights; the teacher need not run again, nor stay in memory.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.head import Head
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.processes.ranks import in_step, joined, on_first, shared_out
+from teachdiag.errors import using
+from teachdiag.progress import Reporter
+from teachdiag.tables import CHECKSUM, is_intact, vouch
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """Hidden states of shape (positions, width), float32, on disk, and the head that makes logits of them.
+
+    Attributes:
+        states: memory-mapped array; rows are all kept positions of all contexts, context by context.
+        first_row: row of each context's position 0, by context_id.
+        head: the teacher's LM head.
+        stand_in: shape (positions,), the row that is read in place of each; None reads every position's own.
+    """
+
+    states: np.ndarray
+    first_row: dict[int, int]
+    head: Head
+    stand_in: np.ndarray | None = None
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Row numbers of a batch's kept positions, shape (rows,), int64."""
+        rows = np.concatenate([self.first_row[c.context_id] + np.arange(len(c.response)) for c in batch.contexts])
+        return rows if self.stand_in is None else self.stand_in[rows]
+
+    def at(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """Hidden states of some rows, shape (rows, width), float32."""
+        return torch.from_numpy(self.states[rows]).to(device)
+
+
+def compute_teacher_states(
+    teacher: LanguageModel, groups: Sequence[Sequence[Context]], batch_tokens: int, file: Path, reporter: Reporter
+) -> TeacherStates:
+    """Run the teacher over every context once and keep its hidden states in `file`, or read those that are there.
+
+    Several processes share the batches. These hold contexts of one group, so that no state depends, in its last digits,
+    on what other groups there are.
+    """
+    contexts = [c for group in groups for c in group]
+    starts = np.cumsum([0] + [len(c.response) for c in contexts])
+    first_row = {c.context_id: int(row) for c, row in zip(contexts, starts[:-1], strict=True)}
+    if not on_first(lambda: is_intact(file)):
+        part = file.with_name(file.name + ".part")  # one for all processes, which fill it together
+        on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
+        start = int(np.load(part, mmap_mode="r").offset)  # behind the header
+        batches = [batch for group in groups for batch in batched(group, batch_tokens)]
+        mine = shared_out(batches)
+        bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in mine))
+        idle = partial(teacher.hidden_rows, batches[-1], "teacher")
+        with joined(), in_step(idle, teacher.sharded) as step, bar as advance:
+            for batch in mine:
+                states = step(partial(teacher.hidden_rows, batch, "teacher"))
+                _fill(part, start, first_row, batch, states.float().cpu().numpy())
+                advance(len(batch.contexts))
+        on_first(lambda: _finish(part, file))
+    return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
+
+
+def _empty(file: Path, shape: tuple[int, int]) -> None:
+    with using(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+
+
+def _finish(part: Path, file: Path) -> None:
+    file.with_suffix(CHECKSUM).unlink(missing_ok=True)
+    os.replace(part, file)
+    vouch(file)
+
+
+def _fill(file: Path, start: int, first_row: Mapping[int, int], batch: Batch, states: np.ndarray) -> None:
+    """Write a batch's states, shape (rows, width), where they belong.
+
+    As plain writes: pages of a memory map that several machines share would overwrite one another.
+    """
+    row = 0
+    with using(file), file.open("r+b") as out:
+        for context in batch.contexts:
+            rows = states[row : row + len(context.response)]
+            out.seek(start + first_row[context.context_id] * states.shape[1] * states.itemsize)
+            out.write(rows.tobytes())
+            row += len(rows)

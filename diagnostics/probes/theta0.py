@@ -1,0 +1,127 @@
+"""Theta0 and what leads away from it: the exact way back, and directions, with their sizes and products.
+
+A direction is one tensor a parameter, laid out as it is, in the order of `LanguageModel.parameters()`.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.processes.parameters import are_sharded, laid_out_like, local
+from teachdiag.diagnostics.processes.ranks import summed
+
+Direction = list[Tensor]
+
+
+class Theta0:
+    """The student's weights at the start, never written to; whatever leaves them works on a copy.
+
+    Parameters point either at theta0's own memory or at the copy's, so the way back is exact and costs nothing. Shards
+    cannot point elsewhere: what leaves theta0 works on them, and theta0 is kept beside them, to be copied back.
+    """
+
+    def __init__(self, student: LanguageModel) -> None:
+        """Take the student's present weights as theta0."""
+        self._student = student
+        self._parameters = [p for _, p in student.parameters()]
+        own = self._present()
+        self._sharded = student.sharded
+        self._weights = [p.clone() for p in own] if self._sharded else own
+        self._copy = own if self._sharded else []
+        self._digest = parameter_digest(student)
+
+    def leave(self, weights: Iterable[Tensor] | None = None) -> None:
+        """Move the student to a copy, to be changed in place, of given weights laid out as its own, or of theta0."""
+        room = self._room()
+        for copy, weight in zip(room, self._weights if weights is None else weights, strict=True):
+            copy.copy_(local(weight))
+        self._point_at(room)
+
+    def displace(self, direction: Direction, scale: float) -> None:
+        """Move the student to theta0 + scale * direction."""
+        room = self._room()
+        for copy, weight, along in zip(room, self._weights, direction, strict=True):
+            torch.add(weight, local(along), alpha=scale, out=copy)
+        self._point_at(room)
+
+    def stretch(self, factor: float) -> None:
+        """Move the student from theta to theta0 + factor * (theta - theta0)."""
+        for present, weight in zip(self._present(), self._weights, strict=True):
+            torch.lerp(weight, present, factor, out=present)
+        self._student.head.follow()
+
+    def displacement(self) -> Direction:
+        """Return theta - theta0 for the present theta, which is not sharded."""
+        return [p - w for p, w in zip(self._present(), self._weights, strict=True)]
+
+    def distance(self) -> float:
+        """Euclidean norm of theta - theta0, summed in float64."""
+        squares = (float((p - w).double().square().sum()) for p, w in zip(self._present(), self._weights, strict=True))
+        return math.sqrt(_over_shards(sum(squares), self._parameters))
+
+    def restore(self) -> None:
+        """Put theta0 back, without gradients."""
+        if self._sharded:
+            self.leave()
+        else:
+            self._point_at(self._weights)
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def verify(self) -> None:
+        """Assert that the student is at theta0, bit for bit.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        if parameter_digest(self._student) != self._digest:
+            raise RuntimeError("theta0 was not restored bit for bit")
+
+    def _present(self) -> list[Tensor]:
+        return [local(p.data) for p in self._parameters]
+
+    def _point_at(self, weights: list[Tensor]) -> None:
+        if not self._sharded:
+            for parameter, weight in zip(self._parameters, weights, strict=True):
+                parameter.data = weight
+        self._student.head.follow()
+
+    def _room(self) -> list[Tensor]:
+        if not self._copy:
+            self._copy = [torch.empty_like(w) for w in self._weights]
+        return self._copy
+
+
+def parameter_digest(student: LanguageModel) -> str:
+    """SHA-256 over every parameter's bytes, in hexadecimal; of sharded ones, over this process's."""
+    digest = hashlib.sha256()
+    for name, parameter in student.parameters():
+        digest.update(name.encode())
+        digest.update(local(parameter.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def inner(a: Direction, b: Direction) -> float:
+    """Inner product of two directions: rows in float32, their sum in float64."""
+    rows = ((_rows(x), _rows(y)) for x, y in zip(a, b, strict=True))
+    return _over_shards(sum(float(torch.linalg.vecdot(x, y).double().sum()) for x, y in rows), a)
+
+
+def random_direction(student: LanguageModel, seed: int) -> Direction:
+    """Gaussian direction over all parameters, the same on every device, and however they are sharded."""
+    generator = torch.Generator().manual_seed(seed)
+    return [laid_out_like(p, torch.randn(p.shape, generator=generator)) for _, p in student.parameters()]
+
+
+def _rows(part: Tensor) -> Tensor:
+    """The rows of a parameter that are here, if any: shape (rows, last axis)."""
+    return local(part)[None, None].flatten(0, -2)
+
+
+def _over_shards(found: float, parameters: Sequence[Tensor]) -> float:
+    """Return a sum over the elements of all parameters, from this process's: of whole parameters these are all."""
+    return summed(found) if are_sharded(parameters) else found

@@ -1,0 +1,199 @@
+"""Updates of the student: the loss that a step descends, its gradient, and the step."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.probes.teacher_states import TeacherStates
+from teachdiag.diagnostics.probes.theta0 import Direction, Theta0
+from teachdiag.diagnostics.processes.parameters import whole
+from teachdiag.diagnostics.processes.ranks import in_step, shared_out, sum_gradients, summed
+from teachdiag.diagnostics.scoring.losses import PositionLoss, position_loss
+from teachdiag.diagnostics.scoring.tiles import tiles
+from teachdiag.errors import SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.settings import ProbeSettings
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update did.
+
+    Attributes:
+        loss: mean loss over the update's positions at theta0, nats; of several steps, the first's, like the next two.
+        gradient_norm: before clipping.
+        positions: positions in the update batch.
+        update_norm: Euclidean norm of theta1 - theta0, all steps together.
+        share: of the step at the nominal learning rate, of which this is a part.
+    """
+
+    loss: float
+    gradient_norm: float
+    positions: int
+    update_norm: float
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss over positions: what a step descends (paper Eq. 7), or what a gradient is taken of.
+
+    Attributes:
+        contexts: where the positions are.
+        teacher: the teacher's states at them.
+        loss: the loss of one position.
+        kept: response positions that count, ascending, for every context_id; None keeps all of them.
+    """
+
+    contexts: Sequence[Context]
+    teacher: TeacherStates
+    loss: PositionLoss
+    kept: Mapping[int, np.ndarray] | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions that the mean is over."""
+        if self.kept is None:
+            return sum(len(c.response) for c in self.contexts)
+        return sum(len(self.kept[c.context_id]) for c in self.contexts)
+
+    def batches(self, batch_tokens: int) -> list[Batch]:
+        """Batches of the contexts, each cut behind the last position that counts; those without any are left out."""
+        if self.kept is None:
+            return batched(self.contexts, batch_tokens)
+        wanted = [(c, self.kept[c.context_id]) for c in self.contexts]
+        return batched([replace(c, response=c.response[: at[-1] + 1]) for c, at in wanted if len(at)], batch_tokens)
+
+    def counted(self, batch: Batch) -> np.ndarray:
+        """Rows of a batch that count, int64."""
+        if self.kept is None:
+            return np.arange(batch.rows)
+        lengths = [len(c.response) for c in batch.contexts]
+        starts = np.cumsum(lengths) - lengths
+        return np.concatenate([s + self.kept[c.context_id] for c, s in zip(batch.contexts, starts, strict=True)])
+
+
+def optimize(
+    student: LanguageModel, objectives: Iterable[Objective], settings: ProbeSettings, theta0: Theta0, reporter: Reporter
+) -> Step:
+    """Take one optimizer step from theta0 on each objective in turn, with one optimizer state.
+
+    Args:
+        student: float32 master weights at theta0; afterwards at theta1.
+        objectives: one a step; each is asked for when the step before it has been taken.
+        settings: optimizer and sizes of batches and tiles.
+        theta0: where the steps start.
+        reporter: progress.
+
+    Raises:
+        SettingsError: gradient or step is not finite.
+    """
+    theta0.leave()
+    optimizer = _optimizer(student, settings)
+    taken = [_optimizer_step(student, optimizer, objective, settings, reporter) for objective in objectives]
+    loss, gradient_norm, positions = taken[0]
+    step = Step(loss, gradient_norm, positions, theta0.distance())
+    if not math.isfinite(sum(norm for _, norm, _ in taken) + step.update_norm):
+        raise SettingsError(
+            f"the step is not finite (gradient norm {gradient_norm:.3g}, update norm {step.update_norm:.3g}): choose a "
+            f"smaller --learning-rate than {settings.step_size:g}, or capture with --dtype float32"
+        )
+    return step
+
+
+def _optimizer(student: LanguageModel, settings: ProbeSettings) -> torch.optim.Optimizer:
+    parameters = [p for _, p in student.parameters()]
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+    return kind(parameters, lr=settings.step_size, weight_decay=settings.weight_decay)
+
+
+def _optimizer_step(
+    student: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    settings: ProbeSettings,
+    reporter: Reporter,
+) -> tuple[float, float, int]:
+    loss = accumulate_gradient(student, objective, settings, reporter)
+    parameters = [p for _, p in student.parameters()]
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))))
+    optimizer.step()
+    student.head.follow()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm, objective.positions
+
+
+def step_objective(
+    contexts: Sequence[Context],
+    teacher: TeacherStates,
+    settings: ProbeSettings,
+    kept: Mapping[int, np.ndarray] | None = None,
+) -> Objective:
+    """Return the mean of the probe's OPD loss over some positions."""
+    return Objective(contexts, teacher, position_loss(settings.loss, settings.jsd_beta), kept)
+
+
+def accumulate_gradient(
+    student: LanguageModel, objective: Objective, settings: ProbeSettings, reporter: Reporter
+) -> float:
+    """Put the gradient of an objective into every parameter's `.grad`, which was empty; return its value, in nats.
+
+    The backward pass is cut at the hidden states that feed the LM head: each tile of logits sends its gradient there
+    and is freed before the next is made, so that memory grows with neither the update batch nor the vocabulary. The
+    sum of the losses is propagated and the gradient divided at the end: in half precision, terms of a mean over many
+    positions would vanish. Several processes share the batches, and add up what each found.
+    """
+    batches = objective.batches(settings.batch_tokens)
+    mine = shared_out(batches)
+    loss_sum = 0.0
+    bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in mine))
+    with in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:
+        for batch in mine:
+            loss_sum += step(partial(_backward, student, objective, batch, settings.tile_positions))
+            advance(len(batch.contexts))
+    student.head.return_gradient()
+    sum_gradients(parameter for _, parameter in student.parameters())
+    for _, parameter in student.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= objective.positions
+    return summed(loss_sum) / objective.positions
+
+
+def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_positions: int) -> float:
+    """Add the gradient of a batch's summed losses to `.grad`; return their sum."""
+    counted = objective.counted(batch)
+    hidden = batch.gather(student.hidden(batch.input_ids("student", student.device)), "student")[counted]
+    cut = hidden.detach().requires_grad_()
+    taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)
+    tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)
+    loss_sum = 0.0
+    for tile in tiles(len(counted), tile_positions):
+        with torch.no_grad():
+            teacher_logits = objective.teacher.head(taught[tile])
+        losses = objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        loss_sum += losses.detach().double().sum().item()
+    assert cut.grad is not None
+    hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
+    return loss_sum
+
+
+def _pass_idly(student: LanguageModel, batch: Batch) -> None:
+    """Take part in the passes of other processes, without adding to the gradient."""
+    hidden = student.hidden(batch.input_ids("student", student.device))
+    hidden.backward(torch.zeros_like(hidden))  # type: ignore[no-untyped-call]
+
+
+def gradient(student: LanguageModel, objective: Objective, settings: ProbeSettings, reporter: Reporter) -> Direction:
+    """Gradient of an objective at the student's present weights; leaves no `.grad` behind."""
+    accumulate_gradient(student, objective, settings, reporter)
+    along = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in student.parameters()]
+    for _, parameter in student.parameters():
+        parameter.grad = None
+    return along

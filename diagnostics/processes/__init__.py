@@ -1,0 +1,1 @@
+"""Devices, and several processes on one run directory."""

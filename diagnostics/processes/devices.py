@@ -1,0 +1,29 @@
+"""Where models run: which device, and what of the machine decides the last digits of the numbers."""
+
+from typing import Any
+
+import torch
+
+from teachdiag.errors import SettingsError, cause
+
+
+def pick_device(name: str) -> str:
+    """Resolve 'auto', and refuse a device that is not there.
+
+    Raises:
+        SettingsError: torch knows no such device, or cannot use it here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(f"--device {name!r} cannot be used here: {cause(error)}") from error
+    return name
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """What decides the last digits of the numbers beside the versions: the device, and the threads of a CPU."""
+    if device.startswith("cuda"):
+        return {"device": device, "device_name": torch.cuda.get_device_name(device)}
+    return {"device": device, "device_name": device, "threads": torch.get_num_threads()}

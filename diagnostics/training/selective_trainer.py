@@ -1,0 +1,345 @@
+"""On-policy distillation on selected positions: TRL's trainer, with our selection, and our losses on the kept rows.
+
+TRL samples the rollouts, moves the weights, and brings accelerate, FSDP, DeepSpeed, vLLM, checkpoints and logging. Here
+every global rollout batch is scored by both models without gradient, weighed as a whole, and only rows that carry loss
+go through the LM head again.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig, LogitsProcessorList
+from trl import DistillationTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from teachdiag.diagnostics.contexts.sampling import KnownAlone, SeededSampling, ended, warpers
+from teachdiag.diagnostics.models.head import head_of
+from teachdiag.diagnostics.models.vocabulary import known_ids
+from teachdiag.diagnostics.processes.parameters import local
+from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.statistics import log_probabilities, statistics
+from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
+from teachdiag.diagnostics.training.selection_facts import MEASURED, facts_of
+from teachdiag.errors import ContextError, EstimationError
+from teachdiag.progress import Reporter
+from teachdiag.scores import Array
+from teachdiag.seeds import derive_seed
+from teachdiag.selectors import Selection, stored_name
+from teachdiag.selectors.policy import Weights
+from teachdiag.settings import Loss, LossMean
+
+_DEGENERATE = 0.5  # share of places decided by ties, or of empty rollouts, that is worth a warning
+
+
+class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
+    """`trl.DistillationTrainer` that spends its loss on selected positions.
+
+    Selection is over the global rollout batch (arXiv 2605.26844, Eq. 11 to 13): statistics of all ranks are put side by
+    side, scores are normalised over all of them, and exactly ceil(budget N) positions are kept, the same ones however
+    many processes there are. The loss is the mean over kept positions (Eq. 7), or the mean over sequences of each one's
+    mean, as the released code has it.
+    """
+
+    _tag_names = ["trl", "distillation", "teachdiag"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 (whatever TRL's trainer takes)
+        selection: Selection | None = None,
+        loss: Loss = "reverse_kl",
+        jsd_beta: float = 0.5,
+        loss_mean: LossMean = "positions",
+        tile_positions: int = 256,
+        rollout_seed: int = 0,
+        reporter: Reporter | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Build TRL's trainer from its own arguments, and take ours.
+
+        Args:
+            args: of `trl.DistillationTrainer`. Its `beta` is not read: `loss` says which divergence is meant.
+            selection: which positions carry the loss; TA-OPD at 10% by default.
+            loss: OPD loss of a position.
+            jsd_beta: the teacher's share of the mixture, for `jsd`.
+            loss_mean: 'positions': mean over kept positions of the global batch; 'sequences': mean over sequences of
+                the mean over their kept positions, sequences without one counting 0.
+            tile_positions: positions whose logits exist at the same time.
+            rollout_seed: with transformers, each rollout has a random stream of its own, made from this seed, the step
+                and its place in the global batch: runs with equal seeds start from equal random numbers.
+            reporter: told where a mask is degenerate.
+            kwargs: of `trl.DistillationTrainer`.
+        """
+        super().__init__(*args, **kwargs)
+        _switch_off_dropout(self.model)
+        rows = self.model.config.get_text_config().vocab_size
+        self._known = known_ids(self._tokenizer, rows)
+        if self.use_vllm and self.vllm_mode == "colocate":
+            padding = dict.fromkeys(self._known.unknown(rows), -math.inf)
+            self.vllm_generation.generation_kwargs |= {"logit_bias": padding} if padding else {}
+        self.selection = selection or Selection()
+        self.loss_mean, self.tile_positions, self.rollout_seed = loss_mean, tile_positions, rollout_seed
+        self._position_loss = position_loss(loss, jsd_beta)
+        self.reporter, self._warned = reporter or Reporter(), set[str]()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+        """Make TRL's optimizer, and measure how far each of its steps moves the weights."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.register_step_pre_hook(lambda *_: self._remember(optimizer))
+        optimizer.register_step_post_hook(lambda *_: self._log_update(optimizer))
+        return optimizer
+
+    @torch.no_grad()
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        self._before = [local(own).clone() for own in _weights(optimizer)]
+
+    @torch.no_grad()
+    def _log_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the Euclidean norm of a step; shards of all processes count under FSDP."""
+        square = sum(
+            (local(now) - old).square().sum() for now, old in zip(_weights(optimizer), self._before, strict=True)
+        )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            square = self.accelerator.reduce(square, "sum")
+        self._before.clear()
+        self._metrics["train"]["selection/update_norm"].append(float(square) ** 0.5)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """Take prompts that are token ids as they are; let TRL render texts and conversations."""
+        if isinstance(prompts[0], list) and isinstance(prompts[0][0], int):
+            return prompts, None, {}
+        found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+        return found
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        images: Any,  # noqa: ANN401
+        multimodal_fields: dict[str, Any],
+        has_tool_images: bool = False,
+    ) -> list[list[int]]:
+        """Sample one completion a prompt; without vLLM, each from its own random stream."""
+        if self.use_vllm or images is not None:
+            found: list[list[int]] = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, has_tool_images
+            )
+            stranger = self._known.stranger(token for completion in found for token in completion)
+            if stranger is not None:
+                raise ContextError(
+                    f"step {self.state.global_step}: a rollout holds id {stranger}, which is padding of the student's "
+                    "LM head: sample without vLLM's server"
+                )
+            return found
+        first = self.accelerator.process_index * len(prompt_ids)
+        seeds = [
+            derive_seed(self.rollout_seed, "rollout", self.state.global_step, first + row)
+            for row in range(len(prompt_ids))
+        ]
+        width, pad = max(map(len, prompt_ids)), self._tokenizer.pad_token_id
+        device = self.accelerator.device
+        ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompt_ids], device=device)
+        mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompt_ids], device=device)
+        uniforms = np.stack([np.random.default_rng(seed).random(self.max_completion_length) for seed in seeds])
+        # Greedy, because the last processor has already drawn: it leaves one token a row.
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.max_completion_length,
+            eos_token_id=self.eos_token_ids,
+            pad_token_id=pad,
+            repetition_penalty=self.repetition_penalty,
+            disable_compile=True,
+        )
+        bent = warpers(self.temperature, self.top_k, self.top_p)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(
+                    [KnownAlone(self._known), *bent, SeededSampling(uniforms, width, device)]
+                ),
+            )
+        return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, width:].tolist()]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Sample a rollout batch and weigh its positions: `position_weights`, shape (sequences, completion)."""
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        if self.model.training:
+            batch["position_weights"], batch["num_items_in_batch"] = self._weigh(batch, mask.bool())
+        else:
+            batch["position_weights"] = mask.float()
+        return batch
+
+    @torch.no_grad()
+    def _weigh(self, batch: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Score this rank's positions, weigh those of all ranks; return this rank's weights, and the kept of all."""
+        unwrapped = self.accelerator.unwrap_model(self.model_wrapped)
+        columns: dict[str, np.ndarray] = self._forward_redirection(
+            self.model_wrapped, unwrapped, self._statistics, unwrapped, batch, mask
+        )
+        ranks = gather_object([columns])
+        everywhere = {name: np.concatenate([own[name] for own in ranks]) for name in columns}
+        self._refuse_gaps(everywhere)  # after the exchange, so that every process learns of it
+        sizes = [len(own["position"]) for own in ranks]
+        # Rows of a sequence are numbered by its place in the global batch, which no number of processes changes.
+        sequences = np.cumsum([0, *(own["sequences"][0] if len(own["sequences"]) else 0 for own in ranks)])
+        everywhere["context_id"] += np.repeat(sequences[:-1], sizes)
+        found = self._weighed(everywhere)
+        start = sum(sizes[: self.accelerator.process_index])
+        own = slice(start, start + sizes[self.accelerator.process_index])
+        weights = torch.zeros(mask.shape, device=mask.device)
+        weights[mask] = torch.from_numpy(self._averaged(found, everywhere)[own]).to(weights)
+        return weights, weights.new_tensor(found.weights.sum())
+
+    def _refuse_gaps(self, columns: dict[str, np.ndarray]) -> None:
+        bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
+        if bad:
+            raise ContextError(
+                f"step {self.state.global_step}: {bad[0]} is not finite at some position: the student or the teacher "
+                "gives NaN or infinite logits; try a smaller learning rate, or check the teacher's weights"
+            )
+
+    def _weighed(self, columns: dict[str, np.ndarray]) -> Weights:
+        """Weigh the global batch and log what was kept; say once in what way a mask is degenerate."""
+        step = self.state.global_step
+        try:
+            found = self.selection.weigh(columns, step)
+        except EstimationError as error:
+            self._warn("saturated", f"step {step}: {error}; such batches are masked at random")
+            found = replace(self.selection, selector="random").weigh(columns, step)._replace(tied=1.0)
+        facts = facts_of(found, columns, self.selection.k, self.eos_token_ids)
+        for name, value in facts.items():
+            self._metrics["train"][f"selection/{name}"].append(value)
+        if _DEGENERATE < found.tied < 1 or (found.tied == 1 and "saturated" not in self._warned):
+            chosen = f"{found.tied:.0%} of the positions that {self.selection.selector} keeps"
+            self._warn("ties", f"step {step}: ties decide {chosen}, so that the mask is largely random")
+        if facts["empty"] > _DEGENERATE:
+            self._warn(
+                "empty", f"step {step}: {facts['empty']:.0%} of the rollouts end at once, with nothing to learn on"
+            )
+        return found
+
+    def _warn(self, kind: str, sentence: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.reporter.say(sentence)
+
+    def _averaged(self, found: Weights, columns: dict[str, np.ndarray]) -> Array:
+        """Scale weights so that their weighted mean is the wanted mean of losses."""
+        if self.loss_mean == "positions":
+            return found.weights
+        sequences = columns["context_id"]
+        totals = np.bincount(sequences, found.weights)
+        scale: Array = found.weights.sum() / (len(totals) * np.maximum(totals[sequences], 1e-12))
+        return found.weights * scale
+
+    def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> dict[str, np.ndarray]:  # noqa: ANN401
+        """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each."""
+        states = self._states(unwrapped_student, batch, mask)
+        tokens = batch["completion_ids"][mask]
+        read = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
+
+        def measure(student: Tensor, teacher: Tensor, rows: slice) -> dict[str, Tensor]:
+            return {name: own for name, own in statistics(student, teacher, tokens[rows]).items() if name in read}
+
+        columns = tiled(states, measure, self.tile_positions)
+        place = mask.nonzero()
+        position = (mask.cumsum(1) - 1)[mask]
+        lengths = mask.sum(1)[place[:, 0]]
+        return columns | {
+            "context_id": place[:, 0].cpu().numpy(),
+            "position": position.cpu().numpy(),
+            "token_id": tokens.cpu().numpy(),
+            "pos_norm": (position / (lengths - 1).clamp_min(1)).cpu().numpy(),
+            "hidden_norm_sq": states.student.float().square().sum(-1).cpu().numpy(),
+            "sequences": np.full(len(tokens), len(mask)),
+        }
+
+    def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> States:  # noqa: ANN401
+        """Return both models' hidden states at the marked positions, and their heads.
+
+        TRL pads prompts on the left; the models read every sequence from its first place, padded on the right, as
+        capture lays it out: neither learned positions nor any kind of attention or recurrence sees the padding then.
+        """
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        lengths, width = batch["prompt_mask"].sum(1), ids.size(1)
+        padding = batch["prompt_ids"].size(1) - lengths
+        ids = ids.gather(1, (torch.arange(width, device=ids.device) + padding[:, None]) % width)
+        rows, places = mask.nonzero(as_tuple=True)
+        predicting = lengths[rows] + places - 1
+        hidden = self._get_last_hidden_state(unwrapped_student, ids, None, width)[rows, predicting]
+        self.teacher_model.eval()
+        unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
+        with torch.no_grad():
+            taught = self._forward_redirection(
+                self.teacher_model,
+                unwrapped_teacher,
+                self._get_last_hidden_state,
+                unwrapped_teacher,
+                ids,
+                None,
+                width,
+            )[rows, predicting]
+        heads = (head_of(model, self._known) for model in (unwrapped_student, unwrapped_teacher))
+        return States(hidden, next(heads), taught, next(heads))
+
+    def _compute_loss(
+        self,
+        unwrapped_student: Any,  # noqa: ANN401
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted sum of the kept rows' losses over the number of items; only these rows meet the LM heads."""
+        weights = inputs["position_weights"]
+        kept = weights != 0
+        states = self._states(unwrapped_student, inputs, kept)
+        tokens, weights = inputs["completion_ids"][kept], weights[kept]
+        loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole
+        entropy = torch.zeros((), device=loss.device)
+        with torch.autocast(loss.device.type, enabled=False):
+            for tile in tiles(len(tokens), self.tile_positions):
+                losses, entropies = checkpoint(
+                    self._tile, states, tokens[tile], states.student[tile], tile, use_reentrant=False
+                )
+                loss = loss + (losses * weights[tile]).sum()
+                entropy += entropies.detach().sum()
+        items = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        return loss / items, entropy, kept.sum()
+
+    def _tile(self, states: States, tokens: Tensor, hidden: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
+        """Losses and student entropies of some rows, shape (rows,) each, nats."""
+        logits = states.student_head(hidden)
+        with torch.no_grad():
+            taught = states.teacher_head(states.teacher[tile]).to(logits.device)
+            logp = log_probabilities(logits)
+            entropies = -(logp.exp() * logp).sum(-1)
+        return self._position_loss(logits, taught, tokens), entropies
+
+
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """Let a student in training be the one that is sampled, scored by probes, and judged.
+
+    By every name that layers have for it, since some keep its probability beside `torch.nn.Dropout`; checkpointing of
+    activations needs the training mode itself.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [own for group in optimizer.param_groups for own in group["params"]]

@@ -1,0 +1,67 @@
+"""Mean gain against budget for every selector, with intervals; equal norm and equal learning rate side by side."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.style import LEARNABLE, PALETTE, add_caption, blank_figure
+from teachdiag.settings import MATCHES
+
+_FOLLOWED = {  # selectors in colour: name, colour, marker
+    "learnable": ("learnable (TA-OPD)", LEARNABLE, "o"),
+    "forward_kl": ("raw KL", "black", "s"),
+    "predicted": ("predicted", PALETTE[2], "D"),
+    "random": ("random", PALETTE[3], "v"),
+}
+_OTHERS, _ALL = "0.75", "all"
+_APART = 1.035  # ratio by which the intervals of neighbouring curves are moved apart
+
+
+def draw_budgets(rows: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one curve a selector, ending at the whole batch; reads selector, budget, estimate, ci_low and ci_high."""
+    whole = rows[rows["selector"] == _ALL]
+    others = [name for name in rows["selector"].unique() if name not in (*_FOLLOWED, _ALL)]
+    for place, name in enumerate(others):
+        curve = _curve(rows, name, whole)
+        label = "other selectors" if place == 0 else None
+        ax.plot(curve["budget"], curve["estimate"], "-", color=_OTHERS, linewidth=0.8, label=label, zorder=1)
+    for place, (name, (label, colour, marker)) in enumerate(_FOLLOWED.items()):
+        curve = _curve(rows, name, whole)
+        if (curve["selector"] == name).any():
+            x = curve["budget"] * _APART ** (place - 1.5)
+            ax.vlines(x, curve["ci_low"].astype(float), curve["ci_high"].astype(float), color=colour, linewidth=1.2)
+            ax.plot(x, curve["estimate"], "-", marker=marker, color=colour, markersize=4, linewidth=1.2, label=label)
+    ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
+    budgets = sorted(rows["budget"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(budgets, [f"{100 * budget:g}%" for budget in budgets])
+    ax.minorticks_off()
+    ax.set_xlabel("budget: share of the update batch")
+    return ax
+
+
+def budget_figure(tables: RunTables, probe_id: str) -> Figure:
+    """Draw the panels of one selector experiment."""
+    rows = tables.selection[(tables.selection["probe_id"] == probe_id) & (tables.selection["statistic"] == "mean_gain")]
+    figure = blank_figure(3.2)
+    matches = [match for match in MATCHES if match in set(rows["match"])]
+    panels = figure.subplots(1, len(matches), squeeze=False)[0]  # scales of their own: equal rates can overshoot
+    for ax, match in zip(panels, matches, strict=True):
+        draw_budgets(rows[rows["match"] == match], ax)
+        ax.set_title(MATCHES[match])
+        ax.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mean gain [nats]")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    row = rows.iloc[0]
+    add_caption(
+        figure,
+        "Mean gain (drop of KL(teacher || student)) of a step on the selected positions of the update batch, over "
+        f"{row['n_positions']:,} bank positions of {row['n_prompts']} prompts; probe {probe_id}. "
+        f"95% intervals, for the selectors in colour: {row['method'].partition('mean gain')[2].lstrip(',; ')}.",
+    )
+    return figure
+
+
+def _curve(rows: pd.DataFrame, selector: str, whole: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([rows[rows["selector"] == selector], whole]).sort_values("budget")

@@ -1,0 +1,66 @@
+"""Gain by decile of each score, with intervals; placebos faint."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from teachdiag.figures.run_tables import StepTables
+from teachdiag.figures.style import PLACEBO, REAL, TITLES, add_caption, blank_figure
+from teachdiag.settings import HEADLINE_K
+
+_SCORES = {
+    "forward_kl": "raw KL",
+    "compatibility": "C",
+    "learnable": "$D^L$ learnable",
+    "incompatible": "$D^I$ incompatible",
+    "logit_alignment": "logit alignment A",
+}
+Line = str | tuple[int, tuple[int, ...]]
+# Placebos differ in line and marker, not in colour.
+_LINES: tuple[tuple[Line, str], ...] = (("--", "v"), (":", "^"), ("-.", "D"), ((0, (1, 4)), "s"))
+
+
+def draw_profile(rows: pd.DataFrame, ax: Axes, colour: object, line: Line, marker: str, label: str) -> Axes:
+    """Draw mean gain by decile and its interval; reads decile, estimate, ci_low and ci_high."""
+    rows = rows.sort_values("decile")
+    ax.fill_between(rows["decile"], rows["ci_low"], rows["ci_high"], color=colour, alpha=0.18, linewidth=0)
+    ax.plot(
+        rows["decile"],
+        rows["estimate"],
+        linestyle=line,
+        marker=marker,
+        color=colour,
+        markersize=3,
+        label=label.replace("\n", " "),
+        lw=1.2,
+    )
+    return ax
+
+
+def deciles_figure(step: StepTables) -> Figure:
+    """Draw one panel a score, real step over placebos."""
+    figure = blank_figure(4.3)
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    real, *placebos = step.updates
+    for ax, (score, title) in zip(panels, _SCORES.items(), strict=False):
+        ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
+        for update, (line, marker) in zip(placebos, _LINES, strict=False):
+            profile = step.profile(update, score, HEADLINE_K)
+            draw_profile(profile, ax, PLACEBO, line, marker, TITLES.get(update, update))
+        draw_profile(step.profile(real, score, HEADLINE_K), ax, REAL, "-", "o", TITLES.get(real, real))
+        ax.set_title(title)
+        ax.set_xticks([1, 4, 7, 10])
+        ax.tick_params(labelbottom=True)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in panels[[0, 3]]:
+        ax.set_ylabel("mean gain [nats]")
+    for ax in panels[2:5]:
+        ax.set_xlabel("decile of the score")
+    panels[5].axis("off")
+    panels[5].legend(*panels[0].get_legend_handles_labels(), loc="center", title="update")
+    add_caption(
+        figure,
+        f"Mean gain (drop of KL(teacher || student)) by decile of each score before the update, K={HEADLINE_K}. "
+        f"{step.population}; probe {step.probe_id}. {step.intervals}.",
+    )
+    return figure

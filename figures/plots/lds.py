@@ -1,0 +1,46 @@
+"""Token-LDS of every predictor with intervals, best at the top, and its difference from raw KL's."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from teachdiag.figures.plots.isolated import draw_correlations
+from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.style import add_caption, blank_figure, mark_missing
+
+_ROW = 0.155  # inches a predictor
+_VERSUS = " vs forward_kl"
+_PANELS = {"token_lds": "token-LDS", "token_lds_difference": "less raw KL's"}
+
+
+def lds_figure(tables: RunTables, probe_id: str) -> Figure:
+    """Draw both panels of one probe of kind lds."""
+    mine = tables.estimates[(tables.estimates["probe_id"] == probe_id)]
+    alone = mine[mine["analysis"] == "token_lds"].sort_values("estimate", ascending=False, kind="stable")
+    order = list(alone["term"])
+    figure = blank_figure(1.35 + _ROW * max(len(order), 8))
+    for ax, (analysis, title) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
+        rows = mine[mine["analysis"] == analysis]
+        if rows.empty:
+            mark_missing(ax)
+        else:
+            draw_correlations(_without_rival(rows), order, ax)
+        ax.set_title(title)
+        ax.spines[["top", "right"]].set_visible(False)
+    if len(alone):
+        add_caption(figure, _caption(alone.iloc[0], probe_id))
+    return figure
+
+
+def _without_rival(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(
+        term=rows["term"].str.removesuffix(_VERSUS),
+        ci_low=rows["ci_low"].astype(float),
+        ci_high=rows["ci_high"].astype(float),
+    )
+
+
+def _caption(row: pd.Series, probe_id: str) -> str:
+    return (
+        f"{row['method']}, so that intervals speak of this update batch ({row['n_positions']} positions of "
+        f"{row['n_prompts']} prompts) and this bank alone; probe {probe_id}. K=16 where a predictor has one."
+    )

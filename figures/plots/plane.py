@@ -1,0 +1,47 @@
+"""D^L and D^I over the plane of student entropy and raw KL, with Q3 marked."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from teachdiag.figures.plots.grid import draw_grid, shown_cells
+from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.style import SEQUENTIAL, add_caption, add_colour_bar, blank_figure
+from teachdiag.settings import HEADLINE_K
+
+_MAPS = (("learnable_on_plane", "$D^L$ learnable"), ("incompatible_on_plane", "$D^I$ incompatible"))
+
+
+def draw_plane(cells: pd.DataFrame, ax: Axes, highest: float) -> QuadMesh:
+    """Draw a mean score in each cell, colours from 0 to `highest`, and a frame around Q3: confident, yet far off."""
+    mesh = draw_grid(cells, ax, SEQUENTIAL, 0, highest)
+    ax.add_patch(Rectangle((0, 50), 50, 50, fill=False, edgecolor="white", linewidth=3, clip_on=False))
+    ax.add_patch(Rectangle((0, 50), 50, 50, fill=False, edgecolor="black", linewidth=1.4, clip_on=False))
+    ax.text(
+        4, 96, "Q3", ha="left", va="top", weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    )
+    ax.set_xlabel("percentile of student entropy")
+    return mesh
+
+
+def plane_figure(tables: RunTables) -> Figure:
+    """Draw both maps of the bank; every step of a run shares them."""
+    figure = blank_figure(4.0)
+    panels = figure.subplots(1, 2, sharey=True)
+    maps = [tables.bank_surface(surface, HEADLINE_K) for surface, _ in _MAPS]
+    highest = max(float(shown_cells(cells)["value"].max()) for cells in maps)
+    for ax, cells, (_, title) in zip(panels, maps, _MAPS, strict=True):
+        mesh = draw_plane(cells, ax, highest)
+        ax.set_title(title)
+    panels[0].set_ylabel("percentile of raw KL")
+    add_colour_bar(figure, mesh, list(panels), "mean score", shrink=0.85)
+    add_caption(
+        figure,
+        f"Before any update, K={HEADLINE_K}; grey: too few positions. Q3: student entropy at most "
+        f"{tables.q3('median_student_entropy'):.3g} nats and KL(teacher || student) at least "
+        f"{tables.q3('median_forward_kl'):.3g} nats, their medians; {tables.q3('share'):.0%} of {tables.population}. "
+        "No intervals are drawn.",
+    )
+    return figure

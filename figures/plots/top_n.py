@@ -1,0 +1,74 @@
+"""Mean gain of the best-scored positions by budget, and what these positions are (paper Table 8, Figures 4A, 4B)."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from teachdiag.figures.run_tables import StepTables
+from teachdiag.figures.style import PALETTE, add_caption, blank_figure
+from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_SHOWN = {
+    "learnable": "$D^L$ (TA-OPD)",
+    "incompatible": "$D^I$",
+    "forward_kl": "raw KL",
+    "entropy": "entropy",
+    "tip": "TIP",
+    "learnable_entropy": "TA-OPD + entropy",
+    "logit_alignment": "A",
+    "random": "random",
+}
+_FACTS = {
+    "mean_student_entropy": "H",
+    "mean_disagreement": "D",
+    "mean_compatibility": "C",
+    "mean_learnable": "$D^L$",
+    "mean_incompatible": "$D^I$",
+    "q3_share": "Q3",
+}
+_MARKERS = "osDv^P*X"
+_BUDGET = 0.05
+_APART = 1.045  # ratio by which the intervals of neighbouring selectors are moved apart
+
+
+def top_n_figure(step: StepTables) -> Figure:
+    """Draw gain by budget on the left, and the composition at 5% on the right."""
+    figure = blank_figure(3.0)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    rows = step.top_n[(step.top_n["probe_id"] == step.probe_id) & (step.top_n["outcome"] == OUTCOME)]
+    rows = rows[rows["k"].isna() | (rows["k"] == K)].set_index("selector")
+    for place, (name, label) in enumerate(_SHOWN.items()):
+        mine = rows.loc[[name]].sort_values("budget")
+        colour = "0.4" if name == "random" else PALETTE[place]
+        x = 100 * mine["budget"] * _APART ** (place - (len(_SHOWN) - 1) / 2)
+        left.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
+        left.plot(x, mine["estimate"], color=colour, marker=_MARKERS[place], markersize=3.5, lw=0.9, label=label)
+    left.axhline(0, color="0.3", linewidth=0.7, zorder=0)
+    left.set_xlabel("positions taken [% of the bank]")
+    left.set_ylabel("mean gain of the taken [nats]")
+    left.set_xscale("log")
+    left.set_xticks([1, 3, 5, 10], ["1", "3", "5", "10"])
+    left.minorticks_off()
+    left.spines[["top", "right"]].set_visible(False)
+    _draw_composition(right, rows[rows["budget"] == _BUDGET])
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    add_caption(
+        figure,
+        "Left: mean gain of exactly the best-scored ceil(budget N) positions; all went through the same update, and "
+        f"random is the mean of all. Right: mean of each normalised statistic over the taken at {100 * _BUDGET:g}%. "
+        f"{step.population}; probe {step.probe_id}. {step.intervals}, selection fixed.",
+    )
+    return figure
+
+
+def _draw_composition(ax: Axes, rows: pd.DataFrame) -> None:
+    shown = rows.loc[list(_SHOWN), list(_FACTS)]
+    ax.imshow(shown.to_numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(shown.to_numpy()):
+        for x, value in enumerate(row):
+            colour = "white" if value < 0.55 else "black"
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+    ax.set_xticks(range(len(_FACTS)), list(_FACTS.values()))
+    ax.set_yticks(range(len(_SHOWN)), list(_SHOWN.values()))
+    ax.tick_params(length=0)
