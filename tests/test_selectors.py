@@ -23,7 +23,7 @@ from teachdiag.scores import soft_or as either_suffices
 from teachdiag.selectors import Selection
 from teachdiag.selectors.choice import select
 from teachdiag.selectors.parts import Score, column, product, within_q3
-from teachdiag.selectors.registry import GROUP, SELECTORS, resolve_selector, selectors_page
+from teachdiag.selectors.registry import SELECTORS, resolve_selector, selectors_page
 from teachdiag.selectors.tokens import KEYS, Tokens, stored_name
 
 
@@ -193,8 +193,10 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
         c.name for c in POSITIONS.columns if c.type != pa.string()
     }
     assert resolve_selector("mine:part").score.formula == "position · position"
-    entry = EntryPoints([EntryPoint("later", "mine:late", GROUP), EntryPoint("lost", "nowhere:x", GROUP)])
-    monkeypatch.setattr("teachdiag.selectors.registry.entry_points", lambda group: entry.select(group=group))
+    entry = EntryPoints(
+        [EntryPoint("later", "mine:late", SELECTORS.group), EntryPoint("lost", "nowhere:x", SELECTORS.group)]
+    )
+    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry.select(group=group))
     np.testing.assert_array_equal(resolve_selector("later").scores(TOKENS), COLUMNS["position"])
     for spec, message in (
         (

@@ -3,22 +3,16 @@
 The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.selectors`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.metadata import entry_points
 
 import numpy as np
 
-from teachdiag.errors import InputError, SettingsError, cause
+from teachdiag.errors import SettingsError
+from teachdiag.registry import Registry, attribute, guarded, load
 from teachdiag.scores import Array
 from teachdiag.selectors import published
 from teachdiag.selectors.parts import Score, ScoreFunction, column, complement, normed, product, soft_or, within_q3
 from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, PER_SUPPORT, Tokens, stored_name
-
-GROUP = "teachdiag.selectors"  # entry points of this group are selectors
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ _IW_OPD = Score(
 )
 
 _TA_OPD, _OWN = "TA-OPD, arXiv 2605.26844", "this project"
-SELECTORS: dict[str, Selector] = {
+_BUILT_IN: dict[str, Selector] = {
     name: Selector(name, score, source)
     for name, score, source in (
         ("random", _UNIFORM, "baseline"),
@@ -150,6 +144,38 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
+def _selector(label: str, loaded: object) -> Selector:
+    """Make a selector of a user's `Score`, or function of `Tokens`."""
+    if isinstance(loaded, type) or not (isinstance(loaded, Score) or callable(loaded)):
+        sort = f"the class {loaded.__name__}" if isinstance(loaded, type) else type(loaded).__name__
+        raise SettingsError(f"{label} is {sort}, neither a function of Tokens nor a Score")
+    with guarded(label, "cannot be loaded"):
+        columns = getattr(loaded, "columns", MEASURED)
+    readable = {*MEASURED, *PER_SUPPORT, *FROM_PROBES}
+    listed = isinstance(columns, list | tuple) and all(isinstance(column, str) for column in columns)
+    if not listed or not readable.issuperset(columns):
+        unknown = ", ".join(dict.fromkeys(c for c in columns if c not in readable)) if listed else repr(columns)
+        raise SettingsError(
+            f"{label} declares that it reads {unknown}: `columns` lists names of numeric columns of the table "
+            "positions (docs/artefacts.md)"
+        )
+    name = label.removeprefix("selector ")
+    score = loaded if isinstance(loaded, Score) else Score(loaded, (), name)
+    return Selector(name, Score(_guarded(label, score.of), tuple(columns), score.formula), "user")
+
+
+def _guarded(label: str, function: ScoreFunction) -> ScoreFunction:
+    def scores(tokens: Tokens) -> Array:
+        with guarded(label, "failed"):
+            values: Array = np.asarray(function(tokens))
+            return values
+
+    return scores
+
+
+SELECTORS = Registry("teachdiag.selectors", "selector", _BUILT_IN, _selector, hint=", or your own as module:function")
+
+
 def resolve_selector(spec: str) -> Selector:
     """Return a selector by its name here, by the name of an installed entry point, or as `module:function`.
 
@@ -159,65 +185,15 @@ def resolve_selector(spec: str) -> Selector:
     Raises:
         SettingsError: nothing is found there; the message says what failed, or which names exist.
     """
-    if spec in SELECTORS:
-        return SELECTORS[spec]
-    installed = entry_points(group=GROUP)
     module, _, function = spec.partition(":")
-    if spec in installed.names:
-        return _users_own(spec, installed[spec].load)
-    if module and function:
-        return _users_own(spec, lambda: getattr(import_module(module), function))
-    known = [*SELECTORS, *sorted(installed.names)]
-    near = get_close_matches(spec, known)
-    meant = f"did you mean {' or '.join(near)}? There are" if near else "choose from"
-    raise SettingsError(f"no selector {spec!r}: {meant} {', '.join(known)}, or your own as module:function")
-
-
-def _users_own(spec: str, load: Callable[[], object]) -> Selector:
-    with _users_code(spec, "cannot be loaded"):
-        found = load()
-        read = getattr(found, "columns", MEASURED)
-    if isinstance(found, type) or not (isinstance(found, Score) or callable(found)):
-        what = f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
-        raise SettingsError(f"selector {spec} is {what}, neither a function of Tokens nor a Score")
-    known = {*MEASURED, *PER_SUPPORT, *FROM_PROBES}
-    columns = read if isinstance(read, list | tuple) and all(isinstance(name, str) for name in read) else None
-    if columns is None or not known.issuperset(columns):
-        unknown = repr(read) if columns is None else ", ".join(dict.fromkeys(n for n in columns if n not in known))
-        raise SettingsError(
-            f"selector {spec} declares that it reads {unknown}: `columns` lists names of numeric columns of the table "
-            "positions (docs/artefacts.md)"
-        )
-    of = _guarded(spec, found.of if isinstance(found, Score) else found)
-    return Selector(spec, Score(of, tuple(columns), found.formula if isinstance(found, Score) else spec), "user")
-
-
-def _guarded(spec: str, function: ScoreFunction) -> ScoreFunction:
-    def scores(tokens: Tokens) -> Array:
-        with _users_code(spec, "failed"):
-            values: Array = np.asarray(function(tokens))
-            return values
-
-    return scores
-
-
-@contextmanager
-def _users_code(spec: str, what: str) -> Iterator[None]:
-    """Turn whatever a user's code raises, `sys.exit()` included, into one sentence that names the selector."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except InputError as error:
-        raise type(error)(f"selector {spec}: {error}") from error
-    except BaseException as error:
-        hint = "; its folder must be on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
-        raise SettingsError(f"selector {spec} {what}: {type(error).__name__}: {cause(error)}{hint}") from error
+    if module and function and spec not in SELECTORS:
+        return load(f"selector {spec}", lambda: attribute(spec), _selector)
+    return SELECTORS[spec]
 
 
 def selectors_page() -> str:
     """Return `docs/selectors.md`: every selector, made from the registry."""
-    rows = [f"| `{s.name}` | {s.score.formula} | {s.source} |\n" for s in SELECTORS.values()]
+    rows = [f"| `{s.name}` | {s.score.formula} | {s.source} |\n" for s in _BUILT_IN.values()]
     return "".join([_PREAMBLE, "| selector | score | source |\n| --- | --- | --- |\n", *rows])
 
 
