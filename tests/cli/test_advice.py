@@ -1,0 +1,85 @@
+"""What messages, help texts and docstrings tell people to type exists: every command, and every option of it."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from stages import ROOT
+
+from teachdiag.cli import app
+from teachdiag.runs import Stage
+
+SOURCES = sorted(
+    file for room in ("teachdiag", "diagnostics", "analysis", "figures") for file in (ROOT / room).rglob("*.py")
+)
+OF_OTHERS = {"--nproc-per-node", "--no-deps", "--save-debug-rollout-data"}  # of torchrun, pip and slime
+
+
+def _commands() -> dict[str, set[str]]:
+    """Options of each command, by its words."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command: object, words: tuple[str, ...]) -> None:
+        for name, own in getattr(command, "commands", {}).items():
+            walk(own, (*words, name))
+        if words:
+            found[" ".join(words)] = {
+                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+            } | {"--help"}
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+COMMANDS = _commands()
+OPTIONS = set().union(*COMMANDS.values(), {"--version"})
+
+
+def _texts(file: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a file with its line; what an f-string puts in is `{}`."""
+    inside: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            inside |= set(node.values)
+            yield node.lineno, "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            yield node.lineno, node.value
+
+
+def _wrong(text: str) -> list[str]:
+    whole = " ".join(text.split())
+    options = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w{*-])", whole)
+    wrong = [option for option in options if option not in OPTIONS | OF_OTHERS]
+    for told in re.findall(r"`teachdiag ([a-z][^`]*)`", whole):
+        words = re.match(r"(import [a-z-]+|[a-z-]+)", told)
+        name = words[0] if words else told
+        if name != "import" and (name not in COMMANDS or set(re.findall(r"--[a-z][a-z0-9-]*", told)) - COMMANDS[name]):
+            wrong.append(told)
+    return wrong
+
+
+def test_what_is_told_to_be_typed_exists() -> None:
+    found = [
+        (str(file.relative_to(ROOT)), line, wrong)
+        for file in SOURCES
+        for line, text in _texts(file)
+        for wrong in _wrong(text)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "name", ["capture", "probes/p", "analyze", "analyze-released", "figures", "train", "evaluate", "import"]
+)
+def test_the_command_of_a_stage_exists(name: str) -> None:
+    assert _wrong(f"`{Stage(Path('runs/a'), name).command}`") == []
+
+
+def test_commands_that_take_runs_as_arguments_are_not_told_an_option() -> None:
+    assert {name for name, options in COMMANDS.items() if "--run" not in options} == {
+        *("analyze", "figures", "report", "plan"),
+        *(name for name in COMMANDS if name.startswith("import") and name != "import released"),
+    }

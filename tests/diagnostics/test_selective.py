@@ -1,0 +1,188 @@
+"""The selective trainer: TRL's own step where all is kept, a loss by brute force, one selection whatever the ranks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import save_architecture
+from datasets import Dataset
+from selective_script import ENDS, PROMPTS, Recording, make_trainer
+from stages import WORLDS
+from tiny_pair import KNOWN, save_model
+from transformers import AutoModelForCausalLM
+from trl import DistillationConfig, DistillationTrainer
+
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
+from teachdiag.errors import ContextError
+from teachdiag.selectors import Selection
+
+# TRL uses names that transformers renames in v6.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of heads whose padding has larger logits than any token, in both directions."""
+    paths = [tmp_path_factory.mktemp("trained") / side for side in ("student", "teacher")]
+    for path, seed in zip(paths, (1, 3), strict=True):
+        save_model(path, seed)
+        model = AutoModelForCausalLM.from_pretrained(path)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[KNOWN:] *= 30
+        model.save_pretrained(path)
+    return str(paths[0]), str(paths[1])
+
+
+class Plain(DistillationTrainer):
+    """TRL's trainer on our rollouts."""
+
+    rollout_seed, _known = 0, Known(KNOWN)
+    _generate_single_turn = SelectiveDistillationTrainer._generate_single_turn
+
+
+def _weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: own.detach().clone() for name, own in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize(("loss", "beta"), [("reverse_kl", 1.0), ("forward_kl", 0.0)])
+def test_full_distillation_is_trls(tmp_path: Path, loss: str, beta: float) -> None:
+    """On heads without padding, over which TRL takes its softmax."""
+    models = tuple(save_model(tmp_path / name, seed, rows=KNOWN) for name, seed in (("student", 1), ("teacher", 3)))
+    ours = make_trainer(models, tmp_path, Recording, selection=Selection("full"), loss=loss)
+    theirs = make_trainer(models, tmp_path, Plain, beta=beta)
+    for trainer in (ours, theirs):
+        trainer.train()
+    for name, weights in _weights(theirs).items():
+        # AdamW's first step is a thousandth wherever a gradient is more than rounding, which padding elsewhere changes.
+        torch.testing.assert_close(dict(ours.model.named_parameters())[name], weights, rtol=1e-4, atol=3e-5)
+    assert ours.state.log_history[0]["selection/keep"] == 1
+
+
+def _by_brute_force(models: tuple[str, str], trainer: Recording) -> dict[str, np.ndarray]:
+    """KLs and C (K=16) of every position of the recorded rollout batch, unpadded, float64, by sequence and position."""
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path).double().eval() for path in models)
+    found: dict[str, list[float]] = {"forward_kl": [], "reverse_kl": [], "compatibility": []}
+    batch = trainer.batches[0]
+    for prompt, own, mask, prompt_mask in zip(
+        batch["prompt_ids"], batch["completion_ids"], batch["completion_mask"], batch["prompt_mask"], strict=True
+    ):
+        context, response = prompt[prompt_mask.bool()], own[mask.bool()]
+        with torch.no_grad():
+            logp, logq = (
+                m(torch.cat([context, response])[None]).logits[0, len(context) - 1 : -1, :KNOWN].log_softmax(-1)
+                for m in (student, teacher)
+            )
+        p, q = logp.exp(), logq.exp()
+        found["forward_kl"] += (q * (logq - logp)).sum(-1).tolist()
+        found["reverse_kl"] += (p * (logp - logq)).sum(-1).tolist()
+        found["compatibility"] += [float(b[a.topk(16).indices].sum()) for a, b in zip(p, q, strict=True)]
+    return {name: np.array(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "llama", "gemma2"])  # learned, ALiBi and rotary positions
+def test_padding_on_the_left_changes_nothing(tmp_path: Path, kind: str) -> None:
+    """TRL pads prompts of unequal lengths; every position's KL is that of its own unpadded sequence."""
+    models = tuple(save_architecture(tmp_path / str(seed), kind, seed) for seed in (1, 2))
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection("full"), loss="forward_kl")
+    trainer.train()
+    truth = _by_brute_force(models, trainer)
+    assert (trainer.batches[0]["prompt_mask"].sum(1).unique().numel()) > 1
+    for name in ("forward_kl", "reverse_kl"):
+        np.testing.assert_allclose(trainer.columns[0][name], truth[name], rtol=2e-5, atol=2e-6)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(truth["forward_kl"].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_mean", ["positions", "sequences"])
+def test_the_loss_is_the_mean_over_what_the_selector_keeps(
+    models: tuple[str, str], tmp_path: Path, loss_mean: str
+) -> None:
+    selection = Selection("compatibility", budget=0.15)
+    trainer = make_trainer(models, tmp_path, Recording, selection=selection, loss_mean=loss_mean)
+    trainer.train()
+    assert trainer.batches[0]["completion_ids"].max() < KNOWN
+    truth = _by_brute_force(models, trainer)
+    n = len(truth["compatibility"])
+    best = np.argsort(-truth["compatibility"])[: int(np.ceil(0.15 * n))]
+    sequences = trainer.columns[0]["context_id"]
+    assert sorted(np.flatnonzero(trainer.weights[0].kept)) == sorted(best)
+    if loss_mean == "positions":
+        expected = truth["reverse_kl"][best].mean()
+    else:
+        means = [truth["reverse_kl"][best[sequences[best] == s]] for s in range(len(PROMPTS))]
+        expected = np.mean([own.mean() if len(own) else 0.0 for own in means])
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(expected, rel=1e-5)
+    assert logged["selection/keep"] == pytest.approx(len(best) / n)
+    assert logged["selection/sequences_touched"] == len(set(sequences[best])) / len(PROMPTS)
+    assert logged["selection/compatibility_kept"] == pytest.approx(truth["compatibility"][best].mean(), rel=1e-5)
+    ends = np.isin(trainer.columns[0]["token_id"], ENDS)
+    if ends.any():
+        assert logged["selection/ends_kept"] == pytest.approx(np.isin(np.flatnonzero(ends), best).mean())
+
+
+def test_two_processes_select_and_step_as_one(models: tuple[str, str], tmp_path: Path) -> None:
+    script = str(WORLDS / "selective_script.py")
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        done = subprocess.run(
+            [*command, script, *models, str(folder)], capture_output=True, text=True, env=_one_thread(), timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append((json.loads((folder / "kept.json").read_text()), torch.load(folder / "weights.pt")))
+    (kept, weights), (kept_by_two, weights_by_two) = found
+    assert kept == kept_by_two
+    assert all(len(own) > 0 for own in kept)
+    for name, own in weights.items():
+        torch.testing.assert_close(own, weights_by_two[name], rtol=1e-4, atol=1e-6)
+
+
+def _one_thread() -> dict[str, str]:
+    import os
+
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+
+
+def test_a_teacher_that_gives_nan_is_named(models: tuple[str, str], tmp_path: Path) -> None:
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection("learnable"))
+    with torch.no_grad():
+        next(trainer.teacher_model.parameters())[:] = float("nan")
+    with pytest.raises(ContextError, match=r"step 0: .* is not finite at some position: the student or the teacher"):
+        trainer.train()
+
+
+def test_a_mask_that_ties_decide_is_said_once(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection("q3_tied:flat"), max_steps=2)
+    trainer.train()
+    said = capsys.readouterr().err
+    assert said.count("ties decide 100% of the positions that q3_tied:flat keeps") == 1
+
+
+def test_ones_own_script_needs_nothing_but_the_trainer(models: tuple[str, str], tmp_path: Path) -> None:
+    """As the README has it: models by their names, a selection, TRL's own arguments."""
+    import teachdiag
+
+    trainer = teachdiag.SelectiveDistillationTrainer(
+        model=models[0],
+        teacher_model=models[1],
+        args=DistillationConfig(
+            str(tmp_path), max_completion_length=6, max_steps=1, per_device_train_batch_size=2, logging_steps=1,
+            bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS]),
+        selection=teachdiag.Selection("learnable", budget=0.1),
+        loss="reverse_kl",
+    )  # fmt: skip
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["selection/keep"] <= 0.3
+    with pytest.raises(AttributeError, match="has no attribute 'Selektion'"):
+        teachdiag.Selektion  # noqa: B018
