@@ -86,8 +86,10 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     _refuse_what_is_missing(settings)
     stage = Stage(run, "capture", tables=("contexts", "positions", "vocabulary"))
     with writing_first(run):
-        sources = on_first(lambda: resolve_pair(settings, reporter))
+        # Prompts and devices before models, which may be fetched or made: a typo costs nothing.
         prompts = on_first(lambda: _prompts(settings))
+        device = settings.device if settings.engine == "ray" else own_device(settings.device)
+        sources = on_first(lambda: resolve_pair(settings, reporter))
         with joined():
             pair = outline_pair(sources, reporter)
         groups, prompted = on_first(lambda: _planned(stage, settings, pair, prompts, reporter))
@@ -95,7 +97,6 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         refuse_nothing_to_learn(sources, settings.teacher_prompt, same)
         inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted
         with _cluster(settings, sources, reporter) as cluster:
-            device = settings.device if cluster else own_device(settings.device)
             facts = cluster.facts if cluster else machine_facts(device)
             if on_first(lambda: stage.claim(settings.as_dict(), inputs, facts, settings.defaults())):
                 reporter.say(f"{run}: capture is complete")

@@ -87,9 +87,9 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     probe_id = settings.name or _default_name(settings)
     stage = Stage(run, f"probes/{probe_id}", _tables(settings, probe_id), scratch=f"scratch/{probe_id}")
     with writing_first(run):
+        device = own_device(settings.device)
         sources = on_first(lambda: resolve_pair(capture, reporter))
         _refuse_other_models(run, captured, sources)
-        device = own_device(settings.device)
         further = on_first(lambda: _further_inputs(run, settings, capture, reporter))
         inputs = captured["inputs"] | captured["tables"] | further
         if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):

@@ -35,7 +35,7 @@ from teachdiag.diagnostics.training.distillation import check_arguments, distil
 from teachdiag.errors import SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
-from teachdiag.prompts import load_prompts, say_contradictory
+from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
 from teachdiag.runs import Stage, end_with_parent
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import BASE, TEACHER, Cell, plan
@@ -94,13 +94,16 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     stage = Stage(run, "train", tables=("train_steps", "eval_scores"), scratch="scratch/train")
     with writing_first(run):
         on_first(lambda: refuse_beside(run, "evaluate"))
+        # Prompts and devices before models, which may be fetched or made: a typo costs nothing.
+        device = pick_device(settings.device)
+        prompts = on_first(lambda: load_prompts(read_manifest(settings.prompts), settings.data_file))
         sources = on_first(lambda: resolve_pair(settings, heard))
         refuse_nothing_to_learn(sources, "same", same_prompts=True)
         pair = outline_pair(sources, heard)  # refuses a pair that shares no vocabulary
         for cell in cells:
             check_candidates(cell.settings.top_k, pair.known.count)
-        exam = on_first(lambda: _examination(stage, settings, pair, heard))
-        room = Classroom(run, settings, sources, exam, pick_device(settings.device), pair.student.end_ids)
+        exam = on_first(lambda: _examination(stage, settings, prompts, pair, heard))
+        room = Classroom(run, settings, sources, exam, device, pair.student.end_ids)
         inputs = on_first(lambda: _inputs(room, cells, pair, heard))
         if on_first(lambda: stage.claim(_recorded(settings), inputs, machine_facts(room.device))):
             heard.say(f"{run}: training is complete")
@@ -194,13 +197,14 @@ def _recorded(settings: TrainSettings) -> dict[str, Any]:
     return recorded
 
 
-def _examination(stage: Stage, settings: TrainSettings, pair: PairOutline, reporter: Reporter) -> Examination:
+def _examination(
+    stage: Stage, settings: TrainSettings, prompts: PromptSet, pair: PairOutline, reporter: Reporter
+) -> Examination:
     """Draw the held-out prompts, rendered as the prompts to train on; refuses what cannot be graded.
 
     Raises:
-        InputError: as `load_prompts`, `resolve_options` and `examination`.
+        InputError: as `resolve_options` and `examination`.
     """
-    prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
     speakers = {model.name: model.tokenizer for model in (pair.student, pair.teacher)}
     say_contradictory(prompts, reporter)
     for name, tokenizer in speakers.items():

@@ -3,6 +3,14 @@
 TRL samples the rollouts, moves the weights, and brings accelerate, FSDP, DeepSpeed, vLLM, checkpoints and logging. Here
 every global rollout batch is scored by both models without gradient, weighed as a whole, and only rows that carry loss
 go through the LM head again.
+
+TRL offers no hooks for this, so that ours goes by five of its private methods; `pyproject.toml` bounds its version:
+
+- `_tokenize_prompts`, overridden: prompts come as token ids, rendered as those are on which the student is judged.
+- `_generate_single_turn`, overridden: each rollout has a random stream of its own, so that runs can be compared.
+- `_generate_and_score_completions`, overridden: a rollout batch leaves it with the weights of its positions.
+- `_compute_loss`, overridden: the loss of the kept positions alone, by our definitions.
+- `_get_last_hidden_state`, called: the states that feed the LM head, at every position of a batch.
 """
 
 import math

@@ -1,5 +1,6 @@
 """What bad input gets from capture and probe: one sentence, and nothing lost."""
 
+import itertools
 import shlex
 import shutil
 from dataclasses import replace
@@ -21,6 +22,7 @@ from teachdiag.artefacts import CONTEXTS
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.evaluate import run_evaluation
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import resolve
@@ -28,9 +30,10 @@ from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import isolated, predicted, selectors, steps, workbench
 from teachdiag.diagnostics.probes.updates import Step, optimize
+from teachdiag.diagnostics.train import run_train
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, EvaluateSettings, ProbeSettings, TrainSettings
 
 
 def edited(run: Path, tmp_path: Path, **columns: object) -> str:
@@ -333,3 +336,20 @@ def test_resolve_pins_local_weights(student_path: str, teacher_path: str, quiet:
     ours, theirs = (resolve(path, "main", (), quiet).digest for path in (student_path, teacher_path))
     assert ours != theirs
     assert ours == resolve(student_path, "main", (), quiet).digest
+
+
+def test_a_slip_in_prompts_or_device_fetches_and_makes_no_model(
+    tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever calls the stages from Python, with a cache in which the embedded model is still to be made."""
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
+    stages = {
+        run_capture: CaptureSettings(),
+        run_train: TrainSettings(),
+        run_evaluation: EvaluateSettings(models=["embedded"]),
+    }
+    slips = ({"prompts": "gsm_symbolc"}, "no prompt manifest"), ({"device": "abacus"}, "'abacus' cannot be used")
+    for (run_stage, settings), (slip, said) in itertools.product(stages.items(), slips):
+        with pytest.raises(InputError, match=said):
+            run_stage(tmp_path / "run", replace(settings, **slip), quiet)
+    assert not list(tmp_path.iterdir())

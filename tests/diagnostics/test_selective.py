@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ class Plain(DistillationTrainer):
 
     rollout_seed, _known = 0, Known(KNOWN)
     _generate_single_turn = SelectiveDistillationTrainer._generate_single_turn
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_tokenize_prompts", ["prompts"]),
+        ("_generate_single_turn", ["prompt_ids", "images", "multimodal_fields", "has_tool_images"]),
+        ("_generate_and_score_completions", ["inputs"]),
+        ("_compute_loss", ["unwrapped_student", "inputs", "num_items_in_batch"]),
+        ("_get_last_hidden_state", ["unwrapped_model", "input_ids", "attention_mask", "logits_to_keep"]),
+    ],
+)
+def test_trl_has_the_private_methods_that_ours_goes_by(method: str, parameters: list[str]) -> None:
+    """A version of TRL that renames one, or its arguments, would sample or train by its own rules without a word."""
+    for trainer in (DistillationTrainer, SelectiveDistillationTrainer):
+        assert [*signature(getattr(trainer, method)).parameters][1 : len(parameters) + 1] == parameters
+    assert method in vars(DistillationTrainer)
 
 
 def _weights(trainer: Any) -> dict[str, torch.Tensor]:
