@@ -85,7 +85,7 @@ docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 
 readme: .venv/installed  ## put what was measured into the README and docs/study.md (needs `make figures`, or `make sweep`)
-	$(BIN)/python docs/readme_result.py $(wildcard runs/demo runs/privileged runs/sweep)
+	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
 
 clean:  ## remove the environment and every run
 	rm -rf .venv .venv-vllm runs

@@ -274,6 +274,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     ours = {n for n in names if ".dist-info/" not in n}
     assert all(n.startswith("teachdiag/") for n in ours)
+    assert [Path(n).name for n in names if ".dist-info/licenses/" in n] == ["LICENSE"]
     rooms = [ROOT / "teachdiag", *(ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests"))]
     shipped = {".py", ".typed", ".toml", ".html", ".css", ".js"}
     expected = {
@@ -283,6 +284,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         if file.suffix in shipped and "notebooks" not in file.parts
     }
     assert ours == expected
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {version('teachdiag')}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.parametrize("room", ["analysis", "diagnostics", "figures"])

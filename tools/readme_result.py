@@ -4,7 +4,6 @@ The first run gives its real step and the picture; several give their studies of
 that has trained gives what came of it.
 """
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,10 @@ def main(runs: Sequence[Path]) -> None:
     """Replace what stands between the marks of both pages, and the pictures."""
     for name, block in _blocks(runs):
         page = ROOT / _PAGES.get(name, "README.md")
-        marks = rf"(<!-- {name}:begin -->\n).*(<!-- {name}:end -->)"
-        filled = re.sub(marks, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", page.read_text(), flags=re.DOTALL)
-        page.write_text(filled)
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        before, rest = page.read_text().split(begin)
+        _, after = rest.split(end)
+        page.write_text(f"{before}{begin}{block}\n{end}{after}")
 
 
 def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:

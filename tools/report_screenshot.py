@@ -1,4 +1,4 @@
-"""`python docs/report_screenshot.py RUN OUT`: a picture of a run's report, at its tokens, with one card open.
+"""`python -m tools.report_screenshot RUN OUT`: a picture of a run's report, at its tokens, with one card open.
 
 Needs Playwright and a Chromium (`TEACHDIAG_CHROMIUM`, or one on the path).
 """
