@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch reads it: workers share the machine's cores out among themselves
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes run on the machine's few cores
 
 import torch
 from tiny_pair import save_model

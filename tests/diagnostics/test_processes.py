@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stages import Killed, dying, launch, options, tables, torchrun
+from in_ranks import command, command_with_its_own_seed, command_without_memory_in_one
+from processes import in_processes
+from stages import Killed, dying, options, tables, torchrun
 from tiny_pair import PROBE
 
 from teachdiag.artefacts import GAINS
@@ -17,6 +19,7 @@ from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import workbench
 from teachdiag.diagnostics.scoring import positions_table as positions_module
 from teachdiag.progress import Reporter
+from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_files, shard_path
 
@@ -33,11 +36,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, settings: CaptureSettings) ->
     found = {}
     for processes in (1, 2, 3):
         run = tmp_path_factory.mktemp("runs") / str(processes)
-        for command, given in (("capture", settings), ("probe", PROBE)):
-            done = launch(processes, command, "--run", str(run), *options(given))
+        for stage, given in (("capture", settings), ("probe", PROBE)):
+            done = in_processes(processes, command, stage, "--run", str(run), *options(given))
             assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = run
     return found
+
+
+def test_torchrun_starts_what_is_forked_here(tmp_path: Path, settings: CaptureSettings, runs: dict[int, Path]) -> None:
+    """The other tests trust it; this one starts processes as a user does."""
+    run = tmp_path / "run"
+    done = torchrun(2, "-m", "--", "teachdiag", "capture", "--run", str(run), *options(settings))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("contexts", "positions"):
+        assert table_digest(run / name) == table_digest(runs[2] / name)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -64,11 +76,7 @@ def test_a_probe_sums_its_gradient_over_processes(runs: dict[int, Path], process
 
 
 def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: CaptureSettings) -> None:
-    script = tmp_path / "uneven.py"
-    script.write_text(
-        "import os, sys\nfrom teachdiag.cli import main\nsys.argv += ['--seed', os.environ['RANK']]\nmain()\n"
-    )
-    done = torchrun(2, "--", str(script), "capture", "--run", str(tmp_path / "run"), *options(settings))
+    done = in_processes(2, command_with_its_own_seed, "capture", "--run", str(tmp_path / "run"), *options(settings))
     assert done.returncode != 0
     told = "teachdiag: the processes were started with different settings: --seed is 0 in process 0, 1 in process 1"
     assert told in done.stderr
@@ -91,7 +99,9 @@ def test_other_kinds_of_probe_find_the_same(
     copies = {n: tmp_path / str(n) for n in (1, 2)}
     for n, run in copies.items():
         shutil.copytree(runs[1], run)
-        done = launch(n, "probe", "--run", str(run), "--name", "k", "--batch-tokens", "100", "--kind", *kind.split())
+        done = in_processes(
+            n, command, "probe", "--run", str(run), "--name", "k", "--batch-tokens", "100", "--kind", *kind.split()
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     for folder in folders:
         one, two = (pd.read_parquet(run / folder / "k") for run in copies.values())
@@ -99,27 +109,16 @@ def test_other_kinds_of_probe_find_the_same(
 
 
 def test_a_device_by_number_is_refused_for_several(tmp_path: Path, settings: CaptureSettings) -> None:
-    done = launch(2, "capture", "--run", str(tmp_path / "run"), *options(replace(settings, device="meta")))
+    done = in_processes(
+        2, command, "capture", "--run", str(tmp_path / "run"), *options(replace(settings, device="meta"))
+    )
     assert done.returncode != 0
     assert "--device" in done.stderr
 
 
 def test_a_model_that_cannot_be_loaded_by_one_process_is_told_of(tmp_path: Path, settings: CaptureSettings) -> None:
-    script = tmp_path / "poor.py"
-    script.write_text(
-        "import os\n"
-        "from teachdiag.diagnostics import pair\n"
-        "from teachdiag.errors import ModelError\n"
-        "from teachdiag.cli import main\n"
-        "whole = pair.load\n"
-        "def load(*args, **more):\n"
-        "    if os.environ['RANK'] == '1':\n"
-        "        raise ModelError('out of memory')\n"
-        "    return whole(*args, **more)\n"
-        "pair.load = load\n"
-        "main()\n"
-    )
-    done = torchrun(2, "--", str(script), "capture", "--run", str(tmp_path / "run"), *options(settings))
+    words = ("capture", "--run", str(tmp_path / "run"), *options(settings))
+    done = in_processes(2, command_without_memory_in_one, *words)
     assert done.returncode != 0
     assert "teachdiag: out of memory" in done.stderr
 
@@ -133,7 +132,7 @@ def test_a_failure_of_any_process_reaches_the_user(
     contexts.loc[5, "response_token_ids"][0] = 9999
     contexts.to_parquet(broken)
     given = replace(settings, prompts="gsm_symbolic", contexts=str(broken))
-    done = launch(2, "capture", "--run", str(tmp_path / "run"), *options(given))
+    done = in_processes(2, command, "capture", "--run", str(tmp_path / "run"), *options(given))
     assert done.returncode != 0
     assert "context 5 holds token id 9999, outside the shared vocabulary" in done.stderr
 

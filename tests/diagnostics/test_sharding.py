@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from stages import WORLDS, launch, options, tables, torchrun
+from in_ranks import command, command_killed_while_rescoring, print_what_is_held
+from processes import in_processes
+from stages import options, tables
 from tiny_pair import PROBE, save_model
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
@@ -43,7 +45,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, captured: Path) -> Path:
 def probed(captured: Path, run: Path, processes: int, asked: list[str]) -> Path:
     """Copy a run and probe it with sharded models."""
     shutil.copytree(captured, run)
-    done = launch(processes, "probe", "--run", str(run), *asked, "--shard-model")
+    done = in_processes(processes, command, "probe", "--run", str(run), *asked, "--shard-model")
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 
@@ -69,7 +71,7 @@ def test_capture(tmp_path: Path, settings: CaptureSettings) -> None:
     given = replace(settings, bank_prompts=20, update_prompts=16, responses=2, shard_contexts=7)
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     for run, asked in ((whole, given), (sharded, replace(given, shard_model=True))):
-        done = launch(2, "capture", "--run", str(run), *options(asked))
+        done = in_processes(2, command, "capture", "--run", str(run), *options(asked))
         assert done.returncode == 0, done.stderr[-3000:]
     pd.testing.assert_frame_equal(CONTEXTS.read(whole / "contexts"), CONTEXTS.read(sharded / "contexts"))
     ours, theirs = (POSITIONS.read(run / "positions") for run in (sharded, whole))
@@ -100,49 +102,21 @@ def test_a_checkpoint(tmp_path: Path, captured: Path) -> None:
 
 def test_a_killed_probe_continues(tmp_path: Path, captured: Path, sharded: Path) -> None:
     """It was killed while it measured the real step's ladder, and ends with the same bytes."""
-    run, script = tmp_path / "run", tmp_path / "dying.py"
+    run, words = tmp_path / "run", (*options(PLACEBOS), "--shard-model")
     shutil.copytree(captured, run)
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(WORLDS)!r})\n"
-        "from stages import dying\n"
-        "from teachdiag.cli import main\n"
-        "from teachdiag.diagnostics.probes import workbench\n"
-        "workbench.rescore = dying(workbench.rescore, 18)\n"
-        "main()\n"
-    )
-    done = torchrun(2, "--", str(script), "probe", "--run", str(run), *options(PLACEBOS), "--shard-model")
+    done = in_processes(2, command_killed_while_rescoring, 18, "probe", "--run", str(run), *words)
     assert "Killed" in done.stderr
     assert (run / "scratch/p/ladder-2").exists()
     assert not (run / "scratch/p/ladder.json").exists()
     assert not (run / "scratch/p/shuffled_teacher-0").exists()
-    again = launch(2, "probe", "--run", str(run), *options(PLACEBOS), "--shard-model")
+    again = in_processes(2, command, "probe", "--run", str(run), *words)
     assert again.returncode == 0, again.stderr[-3000:]
     assert tables(run) == tables(sharded)
 
 
-def test_a_process_holds_its_share(tmp_path: Path, settings: CaptureSettings) -> None:
+def test_a_process_holds_its_share(settings: CaptureSettings) -> None:
     """Between passes half of every weight, and autograd keeps none of a layer, not even as cast to half precision."""
-    script = tmp_path / "held.py"
-    script.write_text(
-        "import json, sys, torch\n"
-        "from teachdiag.diagnostics.models.pair import resolve_pair\n"
-        "from teachdiag.diagnostics.processes.parameters import local\n"
-        "from teachdiag.diagnostics.processes.ranks import is_first\n"
-        "from teachdiag.diagnostics.models.sharding import load_over_processes\n"
-        "from teachdiag.progress import Reporter\n"
-        "from teachdiag.settings import CaptureSettings\n"
-        "sources = resolve_pair(CaptureSettings(**json.loads(sys.argv[1])), Reporter(quiet=True))\n"
-        "student = load_over_processes(sources, 'bfloat16', 'cpu', shard=True, master=True).student\n"
-        "kept, held = [], []\n"
-        "with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):\n"
-        "    states = student.hidden(torch.arange(7)[None])\n"
-        "for backward in (False, True):\n"
-        "    states.sum().backward() if backward else None\n"
-        "    held.append([[list(p.shape), local(p).numel(), p.grad is not None] for _, p in student.parameters()])\n"
-        "if is_first():\n"
-        "    print(json.dumps([kept, held]))\n"
-    )
-    done = torchrun(2, "--", str(script), json.dumps(settings.as_dict()))
+    done = in_processes(2, print_what_is_held, settings)
     assert done.returncode == 0, done.stderr[-3000:]
     kept, held = json.loads(done.stdout)
     for reached, parameters in enumerate(held):

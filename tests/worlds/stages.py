@@ -1,7 +1,6 @@
 """Stages as tests run them: settings as a command line, several processes, a kill, and what a run holds afterwards."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,12 +76,6 @@ def options(settings: CaptureSettings | ProbeSettings) -> list[str]:
 
 
 def torchrun(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in several processes with one thread each."""
+    """Run a script in several processes, as a user starts them."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *start], capture_output=True, text=True, env=environment, timeout=300)
-
-
-def launch(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a teachdiag command in several processes, as a user does."""
-    return torchrun(processes, "-m", "--", "teachdiag", *command)
+    return subprocess.run([sys.executable, *start], capture_output=True, text=True, timeout=300)
