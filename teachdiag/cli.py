@@ -10,6 +10,7 @@ import typer
 from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, uninterrupted
 from teachdiag.errors import InputError, RunError, place_error
+from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
 from teachdiag.settings import (
@@ -97,7 +98,15 @@ def _version(
 
 @stage_command(app, CaptureSettings, show_capture)
 def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Freeze student rollouts into a bank, and score student and teacher at every position of it."""
+    r"""Freeze student rollouts into a bank, and score student and teacher at every position of it.
+
+    Examples:
+        teachdiag capture
+        teachdiag capture --run runs/qwen --student Qwen/Qwen3-0.6B \
+            --teacher Qwen/Qwen3-8B --prompts gsm8k --bank-prompts 256
+        teachdiag capture --run runs/verl --contexts verl.parquet \
+            --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B
+    """
     _need_models()
     preflight.before_capture(run, settings)
     from teachdiag.diagnostics.capture import run_capture
@@ -111,6 +120,11 @@ def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 
     By default one optimizer step with its placebos. --kind asks otherwise: one position's loss at a time, first-order
     predictions for all of them, many placebos, or what each way of selecting positions gains.
+
+    Examples:
+        teachdiag probe
+        teachdiag probe --run runs/qwen --kind isolated --sample 500
+        teachdiag probe --run runs/qwen --kind selectors --selector learnable,random
     """
     _need_models()
     preflight.before_probe(run, settings)
@@ -128,7 +142,13 @@ def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
 
 @stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo."""
+    """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo.
+
+    Examples:
+        teachdiag analyze
+        teachdiag analyze runs/seed0 runs/seed1 --draws 2000
+        teachdiag analyze runs/released --compat released
+    """
     preflight.before_reading(run)
     from teachdiag.analysis.analyze import run_analysis
     from teachdiag.analysis.released.analyze_released import run_released
@@ -151,7 +171,12 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 
 @stage_command(app, FiguresSettings, show_figures, many=True, together=_compare)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Draw the figures and print the tables of an analysed run again, all or one."""
+    """Draw the figures and print the tables of an analysed run again, all or one.
+
+    Examples:
+        teachdiag figures
+        teachdiag figures runs/qwen --only deciles
+    """
     preflight.before_reading(run)
     from teachdiag.figures.publish import publish
 
@@ -161,7 +186,12 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 
 @stage_command(app, ReportSettings, show_report, many=True)
 def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected."""
+    """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected.
+
+    Examples:
+        teachdiag report
+        teachdiag report runs/qwen --contexts 20 --budget 0.05
+    """
     preflight.before_reading(run)
     from teachdiag.figures.report.html import write_report
 
@@ -171,10 +201,16 @@ def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # n
 
 @stage_command(app, TrainSettings, show_models)
 def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Distil the student on the positions that a selector keeps, and judge it beside base student and teacher.
+    r"""Distil the student on the positions that a selector keeps, and judge it beside base student and teacher.
 
     With --sweep, many arms, budgets and seeds. Works under `accelerate launch`, whose configuration says how models
     are sharded.
+
+    Examples:
+        teachdiag train --run runs/train --selector learnable --budget 0.1
+        teachdiag train --run runs/testbed --sweep docs/train/testbed.toml
+        teachdiag train --run runs/qwen --student Qwen/Qwen3-0.6B \
+            --teacher Qwen/Qwen3-8B --prompts gsm8k --steps 200 --dtype bfloat16
     """
     _need(("torch", "transformers", "accelerate", "trl", "datasets"), "train")
     preflight.before_train(run, settings)
@@ -188,7 +224,12 @@ def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
 
 @stage_command(app, EvaluateSettings, show_models)
 def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Let models answer held-out prompts, and grade the answers: right, wrong, or unparseable."""
+    """Let models answer held-out prompts, and grade the answers: right, wrong, or unparseable.
+
+    Examples:
+        teachdiag evaluate embedded --run runs/judged
+        teachdiag evaluate Qwen/Qwen3-0.6B Qwen/Qwen3-8B --prompts gsm8k
+    """
     _need(("torch", "transformers", "accelerate", "math_verify"), "train")
     preflight.before_evaluate(run, settings)
     from teachdiag.diagnostics.evaluate import run_evaluation
@@ -203,6 +244,11 @@ def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     """Foresee storage, model passes, memory and time of a run, and recommend a layout. It runs nothing.
 
     It extrapolates from what `python benchmarks/bench.py calibration` measured, on the device where that ran.
+
+    Examples:
+        teachdiag plan
+        teachdiag plan --positions 1e9 --processes 8 --dtype bfloat16
+        teachdiag plan --student-parameters 1.7e9 --teacher-parameters 8e9
     """
     from teachdiag.calibration import calibration_path, read_calibration
     from teachdiag.planning import plan as foresee
@@ -234,14 +280,23 @@ _importing = typer.Typer(
 app.add_typer(_importing, name="import")
 
 
-@_importing.command()
+@_importing.command(cls=HelpPage)
 def released(
-    before: Annotated[Path, typer.Option(help="Scores of the untouched student: Parquet or CSV, its columns")],
-    after: Annotated[Path, typer.Option(help="Scores after its update, of the same positions")],
+    before: Annotated[
+        Path, typer.Option(metavar="PATH", help="Scores of the untouched student: Parquet or CSV, its columns")
+    ],
+    after: Annotated[Path, typer.Option(metavar="PATH", help="Scores after its update, of the same positions")],
     run: Annotated[Path, typer.Option(parser=run_folder, metavar="PATH", help="Run directory to write")],
-    k: Annotated[int, typer.Option("--k", help="Support size K that they were scored with")] = 16,
+    k: Annotated[
+        int, typer.Option("--k", metavar="N", help="Support size K that they were scored with (default 16)")
+    ] = 16,
 ) -> None:
-    """Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`."""
+    r"""Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`.
+
+    Examples:
+        teachdiag import released --before before.csv --after after.csv \
+            --run runs/released
+    """
     from teachdiag.analysis.released.released_bank import import_bank
 
     with uninterrupted():
@@ -268,7 +323,15 @@ def _import_command(name: str, what: str) -> None:
 
         return import_rollouts(name, settings, Reporter())
 
-    work.__name__, work.__doc__ = name, f"Import {what}, for `teachdiag capture --contexts FILE`."
+    work.__name__ = name
+    work.__doc__ = f"""Import {what}, for `teachdiag capture --contexts FILE`.
+
+    Examples:
+        teachdiag import {name} rollouts/ --student Qwen/Qwen3-0.6B \\
+            --contexts rollouts.parquet
+        teachdiag import {name} step-10 step-20 --student Qwen/Qwen3-0.6B \\
+            --contexts rollouts.parquet --skip-bad-rows
+    """
     plain_command(_importing, ImportSettings, show_import, recipe=False)(work)
 
 

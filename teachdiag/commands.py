@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
-from rich.markup import escape
 
 from teachdiag.errors import SettingsError
+from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
 from teachdiag.settings import help_text
-from teachdiag.settings.base import fits, in_words, shown
+from teachdiag.settings.base import ALWAYS, fits, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 from teachdiag.sweeps import read_recipe
 
@@ -48,7 +48,8 @@ def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # no
     unknown = entries.keys() - known
     if unknown:
         raise SettingsError(f"recipe {path}: [{name}] has no option {', '.join(sorted(unknown))}; see {name} --help")
-    hints = get_type_hints(context.command.callback) | context.command.callback.declared  # type: ignore[union-attr]
+    callback: Any = context.command.callback
+    hints = get_type_hints(callback) | get_type_hints(callback.settings_class)
     for key, value in entries.items():  # before the command line makes 1 of true, and 3 of 3.7
         if not fits(value, hints[key]):
             raise SettingsError(f"recipe {path}: {key} is {shown(value)}: it must be {in_words(hints[key])}")
@@ -73,7 +74,11 @@ _ONE_RUN: dict[str, tuple[Any, Any]] = {
     "run": (
         Annotated[
             Path,
-            typer.Option(parser=run_folder, metavar="PATH", help="Run directory: every stage reads and writes here"),
+            typer.Option(
+                parser=run_folder,
+                metavar="PATH",
+                help=f"Run directory: every stage reads and writes here (default {_DEFAULT_RUN})",
+            ),
         ],
         _DEFAULT_RUN,
     )
@@ -82,12 +87,7 @@ _RUNS: dict[str, tuple[Any, Any]] = {
     "runs": (
         Annotated[
             list[Path] | None,
-            typer.Argument(
-                parser=run_folder,
-                metavar="[RUN]...",
-                help=f"Run directories (default: {_DEFAULT_RUN})",
-                show_default=False,
-            ),
+            typer.Argument(parser=run_folder, metavar="RUN", help=f"Run directories (default {_DEFAULT_RUN})"),
         ],
         None,
     )
@@ -98,19 +98,20 @@ _COMMON: dict[str, tuple[Any, Any]] = {
             Path | None,
             typer.Option(
                 help="TOML file with any of these options, in a table named like the command",
+                metavar="PATH",
+                rich_help_panel=ALWAYS,
                 is_eager=True,
                 callback=_read_recipe,
-                show_default="none",
             ),
         ],
         None,
     ),
     "quiet": (
-        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", show_default="off")],
+        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", rich_help_panel=ALWAYS)],
         False,
     ),
     "json": (
-        Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", show_default="off")],
+        Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", rich_help_panel=ALWAYS)],
         False,
     ),
 }
@@ -208,8 +209,15 @@ def _add(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
     command.__doc__ = named.__doc__
-    command.declared = get_type_hints(settings_class)  # type: ignore[attr-defined]
-    app.command(named.__name__)(command)
+    command.settings_class = settings_class  # type: ignore[attr-defined]
+    app.command(named.__name__, cls=HelpPage)(command)
+
+
+_VALUES: dict[Any, str] = {
+    int: "N",
+    float: "NUMBER",
+    float | None: "NUMBER",
+}  # how help calls the value of an option by its type
 
 
 def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
@@ -218,14 +226,19 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
     options: dict[str, tuple[Any, Any]] = {}
     for entry in fields(settings_class):
         if entry.metadata["argument"]:
-            argument = typer.Argument(help=escape(help_text(entry)), metavar=f"{entry.name[:-1].upper()}...")
+            argument = typer.Argument(help=entry.metadata["help"], metavar=entry.name[:-1].upper())
             options[entry.name] = (Annotated[hints[entry.name], argument], ...)
             continue
-        default = "none" if entry.default == "" else True
+        hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
+        choices = get_args(hint) if get_origin(hint) is Literal else ()
         reader = _read_recipe if entry.name in _RECIPES else None
         option = typer.Option(
-            help=escape(help_text(entry)), show_default=default, is_eager=reader is not None, callback=reader
+            help=help_text(entry, choices),
+            metavar="CHOICE" if choices else _VALUES.get(hint, "TEXT"),
+            show_default=False,
+            rich_help_panel=entry.metadata["panel"],
+            is_eager=reader is not None,
+            callback=reader,
         )
-        hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
         options[entry.name] = (Annotated[hint, option], entry.default)
     return options

@@ -14,13 +14,12 @@ class AnalyzeSettings(Checked):
     folds: int = option(5, "Folds of the prompt-grouped cross-validation", "folds")
     fold_repeats: int = option(10, "Fold assignments that the cross-validation averages over", "assignments")
     compat: Literal["none", "released"] = option(
-        "none", "'released': the released code's own tables, on a bank from `teachdiag import released`", "choice"
+        "none", "'released': the released code's own tables, on a bank from `teachdiag import released`"
     )
     cuts: Literal["redrawn", "fixed"] = option(
         "redrawn",
         "Cuts of normalised scores, medians and thirds in each bootstrap draw: estimated anew, or those of the whole "
         "bank (as the released code has them)",
-        "choice",
     )
     seed: int = option(0, "Root of the bootstrap's and the folds' random streams", "integer")
 

@@ -1,7 +1,7 @@
 """What settings are made of: choices, constants, how an option is declared, and how it is checked."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +48,11 @@ EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 TRUST_HELP = "Let code run that comes with a model: read it first. Without it such a model is refused"
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text
 
+# Panels of help pages, in their order.
+OPTIONS, MODELS, PROMPTS, SAMPLING, SELECTION, STEPS, ENGINES, JUDGING, SCALE, ALWAYS = PANELS = (
+    *("Options", "Models", "Prompts", "Sampling", "Selection", "Loss and steps"),
+    *("Engines", "Judging", "Scale", "Of every command"),
+)
 
 TEMPLATE_OPTIONS = (
     f"Options of the chat template as JSON, such as '{{\"enable_thinking\": false}}'; tools and documents too, and "
@@ -64,20 +69,25 @@ class Sampling(NamedTuple):
     max_new_tokens: int
 
 
-def option(default: Any, help: str, unit: str = "") -> Any:  # noqa: ANN401 (dataclass fields are Any by nature)
-    """Declare a settings field with the help text and unit that `--help` shows."""
-    return field(default=default, metadata={"help": help, "unit": unit, "argument": False})
+def option(default: Any, help: str, unit: str = "", *, panel: str = OPTIONS) -> Any:  # noqa: ANN401 (as fields are)
+    """Declare a settings field with what `--help` shows: its text, its unit, and the panel that it stands in."""
+    return field(default=default, metadata={"help": help, "unit": unit, "argument": False, "panel": panel})
 
 
 def arguments(help: str) -> Any:  # noqa: ANN401
     """Declare a settings field, at least one word, that the command line takes without an option's name."""
-    return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True})
+    return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True, "panel": ""})
 
 
-def help_text(entry: "Field[Any]") -> str:
-    """Return the help text of a settings field, with its unit."""
-    unit = entry.metadata["unit"]
-    return f"{entry.metadata['help']} ({unit})" if unit else str(entry.metadata["help"])
+def help_text(entry: "Field[Any]", choices: Sequence[str] = ()) -> str:
+    """Return the help text of a settings field, with its choices, its unit and its default."""
+    default, facts = entry.default, [", ".join(choices), entry.metadata["unit"].removeprefix("1")]
+    if isinstance(default, bool):
+        facts.append(f"default {'on' if default else 'off'}")
+    elif default not in ("", None):
+        facts.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
+    stated = "; ".join(filter(None, facts))
+    return f"{entry.metadata['help']} ({stated})" if stated else str(entry.metadata["help"])
 
 
 def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 (an annotation)

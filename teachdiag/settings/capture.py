@@ -7,6 +7,11 @@ from teachdiag.settings.base import (
     COUNTABLE,
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
+    ENGINES,
+    MODELS,
+    PROMPTS,
+    SAMPLING,
+    SCALE,
     TEMPLATE_OPTIONS,
     TRUST_HELP,
     Checked,
@@ -30,23 +35,27 @@ _OF_RAY = ("ray_workers", "store")
 class PairSettings(Checked):
     """Which student learns from which teacher."""
 
-    student: str = option(EMBEDDED, "Student: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct)")
-    teacher: str = option(EMBEDDED, "Teacher: Hub id, local folder, or 'embedded'")
-    revision: str = option("main", "Hub revision of both models")
-    teacher_revision: str = option("", "Hub revision of the teacher, where it differs")
+    student: str = option(
+        EMBEDDED, "Student: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct)", panel=MODELS
+    )
+    teacher: str = option(EMBEDDED, "Teacher: Hub id, local folder, or 'embedded'", panel=MODELS)
+    revision: str = option("main", "Hub revision of both models", panel=MODELS)
+    teacher_revision: str = option("", "Hub revision of the teacher, where it differs", panel=MODELS)
     student_drop_layers: str = option(
         "auto",
         "Decoder layers to remove from the student, zero-based, comma-separated, or 'none'. 'auto' removes layer "
         f"{EMBEDDED_DROPPED_LAYER} in the demo, where embedded student and teacher would be identical, and nothing "
         "elsewhere",
+        panel=MODELS,
     )
     end_of_text: EndOfText = option(
         "same",
         "Ids that end a response. 'same': both models must have the same ones; 'student': the student's, so that the "
         "teacher's is a token like others; 'union': those of either, whichever comes first. With the last two the KL "
         "of a last position holds that the models end with different tokens, as base and instructed models do",
+        panel=MODELS,
     )
-    trust_remote_code: bool = option(False, TRUST_HELP)
+    trust_remote_code: bool = option(False, TRUST_HELP, panel=MODELS)
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
@@ -74,59 +83,71 @@ class CaptureSettings(PairSettings):
     """Which pair, which prompts, how the rollouts are drawn and how they are scored."""
 
     teacher_prompt: TeacherPrompt = option(
-        "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)"
+        "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)", panel=PROMPTS
     )
-    prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
-    data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
-    template_options: str = option("", TEMPLATE_OPTIONS)
+    prompts: str = option(
+        "gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own", panel=PROMPTS
+    )
+    data_file: str = option(
+        "", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file", panel=PROMPTS
+    )
+    template_options: str = option("", TEMPLATE_OPTIONS, panel=PROMPTS)
     teacher_template_options: str = option(
-        "", "Options for the teacher's prompt, rendered by the same template, where they differ (JSON)"
+        "", "Options for the teacher's prompt, rendered by the same template, where they differ (JSON)", panel=PROMPTS
     )
-    contexts: str = option("", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none")
-    bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts")
-    update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts")
-    responses: int = option(1, "Rollouts sampled for each prompt", "responses")
-    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")
+    contexts: str = option(
+        "", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none", panel=PROMPTS
+    )
+    bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts", panel=PROMPTS)
+    update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts", panel=PROMPTS)
+    responses: int = option(1, "Rollouts sampled for each prompt", "responses", panel=SAMPLING)
+    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens", panel=SAMPLING)
     positions: int = option(64, "Response positions scored in each context, from the first", "positions")
-    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1")
-    top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability")
-    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1", panel=SAMPLING)
+    top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability", panel=SAMPLING)
+    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens", panel=SAMPLING)
     seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
     engine: Engine = option(
         "transformers",
         "What samples the rollouts; 'ray' is vLLM on the machines of a Ray cluster, which score the contexts as well",
+        panel=ENGINES,
     )
     ray_workers: int = option(
         0,
         "Workers of Ray, which sample, and then score; 0 is one a GPU, or one a machine without any",
         "workers",
+        panel=ENGINES,
     )
     store: str = option(
         "",
         "fsspec path, such as s3://bucket/run, through which Ray's workers exchange shards; by default the run "
         "directory, which all machines must then share",
+        panel=ENGINES,
     )
     teacher_engine: TeacherEngine = option(
-        "transformers", "What runs the teacher; 'vllm' for one that does not fit beside the student"
+        "transformers", "What runs the teacher; 'vllm' for one that does not fit beside the student", panel=ENGINES
     )
     teacher_gives: TeacherGives = option(
         "auto",
         "What a teacher behind vLLM answers: 'states', its last hidden states, from which every column follows; "
         "'logprobs', log-probabilities at both models' top ids, without the full-vocabulary columns; 'auto' is "
         "logprobs on CUDA for a teacher whose LM head has no padding, states elsewhere",
+        panel=ENGINES,
     )
-    engine_dtype: EngineDType = option("run", "Type of the weights in vLLM; 'run' is that of --dtype")
-    tensor_parallel: int = option(1, "Devices that share one model in vLLM", "devices")
-    gpu_memory: float = option(0.9, "Share of each GPU's memory that vLLM takes", "share")
-    prefix_caching: bool = option(True, "Whether vLLM computes a prompt once for all of its responses")
+    engine_dtype: EngineDType = option("run", "Type of the weights in vLLM; 'run' is that of --dtype", panel=ENGINES)
+    tensor_parallel: int = option(1, "Devices that share one model in vLLM", "devices", panel=ENGINES)
+    gpu_memory: float = option(0.9, "Share of each GPU's memory that vLLM takes", "share", panel=ENGINES)
+    prefix_caching: bool = option(True, "Whether vLLM computes a prompt once for all of its responses", panel=ENGINES)
     shard_model: bool = option(
-        False, "Share each model's layers over the processes (FSDP2), for models larger than a device"
+        False, "Share each model's layers over the processes (FSDP2), for models larger than a device", panel=SCALE
     )
-    dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
-    device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu")
-    batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens")
-    tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions")
-    shard_contexts: int = option(8, "Contexts a shard: what is lost if the run is killed", "contexts")
+    dtype: DType = option(
+        "float32", "Type of the models' weights; LM head and statistics are float32 always", panel=MODELS
+    )
+    device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu", panel=SCALE)
+    batch_tokens: int = option(4096, "Padded tokens in one forward pass", "tokens", panel=SCALE)
+    tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions", panel=SCALE)
+    shard_contexts: int = option(8, "Contexts a shard: what is lost if the run is killed", "contexts", panel=SCALE)
 
     def __post_init__(self) -> None:
         """Check every field on its own.

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from teachdiag.settings.base import TEMPLATE_OPTIONS, TRUST_HELP, Checked, arguments, option
+from teachdiag.settings.base import (
+    MODELS,
+    TEMPLATE_OPTIONS,
+    TRUST_HELP,
+    Checked,
+    arguments,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +21,19 @@ class ImportSettings(Checked):
     contexts: str = option("", "Parquet file to write, of the schema `contexts`")
     update_prompts: int = option(0, "Prompts set aside for updates, the others are the bank; 0 is a quarter", "prompts")
     seed: int = option(0, "Seed of that draw", "integer")
-    revision: str = option("main", "Hub revision of the student")
+    revision: str = option("main", "Hub revision of the student", panel=MODELS)
     end_of_text: str = option(
-        "", "Tokens that ended the responses, comma-separated, such as '<|im_end|>', where they are not the student's"
+        "",
+        "Tokens that ended the responses, comma-separated, such as '<|im_end|>', where they are not the student's",
+        panel=MODELS,
     )
-    trust_remote_code: bool = option(False, TRUST_HELP)
-    template_options: str = option("", TEMPLATE_OPTIONS)
-    skip_bad_rows: bool = option(False, "Leave out rows that cannot be had exactly, and count them by reason")
-    skip_at_most: float = option(0.5, "Share of all rows that --skip-bad-rows may leave out", "share")
-    strip_padding: bool = option(False, "Take padding off both ends of lists of ids")
+    trust_remote_code: bool = option(False, TRUST_HELP, panel=MODELS)
+    template_options: str = option("", TEMPLATE_OPTIONS, panel=MODELS)
+    skip_bad_rows: bool = option(
+        False, "Leave out rows that cannot be had exactly, and count them by reason", panel="Rows"
+    )
+    skip_at_most: float = option(0.5, "Share of all rows that --skip-bad-rows may leave out", "share", panel="Rows")
+    strip_padding: bool = option(False, "Take padding off both ends of lists of ids", panel="Rows")
 
     def __post_init__(self) -> None:
         """Check every field on its own.

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from teachdiag.settings.base import COUNTABLE, Checked, DType, option
+from teachdiag.settings.base import (
+    COUNTABLE,
+    MODELS,
+    SCALE,
+    Checked,
+    DType,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,19 +20,31 @@ class PlanSettings(Checked):
     positions_per_context: int = option(64, "Response positions of each context", "positions")
     prompt_tokens: float = option(128.0, "Mean length of a prompt, chat template included", "tokens")
     student_parameters: float | None = option(
-        None, "Parameters of the student, such as 1.7e9; by default those of the calibration", "parameters"
+        None,
+        "Parameters of the student, such as 1.7e9; by default those of the calibration",
+        "parameters",
+        panel=MODELS,
     )
     teacher_parameters: float | None = option(
-        None, "Parameters of the teacher; by default those of the calibration", "parameters"
+        None, "Parameters of the teacher; by default those of the calibration", "parameters", panel=MODELS
     )
-    vocabulary: float | None = option(None, "Shared vocabulary; by default that of the calibration", "ids")
+    vocabulary: float | None = option(
+        None, "Shared vocabulary; by default that of the calibration", "ids", panel=MODELS
+    )
     width: float | None = option(
-        None, "Width of the hidden state, of the wider model; by default that of the calibration", "features"
+        None,
+        "Width of the hidden state, of the wider model; by default that of the calibration",
+        "features",
+        panel=MODELS,
     )
-    dtype: DType = option("float32", "Type of the models' weights; LM head and statistics are float32 always")
-    processes: int = option(1, "Processes, each with a device of its own", "processes")
-    device_memory: float = option(80.0, "Memory of one device", "GB")
-    calibration: str = option("", "Calibration to extrapolate from; by default this machine's, from the cache folder")
+    dtype: DType = option(
+        "float32", "Type of the models' weights; LM head and statistics are float32 always", panel=MODELS
+    )
+    processes: int = option(1, "Processes, each with a device of its own", "processes", panel=SCALE)
+    device_memory: float = option(80.0, "Memory of one device", "GB", panel=SCALE)
+    calibration: str = option(
+        "", "Calibration to extrapolate from; by default this machine's, from the cache folder", panel=SCALE
+    )
 
     def __post_init__(self) -> None:
         """Check every field on its own.

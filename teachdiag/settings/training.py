@@ -8,7 +8,14 @@ from teachdiag.jsontext import parse_json
 from teachdiag.settings.base import (
     COUNTABLE,
     HEADLINE_K,
+    JUDGING,
+    MODELS,
     OF_JSD,
+    PROMPTS,
+    SAMPLING,
+    SCALE,
+    SELECTION,
+    STEPS,
     SUPPORT_SIZES,
     TEMPLATE_OPTIONS,
     TRUST_HELP,
@@ -32,18 +39,30 @@ from teachdiag.settings.capture import PairSettings
 class ProtocolSettings(Checked):
     """On which held-out prompts, and how, students are judged."""
 
-    prompts: str = option("gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own")
-    data_file: str = option("", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file")
-    template_options: str = option("", TEMPLATE_OPTIONS)
-    prompt_seed: int = option(0, "Root of which prompts are held out, and of the random numbers of answers", "integer")
-    eval_prompts: int = option(32, "Held-out prompts that every model answers", "prompts")
-    eval_samples: int = option(2, "Answers to each held-out prompt", "answers")
-    eval_temperature: float = option(1.0, "Sampling temperature of answers; 0 takes the likeliest token", "1")
-    eval_top_p: float = option(1.0, "Nucleus sampling mass of answers; 1 is off", "probability")
-    eval_max_new_tokens: int = option(256, "Length at which an answer is cut", "tokens")
-    eval_batch: int = option(64, "Answers generated together", "answers")
-    dtype: DType = option("float32", "Type of the computation; weights that are trained are float32 always")
-    device: str = option("auto", "Torch device for loading and answering: 'auto' takes CUDA where there is one")
+    prompts: str = option(
+        "gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own", panel=PROMPTS
+    )
+    data_file: str = option(
+        "", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file", panel=PROMPTS
+    )
+    template_options: str = option("", TEMPLATE_OPTIONS, panel=PROMPTS)
+    prompt_seed: int = option(
+        0, "Root of which prompts are held out, and of the random numbers of answers", "integer", panel=PROMPTS
+    )
+    eval_prompts: int = option(32, "Held-out prompts that every model answers", "prompts", panel=JUDGING)
+    eval_samples: int = option(2, "Answers to each held-out prompt", "answers", panel=JUDGING)
+    eval_temperature: float = option(
+        1.0, "Sampling temperature of answers; 0 takes the likeliest token", "1", panel=JUDGING
+    )
+    eval_top_p: float = option(1.0, "Nucleus sampling mass of answers; 1 is off", "probability", panel=JUDGING)
+    eval_max_new_tokens: int = option(256, "Length at which an answer is cut", "tokens", panel=JUDGING)
+    eval_batch: int = option(64, "Answers generated together", "answers", panel=SCALE)
+    dtype: DType = option(
+        "float32", "Type of the computation; weights that are trained are float32 always", panel=MODELS
+    )
+    device: str = option(
+        "auto", "Torch device for loading and answering: 'auto' takes CUDA where there is one", panel=SCALE
+    )
 
     @property
     def answering(self) -> Sampling:
@@ -70,8 +89,8 @@ class EvaluateSettings(ProtocolSettings):
     """How models are judged by themselves."""
 
     models: list[str] = arguments("Models to judge: Hub ids, folders such as students/... of a run, or 'embedded'")
-    revision: str = option("main", "Hub revision of the models")
-    trust_remote_code: bool = option(False, TRUST_HELP)
+    revision: str = option("main", "Hub revision of the models", panel=MODELS)
+    trust_remote_code: bool = option(False, TRUST_HELP, panel=MODELS)
 
     def __post_init__(self) -> None:
         """Check every field on its own.
@@ -88,37 +107,55 @@ class TrainSettings(PairSettings, ProtocolSettings):
     """One run of selective on-policy distillation: which pair, which positions carry the loss, and for how long."""
 
     sweep: str = option("", "TOML recipe with a table [sweep]: many arms, budgets and seeds instead of one run")
-    workers: int = option(1, "Students of a sweep that are trained side by side, each in a process of its own")
-    train_prompts: int = option(256, "Distinct prompts to train on, disjoint from the held-out ones", "prompts")
+    workers: int = option(
+        1, "Students of a sweep that are trained side by side, each in a process of its own", panel=SCALE
+    )
+    train_prompts: int = option(
+        256, "Distinct prompts to train on, disjoint from the held-out ones", "prompts", panel=PROMPTS
+    )
     selector: str = option(
-        "learnable", "Which positions carry the loss: a selector's name, module:function, or 'full' for all of them"
+        "learnable",
+        "Which positions carry the loss: a selector's name, module:function, or 'full' for all of them",
+        panel=SELECTION,
     )
-    budget: float = option(0.1, "Share of each rollout batch's positions that is kept", "in (0, 1]")
-    k: int = option(HEADLINE_K, "Support size of D, C and their kin", "tokens")
-    soft: bool = option(False, "Weights in proportion to the score, with the budget's total, instead of a mask")
-    warmup: int = option(0, "Steps over which the kept share falls from everything to the budget", "steps")
-    normalisation: Normalisation = option("quantile", "How scores' columns are put on a common scale")
-    scope: Scope = option("global", "Whether positions compete over the whole rollout batch or within each sequence")
-    min_keep: int = option(0, "Positions kept in every sequence whatever the budget; 0 is off", "positions")
-    ties: Ties = option("random", "Which of the positions of equal score are kept")
-    loss: Loss = option("reverse_kl", "OPD loss, over the full vocabulary except 'sampled_reverse_kl'")
-    jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1")
+    budget: float = option(0.1, "Share of each rollout batch's positions that is kept", "in (0, 1]", panel=SELECTION)
+    k: int = option(HEADLINE_K, "Support size of D, C and their kin", "tokens", panel=SELECTION)
+    soft: bool = option(
+        False, "Weights in proportion to the score, with the budget's total, instead of a mask", panel=SELECTION
+    )
+    warmup: int = option(
+        0, "Steps over which the kept share falls from everything to the budget", "steps", panel=SELECTION
+    )
+    normalisation: Normalisation = option("quantile", "How scores' columns are put on a common scale", panel=SELECTION)
+    scope: Scope = option(
+        "global", "Whether positions compete over the whole rollout batch or within each sequence", panel=SELECTION
+    )
+    min_keep: int = option(
+        0, "Positions kept in every sequence whatever the budget; 0 is off", "positions", panel=SELECTION
+    )
+    ties: Ties = option("random", "Which of the positions of equal score are kept", panel=SELECTION)
+    loss: Loss = option("reverse_kl", "OPD loss, over the full vocabulary except 'sampled_reverse_kl'", panel=STEPS)
+    jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1", panel=STEPS)
     loss_mean: LossMean = option(
-        "positions", "'positions': mean over kept positions; 'sequences': mean of each sequence's mean, as released"
+        "positions",
+        "'positions': mean over kept positions; 'sequences': mean of each sequence's mean, as released",
+        panel=STEPS,
     )
-    steps: int = option(50, "Optimizer steps, each on a rollout batch of its own", "steps")
-    batch: int = option(8, "Prompts of one rollout batch, over all processes", "prompts")
-    micro_batch: int = option(4, "Prompts of one forward and backward pass of one process", "prompts")
-    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant", "1")
-    weight_decay: float = option(0.0, "Weight decay, decoupled", "1")
-    clip_norm: float = option(1.0, "Gradient norm above which the gradient is scaled down", "Euclidean norm")
-    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens")
-    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1")
-    top_p: float = option(1.0, "Nucleus sampling mass of the rollouts; 1 is off", "probability")
-    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens")
-    tile_positions: int = option(256, "Positions whose logits exist at the same time", "positions")
+    steps: int = option(50, "Optimizer steps, each on a rollout batch of its own", "steps", panel=STEPS)
+    batch: int = option(8, "Prompts of one rollout batch, over all processes", "prompts", panel=STEPS)
+    micro_batch: int = option(4, "Prompts of one forward and backward pass of one process", "prompts", panel=SCALE)
+    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant", "1", panel=STEPS)
+    weight_decay: float = option(0.0, "Weight decay, decoupled", "1", panel=STEPS)
+    clip_norm: float = option(
+        1.0, "Gradient norm above which the gradient is scaled down", "Euclidean norm", panel=STEPS
+    )
+    max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens", panel=SAMPLING)
+    temperature: float = option(1.0, "Sampling temperature of the rollouts", "1", panel=SAMPLING)
+    top_p: float = option(1.0, "Nucleus sampling mass of the rollouts; 1 is off", "probability", panel=SAMPLING)
+    top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens", panel=SAMPLING)
+    tile_positions: int = option(256, "Positions whose logits exist at the same time", "positions", panel=SCALE)
     save_steps: int = option(0, "Steps between checkpoints that an interrupted run continues from; 0 is off", "steps")
-    keep: bool = option(True, "Keep the weights of trained students, in students/ of the run")
+    keep: bool = option(True, "Keep the weights of trained students, in students/ of the run", panel=MODELS)
     seed: int = option(0, "Root of the prompts' order, the rollouts and random masks; equal for all arms", "integer")
     report_to: ReportTo = option("none", "Where TRL logs to; its package must be installed")
     trl: str = option("", "Further settings of trl.DistillationConfig as JSON, such as '{\"use_vllm\": true}'")
