@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,14 +20,28 @@ from teachdiag.artefacts import (
     TOP_N,
     probes_by_step,
 )
-from teachdiag.runs import Stage
+from teachdiag.errors import RunError
+from teachdiag.notes import read_note
+from teachdiag.runs import SUMMARY, Stage
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_GRID = {"columns": list[str], "rows": list[list[Any]]}
+_SECTION = {
+    **dict.fromkeys(("probe_id", "kind", "title", "text"), str),
+    **dict.fromkeys(("sentences", "figures"), list[str]),
+    "tables": [{"title": str, **_GRID}],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunTables:
-    """The tables of a run."""
+    """The tables of a run.
 
+    `kinds`: kind by probe_id, of every probe that was analysed.
+    """
+
+    run: Path
+    kinds: dict[str, str]
     estimates: pd.DataFrame
     deciles: pd.DataFrame
     surfaces: pd.DataFrame
@@ -49,8 +64,9 @@ class RunTables:
         return float(self._q3[self._q3["term"] == term]["estimate"].iloc[0])
 
     def probes(self, kind: str) -> list[str]:
-        """Return the probes of a kind that the estimates table tells apart by its update."""
-        return list(dict.fromkeys(self.estimates[self.estimates["update"] == kind]["probe_id"]))
+        """Return the probes of a kind of which the analysis has numbers."""
+        measured = {*self.estimates["probe_id"], *self.selection["probe_id"], *self.panel["probe_id"]}
+        return [probe_id for probe_id, own in self.kinds.items() if own == kind and probe_id in measured]
 
     @property
     def population(self) -> str:
@@ -116,7 +132,21 @@ def load_tables(run: Path) -> RunTables:
         "inference": INFERENCE,
         "saturation": SATURATION,
     }
-    return RunTables(**{name: t.read(run / t.place / f"{t.name}.parquet") for name, t in tables.items()})
+    frames = {name: t.read(run / t.place / f"{t.name}.parquet") for name, t in tables.items()}
+    kinds = {section["probe_id"]: section["kind"] for section in read_summary(run)["sections"]}
+    return RunTables(run=run, kinds=kinds, **frames)
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """Read what `analyze` has to say as data.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    if not (run / SUMMARY).exists():
+        raise RunError(f"{run} has no {SUMMARY}: run `teachdiag analyze {run}` first")
+    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID}
+    return read_note(run / SUMMARY, schema, f"run `teachdiag analyze {run}` again")
 
 
 def steps_of(tables: RunTables) -> list[StepTables]:

@@ -169,7 +169,38 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return summary
 
 
-@stage_command(app, FiguresSettings, show_figures, many=True, together=_compare)
+def _print_names(wanted: bool) -> None:
+    if not wanted:
+        return
+    from teachdiag.figures.printed_tables import TABLES
+    from teachdiag.plots import PLOTS
+
+    for plot in PLOTS.values():
+        print(f"{plot.name} figure {plot.of}")
+    for name in TABLES:
+        print(f"{name} table")
+    raise typer.Exit
+
+
+_LIST = {
+    "list": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--list",
+                help="Print the name of every figure, with what it is of (the bank, a step, a kind of probe), and of "
+                "every table, and exit",
+                callback=_print_names,
+                is_eager=True,
+                show_default="off",
+            ),
+        ],
+        False,
+    )
+}
+
+
+@stage_command(app, FiguresSettings, show_figures, many=True, together=_compare, further=_LIST)
 def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Draw the figures and print the tables of an analysed run again, all or one.
 

@@ -4,7 +4,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -132,7 +132,13 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stage_command(
-    app: typer.Typer, settings_class: type, show: _Show, *, many: bool = False, together: _Together | None = None
+    app: typer.Typer,
+    settings_class: type,
+    show: _Show,
+    *,
+    many: bool = False,
+    together: _Together | None = None,
+    further: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Callable[[_Stage], _Stage]:
     """Register a stage as a command whose options are the fields of its settings class.
 
@@ -142,11 +148,13 @@ def stage_command(
         show: prints the summary of one run for people.
         many: whether it takes any number of runs as arguments, one after the other, or one as an option.
         together: what is written for several runs at once, after each by itself.
+        further: annotation and default of options that are no settings, by name: their callbacks do what they ask for.
     """
+    shared = _COMMON | dict(further or {})
 
     def register(stage: _Stage) -> _Stage:
         def command(**values: Any) -> None:  # noqa: ANN401
-            common = {name: values.pop(name) for name in _COMMON}
+            common = {name: values.pop(name) for name in shared}
             runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
             quiet = common["quiet"] or not FIRST
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
@@ -161,7 +169,7 @@ def stage_command(
             if common["json"] and FIRST:
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
-        _add(app, command, stage, settings_class, (_RUNS if many else _ONE_RUN) | _COMMON)
+        _add(app, command, stage, settings_class, (_RUNS if many else _ONE_RUN) | shared)
         return stage
 
     return register

@@ -33,6 +33,7 @@ from teachdiag.analysis.step.findings import judged_sentences
 from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text, obstacle
 from teachdiag.analysis.text.text_tables import bullets, markdown, without_layers
 from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
+from teachdiag.plots import STEP, plots_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import EMBEDDED, HEADLINE_K
 
@@ -115,7 +116,7 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
         suffix: what its figures' names end in.
     """
     tables = {title: table for title, table in _TABLES[record.kind](record, results).items() if len(table)}
-    figures = [f"{name}{suffix}" for name in _FIGURES[record.kind]]
+    figures = [f"{plot.name}{suffix}" for plot in plots_of(STEP if record.kind in STEP_KINDS else record.kind)]
     title = _TITLES[record.kind]
     return Section(record.probe_id, record.kind, title, probe_text(record), list(sentences), tables, figures)
 
@@ -308,18 +309,4 @@ _TABLES: dict[str, Callable[[Record, Results], Tables]] = {
     "lds": lambda record, r: {"Token-LDS of every predictor": lds_table(r.estimates, record.probe_id)},
     "isolated": _isolated_tables,
     "predicted": _predicted_tables,
-}
-_FIGURES: dict[str, Sequence[str]] = {
-    **dict.fromkeys(
-        STEP_KINDS,
-        (
-            *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
-            "position_profile",
-        ),
-    ),
-    "placebo": ("placebo_panel",),
-    "selectors": ("budget_curve",),
-    "lds": ("lds",),
-    "isolated": ("isolated",),
-    "predicted": ("predicted",),
 }

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, add_caption, blank_figure, mark_missing
 
 _PANELS = {"gain": "gain at its own context", "fix_gain": "drop of $L_{fix}$, on other prompts"}
@@ -28,14 +29,10 @@ def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
     return ax
 
 
-def isolated_figure(estimates: pd.DataFrame, probe_id: str) -> Figure:
-    """Draw both panels of one isolated probe.
-
-    Args:
-        estimates: the estimates table.
-        probe_id: the probe.
-    """
-    rows = estimates[(estimates["probe_id"] == probe_id) & (estimates["analysis"] == "isolated_spearman")]
+def isolated_figure(tables: RunTables, probe_id: str) -> Figure:
+    """Draw both panels of one isolated probe."""
+    rows = tables.estimates[tables.estimates["probe_id"] == probe_id]
+    rows = rows[rows["analysis"] == "isolated_spearman"]
     order = _order(rows)
     figure = blank_figure(1.35 + _ROW * max(len(order), 8))
     for ax, (outcome, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), _PANELS.items(), strict=True):

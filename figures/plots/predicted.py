@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.artefacts import PREDICTIONS
+from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PLACEBO, REAL, add_caption, blank_figure, mark_missing
+from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS
 
 _SMALLEST = min(SHRINKS)
@@ -24,8 +26,10 @@ def read_points(run: Path, probe_id: str) -> pd.DataFrame:
     """Read predicted and measured gain of every position of one predicted probe.
 
     Raises:
-        ArtefactError: the table is missing.
+        RunError: the table is no longer what the probe wrote.
+        ArtefactError: it is missing.
     """
+    Stage(run, f"probes/{probe_id}").require()
     return PREDICTIONS.read(run / "predictions" / probe_id, ["predicted_gain", _MEASURED])
 
 
@@ -76,18 +80,12 @@ def draw_remainders(rows: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def predicted_figure(estimates: pd.DataFrame, points: pd.DataFrame, probe_id: str) -> Figure:
-    """Draw both panels of one probe of kind predicted.
-
-    Args:
-        estimates: the estimates table.
-        points: what `read_points` returns.
-        probe_id: the probe.
-    """
-    rows = estimates[estimates["probe_id"] == probe_id]
+def predicted_figure(tables: RunTables, probe_id: str) -> Figure:
+    """Draw both panels of one probe of kind predicted."""
+    rows = tables.estimates[tables.estimates["probe_id"] == probe_id]
     figure = blank_figure(3.4)
     left, right = figure.subplots(1, 2)
-    draw_points(points, left)
+    draw_points(read_points(tables.run, probe_id), left)
     left.set_title(f"first order at the smallest share\n{_told(rows, 'predicted_r2', str(Fraction(_SMALLEST)), 'R2')}")
     remainders = rows[rows["analysis"].isin([analysis for analysis, *_ in _REMAINDERS])]
     if (remainders["estimate"] > 0).any():

@@ -3,23 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from teachdiag.errors import RunError
 from teachdiag.figures.report.caveats import caveats
 from teachdiag.figures.report.page import page
 from teachdiag.figures.report.token_view import token_view
-from teachdiag.figures.run_tables import load_tables
-from teachdiag.notes import read_note
+from teachdiag.figures.run_tables import load_tables, read_summary
 from teachdiag.progress import Reporter
-from teachdiag.runs import SUMMARY, Stage, joining
+from teachdiag.runs import Stage, joining
 from teachdiag.settings import ReportSettings
 from teachdiag.tables import write_text
-
-_GRID = {"columns": list[str], "rows": list[list[Any]]}
-_SECTION = {
-    **dict.fromkeys(("probe_id", "kind", "title", "text"), str),
-    **dict.fromkeys(("sentences", "figures"), list[str]),
-    "tables": [{"title": str, **_GRID}],
-}
 
 
 def write_report(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str, Any]:
@@ -47,7 +38,7 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
     figures = Stage(run, "figures")
     if figures.note.exists():  # older versions left none
         figures.require()
-    content = _summary(run)
+    content = read_summary(run)
     tables = load_tables(run)
     with reporter.bar("Report", total=3) as advance:
         view = token_view(run, tables, stages, settings)
@@ -58,15 +49,3 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
         advance(1)
     write_text(text, run / "report.html")
     return {"report": str(run / "report.html"), "size": len(text.encode()), "contexts": len(view.contexts)}
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    """Read what `analyze` has to say as data.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
-    if not (run / SUMMARY).exists():
-        raise RunError(f"{run} has no {SUMMARY}: run `teachdiag analyze {run}` first")
-    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID}
-    return read_note(run / SUMMARY, schema, f"run `teachdiag analyze {run}` again")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -219,7 +220,11 @@ def test_a_step_of_nothing_is_said(run: Path, sample: pd.DataFrame) -> None:
         found, "idle"
     )
     with theme():
-        texts = [text.get_text() for ax in isolated_figure(found, "idle").axes for text in ax.texts]
+        texts = [
+            text.get_text()
+            for ax in isolated_figure(SimpleNamespace(estimates=found), "idle").axes
+            for text in ax.texts
+        ]
     assert any("not estimable" in text for text in texts)
 
 
@@ -269,7 +274,7 @@ def test_the_figure_holds_the_tables_numbers(estimates: pd.DataFrame, tmp_path: 
     ends = np.array([segment[:, 0] for segment in bars.get_segments()])
     np.testing.assert_allclose(ends, rows[["ci_low", "ci_high"]])
     with theme():
-        figure = isolated_figure(estimates, "alone")
+        figure = isolated_figure(SimpleNamespace(estimates=estimates), "alone")
         files = save(figure, tmp_path, "isolated")
         leading = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert leading[0] == "predicted"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
     assert told[0].startswith("The step changes no position")
     assert told[1].startswith("Too few shares of the step")
     with theme():
-        figure = predicted_figure(found, read_points(run, "idle"), "idle")
+        figure = predicted_figure(SimpleNamespace(run=run, estimates=found), "idle")
         figure.canvas.draw()
     assert any("not estimable" in text.get_text() for ax in figure.axes for text in ax.texts)
 
@@ -195,6 +196,7 @@ def test_the_figure_holds_the_tables_numbers(
     guide, floor = ax.get_lines()[2:4]
     assert guide.get_ydata()[0] / guide.get_ydata()[1] == pytest.approx(4)
     assert set(floor.get_ydata()) == {1e-7}
+    tables = SimpleNamespace(run=run, estimates=estimates)
     with theme():
-        once, twice = (save(predicted_figure(estimates, points, "ahead"), tmp_path / n, "p") for n in ("a", "b"))
+        once, twice = (save(predicted_figure(tables, "ahead"), tmp_path / n, "p") for n in ("a", "b"))
     assert [file.read_bytes() for file in once] == [file.read_bytes() for file in twice]

@@ -11,7 +11,9 @@ from stages import amend
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTRASTS
+from teachdiag.cli import main
 from teachdiag.errors import ArtefactError, RunError
+from teachdiag.figures import plots
 from teachdiag.figures.comparison import compare_runs
 from teachdiag.figures.plots.buckets import buckets_figure
 from teachdiag.figures.plots.coefficients import coefficients_figure, draw_coefficients
@@ -62,6 +64,19 @@ def test_one_figure_alone_and_none_that_is_not_there(run: Path) -> None:
     assert [file.suffix for file in publish(run, QUIET, "top_n")] == [".parquet", ".csv", ".md", ".png", ".svg", ".pdf"]
     with pytest.raises(ArtefactError, match="has neither figure nor table 'lds': its figures are plane, saturation"):
         publish(run, QUIET, "lds")
+
+
+def test_the_names_of_all_figures_and_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["teachdiag", "figures", "--list"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    listed = capsys.readouterr().out.splitlines()
+    assert {"plane figure bank", "coefficients figure step", "lds figure lds", "q3_contrast table"} <= set(listed)
+    modules = {path.stem for path in Path(plots.__file__).parent.glob("*.py")}
+    drawn = {line.split()[0] for line in listed if " figure " in line}
+    assert modules - drawn == {"__init__", "grid", "forest", "training"}  # what figures share, and that of a training
 
 
 def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path: Path) -> None:
