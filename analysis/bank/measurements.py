@@ -16,6 +16,7 @@ from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.runs import Stage
 from teachdiag.settings import SUPPORT_SIZES, ProbeSettings
+from teachdiag.signals import SUPPORT
 from teachdiag.tables import Table
 
 Mask = npt.NDArray[np.bool_]
@@ -24,13 +25,12 @@ _LARGE = 500_000  # positions
 
 OUTCOMES = {"gain": "nats", "gain_reverse": "nats", "gain_relative": "1", "gain_log": "1"}  # outcome: unit
 
-PROXIES = ("bhattacharyya", "overlap", "jaccard", "teacher_top1_in_support", "compatibility_bound")  # of C
 _PROBE_TEXTS = ("probe_id", "update", "update_on", "loss")
 _GAIN_COLUMNS = (*OUTCOMES, "noise_floor")
 _BANK_COLUMNS = (
     *("context_id", "position", "token_id"),
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
-    *(f"{name}_k{k}" for name in ("disagreement", "compatibility", *PROXIES) for k in SUPPORT_SIZES),
+    *(f"{name}_k{k}" for name in ("disagreement", *SUPPORT) for k in SUPPORT_SIZES),
 )
 
 

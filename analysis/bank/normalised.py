@@ -1,31 +1,25 @@
 """Scores of every position at theta0: normalised, combined, and how much of them clipping and ties decide."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.resampling.bootstrap import Array, Codes
-from teachdiag.scores import clip_to, q3_mask, quantile_range, soft_or
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.formulas import stored_name
+from teachdiag.scores import clip_to, q3_mask, quantile_range
+from teachdiag.settings import HEADLINE_K
+from teachdiag.signals import COMPARED, NORMALISED, SATURATION, SIGNALS, Signal, at_each_k
 
 Key = tuple[str, int | None]  # name of a score, and its support size K where it has one
 Scores = Mapping[Key, Array]
-Parts = Mapping[str, Array]  # normalised H of both, D and C at one K, and the position
+Parts = Mapping[str, Array]  # what the normalised scores at one K are made of, by name
+Ranges = Callable[[str], tuple[float, float]]  # stored column -> its 5% and 95% quantiles over the bank
 
 BUDGETS = (1, 3, 5, 10, 30)  # percent of positions that a selector would keep
-_PER_SUPPORT = ("disagreement", "compatibility")
-_PARTS = ("student_entropy", "teacher_entropy", "position", "disagreement", "compatibility")
-_AUDITED = ("learnable", "incompatible", "tip", "learnable_entropy")
-_COMBINED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {  # of which parts, and how
-    "entropy_x_disagreement": (("student_entropy", "disagreement"), lambda h, d: h * d),
-    "learnable": (("disagreement", "compatibility"), lambda d, c: d * c),
-    "incompatible": (("disagreement", "compatibility"), lambda d, c: d * (1 - c)),
-    "tip": (("student_entropy", "disagreement"), soft_or),
-    "learnable_entropy": (("student_entropy", "disagreement", "compatibility"), lambda h, d, c: soft_or(h, d * c)),
-}
+_PARTS = tuple(name for name in NORMALISED if len(SIGNALS[name].score.columns) == 1)
 
 
 def label(key: Key) -> str:
@@ -59,6 +53,22 @@ def where_defined(scores: Scores, outcome: Outcome) -> Scores:
     return LazyScores({key: partial(lambda own: outcome.of(scores[own]), key) for key in scores})
 
 
+class BankStatistics:
+    """The bank's columns at one K, as scores read them: shape (positions,) each."""
+
+    def __init__(self, bank: Bank, k: int | None, ranges: Ranges) -> None:
+        """Take the bank, the support size, and the quantiles that scale a column."""
+        self._bank, self._k, self._ranges = bank, k or HEADLINE_K, ranges
+
+    def column(self, name: str) -> Array:
+        """Return a column as measured."""
+        return self._bank.column(stored_name(name, self._k))
+
+    def normed(self, name: str) -> Array:
+        """Return a column within [0, 1], between its 5% and 95% quantiles over the whole bank."""
+        return clip_to(self.column(name), *self._ranges(stored_name(name, self._k)))
+
+
 def normalised_scores(bank: Bank) -> Scores:
     """Return the scores that the regressions and selectors use, each of shape (positions,), within [0, 1].
 
@@ -68,33 +78,37 @@ def normalised_scores(bank: Bank) -> Scores:
     Raises:
         EstimationError: a column cannot be normalised.
     """
-    makers: dict[Key, Callable[[], Array]] = {
-        (name, None): _normed(bank, name) for name in ("student_entropy", "teacher_entropy")
-    }
-    makers["position", None] = partial(bank.column, "pos_norm")
-    for k in SUPPORT_SIZES:
-        makers |= {(name, k): _normed(bank, f"{name}_k{k}") for name in _PER_SUPPORT}
-        for name, (parts, formula) in _COMBINED.items():
-            makers[name, k] = partial(_combine, formula, [makers[score_key(makers, part, k)] for part in parts])
+    ranges, makers = _ranges(bank), {}
+    for signal, k in at_each_k(SIGNALS[name] for name in NORMALISED):
+        if signal.scaled:  # what cannot be normalised is refused at once
+            ranges(stored_name(signal.name, k or HEADLINE_K))
+        makers[signal.name, k] = partial(signal.normalised.values, BankStatistics(bank, k, ranges))
     return LazyScores(makers)
 
 
-def score_key(scores: Mapping[Key, object], name: str, k: int) -> Key:
-    """Return the key of a score, with K where it has one."""
-    return (name, k) if (name, k) in scores else (name, None)
+def key_at(name: str, k: int) -> Key:
+    """Return the key of a signal, with K where it has one."""
+    return name, k if SIGNALS[name].has_k else None
 
 
 def parts_of(scores: Scores, k: int) -> Parts:
     """Return what every score at one K is made of, shape (positions,) each."""
-    return {name: scores[score_key(scores, name, k)] for name in _PARTS}
+    return {name: scores[key_at(name, k)] for name in _PARTS}
+
+
+class _Normed(dict[str, Array]):
+    """Parts as formulas of normalised columns read them."""
+
+    def normed(self, name: str) -> Array:
+        return self[name]
+
+    def column(self, name: str) -> Array:
+        raise KeyError(name)
 
 
 def combined_score(parts: Parts, name: str) -> Array:
     """Return one score at the K of its parts."""
-    if name in parts:
-        return parts[name]
-    wanted, formula = _COMBINED[name]
-    return formula(*(parts[part] for part in wanted))
+    return parts[name] if name in parts else SIGNALS[name].score.values(_Normed(parts))
 
 
 def raw_scores(bank: Bank, normalised: Scores) -> Scores:
@@ -102,15 +116,19 @@ def raw_scores(bank: Bank, normalised: Scores) -> Scores:
 
     Raw KL, C, D and alignments stay as measured; `learnable` and `incompatible` exist only as normalised scores.
     """
-    makers: dict[Key, Callable[[], Array]] = {
-        ("forward_kl", None): partial(bank.column, "forward_kl"),
-        ("logit_alignment", None): partial(bank.column, "logit_alignment"),
-        ("hidden x logit_alignment", None): lambda: bank.column("hidden_norm_sq") * bank.column("logit_alignment"),
-    }
-    for k in SUPPORT_SIZES:
-        makers |= {(name, k): partial(bank.column, f"{name}_k{k}") for name in _PER_SUPPORT}
-        makers |= {(name, k): partial(normalised.__getitem__, (name, k)) for name in ("learnable", "incompatible")}
-    return LazyScores(makers)
+    ranges = _ranges(bank)
+    return LazyScores(
+        {
+            (signal.name, k): partial(normalised.__getitem__, (signal.name, k))
+            if (signal.name, k) in normalised and not signal.scaled
+            else partial(signal.score.values, BankStatistics(bank, k, ranges))
+            for signal, k in at_each_k(SIGNALS[name] for name in COMPARED)
+        }
+    )
+
+
+def _ranges(bank: Bank) -> Ranges:
+    return cache(lambda column: quantile_range(bank.column(column), column))
 
 
 def in_q3(bank: Bank, rows: Codes | None = None) -> tuple[np.ndarray, float, float]:
@@ -126,11 +144,7 @@ def in_q3(bank: Bank, rows: Codes | None = None) -> tuple[np.ndarray, float, flo
 
 def saturation_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
     """Return the rows of the saturation table: one a normalised score."""
-    rows = [_saturation_row(bank, normalised, name, None, name) for name in ("student_entropy", "teacher_entropy")]
-    for k in SUPPORT_SIZES:
-        rows += [_saturation_row(bank, normalised, name, k, f"{name}_k{k}") for name in _PER_SUPPORT]
-        rows += [_saturation_row(bank, normalised, name, k, None) for name in _AUDITED]
-    return rows
+    return [_saturation_row(bank, normalised, *key) for key in at_each_k(SIGNALS[name] for name in SATURATION)]
 
 
 def decided_by_tie(values: Array, percent: int) -> float:
@@ -144,11 +158,11 @@ def decided_by_tie(values: Array, percent: int) -> float:
     return places / budget if int((values == edge).sum()) > places else 0.0
 
 
-def _saturation_row(bank: Bank, normalised: Scores, name: str, k: int | None, column: str | None) -> dict[str, Any]:
-    values = normalised[name, k]
-    low, high = (None, None) if column is None else quantile_range(bank.column(column), column)
+def _saturation_row(bank: Bank, normalised: Scores, signal: Signal, k: int | None) -> dict[str, Any]:
+    values, column = normalised[signal.name, k], stored_name(signal.name, k or HEADLINE_K)
+    low, high = quantile_range(bank.column(column), column) if signal.scaled else (None, None)
     return {
-        "score": name,
+        "score": signal.name,
         "k": k,
         "q05": low,
         "q95": high,
@@ -157,12 +171,3 @@ def _saturation_row(bank: Bank, normalised: Scores, name: str, k: int | None, co
         **{f"tied_at_{percent:02d}pct": decided_by_tie(values, percent) for percent in BUDGETS},
         "n_positions": len(values),
     }
-
-
-def _normed(bank: Bank, column: str) -> Callable[[], Array]:
-    low, high = quantile_range(bank.column(column), column)
-    return lambda: clip_to(bank.column(column), low, high)
-
-
-def _combine(formula: Callable[..., Array], parts: Sequence[Callable[[], Array]]) -> Array:
-    return formula(*(part() for part in parts))

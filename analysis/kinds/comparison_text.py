@@ -5,8 +5,8 @@ import pandas as pd
 
 from teachdiag.analysis.kinds.lds import ENOUGH_MASKS, FIRST_ORDER
 from teachdiag.analysis.resampling.bootstrap import Interval
-from teachdiag.analysis.step.validity import BASE, versus_base
 from teachdiag.analysis.text.text_tables import named, readable, row_interval
+from teachdiag.signals import BASE, BASE_LABEL, versus_base
 
 _FOLLOWED = ("learnable", "logit_alignment", BASE)
 
@@ -17,7 +17,7 @@ def lds_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"predictor": named(row), "token-LDS": str(row_interval(row))}
-            | {"less raw KL's": _shown_difference(estimates, probe_id, str(row["term"]))}
+            | {f"less {BASE_LABEL}'s": _shown_difference(estimates, probe_id, str(row["term"]))}
             for _, row in rows.iterrows()
         ]
     )
@@ -49,7 +49,7 @@ def lds_sentences(estimates: pd.DataFrame, probe_id: str, n_masks: int) -> list[
         f"{ceiling}{rough}"
     ]
     compared = [_against_base(estimates, probe_id, name) for name in ("learnable", "logit_alignment", "predicted")]
-    return sentences + [f"Token-LDS less raw KL's: {'; '.join(filter(None, compared))}."] * any(compared)
+    return sentences + [f"Token-LDS less {BASE_LABEL}'s: {'; '.join(filter(None, compared))}."] * any(compared)
 
 
 def panel_table(panel: pd.DataFrame, probe_id: str) -> pd.DataFrame:

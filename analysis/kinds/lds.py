@@ -22,11 +22,11 @@ from teachdiag.analysis.step.rank_correlations import (
     predictor_scores,
     weighted_spearman,
 )
-from teachdiag.analysis.step.validity import BASE, versus_base
 from teachdiag.artefacts import INTERVENTIONS, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Tokens
+from teachdiag.signals import BASE, versus_base
 
 ENOUGH_MASKS = 100
 FIRST_ORDER = "first_order"  # the predictor that is <grad L_bank, grad l_t>: it has seen the outcome's own positions

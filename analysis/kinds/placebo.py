@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import t
 
 from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome, Probe, load_draws, select_outcome
-from teachdiag.analysis.bank.normalised import Scores, in_q3
+from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
 from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.rank_correlations import spearman
@@ -24,8 +24,8 @@ from teachdiag.analysis.step.released_gap import arms
 from teachdiag.analysis.step.support_contrast import fixed_gaps
 from teachdiag.analysis.step.validity import cross_validated, predictor_sets
 from teachdiag.settings import HEADLINE_K as K
+from teachdiag.signals import BASE, PLACEBO_RANKS, set_label
 
-RANKED = (("forward_kl", None), ("compatibility", K), ("learnable", K), ("incompatible", K), ("logit_alignment", None))
 MEAN_GAIN, _RELEASED = "mean gain", "released gap"
 _REGRESSED = {  # statistic: its analysis and term in the regressions
     "beta_L": ("standardized_decomposition", "learnable"),
@@ -38,9 +38,9 @@ _REGRESSED = {  # statistic: its analysis and term in the regressions
     "beta_L - beta_I per unit of norm, beside H x D": ("slope_nested", GAP),
 }
 _VALIDITY = {"CV R2": "cv_r2", "CV rank": "cv_rank"}
-_SETS = {"raw KL": ("forward_kl", None), "{D^L, D^I}": ("decomposition", K)}
-_LESS = "{D^L, D^I} less raw KL"
-_RANKS = {f"Spearman with {name}": (name, k) for name, k in RANKED}
+_SETS = {set_label(BASE): (BASE, None), set_label("decomposition"): ("decomposition", K)}
+_LESS = f"{set_label('decomposition')} less {set_label(BASE)}"
+_RANKS = {f"Spearman with {name}": key_at(name, K) for name in PLACEBO_RANKS}
 STATISTICS = {  # in the order of the panel: unit
     MEAN_GAIN: "nats",
     **{name: "nats" if analysis.startswith("slope") else "1" for name, (analysis, _) in _REGRESSED.items()},

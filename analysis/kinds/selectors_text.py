@@ -9,8 +9,10 @@ from teachdiag.analysis.kinds.selectors import ALL, MIN_SEEDS, RANDOM
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.settings import MATCHES
+from teachdiag.signals import BASE, SIGNALS
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
+_DESCRIBED = ("disagreement", "compatibility", "learnable", "incompatible", "student_entropy", "position")
 _HEADLINE_BUDGET = 0.1
 _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}
@@ -55,12 +57,7 @@ def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> 
         "keep": "keep",
         "tied": "tied",
         "topped up": "topped_up",
-        "D": "mean_disagreement",
-        "C": "mean_compatibility",
-        "D^L": "mean_learnable",
-        "D^I": "mean_incompatible",
-        "H": "mean_student_entropy",
-        "position": "mean_position",
+        **{SIGNALS[name].label: f"mean_{name}" for name in _DESCRIBED},
     }
     return pd.DataFrame(
         [
@@ -135,7 +132,7 @@ def _leader_sentence(mine: pd.DataFrame, budget: float) -> str:
 
 
 def _followed(ranked: Sequence[str]) -> list[str]:
-    return [name for name in (CONTENDER, "forward_kl", RANDOM) if name in ranked[1:]]
+    return [name for name in (CONTENDER, BASE, RANDOM) if name in ranked[1:]]
 
 
 def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:

@@ -8,9 +8,9 @@ from teachdiag.analysis.kinds.predicted import CLEAN, share_name
 from teachdiag.analysis.kinds.selectors_text import CONTENDER
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.rank_correlations import PREDICTED
-from teachdiag.analysis.step.validity import BASE, versus_base
 from teachdiag.analysis.text.text_tables import named, readable, row_interval
 from teachdiag.settings import SHRINKS
+from teachdiag.signals import BASE, BASE_LABEL, versus_base
 
 GAINS = {"gain": "the gain at its own context", "fix_gain": "the drop of L_fix"}
 _INNER = {"fix_inner": "the inner product with the gradient of L_fix"}
@@ -159,9 +159,9 @@ def _versus(mine: pd.DataFrame, analysis: str, outcome: str, rival: str) -> str:
     if gap is None:
         return ""
     if np.isnan(gap.low):
-        return f"{rival} less raw KL is {gap}, without an interval"
-    verdict = {1: "ranks better than raw KL", -1: "ranks worse than raw KL", 0: "cannot be told from raw KL"}
-    return f"{rival} {verdict[gap.side()]} (difference {gap})"
+        return f"{rival} less {BASE_LABEL} is {gap}, without an interval"
+    verdict = {1: "ranks better than", -1: "ranks worse than", 0: "cannot be told from"}
+    return f"{rival} {verdict[gap.side()]} {BASE_LABEL} (difference {gap})"
 
 
 def _linear_sentences(mine: pd.DataFrame) -> list[str]:
@@ -213,7 +213,7 @@ def _rank_table(estimates: pd.DataFrame, probe_id: str, analysis: str, leading: 
             {"predictor": named(row)}
             | {_HEADINGS[outcome]: _shown(mine, analysis, outcome, row["term"]) for outcome in outcomes}
             | {
-                f"{_HEADINGS[leading]} vs raw KL": _shown(
+                f"{_HEADINGS[leading]} vs {BASE_LABEL}": _shown(
                     mine, f"{analysis}_difference", leading, versus_base(row["term"])
                 )
             }

@@ -7,11 +7,12 @@ import pandas as pd
 from teachdiag.analysis.bank.measurements import OUTCOMES
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.findings import lookup
-from teachdiag.analysis.step.validity import predictor_sets, versus_base
+from teachdiag.analysis.step.validity import predictor_sets
 from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import probes_by_step
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, set_label, versus_base
 
 _COEFFICIENTS = (
     ("beta_L", "standardized_decomposition", "learnable"),
@@ -20,16 +21,11 @@ _COEFFICIENTS = (
     ("gap beside H x D", "standardized_nested", GAP),
     ("gap per unit of norm [nats]", "slope_decomposition", GAP),
 )
-_NAMES = {"forward_kl": "raw KL", "compatibility": "C", "decomposition": "{D^L, D^I}", "hidden x": "hidden^2 x"}
 _DESIGNS = ("thirds", "matched", "matched once")
 TOP_BUDGET = 0.1  # of the table of best-scored positions
 _COMPOSITION = {
     "Q3 share": "q3_share",
-    "H": "mean_student_entropy",
-    "D": "mean_disagreement",
-    "C": "mean_compatibility",
-    "D^L": "mean_learnable",
-    "D^I": "mean_incompatible",
+    **{SIGNALS[name].label: f"mean_{name}" for name in COMPOSITION},
     "decided by ties": "tied",
 }
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
@@ -66,12 +62,12 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
     real = next(iter(ids))
     return pd.DataFrame(
         [
-            {"measure": measure, "signals": _readable(name)}
-            | {update: shown(estimates, own_id, analysis, name, own_k) for update, own_id in ids.items()}
-            | {f"{real} vs raw KL": shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), own_k)}
+            {"measure": measure, "signals": set_label(name)}
+            | {update: shown(estimates, own_id, analysis, name, size) for update, own_id in ids.items()}
+            | {f"{real} vs {BASE_LABEL}": shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), size)}
             for analysis, measure in _MEASURES
-            for name, own_k in predictor_sets()
-            if own_k in (None, k)
+            for name, size in predictor_sets()
+            if size in (None, k)
         ]
     )
 
@@ -210,9 +206,3 @@ def shown(
     """Return one number of the estimates table as text with its interval."""
     interval = lookup(estimates, probe_id, analysis, term, k, outcome)
     return "-" if interval is None else str(interval)
-
-
-def _readable(name: str) -> str:
-    for technical, readable in _NAMES.items():
-        name = name.replace(technical, readable)
-    return name

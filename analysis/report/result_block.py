@@ -14,9 +14,10 @@ from teachdiag.analysis.report.sections import Results, pair_text, panel_obstacl
 from teachdiag.analysis.step.findings import STATUSES, at_headline
 from teachdiag.analysis.text.text_tables import bullets, markdown
 from teachdiag.settings import HEADLINE_K
+from teachdiag.signals import BASE_LABEL
 
 _TOP = 6  # selectors and predictors that are shown, beside those that are always
-_FOLLOWED = ("learnable (", "incompatible (", "raw KL", "logit_alignment", "random", "forward_kl", "tip", "all (")
+_FOLLOWED = ("learnable (", "incompatible (", BASE_LABEL, "logit_alignment", "random", "forward_kl", "tip", "all (")
 _PANEL = ("mean gain", "beta_L", "beta_I", "beta_L - beta_I", "beta_L - beta_I per unit of norm", "released gap")
 _ORDER = (*STEP_KINDS, "placebo", "selectors", "lds", "isolated", "predicted")
 
@@ -127,7 +128,7 @@ def _step_parts(record: Record, results: Results) -> list[str]:
     coefficients = at_headline_k(coefficient_table(estimates, probe_id))
     validity = validity_table(estimates, probe_id)
     alone = validity[~validity["signals"].str.contains(r"hidden|\+")]
-    differences = [name for name in alone.columns if name.endswith(" vs raw KL")]
+    differences = [name for name in alone.columns if name.endswith(f" vs {BASE_LABEL}")]
     headline = at_headline(results.findings, probe_id)
     counts = headline["status"].value_counts()
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)

@@ -16,8 +16,8 @@ from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
 from teachdiag.analysis.step.profiles import Bins, group_means, group_sums
 from teachdiag.scores import quantile_bins
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import BUCKETS
 
-SCORES = ("compatibility", "learnable", "incompatible", "disagreement", "tip", "learnable_entropy")
 POSITION_EDGES = (0, 1, 2, 3, 5, 9, 17, 33)  # first position of each bucket of the position profile
 _QUARTERS, _TENTHS = 4, 10
 _TRIM, _WINSOR = (0.05, 0.95), ((0.01, 0.99), (0.05, 0.95))
@@ -76,7 +76,7 @@ def bucket_rows(
     draws = _Draws(resampling, resampling.weights("buckets"))
     found: list[dict[str, Any]] = []
     for k in SUPPORT_SIZES:
-        for name in SCORES:
+        for name in BUCKETS:
             found += _by_quarter(outcomes, (name, k), defined[name, k], q3, prompts, draws)
         found += _residuals(outcomes, defined, k, prompts, draws)
     places = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
@@ -134,7 +134,7 @@ def _residuals(
     design = [everywhere.astype(np.float64), *(scores[key] for key in (*controls, ("teacher_entropy", None)))]
     gram = np.array([[a @ b for b in design] for a in design])
     found: list[dict[str, Any]] = []
-    for name in SCORES:
+    for name in BUCKETS:
         own = scores[name, k]
         cut = _Region.of("all", (name, k), own, everywhere, quantile_bins(own, _TENTHS), prompts)
         for outcome in outcomes:

@@ -23,9 +23,9 @@ from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.beyond_placebos import beyond
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
-from teachdiag.analysis.step.validity import BASE, on_top_of_base, versus_base
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import BASE, BASE_LABEL, JUDGED, members_of, on_top_of_base, set_label, versus_base
 
 NOT_JUDGED = "not judged"
 STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
@@ -81,28 +81,23 @@ def slope_claims(outcome: str, scales: Sequence[tuple[str, str]]) -> list[Claim]
 
 def validity_claims() -> list[Claim]:
     """Return the claims about what predicts gain on prompts not seen, beyond raw KL."""
-    signals = (
-        ("compatibility", "C", True),
-        ("decomposition", "{D^L, D^I}", True),
-        ("logit_alignment", "logit_alignment", False),
-    )
     sides = (
-        (str, "{} predicts gain better than raw KL alone", "{} predicts gain worse than raw KL alone"),
-        (on_top_of_base, "{} improves on raw KL when added to it", ""),
+        (str, "{} predicts gain better than {} alone", "{} predicts gain worse than {} alone"),
+        (on_top_of_base, "{} improves on {} when added to it", ""),
     )
     return [
         Claim(
-            f"{above.format(signal)} ({measure})",
+            f"{above.format(set_label(name), BASE_LABEL)} ({measure})",
             f"{analysis}_difference",
             versus_base(of(name)),
             f"difference in {measure}",
-            above.format(signal),
-            below.format(signal),
-            per_k=per_k,
+            above.format(set_label(name), BASE_LABEL),
+            below.format(set_label(name), BASE_LABEL),
+            per_k=members_of(name)[0].has_k,
             level=analysis,
             rivals=(of(name), BASE),
         )
-        for name, signal, per_k in signals
+        for name in JUDGED
         for of, above, below in sides
         for analysis, measure in _MEASURES
     ]

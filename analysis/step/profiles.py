@@ -11,9 +11,9 @@ from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, Step, sel
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3
 from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import DECILES
 
 N_BINS = 10
-DECILE_SCORES = ("forward_kl", "compatibility", "learnable", "incompatible", "logit_alignment")
 Bins = npt.NDArray[np.int64]
 
 
@@ -24,7 +24,7 @@ def percentile_bins(values: Array) -> Bins:
 
 def decile_bins(raw: Scores) -> dict[Key, Bins]:
     """Return the decile (from 0) of every bank position on each score that is profiled."""
-    return {key: percentile_bins(values) for key, values in raw.items() if key[0] in DECILE_SCORES}
+    return {key: percentile_bins(values) for key, values in raw.items() if key[0] in DECILES}
 
 
 def group_means(values: Array, groups: Bins, n_groups: int, prompts: Codes, weights: Array) -> Array:

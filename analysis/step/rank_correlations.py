@@ -24,12 +24,11 @@ from teachdiag.analysis.resampling.bootstrap import (
     prompt_sums,
     ratio,
 )
-from teachdiag.analysis.step.validity import BASE, versus_base
 from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.selectors import SELECTORS, Tokens
-from teachdiag.selectors.tokens import PER_SUPPORT
 from teachdiag.settings import HEADLINE_K
+from teachdiag.signals import BASE, versus_base
 
 PREDICTED = "predicted"  # the predictor that is <grad L_fix, grad l_t>; no table of token statistics holds it
 _LEFT_OUT = ("random", "oracle", PREDICTED)
@@ -117,11 +116,6 @@ def scored() -> list[str]:
     return [name for name in SELECTORS if name not in _LEFT_OUT]
 
 
-def has_k(name: str) -> bool:
-    """Whether a selector's score depends on the support size. Lists of ids alone are read for their first few."""
-    return any(c in PER_SUPPORT or c.endswith("topk_logp") for c in SELECTORS[name].score.columns)
-
-
 def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
     """Return what ranks positions before any update, each of shape (N,): selectors' scores, and teacher entropy.
 
@@ -131,7 +125,8 @@ def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
     Raises:
         EstimationError: a column cannot be normalised.
     """
-    scores = {(name, tokens.k if has_k(name) else None): SELECTORS[name].scores(tokens) for name in scored()}
+    selectors = {name: SELECTORS[name] for name in scored()}
+    scores = {(name, tokens.k if s.score.has_k else None): s.scores(tokens) for name, s in selectors.items()}
     return scores | {(name, None): tokens.column(name) for name in _FURTHER}
 
 

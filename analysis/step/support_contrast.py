@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import PROXIES, Bank, Mask, Outcome
+from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
 from teachdiag.analysis.bank.normalised import Key, LazyScores, Scores, in_q3
 from teachdiag.analysis.resampling.bootstrap import (
     MIN_PROMPTS,
@@ -25,7 +25,9 @@ from teachdiag.analysis.resampling.bootstrap import (
 )
 from teachdiag.analysis.resampling.multiplicity import bootstrap_p
 from teachdiag.analysis.resampling.redrawn_order import Ordered, Population, Region, Whole, redrawn_quantiles
+from teachdiag.formulas import stored_name
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import SUPPORT
 
 THIRDS = (1 / 3, 2 / 3)
 
@@ -60,8 +62,9 @@ class Sizes(NamedTuple):
 
 def support_scores(bank: Bank) -> Scores:
     """Return the support scores that are audited, each of shape (positions,): C and its proxies at every K."""
-    names = ("compatibility", *PROXIES)
-    return LazyScores({(name, k): partial(bank.column, f"{name}_k{k}") for k in SUPPORT_SIZES for name in names})
+    return LazyScores(
+        {(name, k): partial(bank.column, stored_name(name, k)) for k in SUPPORT_SIZES for name in SUPPORT}
+    )
 
 
 def contrast_rows(

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
-from teachdiag.analysis.bank.normalised import Scores, in_q3, score_key
+from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
 from teachdiag.analysis.resampling.bootstrap import Array, Resampling, resampled_means
-from teachdiag.analysis.step.rank_correlations import has_k, scored
+from teachdiag.analysis.step.rank_correlations import scored
 from teachdiag.selectors import SELECTORS, Selector, Tokens
 from teachdiag.selectors.choice import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.signals import COMPOSITION
 
 BUDGETS = (0.01, 0.03, 0.05, 0.1)
 RANDOM = "random"
-_DESCRIBED = ("student_entropy", "disagreement", "compatibility", "learnable", "incompatible")
 
 
 class _Taken(NamedTuple):
@@ -57,7 +57,7 @@ def top_rows(
     for taken in _selections(columns, bank):
         if at != (taken.k or HEADLINE_K):
             at = taken.k or HEADLINE_K
-            described = {name: scores[score_key(scores, name, at)] for name in _DESCRIBED}
+            described = {name: scores[key_at(name, at)] for name in COMPOSITION}
         facts = _facts(taken, q3, described)
         what = "mean of all positions, which random ones expect" if taken.selector == RANDOM else "mean of the taken"
         for outcomes in (make() for make in groups):
@@ -92,7 +92,7 @@ def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator
         yield _Taken(RANDOM, None, budget, np.ones(len(bank), bool), 0.0)
     for k, name in product((None, *SUPPORT_SIZES), scored()):
         selector = SELECTORS[name]
-        if has_k(name) == (k is None) or (bank.large and _reads_lists(selector)):
+        if selector.score.has_k == (k is None) or (bank.large and _reads_lists(selector)):
             continue
         read = {column: columns[column] for column in selector.columns(k or HEADLINE_K)}
         chosen = select_each(Tokens(read, k or HEADLINE_K), selector, BUDGETS)

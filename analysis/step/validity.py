@@ -17,33 +17,22 @@ from teachdiag.analysis.step.cross_validation import Data, fit_other_folds, out_
 from teachdiag.analysis.step.splines import rank_splines
 from teachdiag.scores import mid_places
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import BASE, VALIDITY, members_of, on_top_of_base, versus_base
 
-BASE = "forward_kl"
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
 
 
 def predictor_sets() -> dict[Key, tuple[Key, ...]]:
-    """Return the scores in each compared set: raw KL, then each signal alone and on top of raw KL."""
-    signals: dict[Key, tuple[Key, ...]] = {
-        ("logit_alignment", None): (("logit_alignment", None),),
-        ("hidden x logit_alignment", None): (("hidden x logit_alignment", None),),
-    }
-    for k in SUPPORT_SIZES:
-        signals["compatibility", k] = (("compatibility", k),)
-        signals["decomposition", k] = (("learnable", k), ("incompatible", k))
-    base = ((BASE, None),)
-    on_top = {(on_top_of_base(name), k): base + scores for (name, k), scores in signals.items()}
-    return {(BASE, None): base, **signals, **on_top}
-
-
-def on_top_of_base(name: str) -> str:
-    """Return the name of the set that adds a signal to raw KL."""
-    return f"{BASE} + {name}"
-
-
-def versus_base(name: str) -> str:
-    """Return the term under which a set's difference from raw KL alone is reported."""
-    return f"{name} vs {BASE}"
+    """Return the scores in each compared set: raw KL, then each set of signals alone and on top of raw KL."""
+    base: tuple[Key, ...] = ((BASE, None),)
+    alone: dict[Key, tuple[Key, ...]] = {}
+    for k in (None, *SUPPORT_SIZES):
+        for name in VALIDITY:
+            members = members_of(name)
+            if members[0].has_k == (k is not None):
+                alone[name, k] = tuple((signal.name, k) for signal in members)
+    on_top = {(on_top_of_base(name), k): base + keys for (name, k), keys in alone.items()}
+    return {(BASE, None): base, **alone, **on_top}
 
 
 def validity(

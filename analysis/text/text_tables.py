@@ -9,7 +9,7 @@ from rich.table import Table
 
 from teachdiag.analysis.bank.normalised import label
 from teachdiag.analysis.resampling.bootstrap import Interval
-from teachdiag.analysis.step.validity import BASE
+from teachdiag.signals import BASE, BASE_LABEL
 
 _ENDS = ("estimate", "ci_low", "ci_high")
 
@@ -52,7 +52,7 @@ def named(row: pd.Series) -> str:
 
 def readable(name: str) -> str:
     """Return the name of a predictor for people."""
-    return "raw KL" if name == BASE else name
+    return BASE_LABEL if name == BASE else name
 
 
 def bullets(sentences: Sequence[str]) -> str:

@@ -15,10 +15,11 @@ from teachdiag.artefacts import ISOLATED, POSITIONS
 from teachdiag.diagnostics.models.alignment import KEY, Context
 from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
 from teachdiag.errors import RunError, SettingsError
+from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select, stored_name
+from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select
 from teachdiag.selectors.released import RELEASED, check_method, select_released, with_live_statistics
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from teachdiag.artefacts.trained import DESCRIBED
 from teachdiag.errors import EstimationError
+from teachdiag.formulas import stored_name
 from teachdiag.scores import Array
-from teachdiag.selectors import Tokens, resolve_selector, stored_name
+from teachdiag.selectors import Tokens, resolve_selector
 from teachdiag.selectors.policy import Weights
 
 MEASURED = tuple(name for name in DESCRIBED if name != "learnable")  # columns; D^L is made of two of them

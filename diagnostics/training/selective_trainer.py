@@ -36,10 +36,11 @@ from teachdiag.diagnostics.scoring.statistics import log_probabilities, statisti
 from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
 from teachdiag.diagnostics.training.selection_facts import MEASURED, facts_of
 from teachdiag.errors import ContextError, EstimationError
+from teachdiag.formulas import stored_name
 from teachdiag.progress import Reporter
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors import Selection, stored_name
+from teachdiag.selectors import Selection
 from teachdiag.selectors.policy import Weights
 from teachdiag.settings import Loss, LossMean
 

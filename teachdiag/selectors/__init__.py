@@ -1,14 +1,14 @@
 """Selectors: from statistics measured before an update to the positions that carry its loss.
 
-`tokens` holds the statistics of competing positions, `parts` and `published` the scores made of them, `registry` the
-selectors by name, `choice` the budget, `policy` what a training run does with them, `released` the arithmetic of the
+`tokens` holds the statistics of competing positions, `published` scores of other papers, `registry` the selectors by
+name, `choice` the budget, `policy` what a training run does with them, `released` the arithmetic of the
 code that came with the paper.
 """
 
 from teachdiag.selectors.choice import Kept, places, select
 from teachdiag.selectors.policy import Selection
 from teachdiag.selectors.registry import SELECTORS, Selector, resolve_selector
-from teachdiag.selectors.tokens import Tokens, stored_name
+from teachdiag.selectors.tokens import Tokens
 
 __all__ = [
     "SELECTORS",
@@ -19,5 +19,4 @@ __all__ = [
     "places",
     "resolve_selector",
     "select",
-    "stored_name",
 ]

@@ -3,16 +3,19 @@
 The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.selectors`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from teachdiag.errors import SettingsError
+from teachdiag.formulas import PER_SUPPORT, Score, column, complement, stored_name, within_q3
 from teachdiag.registry import Registry, attribute, guarded, load
 from teachdiag.scores import Array
 from teachdiag.selectors import published
-from teachdiag.selectors.parts import Score, ScoreFunction, column, complement, normed, product, soft_or, within_q3
-from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, PER_SUPPORT, Tokens, stored_name
+from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, Tokens
+from teachdiag.signals import OURS, SIGNALS, TA_OPD
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,7 @@ def _realised(tokens: Tokens) -> published.Realised:
 
 _UNIFORM = Score(lambda tokens: tokens.uniform("selectors/random"), (), "random(seed, context_id, position)")
 _PREFIX = Score(lambda tokens: -tokens.column("position"), ("position",), "-position")
-_H, _D, _C = normed("student_entropy"), normed("disagreement"), normed("compatibility")
-_LEARNABLE, _INCOMPATIBLE = product(_D, _C), product(_D, complement(_C))
+_C, _LEARNABLE, _INCOMPATIBLE = (SIGNALS[name].normalised for name in ("compatibility", "learnable", "incompatible"))
 _IER = Score(
     lambda tokens: published.information_ratio(_lists(tokens), _realised(tokens)),
     (*_STUDENT_LISTS, *_TEACHER_LISTS, *_REALISED),
@@ -110,38 +112,28 @@ _IW_OPD = Score(
     "1 + ½ (1 - Σ_{s<t} abs(r_s) / Σ_s abs(r_s)), r = log q(y) - log p(y), sums within the context",
 )
 
-_TA_OPD, _OWN = "TA-OPD, arXiv 2605.26844", "this project"
-_BUILT_IN: dict[str, Selector] = {
-    name: Selector(name, score, source)
-    for name, score, source in (
-        ("random", _UNIFORM, "baseline"),
-        ("prefix", _PREFIX, "first positions; arXiv 2605.27028"),
-        ("entropy", column("student_entropy"), "80/20 rule, arXiv 2506.01939"),
-        ("forward_kl", column("forward_kl"), f"raw KL; {_TA_OPD}"),
-        ("disagreement", column("disagreement"), f"{_TA_OPD}, Eq. 3"),
-        ("compatibility", column("compatibility"), f"{_TA_OPD}, Eq. 4"),
-        ("learnable", _LEARNABLE, _TA_OPD),
-        ("incompatible", _INCOMPATIBLE, _TA_OPD),
-        ("tip", soft_or(_H, _D), "TIP, arXiv 2604.14084 (there with min-max normalisation)"),
-        ("learnable_entropy", soft_or(_H, _LEARNABLE), f"{_TA_OPD}, Eq. 16"),
-        ("q3", within_q3(_UNIFORM), "TIP, arXiv 2604.14084"),
-        ("q3_high_c", within_q3(_C), _TA_OPD),
-        ("q3_low_c", within_q3(complement(_C)), _TA_OPD),
-        ("q3_learnable_high", within_q3(_LEARNABLE), _TA_OPD),
-        ("q3_learnable_low", within_q3(complement(_LEARNABLE)), _TA_OPD),
-        ("q3_incompatible_high", within_q3(_INCOMPATIBLE), _TA_OPD),
-        ("logit_alignment", column("logit_alignment"), _OWN),
-        ("hidden_x_logit_alignment", product(column("hidden_norm_sq"), column("logit_alignment")), _OWN),
-        ("predicted", column("fix_inner"), f"{_OWN}, after {_TA_OPD}, Eq. 2"),
-        ("oracle", column("isolated_gain"), _OWN),
-        ("ier", _IER, "IER, arXiv 2609.24432"),
-        ("pgt", _PGT, "code of jta-opd"),
-        ("dial", _DIAL, "DIAL, arXiv 2610.11659"),
-        ("selectkd", _SELECTKD, "SelecTKD, arXiv 2510.24021"),
-        ("fire", _FIRE, "FiRe-OPD, arXiv 2606.02684"),
-        ("iw_opd", _IW_OPD, "IW-OPD, arXiv 2606.22600"),
-    )
-}
+_OF_SIGNALS = [Selector(s.selector, s.score, s.source) for s in SIGNALS.values() if s.selector]
+_DECLARED = (
+    Selector("random", _UNIFORM, "baseline"),
+    Selector("prefix", _PREFIX, "first positions; arXiv 2605.27028"),
+    *(selector for selector in _OF_SIGNALS if selector.source != OURS),
+    Selector("q3", within_q3(_UNIFORM), "TIP, arXiv 2604.14084"),
+    Selector("q3_high_c", within_q3(_C), TA_OPD),
+    Selector("q3_low_c", within_q3(complement(_C)), TA_OPD),
+    Selector("q3_learnable_high", within_q3(_LEARNABLE), TA_OPD),
+    Selector("q3_learnable_low", within_q3(complement(_LEARNABLE)), TA_OPD),
+    Selector("q3_incompatible_high", within_q3(_INCOMPATIBLE), TA_OPD),
+    *(selector for selector in _OF_SIGNALS if selector.source == OURS),
+    Selector("predicted", column("fix_inner"), f"{OURS}, after {TA_OPD}, Eq. 2"),
+    Selector("oracle", column("isolated_gain"), OURS),
+    Selector("ier", _IER, "IER, arXiv 2609.24432"),
+    Selector("pgt", _PGT, "code of jta-opd"),
+    Selector("dial", _DIAL, "DIAL, arXiv 2610.11659"),
+    Selector("selectkd", _SELECTKD, "SelecTKD, arXiv 2510.24021"),
+    Selector("fire", _FIRE, "FiRe-OPD, arXiv 2606.02684"),
+    Selector("iw_opd", _IW_OPD, "IW-OPD, arXiv 2606.22600"),
+)
+_BUILT_IN = {selector.name: selector for selector in _DECLARED}
 
 
 def _selector(label: str, loaded: object) -> Selector:
@@ -164,7 +156,7 @@ def _selector(label: str, loaded: object) -> Selector:
     return Selector(name, Score(_guarded(label, score.of), tuple(columns), score.formula), "user")
 
 
-def _guarded(label: str, function: ScoreFunction) -> ScoreFunction:
+def _guarded(label: str, function: Callable[[Tokens], npt.ArrayLike]) -> Callable[[Tokens], Array]:
     def scores(tokens: Tokens) -> Array:
         with guarded(label, "failed"):
             values: Array = np.asarray(function(tokens))
@@ -221,7 +213,7 @@ chosen.kept  # one boolean a position
   `earliest`. The share of places that this last rule decided is reported as `tied`.
 - **Unknown** scores (NaN) rank last.
 - **Your own**: `module:function`, a function of `Tokens` that returns one number a position; a `Score` made of the
-  parts in `teachdiag.selectors.parts`; or either under a name of the entry-point group `teachdiag.selectors`. Set
+  parts in `teachdiag.formulas`; or either under a name of the entry-point group `teachdiag.selectors`. Set
   `function.columns` to the names that it reads, and no others need loading.
 - **The released code** of TA-OPD selects otherwise: `teachdiag.selectors.released.select_released`, on the command line
   `--selector released:MASK`, reproduces its arithmetic.

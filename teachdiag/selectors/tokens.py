@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import EstimationError, SettingsError
+from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, mid_ranks, norm
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES, Normalisation
@@ -18,15 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ("context_id", "position")  # what every table of tokens carries: scopes and tie rules need them
-_SUFFIX = f"_k{HEADLINE_K}"
 MEASURED = tuple(c.name for c in POSITIONS.columns if c.type != pa.string())  # what scores can read of `positions`
 FROM_PROBES = ("fix_inner", "bank_inner", "isolated_gain")  # what a probe adds to it
-PER_SUPPORT = frozenset(c.name.removesuffix(_SUFFIX) for c in POSITIONS.columns if c.name.endswith(_SUFFIX))
-
-
-def stored_name(name: str, k: int) -> str:
-    """Return the column that holds a statistic: `disagreement` is `disagreement_k16` at K = 16."""
-    return f"{name}_k{k}" if name in PER_SUPPORT else name
 
 
 @dataclass(frozen=True)

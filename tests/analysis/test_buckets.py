@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
 
 from teachdiag.analysis.bank.normalised import in_q3
-from teachdiag.analysis.step.buckets import SCORES, bucket_rows, robust_rows
+from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import BUCKETS
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_residuals_are_those_of_statsmodels(case: Case, rows: list[dict[str, Any
     controls = [("student_entropy", None), ("disagreement", k), ("position", None), ("teacher_entropy", None)]
     design = np.column_stack([np.ones(len(case.gain.values)), *(case.scores[key] for key in controls)])
     residual = OLS(case.gain.values, design).fit().resid
-    for name in SCORES:
+    for name in BUCKETS:
         mine = [r for r in rows if (r["score"], r["k"], r["statistic"]) == (name, k, "residual mean")]
         own = case.scores[name, k]
         for row in mine:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from token_worlds import COLUMNS, TOKENS, by, rearranged, small
 
 from teachdiag.errors import EstimationError, SettingsError
+from teachdiag.formulas import Score, column, complement, normed, soft_or
 from teachdiag.selectors.choice import places, select
-from teachdiag.selectors.parts import Score, column, complement, normed, soft_or
 from teachdiag.selectors.registry import SELECTORS
 from teachdiag.selectors.tokens import Tokens
 

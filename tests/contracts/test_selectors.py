@@ -19,13 +19,13 @@ from token_worlds import COLUMNS, RNG, STUDENT, TEACHER, TOKEN, TOKENS, measured
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
+from teachdiag.formulas import Score, column, product, stored_name, within_q3
 from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
 from teachdiag.scores import soft_or as either_suffices
 from teachdiag.selectors import Selection
 from teachdiag.selectors.choice import select
-from teachdiag.selectors.parts import Score, column, product, within_q3
 from teachdiag.selectors.registry import SELECTORS, resolve_selector, selectors_page
-from teachdiag.selectors.tokens import KEYS, Tokens, stored_name
+from teachdiag.selectors.tokens import KEYS, Tokens
 
 
 def test_mid_ranks_by_hand() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import slow
 
-from teachdiag.selectors.parts import Score
+from teachdiag.formulas import Score
 from teachdiag.selectors.registry import Selector
 from teachdiag.selectors.tokens import Tokens
 
