@@ -3,9 +3,10 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from teachdiag import __version__, preflight
 from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, uninterrupted
@@ -34,6 +35,9 @@ from teachdiag.terminal import (
     show_probe,
     show_report,
 )
+
+if TYPE_CHECKING:
+    from teachdiag.diagnostics.imports.files import Format
 
 app = typer.Typer(
     help="""Which of the teacher's token-level signals can this student actually learn?
@@ -305,8 +309,27 @@ def _analyze_training(run: Path) -> None:
         publish_training(run)
 
 
+class _Imports(TyperGroup):
+    """The commands of `import`: those of the app, and one for each format of rollouts, which are looked up when asked.
+
+    Else every command would look for installed formats.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 (click's context, wherever Typer has it)
+        """Return the names of all commands."""
+        from teachdiag.diagnostics.imports.formats import FORMATS
+
+        return [*super().list_commands(ctx), *FORMATS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        """Return the command of a name, or None."""
+        from teachdiag.diagnostics.imports.formats import FORMATS
+
+        return _import_command(FORMATS[cmd_name]) if cmd_name in FORMATS else super().get_command(ctx, cmd_name)
+
+
 _importing = typer.Typer(
-    help="Bring data from elsewhere: a scored bank, or rollouts to be scored.", no_args_is_help=True
+    help="Bring data from elsewhere: a scored bank, or rollouts to be scored.", no_args_is_help=True, cls=_Imports
 )
 app.add_typer(_importing, name="import")
 
@@ -335,39 +358,26 @@ def released(
     print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
 
 
-_ROLLOUTS = {
-    "trl": "the completions that TRL's GRPO and distillation trainers log (log_completions=True, .parquet)",
-    "verl": "the dumps of verl's trainer.rollout_data_dir (.jsonl)",
-    "slime": "what slime's --save-debug-rollout-data keeps (.pt)",
-    "msswift": "the completions.jsonl that ms-swift logs (log_completions)",
-    "skyrl": "SkyRL's evaluation dumps (dump_eval_results, .jsonl)",
-    "prime-rl": "prime-rl's token exports (enable_token_export, token_exports/step_*/rank_*.jsonl)",
-    "jsonl": "rows with prompt and response, as text or as *_token_ids (.jsonl or .parquet)",
-}
-
-
-def _import_command(name: str, what: str) -> None:
+def _import_command(form: "Format") -> Any:  # noqa: ANN401 (a command of Typer's)
     def work(settings: Any) -> dict[str, Any]:  # noqa: ANN401
         _need_models()
         preflight.before_import(settings)
         from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
 
-        return import_rollouts(name, settings, Reporter())
+        return import_rollouts(form, settings, Reporter())
 
-    work.__name__ = name
-    work.__doc__ = f"""Import {what}, for `teachdiag capture --contexts FILE`.
+    work.__name__ = form.name
+    work.__doc__ = f"""Import {form.help}, for `teachdiag capture --contexts FILE`.
 
     Examples:
-        teachdiag import {name} rollouts/ --student Qwen/Qwen3-0.6B \\
+        teachdiag import {form.name} rollouts/ --student Qwen/Qwen3-0.6B \\
             --contexts rollouts.parquet
-        teachdiag import {name} step-10 step-20 --student Qwen/Qwen3-0.6B \\
+        teachdiag import {form.name} step-10 step-20 --student Qwen/Qwen3-0.6B \\
             --contexts rollouts.parquet --skip-bad-rows
     """
-    plain_command(_importing, ImportSettings, show_import, recipe=False)(work)
-
-
-for _name, _what in _ROLLOUTS.items():
-    _import_command(_name, _what)
+    alone = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    plain_command(alone, ImportSettings, show_import, recipe=False)(work)
+    return typer.main.get_command(alone)
 
 
 def _need_models() -> None:

@@ -1,54 +1,72 @@
-"""Files of rollouts: which there are, and their rows."""
+"""Formats of rollouts, the files that are meant, their rows, and the records that these hold. No torch."""
 
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
-import torch
 
-from teachdiag.diagnostics.imports.records import BadRow, Row, field
+from teachdiag.diagnostics.imports.records import BadRow, Record, Row, at
 from teachdiag.errors import RolloutError, cause
 from teachdiag.jsontext import parse_json
 from teachdiag.preflight import existing
+from teachdiag.progress import Reporter
 
-_NUMBERS = "?bBhHiIlLqQefd"  # kinds of NumPy numbers that are plain data
+Parse = Callable[[str, int, Mapping[Any, Any]], list[Record]]
 
 
-def expand(
-    places: Sequence[Path], suffixes: tuple[str, ...], pattern: str = "*", beside: frozenset[str] = frozenset()
-) -> list[Path]:
-    """Return the files that are meant, each once: files as given, folders by the files in them of these suffixes.
+@dataclass(frozen=True)
+class Format:
+    """What a program writes of its rollouts, and how it is read.
 
-    Args:
-        places: files and folders.
-        suffixes: endings of the format's files.
+    Attributes:
+        name: `teachdiag import NAME` reads it.
+        help: what is imported, as the object of a sentence: 'the dumps of ...'.
+        suffixes: endings of its files.
+        rows: the rows of a file.
+        parse: where a row stands, its number and its fields, to its record, or to one a turn where a mask says which
+            tokens are the student's; raises `BadRow` where they cannot be had exactly.
+        repeats: whether its writer may write one batch twice.
         pattern: which files of a folder count, as a glob.
-        beside: names of files that the format's writer puts beside them, which hold something else.
+        beside: names of files that its writer puts beside them, which hold something else.
+    """
+
+    name: str
+    help: str
+    suffixes: tuple[str, ...]
+    rows: Callable[[Path], Iterator[Row]]
+    parse: Parse
+    repeats: bool = False
+    pattern: str = "*"
+    beside: frozenset[str] = frozenset()
+
+
+def files_of(form: Format, paths: Sequence[Path]) -> list[Path]:
+    """Return the files that are meant, each once: files as given, folders by the files of the format in them.
 
     Raises:
-        RolloutError: a place does not exist, a folder has no such file, or a file is of another kind.
+        RolloutError: a path does not exist, a folder has no such file, or a file is of another kind.
     """
-    found: dict[Path, Path] = {}
-    kinds = " or ".join(suffixes)
-    for place in places:
-        inside = [existing(place)]
+    files: dict[Path, Path] = {}
+    kinds = " or ".join(form.suffixes)
+    for path in paths:
+        inside = [existing(path)]
         try:
-            if place.is_dir():
-                listed = (f for f in sorted(place.glob(pattern)) if f.suffix in suffixes and f.is_file())
-                inside = [file for file in listed if file.name not in beside]
+            if path.is_dir():
+                listed = (f for f in sorted(path.glob(form.pattern)) if f.suffix in form.suffixes and f.is_file())
+                inside = [file for file in listed if file.name not in form.beside]
         except OSError as error:
-            raise RolloutError(f"{place} cannot be read: {cause(error)}") from error
+            raise RolloutError(f"{path} cannot be read: {cause(error)}") from error
         if not inside:
-            raise RolloutError(f"{place} holds no {kinds} file")
+            raise RolloutError(f"{path} holds no {kinds} file")
         for file in inside:
-            if file.suffix not in suffixes:
+            if file.suffix not in form.suffixes:
                 raise RolloutError(f"{file} is no {kinds} file, which this format is")
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def read_jsonl(file: Path) -> Iterator[Row]:
@@ -62,9 +80,9 @@ def read_jsonl(file: Path) -> Iterator[Row]:
     number = 0
     try:
         with file.open("rb") as stream:  # as bytes: text would also be cut at the line ends that JSON strings may hold
-            for place, line in enumerate(stream, start=1):
+            for line_number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield Row(f"{file}:{place}", number, _fields(line), str(file))
+                    yield Row(f"{file}:{line_number}", number, _fields(line), str(file))
                     number += 1
     except OSError as error:
         raise RolloutError(f"{file}: cannot be read ({cause(error)})") from error
@@ -76,34 +94,6 @@ def _fields(line: bytes) -> Mapping[Any, Any] | BadRow:
     except ValueError as error:
         return BadRow("no JSON", f"is no JSON ({error})")
     return fields if isinstance(fields, dict) else BadRow("no JSON", "is no JSON object, which one rollout a line is")
-
-
-def read_batches(file: Path) -> Iterator[Row]:
-    """Yield the rollouts of a JSONL file whose lines each hold a batch: a list of values a field, one a rollout."""
-    number = 0
-    for line in read_jsonl(file):
-        entries = [line.fields] if isinstance(line.fields, BadRow) else _entries(line.fields)
-        for place, fields in enumerate(entries):
-            where = line.where if len(entries) == 1 else f"{line.where}, entry {place}"
-            yield Row(where, number, fields, line.where)
-            number += 1
-
-
-def _entries(fields: Mapping[Any, Any]) -> Sequence[Mapping[Any, Any] | BadRow]:
-    try:
-        prompts = field(fields, "prompt")
-    except BadRow as error:
-        return [error]
-    if not isinstance(prompts, list):
-        return [fields]
-    lengths = {name: len(column) for name, column in fields.items() if isinstance(column, list)}
-    others = [f"{length} of {name}" for name, length in lengths.items() if length != len(prompts)]
-    if others:
-        return [BadRow("malformed", f"holds {len(prompts)} values of prompt, but {', '.join(others)}")]
-    return [
-        {name: column[place] if name in lengths else column for name, column in fields.items()}
-        for place in range(len(prompts))
-    ]
 
 
 def read_parquet(file: Path) -> Iterator[Row]:
@@ -119,41 +109,38 @@ def read_parquet(file: Path) -> Iterator[Row]:
     yield from (Row(f"{file}, row {number}", number, fields, str(file)) for number, fields in enumerate(rows))
 
 
-def read_samples(file: Path) -> Iterator[Row]:
-    """Yield the samples of a file that torch saved: plain data, tensors and arrays of numbers, nothing that runs code.
+def read_records(form: Format, files: Sequence[Path], reporter: Reporter) -> tuple[list[Record], list[BadRow]]:
+    """Return the rollouts of some files of a format, in their order, and the rows that could not be read.
+
+    Batches that only repeat an earlier one are left out, and the reporter says so.
 
     Raises:
-        RolloutError: it holds more than that, is damaged, or has no list `samples`.
+        RolloutError: a file cannot be read, or holds no rows.
     """
-    try:
-        whole = zipfile.is_zipfile(file)
-        with torch.serialization.safe_globals(_arrays()):
-            content = torch.load(file, map_location="cpu", weights_only=True) if whole else None
-    except Exception as error:  # a damaged pickle may raise anything
-        if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
-            raise RolloutError(
-                f"{file}: holds objects besides plain data, tensors and arrays, which are not loaded because loading "
-                "them runs code: save it anew with those fields removed or as lists"
-            ) from error
-        raise RolloutError(f"{file}: is damaged, torch cannot read it") from error
-    if not whole:
-        raise RolloutError(f"{file}: is no file of torch.save, or is cut short")
-    samples = content.get("samples") if isinstance(content, dict) else None
-    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
-        raise RolloutError(f"{file}: has no list 'samples' of dictionaries, so it is no rollout data that slime saved")
-    yield from (Row(f"{file}, sample {number}", number, fields, str(file)) for number, fields in enumerate(samples))
+    records, bad_rows, batches = list[Record](), list[BadRow](), set[str]()
+    for file in files:
+        empty = True
+        for where, rows in groupby(form.rows(file), key=lambda row: row.batch):
+            of_batch, bad, empty = list[Record](), list[BadRow](), False
+            for row in rows:
+                try:
+                    of_batch += _parsed(form, row)
+                except BadRow as error:
+                    bad.append(at(row.where, error))
+            if form.repeats and of_batch:
+                batch = json.dumps([(str(r.prompt), str(r.response)) for r in of_batch])
+                if batch in batches:
+                    reporter.say(f"{where}: repeats a batch that stands before it, and is left out")
+                    continue
+                batches.add(batch)
+            records += of_batch
+            bad_rows += bad
+        if empty:
+            raise RolloutError(f"{file}: holds no rollouts")
+    return records, bad_rows
 
 
-def _arrays() -> list[Any]:
-    """What a pickle may name to make NumPy's arrays and numbers, under the names of NumPy 1 and 2."""
-    kinds = {type(np.dtype(kind)) for kind in _NUMBERS}
-    makers: dict[str, Any] = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
-    named = [(maker, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, maker in makers.items()]
-    return [np.ndarray, (_number_type, "numpy.dtype"), *kinds, *named]
-
-
-def _number_type(kind: Any, *rest: Any) -> Any:  # noqa: ANN401 (whatever the file holds)
-    found = np.dtype(kind, *rest)
-    if found.char not in _NUMBERS:
-        raise pickle.UnpicklingError("unsupported global: an array of something else than numbers")
-    return found
+def _parsed(form: Format, row: Row) -> list[Record]:
+    if isinstance(row.fields, BadRow):
+        raise row.fields
+    return form.parse(row.where, row.number, row.fields)

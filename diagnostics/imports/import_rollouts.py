@@ -13,8 +13,7 @@ from teachdiag.artefacts import CONTEXTS, IMPORTED
 from teachdiag.diagnostics.contexts.doubts import of_import
 from teachdiag.diagnostics.contexts.templates import resolve_options
 from teachdiag.diagnostics.imports.encoding import Encoder
-from teachdiag.diagnostics.imports.files import expand
-from teachdiag.diagnostics.imports.formats import FORMATS, read_records
+from teachdiag.diagnostics.imports.files import Format, files_of, read_records
 from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at, counted
 from teachdiag.diagnostics.models.sources import Outline, outline, resolve
 from teachdiag.errors import RolloutError, SettingsError, cause
@@ -27,13 +26,13 @@ from teachdiag.tables import write_parquet
 _UPDATE_SHARE = 4  # one prompt in so many is set aside for updates, unless the user says how many
 
 
-def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> dict[str, Any]:
+def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) -> dict[str, Any]:
     """Write rollouts from elsewhere as one `contexts` table, whole or not at all.
 
     The table's metadata say how it was imported: format, student, options, and what was left out.
 
     Args:
-        name: of the format, one of `FORMATS`.
+        form: the format of the files.
         settings: its files, the student, what may be mended or left out.
         reporter: told what the user should know of the files.
 
@@ -44,21 +43,20 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
     Raises:
         InputError: a file, a row, the student or an option is wrong.
     """
-    out, form = Path(settings.contexts), FORMATS[name]
-    files = expand([Path(place) for place in settings.files], form.suffixes, form.pattern, form.beside)
+    out, files = Path(settings.contexts), files_of(form, [Path(path) for path in settings.files])
     _check_output(out, files)
-    found = read_records(name, files, reporter)
-    _check_origins(found.records, reporter)
+    readable, bad = read_records(form, files, reporter)
+    _check_origins(readable, reporter)
     model = outline(resolve(settings.student, settings.revision, (), reporter, settings.trust_remote_code))
     if settings.end_of_text:
         model = replace(model, end_ids=_named_ends(model, settings.end_of_text))
     options = resolve_options(settings.template_options, {settings.student: model.tokenizer}, {}, {}, reporter)
     encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
-    records, rows, bad, mended = [], [], found.bad, 0
-    for record in found.records:
+    records, rows, mended = [], [], 0
+    for record in readable:
         before = encoder.unpadded
         try:
-            rows.append(_row(name, record, encoder, model.end_ids))
+            rows.append(_row(form.name, record, encoder, model.end_ids))
             records.append(record)
             mended += encoder.unpadded > before
         except BadRow as error:
@@ -68,7 +66,7 @@ def import_rollouts(name: str, settings: ImportSettings, reporter: Reporter) -> 
     _split(records, rows, settings)
     rows.sort(key=lambda row: str(row["split"]))  # the bank first, each split in the order of the files
     imported = {
-        "format": name,
+        "format": form.name,
         "files": [file.name for file in files],
         "student": settings.student,
         "template_options": options,

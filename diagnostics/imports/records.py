@@ -10,6 +10,7 @@ Form = Literal["written", "plain", "stripped", "message", "parsed", "unsure"]
 Ids = tuple[int, ...]
 Messages = tuple[Mapping[str, str], ...]
 
+_DIGITS = 19  # of a whole number that 64 bits hold
 _SHOWN = 60  # characters of a value that an error quotes
 
 
@@ -168,6 +169,42 @@ def messages_of(value: Any, name: str) -> Messages:  # noqa: ANN401 (whatever th
                 "content of plain text can be encoded exactly"
             )
     return found
+
+
+def step_of(fields: Mapping[Any, Any]) -> int | None:
+    """Return the training step, which ms-swift writes as text."""
+    step = fields.get("step", fields.get("gen_step"))
+    if isinstance(step, str) and step.isdecimal() and len(step) < _DIGITS:
+        return int(step)
+    return step if type(step) is int else None
+
+
+def turns(
+    where: str,
+    row: int,
+    ids: Ids,
+    kept: tuple[bool, ...],
+    opening: Ids,
+    *,
+    finish_reason: str = "unknown",
+    step: int | None = None,
+) -> list[Record]:
+    """One record a run of tokens that the student sampled: it read all that stands before. The finish is the last's."""
+    edges = [i for i in range(len(ids) + 1) if (i > 0 and kept[i - 1]) != (i < len(ids) and kept[i])]
+    if not edges:
+        raise BadRow("masked", "no token of it is the student's: its mask is 0 everywhere")
+    return [
+        Record(
+            where,
+            row,
+            Side(ids=ids[:start], masked=True),
+            Side(ids=ids[start:end], masked=True),
+            finish_reason=finish_reason if end == len(ids) else "unknown",
+            step=step,
+            opening=opening,
+        )
+        for start, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
 
 
 def malformed(message: str) -> BadRow:

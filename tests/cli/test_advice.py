@@ -6,35 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
+from command_line import commands
 from stages import ROOT
 
-from teachdiag.cli import app
 from teachdiag.runs import Stage
 
 SOURCES = sorted(
     file for room in ("teachdiag", "diagnostics", "analysis", "figures") for file in (ROOT / room).rglob("*.py")
 )
 OF_OTHERS = {"--nproc-per-node", "--no-deps", "--save-debug-rollout-data"}  # of torchrun, pip and slime
-
-
-def _commands() -> dict[str, set[str]]:
-    """Options of each command, by its words."""
-    found: dict[str, set[str]] = {}
-
-    def walk(command: object, words: tuple[str, ...]) -> None:
-        for name, own in getattr(command, "commands", {}).items():
-            walk(own, (*words, name))
-        if words:
-            found[" ".join(words)] = {
-                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
-            } | {"--help"}
-
-    walk(typer.main.get_command(app), ())
-    return found
-
-
-COMMANDS = _commands()
+COMMANDS = {
+    words: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    | {"--help"}
+    for words, command in commands().items()
+}
 OPTIONS = set().union(*COMMANDS.values(), {"--version"})
 
 

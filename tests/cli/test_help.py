@@ -5,10 +5,9 @@ What they are compared with are the settings classes and the command line's own 
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
+from command_line import commands
 from typer.testing import CliRunner
 
 from teachdiag.cli import app
@@ -18,19 +17,7 @@ WIDTH, LEFT = 80, 36  # columns of a page, and those that the names of options m
 SHARED = {"run", "runs", "recipe", "quiet", "json"}
 
 
-def _commands() -> dict[str, Any]:
-    """Every command by its words."""
-    root: Any = typer.main.get_command(app)
-    groups = {"": root, "import ": root.commands["import"]}
-    return {
-        words + name: command
-        for words, group in groups.items()
-        for name, command in group.commands.items()
-        if not hasattr(command, "commands")
-    }
-
-
-COMMANDS = _commands()
+COMMANDS = commands()
 
 
 def _page(words: str, width: int) -> list[str]:

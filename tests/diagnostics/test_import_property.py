@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.imports import import_rollouts as importing
+from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.models.sources import Outline
 from teachdiag.errors import InputError
 from teachdiag.settings import ImportSettings
@@ -330,7 +331,7 @@ def bring(
     file = file or write(student["folder"] / "rows", rows)
     given = json.dumps(said[0].options) if said[0].options else ""
     wanted = {"files": [str(file)], "student": "m", "contexts": str(out), "template_options": given} | options
-    imported = importing.import_rollouts(name, ImportSettings(**wanted), QUIET)["imported"]
+    imported = importing.import_rollouts(FORMATS[name], ImportSettings(**wanted), QUIET)["imported"]
     found = CONTEXTS.read_arrow(out).to_pylist()
     return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in found], imported
 

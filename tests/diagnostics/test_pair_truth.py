@@ -17,6 +17,7 @@ from teachdiag.analysis.report.sections import pair_text
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.doubts import doubts
+from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
 from teachdiag.diagnostics.models.language_model import nan_advice
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
@@ -165,10 +166,12 @@ def test_an_import_is_told_what_ended_its_responses(tiny_settings: CaptureSettin
     given = {"files": [str(tmp_path / "rows.jsonl")], "student": tiny_settings.student}
     names = byte_tokenizer().convert_ids_to_tokens([40, 256])
     out = tmp_path / "out.parquet"
-    found = import_rollouts("jsonl", ImportSettings(**given, contexts=str(out), end_of_text=",".join(names)), QUIET)
+    found = import_rollouts(
+        FORMATS["jsonl"], ImportSettings(**given, contexts=str(out), end_of_text=",".join(names)), QUIET
+    )
     assert found["ends"]["stop"] == 1
     with pytest.raises(InputError, match="has no token 'no such'"):
-        import_rollouts("jsonl", ImportSettings(**given, contexts=str(out), end_of_text="no such"), QUIET)
+        import_rollouts(FORMATS["jsonl"], ImportSettings(**given, contexts=str(out), end_of_text="no such"), QUIET)
 
 
 def test_nan_is_not_blamed_on_what_is_float32() -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.templates import encode_prompt
+from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
 from teachdiag.diagnostics.models.embedded import embedded_model
 from teachdiag.errors import InputError
@@ -58,7 +59,7 @@ def imported(
 ) -> list[dict[str, Any]]:
     files = [str(place) for place in places]
     settings = ImportSettings(files=files, student=student, contexts=str(out), **options)
-    import_rollouts(name, settings, reporter)
+    import_rollouts(FORMATS[name], settings, reporter)
     return CONTEXTS.read_arrow(out).to_pylist()  # type: ignore[no-any-return]
 
 
