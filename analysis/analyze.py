@@ -1,12 +1,10 @@
 """Stage analyze: from the tables of capture and probe to every estimate, the verdict and `summary.md`."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 from threadpoolctl import threadpool_limits
 
 from teachdiag.analysis.bank.measurements import (
@@ -31,7 +29,7 @@ from teachdiag.artefacts import (
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
 from teachdiag.settings import HEADLINE_K, AnalyzeSettings
-from teachdiag.tables import Table, write_parquet, write_text
+from teachdiag.tables import Table, write_parquet_and_csv, write_text
 
 Rows = list[dict[str, Any]]
 
@@ -66,7 +64,11 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
-            files = [file for table, content in tables.items() for file in _write(run, table, content)]
+            files = [
+                file.relative_to(run).as_posix()
+                for table, content in tables.items()
+                for file in write_parquet_and_csv(content, run / table.place / table.name)
+            ]
             results = _summarise(inputs, tables) | {"tables": files, "left_out": unfinished_probes(run)}
             for sentence in results["left_out"]:
                 reporter.say(f"{run}: {sentence}")
@@ -118,22 +120,3 @@ def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | 
         for name, term in terms.items()
     }
     return {name: list(interval.columns().values()) for name, interval in found.items() if interval is not None}
-
-
-def _write(run: Path, table: Table, content: pa.Table) -> list[str]:
-    """Write one table as Parquet and as CSV; return both places, relative to the run."""
-    place = Path(table.place) / table.name
-    write_parquet(content, run / f"{place}.parquet")
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(_flat(content), text)
-    write_text(text.getvalue().decode(), run / f"{place}.csv")
-    return [f"{place}.parquet", f"{place}.csv"]
-
-
-def _flat(content: pa.Table) -> pa.Table:
-    """Write lists as text, which CSV has no other place for."""
-    for place, field in enumerate(content.schema):
-        if pa.types.is_list(field.type):
-            texts = [" ".join(map(repr, row)) for row in content[place].to_pylist()]
-            content = content.set_column(place, field.name, pa.array(texts, pa.string()))
-    return content

@@ -3,7 +3,6 @@
 Everything stands in the analysis' long tables already; here it is laid out by the paper's numbers. Nothing is computed.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from teachdiag.figures.run_tables import RunTables
+from teachdiag.markdown import markdown_table
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
-from teachdiag.tables import write_parquet, write_text
+from teachdiag.tables import write_parquet_and_csv, write_text
 
 _NUMBER = ["estimate", "ci_low", "ci_high"]
 _COUNTS = ["n_positions", "n_prompts"]
@@ -49,13 +48,10 @@ def print_tables(run: Path, tables: RunTables, only: str = "") -> list[Path]:
 
 def write_printed(folder: Path, printed: Printed, population: str) -> list[Path]:
     """Write one table as Parquet, CSV and Markdown; `population` says on whom it was measured."""
-    content = pa.Table.from_pandas(printed.rows, preserve_index=False)
-    write_parquet(content, folder / f"{printed.name}.parquet")
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(content, text)
-    write_text(text.getvalue().decode(), folder / f"{printed.name}.csv")
-    write_text(_markdown(printed, population), folder / f"{printed.name}.md")
-    return [folder / f"{printed.name}.{kind}" for kind in ("parquet", "csv", "md")]
+    page = folder / f"{printed.name}.md"
+    files = write_parquet_and_csv(pa.Table.from_pandas(printed.rows, preserve_index=False), folder / printed.name)
+    write_text(_markdown(printed, population), page)
+    return [*files, page]
 
 
 def _markdown(printed: Printed, population: str) -> str:
@@ -65,11 +61,9 @@ def _markdown(printed: Printed, population: str) -> str:
     shown = rows.drop(columns=[c for c in ("method", "ci_low", "ci_high") if c in rows])
     if "ci_low" in rows:
         shown["estimate"] = [_interval(*row) for row in rows[_NUMBER].itertuples(index=False)]
-    lines = ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + " --- |" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in shown.itertuples(index=False)]
-    place = f"Paper: {printed.paper}." if printed.paper else "Beyond the paper."
+    source = f"Paper: {printed.paper}." if printed.paper else "Beyond the paper."
     made = f" Intervals are 95%: {methods}." if methods else ""
-    return f"# {printed.name}\n\n{printed.what} {place} {population}.{made}\n\n" + "\n".join(lines) + "\n"
+    return f"# {printed.name}\n\n{printed.what} {source} {population}.{made}\n\n{markdown_table(shown.map(_cell))}\n"
 
 
 def _interval(estimate: float, low: float, high: float) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -187,6 +188,23 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
     with whole(path) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=texts, write_page_checksum=True)
+
+
+def write_parquet_and_csv(table: pa.Table, path: Path) -> list[Path]:
+    """Write one table as `path`.parquet and, lists as text, as `path`.csv; return both files.
+
+    Raises:
+        PlaceError: one cannot be written.
+    """
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("parquet", "csv")]
+    write_parquet(table, files[0])
+    for number, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            texts = [" ".join(map(repr, values)) for values in table[number].to_pylist()]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    with whole(files[1]) as part:
+        pyarrow.csv.write_csv(table, part)
+    return files
 
 
 def read_parquet(path: Path) -> pa.Table:

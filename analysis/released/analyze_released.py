@@ -1,19 +1,18 @@
 """`analyze --compat released`: the released code's tables on an imported bank, each beside its departures."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from teachdiag.analysis.released.released_bank import load_released
 from teachdiag.analysis.released.released_tables import TABLES
+from teachdiag.markdown import bullets, markdown_table
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, writing
 from teachdiag.settings import AnalyzeSettings
-from teachdiag.tables import write_parquet, write_text
+from teachdiag.tables import write_parquet_and_csv, write_text
 
 _RELATIVE = (
     "gain is relative, (KL before - KL after) / KL before, where Eq. 1 has nats: it has no lower bound at small KL"
@@ -86,7 +85,7 @@ def run_released(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     bank = load_released(run)
     stage = Stage(run, "analyze-released")
     folder = run / "analysis/released"
-    files: list[str] = []
+    files: list[Path] = []
     with writing(run):
         stage.note.unlink(missing_ok=True)
         stage.claim(settings.as_dict(), {})
@@ -94,12 +93,12 @@ def run_released(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             parts = [_opening(bank.k, len(bank.rows))]
             for name, make in reporter.track(list(TABLES.items()), "Released tables"):
                 table = pd.DataFrame(make(bank))
-                files += _write(table, folder, name)
-                parts += [f"## {name}", "Departures from the paper:", _bullets(DEPARTURES[name]), _markdown(table)]
+                files += write_parquet_and_csv(pa.Table.from_pandas(table, preserve_index=False), folder / name)
+                parts += [f"## {name}", "Departures from the paper:", bullets(DEPARTURES[name]), _shown(table)]
             write_text("\n\n".join(parts) + "\n", folder / "released.md")
-            files.append("released.md")
-            stage.complete({"tables": [f"analysis/released/{file}" for file in files]})
-    return {"tables": [f"analysis/released/{file}" for file in files]}
+            written = [file.relative_to(run).as_posix() for file in (*files, folder / "released.md")]
+            stage.complete({"tables": written})
+    return {"tables": written}
 
 
 def _opening(k: int, positions: int) -> str:
@@ -110,20 +109,5 @@ def _opening(k: int, positions: int) -> str:
     )
 
 
-def _write(table: pd.DataFrame, folder: Path, name: str) -> list[str]:
-    content = pa.Table.from_pandas(table, preserve_index=False)
-    write_parquet(content, folder / f"{name}.parquet")
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(content, text)
-    write_text(text.getvalue().decode(), folder / f"{name}.csv")
-    return [f"{name}.parquet", f"{name}.csv"]
-
-
-def _bullets(lines: tuple[str, ...]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    shown = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
-    rows = [list(map(str, shown.columns)), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _shown(table: pd.DataFrame) -> str:
+    return markdown_table(table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value))

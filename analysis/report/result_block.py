@@ -12,7 +12,7 @@ from teachdiag.analysis.kinds.single_token_text import isolated_table
 from teachdiag.analysis.kinds.step_tables import at_headline_k, coefficient_table, outcome_table, validity_table
 from teachdiag.analysis.report.sections import Results, pair_text, panel_obstacle, probe_text, read_results, verdict
 from teachdiag.analysis.step.findings import STATUSES, at_headline
-from teachdiag.analysis.text.text_tables import bullets, markdown
+from teachdiag.markdown import bullets, markdown_table
 from teachdiag.settings import HEADLINE_K
 from teachdiag.signals import BASE_LABEL
 
@@ -56,7 +56,7 @@ def _study_parts(record: Record, results: Results) -> list[str]:
     """Return one probe's sentences, and its compact table folded away."""
     found = [f"**{_HEADINGS[record.kind]}** {probe_text(record)}", bullets(_headline_sentences(record, results))]
     title, table = _compact(record, results)
-    return found if table.empty else [*found, _folded(title, markdown(table))]
+    return found if table.empty else [*found, _folded(title, markdown_table(table))]
 
 
 def _headline_sentences(record: Record, results: Results) -> list[str]:
@@ -135,11 +135,11 @@ def _step_parts(record: Record, results: Results) -> list[str]:
     return [
         probe_text(record),
         f"Standardised coefficients of gain on D^L (beta_L) and D^I (beta_I), K={HEADLINE_K}:",
-        markdown(coefficients[["update", "beta_L", "beta_I", "beta_L - beta_I"]]),
+        markdown_table(coefficients[["update", "beta_L", "beta_I", "beta_L - beta_I"]]),
         f"beta_L - beta_I for other measures of the gain, K={HEADLINE_K} (`gain_relative` is gain / KL before):",
-        markdown(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
+        markdown_table(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
         f"Predicting gain on prompts not seen, K={HEADLINE_K}:",
-        markdown(alone.drop(columns=["theta0", *differences], errors="ignore")),
+        markdown_table(alone.drop(columns=["theta0", *differences], errors="ignore")),
         _folded(f"The verdict, {len(headline)} claims: {told}", bullets(verdict(record, results))),
     ]
 

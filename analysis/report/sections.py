@@ -31,8 +31,9 @@ from teachdiag.analysis.kinds.step_tables import (
 )
 from teachdiag.analysis.step.findings import judged_sentences
 from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text, obstacle
-from teachdiag.analysis.text.text_tables import bullets, markdown, without_layers
+from teachdiag.analysis.text.text_tables import without_layers
 from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
+from teachdiag.markdown import bullets, markdown_table
 from teachdiag.plots import STEP, plots_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import EMBEDDED, HEADLINE_K
@@ -86,7 +87,7 @@ class Section:
     def markdown(self) -> list[str]:
         """Return its part of `summary.md`, paragraph by paragraph."""
         parts = [f"## {self.title} `{self.probe_id}`", self.text, "### Verdict", bullets(self.sentences)]
-        parts += [part for title, table in self.tables.items() for part in (f"### {title}", markdown(table))]
+        parts += [part for title, table in self.tables.items() for part in (f"### {title}", markdown_table(table))]
         return [*parts, " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)]
 
     def as_dict(self) -> dict[str, Any]:

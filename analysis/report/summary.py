@@ -15,7 +15,8 @@ from teachdiag.analysis.kinds.selectors_text import headline_budget, selection_t
 from teachdiag.analysis.kinds.single_token_text import isolated_table, predicted_table
 from teachdiag.analysis.kinds.step_tables import at_headline_k, titled
 from teachdiag.analysis.report.sections import Results, Section, Tables, read_results, section
-from teachdiag.analysis.text.text_tables import markdown, rich_table
+from teachdiag.analysis.text.text_tables import rich_table
+from teachdiag.markdown import markdown_table
 
 
 def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], results: Results) -> list[Section]:
@@ -37,7 +38,7 @@ def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> s
     """Write `summary.md` from the sentence on the pair and what every probe has to say."""
     parts = ["# What this student can learn from this teacher", pair]
     parts += [paragraph for own in found for paragraph in own.markdown()]
-    parts += ["## Ties and saturation of the normalised scores", markdown(saturation_table(results.saturation))]
+    parts += ["## Ties and saturation of the normalised scores", markdown_table(saturation_table(results.saturation))]
     parts += [
         "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
         "Tables by the paper's numbers, with captions: `tables/`. Every number, for all outcomes and K: "

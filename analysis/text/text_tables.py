@@ -1,4 +1,4 @@
-"""Tables of text, as Markdown and for the terminal."""
+"""Estimates as text, and tables of text for the terminal."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,6 @@ from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.signals import BASE, BASE_LABEL
 
 _ENDS = ("estimate", "ci_low", "ci_high")
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table of text in Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    header = [line(list(table.columns)), line(["---"] * len(table.columns))]
-    return "\n".join([*header, *(line(list(row)) for row in table.itertuples(index=False))])
 
 
 def rich_table(title: str, table: pd.DataFrame) -> Table:
@@ -53,8 +43,3 @@ def named(row: pd.Series) -> str:
 def readable(name: str) -> str:
     """Return the name of a predictor for people."""
     return BASE_LABEL if name == BASE else name
-
-
-def bullets(sentences: Sequence[str]) -> str:
-    """Return sentences as a Markdown list."""
-    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -13,7 +13,7 @@ from teachdiag.analysis.resampling.multiplicity import add_q_values, bootstrap_p
 from teachdiag.artefacts import EVAL_SCORES, PROBE_VERSUS_TRAINING, SELECTION, TRAIN_STEPS, TRAINING
 from teachdiag.runs import Stage, joining
 from teachdiag.seeds import derive_seed
-from teachdiag.tables import write_parquet
+from teachdiag.tables import write_parquet_and_csv
 
 DRAWS = 2000
 _REFERENCES = ("full", "random", "base")
@@ -60,10 +60,10 @@ def analyze_training(run: Path) -> pd.DataFrame:
     table = TRAINING.build_rows(rows)
     frame: pd.DataFrame = table.to_pandas()
     with joining(run):
-        write_parquet(table, run / "analysis" / "training.parquet")
+        write_parquet_and_csv(table, run / "analysis/training")
         if (run / "analysis" / "selection.parquet").exists():
             compared = compare_with_probe(frame, SELECTION.read(run / "analysis" / "selection.parquet"))
-            write_parquet(PROBE_VERSUS_TRAINING.build_rows(compared), run / "analysis/probe_versus_training.parquet")
+            write_parquet_and_csv(PROBE_VERSUS_TRAINING.build_rows(compared), run / "analysis/probe_versus_training")
     return frame
 
 

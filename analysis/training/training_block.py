@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from teachdiag.analysis.text.text_tables import bullets, markdown, row_interval, without_layers
+from teachdiag.analysis.text.text_tables import row_interval, without_layers
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
+from teachdiag.markdown import bullets, markdown_table
 from teachdiag.notes import recall
 from teachdiag.runs import Stage
 
@@ -24,12 +25,12 @@ def training_block(run: Path) -> str:
         ArtefactError: the training has not been analysed.
     """
     rows = TRAINING.read(run / TRAINING.place / "training.parquet")
-    parts = [_told(run, rows), bullets(training_sentences(rows)), markdown(accuracy_table(rows))]
+    parts = [_told(run, rows), bullets(training_sentences(rows)), markdown_table(accuracy_table(rows))]
     compared = run / PROBE_VERSUS_TRAINING.place / "probe_versus_training.parquet"
     if compared.exists():
         both = PROBE_VERSUS_TRAINING.read(compared)
         parts += ["**Does the selector that one step ranks first also train best?**", bullets(probe_sentences(both))]
-        parts.append(markdown(probe_table(both, headline(both))))
+        parts.append(markdown_table(probe_table(both, headline(both))))
     return "\n\n".join(parts)
 
 

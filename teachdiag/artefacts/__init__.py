@@ -30,6 +30,7 @@ from teachdiag.artefacts.measured import (
 )
 from teachdiag.artefacts.released import RELEASED_BANK
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
+from teachdiag.markdown import markdown_table
 
 __all__ = [
     "BALANCE",
@@ -108,12 +109,16 @@ def data_dictionary() -> str:
     parts = ["# Artefacts\n", _PREAMBLE]
     for t in TABLES:
         parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.place}`, written by `teachdiag {t.written_by}`; ")
-        parts.append(
-            f"one row for each ({', '.join(t.key)}).\n\n| column | type | unit | meaning |\n| --- | --- | --- | --- |\n"
+        kinds = [str(c.type) + ", nullable" * c.nullable + ", optional" * c.optional for c in t.columns]
+        columns = pd.DataFrame(
+            {
+                "column": [f"`{c.name}`" for c in t.columns],
+                "type": kinds,
+                "unit": [c.unit for c in t.columns],
+                "meaning": [c.meaning for c in t.columns],
+            }
         )
-        for c in t.columns:
-            unit, kind = c.unit.replace("|", "\\|"), str(c.type) + ", nullable" * c.nullable + ", optional" * c.optional
-            parts.append(f"| `{c.name}` | {kind} | {unit} | {c.meaning.replace('|', chr(92) + '|')} |\n")
+        parts.append(f"one row for each ({', '.join(t.key)}).\n\n{markdown_table(columns)}\n")
     return "".join(parts)
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import PER_SUPPORT, Score, column, complement, stored_name, within_q3
+from teachdiag.markdown import markdown_table
 from teachdiag.registry import Registry, attribute, guarded, load
 from teachdiag.scores import Array
 from teachdiag.selectors import published
@@ -185,8 +187,8 @@ def resolve_selector(spec: str) -> Selector:
 
 def selectors_page() -> str:
     """Return `docs/selectors.md`: every selector, made from the registry."""
-    rows = [f"| `{s.name}` | {s.score.formula} | {s.source} |\n" for s in _BUILT_IN.values()]
-    return "".join([_PREAMBLE, "| selector | score | source |\n| --- | --- | --- |\n", *rows])
+    rows = [(f"`{s.name}`", s.score.formula, s.source) for s in _BUILT_IN.values()]
+    return f"{_PREAMBLE}{markdown_table(pd.DataFrame(rows, columns=['selector', 'score', 'source']))}\n"
 
 
 _PREAMBLE = """# Selectors
