@@ -13,7 +13,6 @@ from teachdiag.manifests import read_manifest
 from teachdiag.prompts import local_file
 from teachdiag.runs import Stage
 from teachdiag.selectors import resolve_selector
-from teachdiag.selectors.released import RELEASED, check_method
 from teachdiag.settings import (
     EMBEDDED,
     CaptureSettings,
@@ -59,7 +58,7 @@ def before_probe(run: Path, settings: ProbeSettings) -> None:
         local_model(settings.student_after)
     if settings.kind == "selectors" and settings.selector != "all":
         for name in settings.selector.split(","):
-            check_method(name.strip()) if name.strip().startswith(RELEASED) else resolve_selector(name.strip())
+            resolve_selector(name.strip())
 
 
 def before_train(run: Path, settings: TrainSettings) -> None:

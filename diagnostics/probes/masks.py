@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from teachdiag.artefacts import ISOLATED, POSITIONS
+from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.models.alignment import KEY, Context
 from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
 from teachdiag.errors import RunError, SettingsError
@@ -20,7 +20,7 @@ from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select
-from teachdiag.selectors.released import RELEASED, check_method, select_released, with_live_statistics
+from teachdiag.selectors.choice import check_rules
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 
 EVERYTHING, RANDOM_MASK = "all", "random_mask"
@@ -167,10 +167,7 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
     if settings.selector == "all":
         return [_chooser(settings, s) for s in SELECTORS.values() if known or s.name != "oracle"]
     names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
-    choosers = [
-        _released(settings, name) if name.startswith(RELEASED) else _chooser(settings, resolve_selector(name))
-        for name in names
-    ]
+    choosers = [_chooser(settings, resolve_selector(name)) for name in names]
     lost = [] if known else [chooser.name for chooser in choosers if "isolated_gain" in chooser.columns]
     if lost:
         raise RunError(
@@ -195,26 +192,16 @@ def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:
 def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
     """A selector under the probe's rules."""
     rules = (settings.normalisation, settings.scope, settings.min_keep, settings.ties)
+    check_rules(selector, *rules)
 
     def choose(tokens: Tokens, budget: float) -> Kept | None:
-        known = int((~np.isnan(selector.scores(tokens.under(settings.normalisation)))).sum())
-        wanted = int(places(budget, np.array([len(tokens)]))[0])
-        return None if known < wanted else select(tokens, selector, budget, *rules)
+        if selector.mask is None:
+            known = int((~np.isnan(selector.scores(tokens.under(settings.normalisation)))).sum())
+            if known < int(places(budget, np.array([len(tokens)]))[0]):
+                return None
+        return select(tokens, selector, budget, *rules)
 
     return Chooser(selector.name, selector.columns(HEADLINE_K), choose)
-
-
-def _released(settings: ProbeSettings, name: str) -> Chooser:
-    """A mask of the released code, with its own rules."""
-    usual = ProbeSettings(kind="selectors")
-    if any(getattr(settings, rule) != getattr(usual, rule) for rule in ("normalisation", "scope", "min_keep", "ties")):
-        raise SettingsError(
-            f"{name} has its own rules: leave --normalisation, --scope, --min-keep and --ties out, or compare it in a "
-            "probe of its own"
-        )
-    method = check_method(name)
-    lists = tuple(c.name for c in POSITIONS.columns if "topk" in c.name)
-    return Chooser(name, lists, lambda tokens, budget: select_released(with_live_statistics(tokens), method, budget))
 
 
 def _statistics(bench: Workbench, choosers: Sequence[Chooser], inner_products: pa.Table) -> pa.Table:

@@ -1,13 +1,14 @@
 """Selectors: from statistics measured before an update to the positions that carry its loss.
 
-`tokens` holds the statistics of competing positions, `published` scores of other papers, `registry` the selectors by
-name, `choice` the budget, `policy` what a training run does with them, `released` the arithmetic of the
-code that came with the paper.
+`tokens` holds the statistics of competing positions, `published` scores of other papers, `selector` what a selector is,
+`choice` the budget, `released` the arithmetic of the code that came with the paper, `registry` the selectors by name,
+`policy` what a training run does with them.
 """
 
-from teachdiag.selectors.choice import Kept, places, select
+from teachdiag.selectors.choice import places, select
 from teachdiag.selectors.policy import Selection
-from teachdiag.selectors.registry import SELECTORS, Selector, resolve_selector
+from teachdiag.selectors.registry import SELECTORS, resolve_selector
+from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens
 
 __all__ = [

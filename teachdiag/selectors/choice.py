@@ -1,7 +1,6 @@
 """Selection: from scores to exactly as many positions as the budget buys."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import get_args
 
@@ -9,27 +8,12 @@ import numpy as np
 
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Codes, Flags
-from teachdiag.selectors.registry import Selector
+from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import Normalisation, Scope, Ties
 
 _CHOICES = {"normalisation": get_args(Normalisation), "scope": get_args(Scope), "ties": get_args(Ties)}
 Key = Callable[[], Array]  # a score of shape (N,), computed when it is first needed; no NaN
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which positions carry the loss.
-
-    Attributes:
-        kept: shape (N,), in the order of the tokens.
-        topped_up: positions kept beyond the budget for the sake of a per-sequence minimum; they are in `kept`.
-        tied: share of the budget's places, in [0, 1], that only the tie rule decided.
-    """
-
-    kept: Flags
-    topped_up: int
-    tied: float
 
 
 def select(
@@ -63,12 +47,28 @@ def select(
         EstimationError: a column cannot be normalised.
     """
     _check(budget, minimum, normalisation=normalisation, scope=scope, ties=ties)
+    if selector.mask:
+        check_rules(selector, normalisation, scope, minimum, ties)
+        return selector.mask(tokens, budget)
     keys = _ranking(tokens, selector, normalisation, ties)
     ties_from = len(keys) - _TIE_KEYS[ties]
     competing = np.zeros(len(tokens), np.int64) if scope == "global" else context_codes(tokens)
     kept, tied = best(competing, places(budget, np.bincount(competing)), keys, ties_from)
     topped_up = top_up(kept, context_codes(tokens), minimum, keys) if minimum else 0
     return Kept(kept, topped_up, tied)
+
+
+def check_rules(selector: Selector, normalisation: Normalisation, scope: Scope, minimum: int, ties: Ties) -> None:
+    """Refuse rules for a mask that has its own.
+
+    Raises:
+        SettingsError: any differs from the default.
+    """
+    if selector.mask and (normalisation, scope, minimum, ties) != ("quantile", "global", 0, "random"):
+        raise SettingsError(
+            f"{selector.name} has its own rules: leave normalisation, scope, the minimum per sequence and ties as they "
+            "are (--normalisation, --scope, --min-keep and --ties)"
+        )
 
 
 def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Kept]:

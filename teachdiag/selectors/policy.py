@@ -11,8 +11,9 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Flags
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors.choice import known_scores, places, select
-from teachdiag.selectors.registry import Selector, resolve_selector
+from teachdiag.selectors.choice import check_rules, known_scores, places, select
+from teachdiag.selectors.registry import resolve_selector
+from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import HEADLINE_K, Normalisation, Scope, Ties
 
@@ -37,7 +38,7 @@ class Selection:
     """Which positions of a global rollout batch carry the distillation loss.
 
     Attributes:
-        selector: a selector's name, an entry point or `module:function`; `full` keeps every position.
+        selector: a selector's name, an entry point, `module:function` or `released:MASK`; `full` keeps every position.
         budget: share of the batch's positions that is kept: exactly ceil(budget N).
         k: support size of D, C and their kin.
         normalisation: how scores' columns are put on a common scale, over the global batch.
@@ -70,6 +71,10 @@ class Selection:
             raise SettingsError(f"the budget is {self.budget}: it must be a share of positions in (0, 1]")
         if self.warmup < 0:
             raise SettingsError(f"the warm-up is {self.warmup}: it must be a number of steps, 0 for none")
+        if self.selector != FULL:
+            check_rules(self._resolved, self.normalisation, self.scope, self.minimum, self.ties)
+            if self.soft and self._resolved.mask:
+                raise SettingsError(f"{self.selector} is a mask, with no scores for soft weights: leave these out")
         unknown = sorted(set(self.columns) - {c.name for c in POSITIONS.columns})
         if unknown:
             raise SettingsError(

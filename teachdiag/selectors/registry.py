@@ -4,55 +4,22 @@ The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.sel
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from teachdiag.errors import SettingsError
-from teachdiag.formulas import PER_SUPPORT, Score, column, complement, stored_name, within_q3
+from teachdiag.formulas import PER_SUPPORT, Score, column, complement, within_q3
 from teachdiag.markdown import markdown_table
 from teachdiag.registry import Registry, attribute, guarded, load
 from teachdiag.scores import Array
 from teachdiag.selectors import published
-from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, Tokens
+from teachdiag.selectors.released import METHODS, RELEASED, released_mask
+from teachdiag.selectors.selector import Selector
+from teachdiag.selectors.tokens import FROM_PROBES, MEASURED, Tokens
 from teachdiag.signals import OURS, SIGNALS, TA_OPD
-
-
-@dataclass(frozen=True)
-class Selector:
-    """A score with a name and the source it comes from."""
-
-    name: str
-    score: Score
-    source: str
-
-    def columns(self, k: int) -> tuple[str, ...]:
-        """Return the stored columns that a table must have for this selector at support size K, keys included."""
-        return tuple(dict.fromkeys((*KEYS, *(stored_name(name, k) for name in self.score.columns))))
-
-    def scores(self, tokens: Tokens) -> Array:
-        """Return one score a position, shape (N,), float64; NaN means unknown and ranks last.
-
-        Raises:
-            SettingsError: a column is missing, or the scores are not one finite (or unknown) number a position.
-            EstimationError: a column cannot be normalised.
-        """
-        values = np.asarray(self.score.of(tokens))
-        if values.shape != (len(tokens),) or values.dtype.kind not in "biuf":
-            raise SettingsError(
-                f"selector {self.name} returned {values.dtype} of shape {values.shape}, where one number for each of "
-                f"{len(tokens)} positions is due"
-            )
-        scores = values.astype(np.float64)
-        if np.isinf(scores).any():
-            first = int(np.flatnonzero(np.isinf(scores))[0])
-            raise SettingsError(
-                f"selector {self.name} scored row {first} as {scores[first]}: scores are finite, or NaN"
-            )
-        return scores
-
 
 _STUDENT_LISTS = ("student_topk_ids", "student_topk_logp", "teacher_logp_at_student_topk")
 _TEACHER_LISTS = ("teacher_topk_ids", "teacher_topk_logp", "student_logp_at_teacher_topk")
@@ -167,11 +134,13 @@ def _guarded(label: str, function: Callable[[Tokens], npt.ArrayLike]) -> Callabl
     return scores
 
 
-SELECTORS = Registry("teachdiag.selectors", "selector", _BUILT_IN, _selector, hint=", or your own as module:function")
+SELECTORS = Registry(
+    "teachdiag.selectors", "selector", _BUILT_IN, _selector, hint=", released:MASK, or your own as module:function"
+)
 
 
 def resolve_selector(spec: str) -> Selector:
-    """Return a selector by its name here, by the name of an installed entry point, or as `module:function`.
+    """Return a selector by its name here or that of an installed entry point, as `module:function` or `released:MASK`.
 
     What an entry point or `module:function` names is a `Score`, or a function of `Tokens` that returns one number a
     position. A function may say which columns it reads in an attribute `columns`; else it gets the whole table.
@@ -179,6 +148,8 @@ def resolve_selector(spec: str) -> Selector:
     Raises:
         SettingsError: nothing is found there; the message says what failed, or which names exist.
     """
+    if spec.startswith(RELEASED):
+        return released_mask(spec)
     module, _, function = spec.partition(":")
     if module and function and spec not in SELECTORS:
         return load(f"selector {spec}", lambda: attribute(spec), _selector)
@@ -188,9 +159,16 @@ def resolve_selector(spec: str) -> Selector:
 def selectors_page() -> str:
     """Return `docs/selectors.md`: every selector, made from the registry."""
     rows = [(f"`{s.name}`", s.score.formula, s.source) for s in _BUILT_IN.values()]
-    return f"{_PREAMBLE}{markdown_table(pd.DataFrame(rows, columns=['selector', 'score', 'source']))}\n"
+    table = markdown_table(pd.DataFrame(rows, columns=["selector", "score", "source"]))
+    masks = ", ".join(f"`{method}`" for method in METHODS)
+    released = fill(_RELEASED.format(masks=masks), 120, subsequent_indent="  ", break_on_hyphens=False)
+    return f"{_PREAMBLE.replace('{released}', released)}{table}\n"
 
 
+_RELEASED = (
+    "- **The released code** of TA-OPD selects otherwise. `released:MASK` reproduces its arithmetic wherever a "
+    "selector is named, with rules of its own (`teachdiag.selectors.released`). Its masks: {masks}."
+)
 _PREAMBLE = """# Selectors
 
 A selector scores every position from statistics measured before the update; the highest scores are kept.
@@ -217,8 +195,7 @@ chosen.kept  # one boolean a position
 - **Your own**: `module:function`, a function of `Tokens` that returns one number a position; a `Score` made of the
   parts in `teachdiag.formulas`; or either under a name of the entry-point group `teachdiag.selectors`. Set
   `function.columns` to the names that it reads, and no others need loading.
-- **The released code** of TA-OPD selects otherwise: `teachdiag.selectors.released.select_released`, on the command line
-  `--selector released:MASK`, reproduces its arithmetic.
+{released}
 
 p is the student, q the teacher, y the realised token, U the union of both top-K lists. `disagreement`, `compatibility`
 and U are those of the chosen K. Q3 holds the positions whose student entropy is at most its median and whose forward KL

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from teachdiag.errors import SettingsError
+from teachdiag.formulas import Score
 from teachdiag.scores import Array, Flags
-from teachdiag.selectors.choice import Kept, Key, best, context_codes, top_up
+from teachdiag.selectors.choice import Key, best, context_codes, top_up
 from teachdiag.selectors.published import blocks, members
+from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens
 
 # Its statistics are made from two top-K lists. Where they are not given, ours stand in, measured on the same tokens.
@@ -67,19 +69,36 @@ _MASKS = {
     "q3_dincompat_high": _Mask(lambda x: x.d * (1 - x.c), in_q3=True),
 }
 METHODS = (*_MASKS, "split_budget_ca", "random")
-RELEASED = "released:"  # what --selector has before the name of such a mask
+RELEASED = "released:"  # stands before the name of such a mask wherever a selector is named
+_LISTS = (
+    *("student_topk_ids", "teacher_topk_ids", "student_topk_logp", "teacher_topk_logp"),
+    "student_logp_at_teacher_topk",
+)
 
 
-def check_method(name: str) -> str:
-    """Return the method that a name is of, with `released:` before it or without.
+def released_mask(name: str) -> Selector:
+    """Return the mask of a name that begins with `released:`, as a selector; it makes its statistics of both lists.
 
     Raises:
-        SettingsError: there is none of that name.
+        SettingsError: the released code has none of that name.
     """
     method = name.removeprefix(RELEASED)
+    _check_method(method)
+
+    def no_scores(tokens: Tokens) -> Array:
+        raise SettingsError(f"{name} is a mask, with no score to weigh positions by")
+
+    return Selector(
+        name,
+        Score(no_scores, _LISTS, name),
+        "code of TA-OPD, arXiv 2605.26844",
+        lambda tokens, budget: select_released(with_live_statistics(tokens), method, budget),
+    )
+
+
+def _check_method(method: str) -> None:
     if method not in METHODS:
         raise SettingsError(f"the released code has no mask {method!r}: choose from {', '.join(METHODS)}")
-    return method
 
 
 def select_released(tokens: Tokens, method: str, budget: float, minimum: int = 1, entropy_share: float = 0.5) -> Kept:
@@ -103,7 +122,7 @@ def select_released(tokens: Tokens, method: str, budget: float, minimum: int = 1
     Raises:
         SettingsError: the method is unknown, the budget is impossible, or a column is missing.
     """
-    check_method(method)
+    _check_method(method)
     if not 0 < budget <= 1:
         raise SettingsError(f"the budget is {budget}: it must be a share of positions in (0, 1]")
     if budget == 1:
@@ -127,9 +146,7 @@ def with_live_statistics(tokens: Tokens) -> Tokens:
     renormalised by the mass of its own list and put to 1e-12 off its list. `live_compatibility`: teacher mass on S & T
     (paper Eq. 17). Shapes (N,), the first and last pure numbers, the second in nats.
     """
-    lists = [tokens.top_list(name) for name in ("student_topk_ids", "teacher_topk_ids")]
-    logs = [tokens.top_list(f"{name}_logp") for name in ("student_topk", "teacher_topk")]
-    logs.append(tokens.top_list("student_logp_at_teacher_topk"))
+    lists, logs = ([tokens.top_list(name) for name in names] for names in (_LISTS[:2], _LISTS[2:]))
     columns = {name: np.empty(len(tokens)) for name in LIVE}
     for rows in blocks(len(tokens)):
         block = _live_block(*(ids[rows].T for ids in lists), *(np.exp(x[rows].T.astype(np.float64)) for x in logs))

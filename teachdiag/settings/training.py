@@ -115,7 +115,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
     )
     selector: str = option(
         "learnable",
-        "Which positions carry the loss: a selector's name, module:function, or 'full' for all of them",
+        "Which positions carry the loss: a selector's name, module:function, released:MASK, or 'full' for all of them",
         panel=SELECTION,
     )
     budget: float = option(0.1, "Share of each rollout batch's positions that is kept", "in (0, 1]", panel=SELECTION)

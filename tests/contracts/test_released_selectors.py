@@ -8,12 +8,19 @@ import pytest
 import slow
 from hypothesis import given
 from hypothesis import strategies as st
+from token_worlds import COLUMNS
 
 from teachdiag.errors import SettingsError
+from teachdiag.seeds import derive_seed
+from teachdiag.selectors import Selection, resolve_selector, select
 from teachdiag.selectors.released import METHODS, select_released, with_live_statistics
 from teachdiag.selectors.tokens import Tokens
 
 CONTEXTS, LENGTH = 8, 64
+LISTED = (
+    *("context_id", "position", "student_topk_ids", "teacher_topk_ids", "student_topk_logp", "teacher_topk_logp"),
+    "student_logp_at_teacher_topk",
+)
 
 
 def batch(seed: int, contexts: int = CONTEXTS, length: int = LENGTH, distinct: int = 0) -> Tokens:
@@ -203,3 +210,29 @@ def test_live_statistics_from_two_lists(k: int) -> None:
     for i, name in enumerate(("live_entropy", "live_disagreement", "live_compatibility")):
         np.testing.assert_allclose(live.columns[name], [row[i] for row in expected], rtol=1e-10)
     assert select_released(live, "dlearn_high", 0.1).kept.sum() >= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mask_is_resolved_by_name_wherever_a_selector_is(method: str) -> None:
+    name, batches = f"released:{method}", {k: v for k, v in COLUMNS.items() if k in LISTED}
+    selector = resolve_selector(name)
+    assert set(selector.columns(8)) == set(batches)
+    tokens = Tokens(batches, k=8, seed=derive_seed(3, "selection", 7))
+    expected = select_released(with_live_statistics(tokens), method, 0.2)
+    chosen = select(tokens, selector, 0.2)
+    np.testing.assert_array_equal(chosen.kept, expected.kept)
+    weights = Selection(name, 0.2, k=8, seed=3).weigh(batches, step=7)
+    np.testing.assert_array_equal(weights.kept, expected.kept)
+    assert (weights.topped_up, weights.tied) == (expected.topped_up, expected.tied)
+
+
+def test_a_mask_keeps_its_own_rules() -> None:
+    for rule in ({"normalisation": "rank"}, {"scope": "sequence"}, {"minimum": 2}, {"ties": "earliest"}):
+        with pytest.raises(SettingsError, match=r"^released:tip has its own rules: leave normalisation, scope"):
+            Selection("released:tip", **rule)
+    with pytest.raises(SettingsError, match=r"^released:tip is a mask, with no scores for soft weights"):
+        Selection("released:tip", soft=True)
+    with pytest.raises(SettingsError, match=r"^the released code has no mask 'no': choose from dlearn_high, "):
+        Selection("released:no")
+    with pytest.raises(SettingsError, match=r"^released:tip is a mask, with no score"):
+        resolve_selector("released:tip").scores(Tokens(COLUMNS))

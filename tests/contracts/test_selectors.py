@@ -202,7 +202,7 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec, message in (
         (
             "laerner",
-            r"no selector 'laerner': did you mean .*learnable.*\? There are random, .*, later, lost, or your own as",
+            r"no selector 'laerner': did you mean .*learnable.*\? There are random, .*, lost, released:MASK, or your",
         ),
         (
             "lost",
