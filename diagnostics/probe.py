@@ -35,7 +35,7 @@ from teachdiag.diagnostics.processes.ranks import (
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
-from teachdiag.settings import CaptureSettings, Kind, ProbeSettings
+from teachdiag.settings import CaptureSettings, ProbeSettings
 
 
 def _no_check(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
@@ -50,7 +50,7 @@ class _Measurement(NamedTuple):
     check: Check = _no_check
 
 
-_KINDS: dict[Kind, _Measurement] = {
+_KINDS: dict[str, _Measurement] = {
     "one_step": _Measurement(measure_steps, check=check_steps),
     "placebo": _Measurement(measure_steps, check=check_steps),
     "checkpoint": _Measurement(measure_steps),

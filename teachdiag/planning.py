@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from teachdiag.calibration import Calibration, Measured
 from teachdiag.errors import SettingsError
-from teachdiag.settings import CaptureSettings, DType, Kind, Optimizer, PlanSettings
+from teachdiag.settings import CaptureSettings, DType, PlanSettings, ProbeSettings
 
 LIVE = 12  # float32 arrays of a tile's size that scoring holds at the same time: logits, logs, and what is made of them
 PROBE_PASSES = {"student": 7, "teacher": 1}  # of the default one_step probe, over every context
@@ -145,18 +145,9 @@ def _rest(calibration: Calibration) -> float:
     return max(0.0, measured.scoring_peak_bytes - sum(models.memory(("student", "teacher")).values()))
 
 
-def student_copies(kind: Kind = "one_step", optimizer: Optimizer = "adamw") -> int:
-    """Copies of the student's weights that a probe holds in float32.
-
-    Theta0, the moved weights and the gradient, or another direction in its place; AdamW's two moments; and a direction
-    beside these where first-order gains are compared with steps.
-    """
-    return 3 + 2 * (optimizer == "adamw" and kind != "checkpoint") + (kind in ("predicted", "selectors", "lds"))
-
-
 def _memory(models: Models, placement: Placement) -> Bytes:
     """Bytes on a device, part by part; what capture takes with these, and what a probe takes in one process."""
-    student = models.parameters["student"] * _FLOAT32 * student_copies()
+    student = models.parameters["student"] * _FLOAT32 * ProbeSettings().student_copies
     others = sum(amount for part, amount in placement.memory.items() if part != "weights")
     return {**placement.memory, "capture": placement.total, "probe": student + others}
 

@@ -54,9 +54,9 @@ def before_probe(run: Path, settings: ProbeSettings) -> None:
         InputError: one is not.
     """
     Stage(run, "capture").record()
-    if settings.kind == "checkpoint":
+    if settings.student_after:
         local_model(settings.student_after)
-    if settings.kind == "selectors" and settings.selector != "all":
+    if settings.selector != "all":
         for name in settings.selector.split(","):
             resolve_selector(name.strip())
 

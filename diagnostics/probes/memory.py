@@ -18,7 +18,7 @@ from teachdiag.diagnostics.models.sources import ModelSource, Sources, read_conf
 from teachdiag.diagnostics.models.weights import without_weights
 from teachdiag.diagnostics.processes.ranks import processes
 from teachdiag.errors import SettingsError
-from teachdiag.planning import BYTES, LIVE, student_copies
+from teachdiag.planning import BYTES, LIVE
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -68,8 +68,8 @@ def foreseen(
     whole, taught = student.parameters * _FLOAT32 / shards, teacher.parameters * BYTES[capture.dtype] / shards
     tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
     head = teacher.rows * teacher.width * _FLOAT32
-    kept = 0 if settings.kind == "checkpoint" else student.layers * tokens * (10 * student.width + 4 * student.inner)
-    step = whole * student_copies(settings.kind, settings.optimizer) + kept * _FLOAT32
+    kept = student.layers * tokens * (10 * student.width + 4 * student.inner) if settings.reads("optimizer") else 0
+    step = whole * settings.student_copies + kept * _FLOAT32
     step += taught if settings.rollouts == "fresh" else head
     return tile + max(whole + taught, step)
 

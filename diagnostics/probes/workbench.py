@@ -242,13 +242,13 @@ def update_contexts(
     """
     chosen = [c for c in contexts if c.split == settings.update_on]
     fix: list[Context] = []
-    if settings.kind in ("isolated", "predicted", "selectors", "lds"):
+    if settings.reads("fix_contexts"):
         fix = _set_aside(run, settings, [c for c in contexts if c.split == "update"])
     if settings.kind != "predicted":  # there the update batch is that of a one_step probe
         aside = {c.context_id for c in fix}
         chosen = [c for c in chosen if c.context_id not in aside]
     wanted = settings.update_contexts or len(chosen)
-    if settings.kind not in ("checkpoint", "isolated") and (not chosen or wanted > len(chosen)):
+    if settings.reads("update_contexts") and (not chosen or wanted > len(chosen)):
         raise RunError(
             f"{run} has {len(chosen)} contexts to update on ({settings.update_on}{', L_fix aside' if fix else ''}), "
             f"--update-contexts asks for {wanted or 'some'}: capture more --update-prompts, or ask for fewer contexts"

@@ -18,7 +18,6 @@ from teachdiag.settings.base import (
     Derivative,
     DType,
     EndOfText,
-    Kind,
     Loss,
     LossMean,
     Match,
@@ -36,8 +35,9 @@ from teachdiag.settings.base import (
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
 from teachdiag.settings.importing import ImportSettings
+from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import PlanSettings
-from teachdiag.settings.probe import ProbeSettings
+from teachdiag.settings.probe import KINDS, ProbeSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "EMBEDDED_DROPPED_LAYER",
     "HEADLINE_K",
     "HEADLINE_OUTCOME",
+    "KINDS",
     "MATCHES",
     "NOISE_SAFETY",
     "SHORT_ENOUGH",

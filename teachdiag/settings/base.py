@@ -1,7 +1,7 @@
 """What settings are made of: choices, constants, how an option is declared, and how it is checked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,6 @@ from teachdiag.jsontext import parse_json
 
 DType = Literal["float32", "bfloat16", "float16"]
 Loss = Literal["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"]
-Kind = Literal["one_step", "placebo", "checkpoint", "isolated", "predicted", "selectors", "lds"]
 Optimizer = Literal["auto", "adamw", "sgd"]
 Rollouts = Literal["fixed", "fresh"]
 Match = Literal["rate", "norm"]
@@ -43,6 +42,7 @@ HUB_PATIENCE = 5.0  # seconds in which the Hub must answer, once: its own librar
 COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63
+_FEW_KINDS = 4  # up to which help names the kinds of probe that read an option; the panel names a single one
 OF_JSD = {"jsd_beta": "--loss jsd"}  # options that one loss alone reads
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 TRUST_HELP = "Let code run that comes with a model: read it first. Without it such a model is refused"
@@ -69,25 +69,45 @@ class Sampling(NamedTuple):
     max_new_tokens: int
 
 
-def option(default: Any, help: str, unit: str = "", *, panel: str = OPTIONS) -> Any:  # noqa: ANN401 (as fields are)
-    """Declare a settings field with what `--help` shows: its text, its unit, and the panel that it stands in."""
-    return field(default=default, metadata={"help": help, "unit": unit, "argument": False, "panel": panel})
+def option(
+    default: Any,  # noqa: ANN401
+    help: str | Callable[[], str],
+    unit: str = "",
+    *,
+    panel: str = "",
+    kinds: tuple[str, ...] = (),
+) -> Any:  # noqa: ANN401 (as fields are)
+    """Declare a settings field.
+
+    Args:
+        default: its value where none is given.
+        help: what `--help` says of it, or makes that when it is asked for.
+        unit: of the value.
+        panel: of the help page; by default that of its kinds.
+        kinds: the kinds of probe that read it; none where all do.
+    """
+    usual = OPTIONS if not kinds else f"Only of kind {kinds[0]}" if len(kinds) == 1 else STEPS
+    facts = {"help": help, "unit": unit, "argument": False, "panel": panel or usual, "kinds": kinds}
+    return field(default=default, metadata=facts)
 
 
 def arguments(help: str) -> Any:  # noqa: ANN401
     """Declare a settings field, at least one word, that the command line takes without an option's name."""
-    return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True, "panel": ""})
+    return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True, "panel": "", "kinds": ()})
 
 
 def help_text(entry: "Field[Any]", choices: Sequence[str] = ()) -> str:
-    """Return the help text of a settings field, with its choices, its unit and its default."""
+    """Return the help text of a settings field, with its choices, its kinds of probe, its unit and its default."""
     default, facts = entry.default, [", ".join(choices), entry.metadata["unit"].removeprefix("1")]
+    help, kinds = entry.metadata["help"], entry.metadata["kinds"]
+    text = help() if callable(help) else help
+    facts.insert(0, f"kinds {', '.join(kinds)}" if 1 < len(kinds) <= _FEW_KINDS else "")
     if isinstance(default, bool):
         facts.append(f"default {'on' if default else 'off'}")
     elif default not in ("", None):
         facts.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
     stated = "; ".join(filter(None, facts))
-    return f"{entry.metadata['help']} ({stated})" if stated else str(entry.metadata["help"])
+    return f"{text} ({stated})" if stated else str(text)
 
 
 def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 (an annotation)

@@ -14,7 +14,7 @@ from teachdiag.cli import app
 
 ROOT = Path(__file__).parents[2]
 WIDTH, LEFT = 80, 36  # columns of a page, and those that the names of options may take of it
-SHARED = {"run", "runs", "recipe", "quiet", "json"}
+SHARED = {"run", "runs", "recipe", "quiet", "json", "list"}
 
 
 COMMANDS = commands()

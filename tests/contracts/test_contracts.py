@@ -219,7 +219,7 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
     for name, settings in stages.items():
         own = {f.name for f in fields(settings)}
         place = "runs" if name in ("analyze", "figures", "report") else "run"
-        assert {p.name for p in commands[name].params} - {"help"} == own | {place, "recipe", "quiet", "json"}
+        assert {p.name for p in commands[name].params} - {"help", "list"} == own | {place, "recipe", "quiet", "json"}
         assert all(p.help for p in commands[name].params)
     planned = {f.name for f in fields(PlanSettings)}
     assert {p.name for p in commands["plan"].params} - {"help"} == planned | {"recipe", "json"}
