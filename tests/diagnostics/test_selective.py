@@ -1,8 +1,6 @@
 """The selective trainer: TRL's own step where all is kept, a loss by brute force, one selection whatever the ranks."""
 
 import json
-import subprocess
-import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ import pytest
 import torch
 from architectures import save_architecture
 from datasets import Dataset
-from selective_script import ENDS, PROMPTS, Recording, make_trainer
-from stages import WORLDS
+from processes import in_processes
 from tiny_pair import KNOWN, save_model
+from trainers import ENDS, PROMPTS, Recording, make_trainer, train_and_write
 from transformers import AutoModelForCausalLM
 from trl import DistillationConfig, DistillationTrainer
 
@@ -145,14 +143,10 @@ def test_the_loss_is_the_mean_over_what_the_selector_keeps(
 
 
 def test_two_processes_select_and_step_as_one(models: tuple[str, str], tmp_path: Path) -> None:
-    script = str(WORLDS / "selective_script.py")
     found = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        done = subprocess.run(
-            [*command, script, *models, str(folder)], capture_output=True, text=True, env=_one_thread(), timeout=300
-        )
+        done = in_processes(ranks, train_and_write, models, folder)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append((json.loads((folder / "kept.json").read_text()), torch.load(folder / "weights.pt")))
     (kept, weights), (kept_by_two, weights_by_two) = found
@@ -160,12 +154,6 @@ def test_two_processes_select_and_step_as_one(models: tuple[str, str], tmp_path:
     assert all(len(own) > 0 for own in kept)
     for name, own in weights.items():
         torch.testing.assert_close(own, weights_by_two[name], rtol=1e-4, atol=1e-6)
-
-
-def _one_thread() -> dict[str, str]:
-    import os
-
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
 
 
 def test_a_teacher_that_gives_nan_is_named(models: tuple[str, str], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from in_ranks import command
+from processes import in_processes
 from stages import ROOT, WORLDS, Killed, dying, tables
 from tiny_pair import byte_tokenizer, save_model
 
@@ -169,35 +171,18 @@ def _command(small: TrainSettings, run: Path) -> list[str]:
 def test_two_processes_train_and_judge_as_one(
     small: TrainSettings, tmp_path: Path, quiet: Reporter, sharded: bool
 ) -> None:
-    """Sharded: with the documented FSDP2 configuration."""
+    """Sharded: with the documented FSDP2 configuration, started as a user starts it."""
     stage.run_train(tmp_path / "one", small, quiet)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "--",
-        "teachdiag",
-    ]
+    words = _command(small, tmp_path / "two")
     if sharded:
-        config = str(ROOT / "docs/train/fsdp2.yaml")
-        script = str(WORLDS / "fsdp_on_cpu.py")
-        launch = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            config,
-            "--num_processes",
-            "2",
-            script,
-        ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*launch, *_command(small, tmp_path / "two")], capture_output=True, text=True, env=environment, timeout=300
-    )
+        accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2")
+        script = ("--config_file", str(ROOT / "docs/train/fsdp2.yaml"), str(WORLDS / "fsdp_on_cpu.py"))
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [*accelerate, *script, *words], capture_output=True, text=True, env=environment, timeout=300
+        )
+    else:
+        done = in_processes(2, command, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     if sharded:
         assert "sharded: FSDP" in done.stderr

@@ -18,6 +18,7 @@ _SERVER.set_forkserver_preload(
         "transformers.models.qwen3.modeling_qwen3",
         "teachdiag.diagnostics.capture",
         "teachdiag.diagnostics.probe",
+        "teachdiag.diagnostics.training.selective_trainer",
         "torch.distributed.fsdp",
     ]
 )

@@ -1,7 +1,7 @@
-"""Two optimizer steps of the selective trainer on a tiny pair, alone or under torchrun; rank 0 writes what was kept."""
+"""The selective trainer on a tiny pair, which records what it was given and what it kept, alone or over ranks."""
 
 import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from teachdiag.selectors.policy import Weights
 
 PROMPTS = [f"What is {a} + {a % 7}?" + "!" * (a % 5) for a in range(8)]
 ENDS = [256]
+_KEYS = ("context_id", "position", "token_id")
 
 
 class Recording(SelectiveDistillationTrainer):
@@ -41,7 +42,7 @@ class Recording(SelectiveDistillationTrainer):
 
 def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) -> Any:
     """Make a trainer of 8 prompts a step, over however many ranks."""
-    ranks = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else _world()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     args = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4 // ranks,
@@ -69,32 +70,20 @@ def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) 
     )
 
 
-def _world() -> int:
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def main(student: str, teacher: str, folder: str) -> None:
-    """Train and write."""
+def train_and_write(models: tuple[str, str], folder: Path) -> None:
+    """Take two steps at a fifth of the positions; rank 0 writes which were kept, and the weights."""
     selection = Selection("learnable", budget=0.2)
-    trainer = make_trainer((student, teacher), Path(folder), Recording, selection=selection, max_steps=2)
+    trainer = make_trainer(models, folder, Recording, selection=selection, max_steps=2)
     trainer.train()
     if trainer.accelerator.is_main_process:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         kept = [
             [[int(c), int(p), int(t)] for c, p, t in zip(*(own[n][w.kept] for n in _KEYS), strict=True)]
             for own, w in zip(trainer.columns, trainer.weights, strict=True)
         ]
-        (Path(folder) / "kept.json").write_text(json.dumps(kept))
+        (folder / "kept.json").write_text(json.dumps(kept))
         weights = {
             name: own.detach().clone()
             for name, own in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         }
-        torch.save(weights, Path(folder) / "weights.pt")
-
-
-_KEYS = ("context_id", "position", "token_id")
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        torch.save(weights, folder / "weights.pt")
