@@ -15,7 +15,7 @@ from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import gradient
 from teachdiag.diagnostics.probes.workbench import Workbench
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
@@ -52,7 +52,7 @@ def probe_rows(pair: Pair, quiet: Reporter) -> list[Row]:
 def _prediction_rows(bench: Workbench) -> tuple[float, list[Row]]:
     batches = batched(bench.bank, bench.settings.batch_tokens)
     bare = best(lambda: [bare_pass(bench.student, batch) for batch in batches])
-    loss = {"loss": position_loss("reverse_kl", 0.5)}
+    loss = {"loss": position_loss("reverse_kl", {})}
     direction = gradient(bench.student, bench.mean_kl(bench.fix), bench.settings, bench.reporter)
     exact = Along(bench.student, bench.theta0, direction, None)
 

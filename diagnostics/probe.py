@@ -33,6 +33,7 @@ from teachdiag.diagnostics.processes.ranks import (
     writing_first,
 )
 from teachdiag.errors import RunError, SettingsError
+from teachdiag.losses import LOSSES
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings, ProbeSettings
@@ -141,19 +142,19 @@ def _refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) 
 
 
 def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> None:
-    """The sampled loss estimates the reverse KL only from tokens that follow the student's own distribution."""
-    if settings.loss != "sampled_reverse_kl":
+    """A sampled loss is unbiased only on tokens that follow the student's own distribution."""
+    if not LOSSES[settings.loss].sampled:
         return
     if capture.contexts:
-        reporter.say("--loss sampled_reverse_kl is unbiased only if the imported rollouts were sampled from theta0")
+        reporter.say(f"--loss {settings.loss} is unbiased only if the imported rollouts were sampled from theta0")
     elif (capture.temperature, capture.top_p, capture.top_k) != (1.0, 1.0, 0):
         raise RunError(
-            "--loss sampled_reverse_kl is biased on rollouts sampled with temperature, top-p or top-k other than 1, 1 "
+            f"--loss {settings.loss} is biased on rollouts sampled with temperature, top-p or top-k other than 1, 1 "
             "and 0: capture with these, or choose a full-vocabulary loss"
         )
     if settings.steps > 1 and settings.rollouts == "fixed":
         raise RunError(
-            "--loss sampled_reverse_kl is biased from the second step on, whose rollouts are of an earlier student: "
+            f"--loss {settings.loss} is biased from the second step on, whose rollouts are of an earlier student: "
             "use --rollouts fresh, or choose a full-vocabulary loss"
         )
 

@@ -196,7 +196,6 @@ _LIST = {
                 "every table, and exit",
                 callback=_print_names,
                 is_eager=True,
-                show_default="off",
             ),
         ],
         False,

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from teachdiag.errors import InputError, SettingsError, cause
 
@@ -126,6 +126,17 @@ def guarded(label: str, failure: str) -> Iterator[None]:
     except BaseException as error:
         hint = "; its folder must be on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
         raise SettingsError(f"{label} {failure}: {type(error).__name__}: {cause(error)}{hint}") from error
+
+
+def described(objects: Registry[Any]) -> str:
+    """Return names of objects with their `help`, for help texts; of one that cannot be loaded, its name alone."""
+    texts = []
+    for name in objects:
+        try:
+            texts.append(f"'{name}': {objects[name].help}")
+        except InputError:
+            texts.append(f"'{name}'")
+    return "; ".join(texts)
 
 
 @cache

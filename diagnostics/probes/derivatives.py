@@ -24,7 +24,7 @@ from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import Direction, Theta0, inner
 from teachdiag.diagnostics.processes.ranks import is_mine, whole
-from teachdiag.diagnostics.scoring.losses import PositionLoss
+from teachdiag.diagnostics.scoring.position_loss import PositionLoss
 from teachdiag.diagnostics.scoring.tiles import tiles
 from teachdiag.errors import EstimationError, ModelError, cause
 from teachdiag.progress import Reporter

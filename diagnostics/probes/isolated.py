@@ -22,7 +22,7 @@ from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient
 from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
 from teachdiag.diagnostics.processes.ranks import is_mine, joined, on_first
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins
 from teachdiag.seeds import derive_seed
@@ -148,7 +148,7 @@ def steps_in_context(bench: Workbench, context: Context, rows: pa.Table, held: H
         Columns of the `isolated` table, remainders left out, and `noise`: what measuring from the prefix alone changes
         at theta0, nats, NaN but for the first.
     """
-    measure = position_loss(bench.settings.loss, bench.settings.jsd_beta)
+    measure = position_loss(bench.settings.loss, bench.settings.as_dict())
     drawn = rows["position"].to_pylist()
     batch = Batch((_prefix(context, max(drawn)),))  # nothing behind the last drawn position matters to any
     states = batch.gather(bench.student.hidden(batch.input_ids("student", bench.student.device)), "student")

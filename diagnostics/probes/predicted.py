@@ -20,7 +20,7 @@ from teachdiag.diagnostics.probes.theta0 import Direction
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor
 from teachdiag.diagnostics.processes.ranks import on_first
-from teachdiag.diagnostics.scoring.losses import PositionLoss, position_loss
+from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
@@ -39,7 +39,7 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
             bench.theta0.restore()
         return direction[0]
 
-    losses = {"kl": position_loss("forward_kl", bench.settings.jsd_beta)}
+    losses = {"kl": position_loss("forward_kl", {})}
     bench.rescore_shards("theta0", bench.batched, "theta0")
     compared = on_first(lambda: bench.compare_with_capture(pa.concat_tables(bench.shards("theta0"))))
     slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
@@ -64,7 +64,7 @@ def inner_products(
 
     L is the mean forward KL over the held-out contexts; `name` is that of the intermediate result.
     """
-    loss = {"loss": position_loss(bench.settings.loss, bench.settings.jsd_beta)}
+    loss = {"loss": position_loss(bench.settings.loss, bench.settings.as_dict())}
 
     def along() -> Direction:
         return gradient(bench.student, bench.mean_kl(held_out), bench.settings, bench.reporter)

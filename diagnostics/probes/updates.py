@@ -14,7 +14,7 @@ from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import Direction, Theta0
 from teachdiag.diagnostics.processes.parameters import whole
 from teachdiag.diagnostics.processes.ranks import in_step, shared_out, sum_gradients, summed
-from teachdiag.diagnostics.scoring.losses import PositionLoss, position_loss
+from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.diagnostics.scoring.tiles import tiles
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
@@ -136,7 +136,7 @@ def step_objective(
     kept: Mapping[int, np.ndarray] | None = None,
 ) -> Objective:
     """Return the mean of the probe's OPD loss over some positions."""
-    return Objective(contexts, teacher, position_loss(settings.loss, settings.jsd_beta), kept)
+    return Objective(contexts, teacher, position_loss(settings.loss, settings.as_dict()), kept)
 
 
 def accumulate_gradient(

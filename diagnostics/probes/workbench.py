@@ -26,7 +26,7 @@ from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_t
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import Objective
 from teachdiag.diagnostics.processes.ranks import in_step, is_mine, joined, on_first
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.tiles import States, rescore
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
@@ -174,7 +174,7 @@ class Workbench:
 
     def mean_kl(self, contexts: Sequence[Context]) -> Objective:
         """The mean forward KL over some contexts; over those that were set aside it is L_fix (paper Eq. 2)."""
-        return Objective(contexts, self.teacher, position_loss("forward_kl", self.settings.jsd_beta))
+        return Objective(contexts, self.teacher, position_loss("forward_kl", {}))
 
 
 def set_up(

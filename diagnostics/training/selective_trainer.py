@@ -31,7 +31,7 @@ from teachdiag.diagnostics.contexts.sampling import KnownAlone, SeededSampling, 
 from teachdiag.diagnostics.models.head import head_of
 from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.diagnostics.processes.parameters import local
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import log_probabilities, statistics
 from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
 from teachdiag.diagnostics.training.selection_facts import MEASURED, facts_of
@@ -42,7 +42,7 @@ from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Selection
 from teachdiag.selectors.policy import Weights
-from teachdiag.settings import Loss, LossMean
+from teachdiag.settings import LossMean
 
 _DEGENERATE = 0.5  # share of places decided by ties, or of empty rollouts, that is worth a warning
 
@@ -62,7 +62,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         self,
         *args: Any,  # noqa: ANN401 (whatever TRL's trainer takes)
         selection: Selection | None = None,
-        loss: Loss = "reverse_kl",
+        loss: str = "reverse_kl",
         jsd_beta: float = 0.5,
         loss_mean: LossMean = "positions",
         tile_positions: int = 256,
@@ -75,7 +75,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         Args:
             args: of `trl.DistillationTrainer`. Its `beta` is not read: `loss` says which divergence is meant.
             selection: which positions carry the loss; TA-OPD at 10% by default.
-            loss: OPD loss of a position.
+            loss: OPD loss of a position, by its name in `teachdiag.losses`.
             jsd_beta: the teacher's share of the mixture, for `jsd`.
             loss_mean: 'positions': mean over kept positions of the global batch; 'sequences': mean over sequences of
                 the mean over their kept positions, sequences without one counting 0.
@@ -94,7 +94,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             self.vllm_generation.generation_kwargs |= {"logit_bias": padding} if padding else {}
         self.selection = selection or Selection()
         self.loss_mean, self.tile_positions, self.rollout_seed = loss_mean, tile_positions, rollout_seed
-        self._position_loss = position_loss(loss, jsd_beta)
+        self._position_loss = position_loss(loss, {"jsd_beta": jsd_beta})
         self.reporter, self._warned = reporter or Reporter(), set[str]()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:  # noqa: ANN401

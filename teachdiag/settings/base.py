@@ -12,7 +12,6 @@ from teachdiag.errors import SettingsError
 from teachdiag.jsontext import parse_json
 
 DType = Literal["float32", "bfloat16", "float16"]
-Loss = Literal["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"]
 Optimizer = Literal["auto", "adamw", "sgd"]
 Rollouts = Literal["fixed", "fresh"]
 Match = Literal["rate", "norm"]
@@ -43,7 +42,6 @@ COUNTABLE = 100_000  # of what is done one by one: steps, draws, masks
 _SHOWN = 80  # characters of a value in a message
 _TOO_LARGE = 2**63
 _FEW_KINDS = 4  # up to which help names the kinds of probe that read an option; the panel names a single one
-OF_JSD = {"jsd_beta": "--loss jsd"}  # options that one loss alone reads
 EMBEDDED = "embedded"  # names SmolLM2-135M-Instruct, which comes with pip
 TRUST_HELP = "Let code run that comes with a model: read it first. Without it such a model is refused"
 EMBEDDED_DROPPED_LAYER = 20  # the decoder layer (0-based) whose absence still leaves sensible text

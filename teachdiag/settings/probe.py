@@ -3,15 +3,14 @@
 import re
 from dataclasses import dataclass, fields
 
-from teachdiag.errors import InputError, SettingsError
-from teachdiag.registry import Registry
+from teachdiag.errors import SettingsError
+from teachdiag.losses import LOSSES, unread_options
+from teachdiag.registry import Registry, described
 from teachdiag.settings.base import (
     COUNTABLE,
-    OF_JSD,
     SCALE,
     Checked,
     Derivative,
-    Loss,
     Match,
     Normalisation,
     Optimizer,
@@ -35,10 +34,8 @@ class ProbeSettings(Checked):
     """One kind of probe, its loss, and where its steps are taken. The pair and the bank are the run's."""
 
     name: str = option("", "Name of the probe inside the run; by default made from kind, loss, optimizer and settings")
-    kind: str = option("one_step", lambda: _kinds_help())
-    loss: Loss = option(
-        "reverse_kl", "OPD loss of the step, over the full vocabulary except 'sampled_reverse_kl'", kinds=_STEPS
-    )
+    kind: str = option("one_step", lambda: described(KINDS))
+    loss: str = option("reverse_kl", lambda: f"OPD loss of the step: {described(LOSSES)}", kinds=_STEPS)
     jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1", kinds=_STEPS)
     optimizer: Optimizer = option(
         "auto",
@@ -205,12 +202,12 @@ class ProbeSettings(Checked):
         """Refuse an option that the chosen kind or loss does not read."""
         foreign = {name: kinds for name, kinds in _OPTION_KINDS.items() if not self.reads(name)}
         self._refuse_idle({n: f"--kind {' or '.join(kinds)}, not to {self.kind}" for n, kinds in foreign.items()})
-        self._refuse_idle(OF_JSD if self.loss != "jsd" else {})
+        self._refuse_idle(unread_options(self.loss))
 
 
 _OPTION_KINDS: dict[str, tuple[str, ...]] = {entry.name: entry.metadata["kinds"] for entry in fields(ProbeSettings)}
 
-KINDS = Registry(
+KINDS: Registry[Kind] = Registry(
     "teachdiag.kinds",
     "kind of probe",
     {
@@ -282,14 +279,3 @@ KINDS = Registry(
     },
     declared_kind,
 )
-
-
-def _kinds_help() -> str:
-    """Say what every kind measures; of an installed one that cannot be loaded, its name alone."""
-    described = []
-    for name in KINDS:
-        try:
-            described.append(f"'{name}': {KINDS[name].help}")
-        except InputError:
-            described.append(f"'{name}'")
-    return "; ".join(described)

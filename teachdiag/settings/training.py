@@ -5,12 +5,13 @@ from typing import Any
 
 from teachdiag.errors import SettingsError
 from teachdiag.jsontext import parse_json
+from teachdiag.losses import LOSSES, unread_options
+from teachdiag.registry import described
 from teachdiag.settings.base import (
     COUNTABLE,
     HEADLINE_K,
     JUDGING,
     MODELS,
-    OF_JSD,
     PROMPTS,
     SAMPLING,
     SCALE,
@@ -21,7 +22,6 @@ from teachdiag.settings.base import (
     TRUST_HELP,
     Checked,
     DType,
-    Loss,
     LossMean,
     Normalisation,
     ReportTo,
@@ -134,7 +134,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
         0, "Positions kept in every sequence whatever the budget; 0 is off", "positions", panel=SELECTION
     )
     ties: Ties = option("random", "Which of the positions of equal score are kept", panel=SELECTION)
-    loss: Loss = option("reverse_kl", "OPD loss, over the full vocabulary except 'sampled_reverse_kl'", panel=STEPS)
+    loss: str = option("reverse_kl", lambda: f"OPD loss: {described(LOSSES)}", panel=STEPS)
     jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1", panel=STEPS)
     loss_mean: LossMean = option(
         "positions",
@@ -179,7 +179,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
         self._require(self.weight_decay * self.learning_rate < 1, "weight_decay", "below 1 / --learning-rate")
         self._require(0 < self.budget <= 1, "budget", "in (0, 1]")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
-        self._refuse_idle(OF_JSD if self.loss != "jsd" else {})
+        self._refuse_idle(unread_options(self.loss))
         self._require(self.k in SUPPORT_SIZES, "k", f"one of {', '.join(map(str, SUPPORT_SIZES))}")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")

@@ -144,7 +144,7 @@ def test_defaults_and_ints_for_floats_are_fine() -> None:
     ("words", "message"),
     [
         ("capture --nope", "No such option: --nope .*: see .* capture --help"),
-        ("probe --loss l2", "Invalid value for '--loss': .*'l2' is not one of 'reverse_kl'"),
+        ("probe --loss l2", "no loss 'l2': choose from reverse_kl, forward_kl"),
         ("capture --positions x", "Invalid value for '--positions': .* integer"),
         ("capture extra", r"Got unexpected extra argument\(s\) \(extra\)"),
         ("evaluate", "Missing argument 'MODEL'"),

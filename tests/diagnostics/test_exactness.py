@@ -7,7 +7,7 @@ from torch import Tensor
 
 from teachdiag.diagnostics.models.alignment import Batch, Context, batched, relaid
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import divergences, log_probabilities, statistics
 from teachdiag.diagnostics.scoring.tiles import Columns, score
 from teachdiag.progress import Reporter
@@ -100,7 +100,7 @@ def test_probabilities_sum_to_one_and_so_do_gradients(request: pytest.FixtureReq
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
 def test_losses_have_exact_gradients_over_a_wide_vocabulary(wide: Tensor, loss: str) -> None:
-    measure = position_loss(loss, 0.5)
+    measure = position_loss(loss, {"jsd_beta": 0.5})
     teacher = wide + 0.3 * torch.randn(wide.shape, generator=torch.Generator().manual_seed(1))
     tokens = torch.arange(len(wide))
     found = []

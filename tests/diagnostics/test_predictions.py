@@ -20,7 +20,7 @@ from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivat
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0, inner, random_direction
 from teachdiag.diagnostics.probes.updates import Objective, gradient
-from teachdiag.diagnostics.scoring.losses import position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.errors import EstimationError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
@@ -57,7 +57,7 @@ def test_every_loss_terms_inner_product_is_that_of_autograd(
 ) -> None:
     direction = unit_direction(pair)
     along = Along(pair.student, Theta0(pair.student), direction, step)
-    found = derivatives(along, contexts, teacher, {"x": position_loss(loss, 0.5)}, PROBE, quiet)
+    found = derivatives(along, contexts, teacher, {"x": position_loss(loss, {"jsd_beta": 0.5})}, PROBE, quiet)
     truth = [
         sum((g * d.double()).sum().item() for g, d in zip(gradients, direction, strict=True))
         for c in contexts
@@ -71,7 +71,7 @@ def test_every_loss_terms_inner_product_is_that_of_autograd(
 def test_central_differences_settle_on_the_exact_slope_and_on_what_a_small_step_does(
     pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter
 ) -> None:
-    theta0, measure = Theta0(pair.student), position_loss("forward_kl", 0.5)
+    theta0, measure = Theta0(pair.student), position_loss("forward_kl", {})
     direction = gradient(pair.student, Objective(contexts, teacher, measure), PROBE, quiet)
     step, change = choose_step(Along(pair.student, theta0, direction, None), contexts, teacher, measure, PROBE)
     assert change < 0.01
@@ -88,7 +88,7 @@ def test_central_differences_settle_on_the_exact_slope_and_on_what_a_small_step_
 
 
 def _mean_kl(pair: Pair, contexts: list[Context], teacher: TeacherStates) -> float:
-    objective = Objective(contexts, teacher, position_loss("forward_kl", 0.5))
+    objective = Objective(contexts, teacher, position_loss("forward_kl", {}))
     with torch.no_grad():
         values = [
             objective.loss(pair.student.head(h), teacher.head(teacher.at(teacher.rows(b), h.device)), None)

@@ -23,14 +23,9 @@ from teachdiag.diagnostics.probes.updates import (
     optimize,
     step_objective,
 )
-from teachdiag.diagnostics.scoring.losses import (
-    forward_kl,
-    generalised_jsd,
-    position_loss,
-    reverse_kl,
-    sampled_reverse_kl,
-)
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.errors import EstimationError, SettingsError
+from teachdiag.losses import forward_kl, generalised_jsd, reverse_kl, sampled_reverse_kl
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
 
@@ -101,7 +96,7 @@ def plain_gradients(
     pair: Pair, contexts: list[Context], loss: str, kept: dict[int, np.ndarray] | None = None
 ) -> tuple[float, dict[str, Tensor]]:
     """One whole forward pass a context, whole logits, one backward pass of the mean loss."""
-    measure = position_loss(loss, 0.5)
+    measure = position_loss(loss, {"jsd_beta": 0.5})
     losses = []
     for c in contexts:
         rows = []
