@@ -10,6 +10,7 @@ import pytest
 from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
 from stages import ROOT, amend
 
+from teachdiag.analysis import tasks
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.kinds.step_tables import coefficient_table, validity_table
 from teachdiag.analysis.report.result_block import result_block
@@ -36,6 +37,14 @@ def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = plant(tmp_path_factory.mktemp("effect") / "run", EFFECT)
     run_analysis(run, QUICK, QUIET)
     return run
+
+
+@pytest.fixture
+def claims_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the estimates that no claim reads, and half of the time with them."""
+    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces"):
+        monkeypatch.setattr(tasks, task, lambda *_: {})
+    monkeypatch.setattr(tasks, "inference_rows", lambda *_: [])
 
 
 def _read(run: Path, table: Table) -> pd.DataFrame:
@@ -66,21 +75,25 @@ def test_a_planted_effect_holds(effect_run: Path) -> None:
     assert any(s.startswith("Holds at K=16: gain rises more with learnable than with incompatible") for s in sentences)
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_a_planted_reverse_is_reversed(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", World(slope_learnable=0.0, slope_incompatible=0.06))
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["reversed"] * 4
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> None:
     # Every claim has 2.5% to be found by chance, so some are found: the rate is what is promised.
     worlds = [World(prompts=24, positions=20, seed=seed) for seed in range(12)]
     runs = [_analysed(tmp_path / f"run{world.seed}", world) for world in worlds]
+    assert {len(_read(run, FINDINGS)) for run in runs} == {_n_findings()}
     assert np.mean([(_read(run, FINDINGS)["status"] == "holds").mean() for run in runs]) < 0.05
     headline = [_status(run, GAP_CLAIMS[0]) for run in runs]
     assert headline.count("not shown") >= 10
     assert headline.count("holds") <= 1
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.06))
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["artefact"] * 4
@@ -89,6 +102,7 @@ def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     assert "a placebo shows it too: random_direction" in sentence
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path) -> None:
     """Per unit of norm: the placebo's slope is clear of 0, and a fifteenth of the real one."""
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.003, noise=0.002, mood=0.0))
@@ -100,6 +114,7 @@ def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path
     assert "beyond every placebo, the nearest being" in finding["sentence"]
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_an_effect_that_a_noisy_placebo_may_have_too_is_unclear(tmp_path: Path) -> None:
     """The placebo has the same slope under more noise: its interval holds 0, and so does the difference."""
     noisy = replace(EFFECT, placebo_slope_learnable=0.06, placebo_noise=0.5)
@@ -148,6 +163,7 @@ def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:
     return [status["the step helps"]], set(status.drop("the step helps")), verdict
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
     """Whatever else the tables show: first order does not explain the step, and the rate to use is said."""
     run = plant(tmp_path / "run", EFFECT)
@@ -159,6 +175,7 @@ def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
     assert not any("Holds" in sentence for sentence in verdict)
 
 
+@pytest.mark.usefixtures("claims_alone")
 @pytest.mark.parametrize(
     ("ladder", "said", "status"),
     [
@@ -182,6 +199,7 @@ def test_nothing_is_judged_on_a_step_that_does_harm(
     assert len(verdict) == 1
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
     _with_ladder(run, "step", 1e-5, (0.03, 0.031, 0.962), (0.015, 0.0155, 0.99))
@@ -191,6 +209,7 @@ def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
     assert "First order explains 96.2% of the variance of its gain" in (run / "summary.md").read_text()
 
 
+@pytest.mark.usefixtures("claims_alone")
 def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:
     # Far from 0 by its interval, but smaller than what rescoring in another layout moves (1e-5 nats).
     run = _analysed(tmp_path / "run", World(mean_gain=8e-6, mood=0.0, noise=1e-6))
