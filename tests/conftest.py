@@ -15,6 +15,7 @@ import torch
 from tiny_pair import save_model
 from transformers import Qwen3ForCausalLM
 
+from teachdiag.cli import main
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
@@ -122,6 +123,26 @@ def tiny_settings(student_path: str, teacher_path: str, manifest_path: str) -> C
 @pytest.fixture
 def quiet() -> Reporter:
     return Reporter(quiet=True)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command in this process, which must be refused in one sentence with exit code 2; return the sentence."""
+
+    def command(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["teachdiag", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        sentence = said.err.strip()
+        assert ended.value.code == 2, sentence
+        assert sentence.startswith("teachdiag: "), sentence
+        assert "\n" not in sentence
+        assert said.out == ""
+        return sentence
+
+    return command
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from planted import World, plant
 from stages import options
 
-from teachdiag import cli
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.errors import PlaceError, RunError
 from teachdiag.figures.publish import publish
@@ -28,24 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarni
 
 ANALYZE = ("--draws", "100")
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must be refused in one sentence; return it."""
-
-    def run(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["teachdiag", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capsys.readouterr().err.strip()
-        assert ended.value.code == 2, told
-        assert told.startswith("teachdiag: "), told
-        assert "\n" not in told
-        return told
-
-    return run
 
 
 @pytest.fixture(scope="module")

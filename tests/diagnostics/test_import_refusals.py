@@ -23,7 +23,6 @@ from tiny_pair import byte_tokenizer, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from teachdiag.cli import main
 from teachdiag.diagnostics.contexts.templates import encode_prompt
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.records import Side
@@ -205,13 +204,9 @@ def test_parsed_responses_are_refused() -> None:
         Encoder(tokenizer, 264).response(Side(text="4", form="parsed"), (65,))
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["import", "verl", str(tmp_path), "--student", "none", "--contexts", str(tmp_path / "c.parquet")]
-    monkeypatch.setattr("sys.argv", ["teachdiag", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == f"teachdiag: {tmp_path} holds no .jsonl file\n"
+def test_the_command_says_what_is_wrong(tmp_path: Path, refused: Callable[..., str]) -> None:
+    words = ("import", "verl", tmp_path, "--student", "none", "--contexts", tmp_path / "c.parquet")
+    assert refused(*words) == f"teachdiag: {tmp_path} holds no .jsonl file"
 
 
 def test_bad_splits_are_one_sentence(marked: str, tmp_path: Path) -> None:
