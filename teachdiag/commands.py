@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
 from teachdiag.errors import SettingsError
 from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
-from teachdiag.settings import help_text
 from teachdiag.settings.base import ALWAYS, fits, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 from teachdiag.sweeps import read_recipe
@@ -221,11 +220,8 @@ def _add(
     app.command(named.__name__, cls=HelpPage)(command)
 
 
-_VALUES: dict[Any, str] = {
-    int: "N",
-    float: "NUMBER",
-    float | None: "NUMBER",
-}  # how help calls the value of an option by its type
+# How help calls the value of an option, by its type.
+_VALUES: dict[Any, str] = {int: "N", float: "NUMBER", float | None: "NUMBER"}
 
 
 def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
@@ -234,15 +230,13 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
     options: dict[str, tuple[Any, Any]] = {}
     for entry in fields(settings_class):
         if entry.metadata["argument"]:
-            argument = typer.Argument(help=entry.metadata["help"], metavar=entry.name[:-1].upper())
+            argument = typer.Argument(metavar=entry.name[:-1].upper())
             options[entry.name] = (Annotated[hints[entry.name], argument], ...)
             continue
         hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
-        choices = get_args(hint) if get_origin(hint) is Literal else ()
         reader = _read_recipe if entry.name in _RECIPES else None
         option = typer.Option(
-            help=help_text(entry, choices),
-            metavar="CHOICE" if choices else _VALUES.get(hint, "TEXT"),
+            metavar="CHOICE" if get_origin(hint) is Literal else _VALUES.get(hint, "TEXT"),
             show_default=False,
             rich_help_panel=entry.metadata["panel"],
             is_eager=reader is not None,

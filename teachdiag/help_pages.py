@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperArgument, TyperCommand
 
-from teachdiag.settings.base import ALWAYS, ENGINES, OPTIONS, PANELS
+from teachdiag.settings.base import ALWAYS, ENGINES, OPTIONS, PANELS, help_texts
 
 _OPTION_WIDTH = 31  # columns of an option and its value; longer ones are wrapped
 _ARGUMENTS = "Arguments"
@@ -35,10 +35,14 @@ class HelpPage(TyperCommand):
         text, _, examples = (self.help or "").partition("\n\nExamples:\n")
         paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
         console.print(Padding(Text("\n\n".join(paragraphs)), (0, 1, 1, 1)))
+        settings_class = getattr(self.callback, "settings_class", None)
+        texts = help_texts(settings_class) if settings_class else {}
         panels: defaultdict[str, Table] = defaultdict(_two_columns)
         parameter: Any  # an option or an argument
         for parameter in self.get_params(ctx):
-            panels[_panel(parameter)].add_row(Text(_names(parameter), style="bold cyan"), Text(parameter.help or ""))
+            panels[_panel(parameter)].add_row(
+                Text(_names(parameter), style="bold cyan"), Text(texts.get(parameter.name) or parameter.help or "")
+            )
         others = (title for title in panels if title not in _AFTER)
         for title in dict.fromkeys((*_BEFORE, *others, *_AFTER)):
             if title in panels:

@@ -29,7 +29,6 @@ from teachdiag.settings.base import (
     TeacherPrompt,
     Ties,
     flag,
-    help_text,
     template_options,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
@@ -77,6 +76,5 @@ __all__ = [
     "Ties",
     "TrainSettings",
     "flag",
-    "help_text",
     "template_options",
 ]

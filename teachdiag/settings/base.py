@@ -1,8 +1,8 @@
 """What settings are made of: choices, constants, how an option is declared, and how it is checked."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
@@ -94,17 +94,25 @@ def arguments(help: str) -> Any:  # noqa: ANN401
     return field(default_factory=list, metadata={"help": help, "unit": "", "argument": True, "panel": "", "kinds": ()})
 
 
-def help_text(entry: "Field[Any]", choices: Sequence[str] = ()) -> str:
-    """Return the help text of a settings field, with its choices, its kinds of probe, its unit and its default."""
-    default, facts = entry.default, [", ".join(choices), entry.metadata["unit"].removeprefix("1")]
-    help, kinds = entry.metadata["help"], entry.metadata["kinds"]
-    text = help() if callable(help) else help
-    facts.insert(0, f"kinds {', '.join(kinds)}" if 1 < len(kinds) <= _FEW_KINDS else "")
+def help_texts(settings_class: type) -> dict[str, str]:
+    """Return what help says of each field of a settings class; made when asked for, as installed objects are in it."""
+    hints = get_type_hints(settings_class)
+    return {entry.name: _help_text(entry, hints[entry.name]) for entry in fields(settings_class)}
+
+
+def _help_text(entry: "Field[Any]", hint: Any) -> str:  # noqa: ANN401
+    """A field's text, and in brackets its choices, its kinds of probe, its unit and its default."""
+    help, kinds, default = entry.metadata["help"], entry.metadata["kinds"], entry.default
+    facts = [
+        f"kinds {', '.join(kinds)}" if 1 < len(kinds) <= _FEW_KINDS else "",
+        ", ".join(get_args(hint)) if get_origin(hint) is Literal else "",
+        entry.metadata["unit"].removeprefix("1"),
+    ]
     if isinstance(default, bool):
         facts.append(f"default {'on' if default else 'off'}")
-    elif default not in ("", None):
+    elif default not in ("", None, MISSING):
         facts.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
-    stated = "; ".join(filter(None, facts))
+    text, stated = help() if callable(help) else help, "; ".join(filter(None, facts))
     return f"{text} ({stated})" if stated else str(text)
 
 

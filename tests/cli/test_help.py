@@ -31,8 +31,12 @@ def test_every_text_is_whole_and_legible(words: str) -> None:
     wide, narrow = "\n".join(_page(words, 2000)), _page(words, WIDTH)
     assert max(map(len, narrow)) <= WIDTH
     names = {line[1:LEFT].split()[0] for line in narrow if line[2:3].strip() and line.startswith("│")}
+    settings_class = getattr(COMMANDS[words].callback, "settings_class", None)
+    for entry in fields(settings_class) if settings_class else ():
+        text = entry.metadata["help"]
+        assert (text() if callable(text) else text) in wide
     for parameter in COMMANDS[words].params:
-        assert parameter.help in wide
+        assert (parameter.help or "") in wide
         own = [parameter.metavar] if parameter.param_type_name == "argument" else parameter.opts
         assert names.issuperset((*own, *parameter.secondary_opts))
 
