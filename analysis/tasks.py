@@ -194,7 +194,7 @@ def _buckets(inputs: Inputs, group: Group) -> Found:
 
 
 def _deciles(inputs: Inputs, group: Group) -> Found:
-    bins = decile_bins(inputs.raw)
+    bins = decile_bins(inputs.raw, inputs.bank.added)
     return {DECILES: [row for own in group() for row in decile_rows(own, inputs.raw, bins, inputs.resampling)]}
 
 

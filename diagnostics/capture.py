@@ -48,6 +48,7 @@ from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
 from teachdiag.runs import Stage, table_digest
 from teachdiag.settings import CaptureSettings
+from teachdiag.signals import recorded_columns
 from teachdiag.tables import refuse_strays, shard_paths, write_table
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         groups, prompted = on_first(lambda: _planned(stage, settings, pair, prompts, reporter))
         same = on_first(lambda: _same_prompts(settings, groups))
         refuse_nothing_to_learn(sources, settings.teacher_prompt, same)
-        inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted
+        inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted | recorded_columns()
         with _cluster(settings, sources, reporter) as cluster:
             facts = cluster.facts if cluster else machine_facts(device)
             if on_first(lambda: stage.claim(settings.as_dict(), inputs, facts, settings.defaults())):

@@ -26,7 +26,15 @@ class Registry(Mapping[str, T], Generic[T]):
     Entry points are looked up once a process, and loaded when they are first asked for.
     """
 
-    def __init__(self, group: str, noun: str, built_in: Mapping[str, T], check: Check[T], hint: str = "") -> None:
+    def __init__(
+        self,
+        group: str,
+        noun: str,
+        built_in: Mapping[str, T],
+        check: Check[T],
+        hint: str = "",
+        derived: Callable[[], Mapping[str, T]] = dict,
+    ) -> None:
         """Take the built-in objects, and how others are found.
 
         Args:
@@ -35,9 +43,10 @@ class Registry(Mapping[str, T], Generic[T]):
             built_in: objects by name.
             check: returns what an entry point gave as the object that it stands for, or raises `InputError`.
             hint: ends the sentence about an unknown name.
+            derived: makes further objects of what packages install under other groups.
         """
         self.group, self.noun, self._hint = group, noun, hint
-        self._built_in, self._check = built_in, check
+        self._built_in, self._check, self._derived = built_in, check, derived
         self._loaded: dict[EntryPoint, T] = {}
 
     def __getitem__(self, name: str) -> T:
@@ -50,6 +59,9 @@ class Registry(Mapping[str, T], Generic[T]):
         points = self._installed()
         if name in self._built_in:
             return self._built_in[name]
+        derived = self._derived()
+        if name in derived:
+            return derived[name]
         if name not in points.names:
             near = get_close_matches(name, list(self))
             advice = f"did you mean {' or '.join(near)}? There are" if near else "choose from"
@@ -61,15 +73,15 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""
-        return iter((*self._built_in, *sorted(self._installed().names)))
+        return iter((*self._built_in, *self._derived(), *sorted(self._installed().names)))
 
     def __len__(self) -> int:
         """Count the objects."""
-        return len(self._built_in) + len(self._installed().names)
+        return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
         """Say whether there is an object of the name, without loading it."""
-        return name in self._built_in or name in self._installed().names
+        return name in self._built_in or name in self._derived() or name in self._installed().names
 
     def _installed(self) -> EntryPoints:
         """Return the entry points of the group, each name once.
@@ -78,12 +90,13 @@ class Registry(Mapping[str, T], Generic[T]):
             SettingsError: a name is taken.
         """
         points = installed(self.group)
+        sources = [*((name, "another group") for name in self._derived()), *((p.name, p.value) for p in points)]
         first = dict.fromkeys(self._built_in, "teachdiag itself")
-        for point in points:
-            if first.setdefault(point.name, point.value) != point.value:
+        for name, source in sources:
+            if first.setdefault(name, source) != source:
                 raise SettingsError(
-                    f"the name {point.name} of entry-point group {self.group} is taken twice, by {first[point.name]} "
-                    f"and by {point.value}: uninstall one, or rename it"
+                    f"the name {name} of entry-point group {self.group} is taken twice, by {first[name]} and by "
+                    f"{source}: uninstall one, or rename it"
                 )
         return points
 

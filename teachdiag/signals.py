@@ -1,17 +1,39 @@
 """Per-token signals: one number of every position, known before any update; each declared here, and nowhere else.
 
 Selectors, normalised scores, compared predictors, profiles, the names in texts and figures, and their colours are all
-drawn from these declarations. An installed package adds a signal by an entry point of the group `teachdiag.signals`.
+drawn from these declarations.
+
+An installed package adds a signal by an entry point of its name in the group `teachdiag.signals`: a formula of stored
+columns, or a statistic of its own, which capture stores in the table `positions`:
+
+    margin = Signal(
+        name="margin",
+        column=Column("margin", pa.float32(), "nats", "log-probability of the teacher's first choice less its second"),
+        measure="my_package.tensors:margin",
+    )
+
+The function `measure` is given the float32 log-probabilities (nats) of N positions over V ids, those of the student,
+shape (N, V), and of the teacher, (N, V), and the realised token ids, (N,), int64. It returns N finite numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from teachdiag.formulas import Score, column, complement, normed, product, soft_or
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from teachdiag.artefacts import POSITIONS
+from teachdiag.errors import ArtefactError, SettingsError
+from teachdiag.formulas import PER_SUPPORT, Score, column, complement, normed, product, soft_or
+from teachdiag.registry import Registry
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.tables import Column, Table, shard_files
 
-Role = Literal["compared", "deciles", "validity"]
+Role = Literal["compared", "validity", "deciles"]
+ROLES: tuple[Role, ...] = get_args(Role)
+_OF_COLUMN = column("")  # stands for the score of a signal that is its own column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +51,15 @@ class Signal:
         scaled: how it is made within [0, 1] for regressions, where its values are not yet; quantiles are the bank's.
         selector: name of the selector that keeps its highest values, or ''.
         source: where it is from.
+        column: what an installed package adds to the table `positions`; `score` is then the column, unless given.
+        measure: 'module:function' that computes the column.
+        roles: analyses that the signal of an installed package joins: 'compared', correlated with every outcome;
+            'validity', cross-validated alone and on top of raw KL; 'deciles', profiled. The lists below say who of the
+            built-in ones is where.
     """
 
     name: str
-    score: Score
+    score: Score = _OF_COLUMN
     unit: str = "1"
     label: str = ""
     symbol: str = ""
@@ -41,17 +68,22 @@ class Signal:
     scaled: Score | None = None
     selector: str = ""
     source: str = ""
+    column: Column | None = None
+    measure: str = ""
+    roles: tuple[Role, ...] = ROLES
 
     def __post_init__(self) -> None:
         """Fill in what other fields say."""
         label = self.label or self.name
-        filled = {
+        filled: dict[str, Any] = {
             "label": label,
             "symbol": self.symbol or (f"${label}$" if "^" in label else label),
             "words": self.words or self.name.replace("_", " "),
         }
-        for name, text in filled.items():
-            object.__setattr__(self, name, text)
+        if self.column and self.score is _OF_COLUMN:
+            filled |= {"score": column(self.name), "scaled": normed(self.name), "unit": self.column.unit}
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
 
     @property
     def has_k(self) -> bool:
@@ -69,7 +101,7 @@ class Signal:
         return self.symbol if self.words in self.symbol else f"{self.symbol} {self.words}"
 
 
-def _measured(name: str, unit: str, **facts: str) -> Signal:
+def _measured(name: str, unit: str, **facts: Any) -> Signal:  # noqa: ANN401
     """A signal that is a stored column."""
     return Signal(name=name, score=column(name), scaled=normed(name), unit=unit, **facts)
 
@@ -182,9 +214,100 @@ SUPPORT = (
 COMPOSITION = ("student_entropy", "disagreement", "compatibility", "learnable", "incompatible")
 
 
+def _check(label: str, loaded: object) -> Signal:
+    """Return an installed signal, or say what is wrong with it."""
+    if not isinstance(loaded, Signal):
+        raise SettingsError(f"{label} is of type {type(loaded).__name__}: it must be a teachdiag.signals.Signal")
+    stored, lacking = loaded.column, set(loaded.score.columns) - {c.name for c in POSITIONS.columns} - PER_SUPPORT
+    faults = {
+        f"is called {loaded.name!r}: its name must be that of its entry point": f"signal {loaded.name}" != label,
+        "has a name that is no identifier": not loaded.name.isidentifier(),
+        f"has roles {loaded.roles}: they must be among {', '.join(ROLES)}": not set(loaded.roles) <= set(ROLES),
+    }
+    if stored:
+        lacking -= {stored.name}
+        faults |= {
+            f"has a column {stored.name!r}: it must have the signal's name": stored.name != loaded.name,
+            f"has a column of {stored.type}: it must be float32 or float64": not pa.types.is_floating(stored.type),
+            f"has a measure {loaded.measure!r}: it must be 'module:function'": ":" not in loaded.measure,
+        }
+    faults[f"reads {', '.join(sorted(lacking))}: these are no columns of the table positions"] = bool(lacking)
+    for sentence, holds in faults.items():
+        if holds:
+            raise SettingsError(f"{label} {sentence}")
+    return loaded
+
+
+_REGISTRY = Registry("teachdiag.signals", "signal", SIGNALS, _check)
+
+
+def added_signals() -> dict[str, Signal]:
+    """Return the signals that installed packages add, by name.
+
+    Raises:
+        InputError: one cannot be loaded, or is no signal.
+    """
+    return {name: _REGISTRY[name] for name in _REGISTRY if name not in SIGNALS}
+
+
+def added_columns() -> dict[str, tuple[Column, str]]:
+    """Return the columns of `positions` that installed packages add, each with the function that computes it."""
+    return {s.name: (replace(s.column, optional=True), s.measure) for s in added_signals().values() if s.column}
+
+
+def recorded_columns() -> dict[str, dict[str, str]]:
+    """Return what a capture's note records of the columns that installed packages add, if there are any."""
+    measures = {name: measure for name, (_, measure) in added_columns().items()}
+    return {"signals": measures} if measures else {}
+
+
+def positions_table() -> Table:
+    """Return the schema of `positions` with the columns that installed packages add."""
+    return replace(POSITIONS, columns=(*POSITIONS.columns, *(column for column, _ in added_columns().values())))
+
+
+def positions_of(folder: Path, needed: Iterable[str] = ()) -> Table:
+    """Return the schema of a run's `positions`, with those columns of installed packages that it holds.
+
+    Args:
+        folder: the table.
+        needed: columns that will be read.
+
+    Raises:
+        ArtefactError: an added column that is needed is not there, or is not what the installed package declares.
+    """
+    added = added_columns()
+    files = shard_files(folder)
+    if not added or not files:
+        return POSITIONS
+    present = POSITIONS.present(folder, list(added))
+    absent = [name for name in needed if name in added and name not in present]
+    if absent:
+        raise ArtefactError(
+            f"{folder} lacks {', '.join(absent)}: it was captured without the package that measures this, or with a "
+            "teacher that gives no whole distribution; leave it out, or capture again"
+        )
+    schema = pq.read_schema(files[0])
+    for name in present:
+        stored = {key.decode(): value.decode() for key, value in (schema.field(name).metadata or {}).items()}
+        declared = added[name][0]
+        if (stored.get("unit"), stored.get("meaning")) != (declared.unit, declared.meaning):
+            raise ArtefactError(
+                f"{folder} holds another {name} than the installed package measures ({stored.get('meaning')!r}, in "
+                f"{stored.get('unit')}; now {declared.meaning!r}, in {declared.unit}): install the package that it was "
+                "captured with, or capture again"
+            )
+    return replace(POSITIONS, columns=(*POSITIONS.columns, *(added[name][0] for name in present)))
+
+
+def with_role(role: Role, names: Iterable[str], added: Iterable[Signal] = ()) -> list[Signal]:
+    """Return the built-in signals of a list, and then the added ones that have the role."""
+    return [*(SIGNALS[name] for name in names), *(signal for signal in added if role in signal.roles)]
+
+
 def members_of(name: str) -> tuple[Signal, ...]:
     """Return the signals of a set of predictors, or the one signal of that name."""
-    return tuple(SIGNALS[member] for member in VALIDITY.get(name, (name,)))
+    return tuple(_REGISTRY[member] for member in VALIDITY.get(name, (name,)))
 
 
 def at_each_k(signals: Iterable[Signal]) -> list[tuple[Signal, int | None]]:
@@ -217,9 +340,16 @@ def set_symbol(name: str) -> str:
 def _together(name: str, text: Callable[[Signal], str], several: str) -> str:
     parts = []
     for part in name.split(" + "):
-        texts = [text(SIGNALS[member]) if member in SIGNALS else member for member in VALIDITY.get(part, (part,))]
+        texts = [_named(member, text) for member in VALIDITY.get(part, (part,))]
         parts.append(texts[0] if len(texts) == 1 else several.format(", ".join(texts)))
     return " + ".join(parts)
+
+
+def _named(name: str, text: Callable[[Signal], str]) -> str:
+    """Return the text of a signal, or its name where it is of a package that is not installed here."""
+    if name in SIGNALS:
+        return text(SIGNALS[name])
+    return text(_REGISTRY[name]) if name in _REGISTRY else name
 
 
 BASE_LABEL = set_label(BASE)

@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes run on the machine's few cores
 
 import torch
+from plug_ins import install
 from tiny_pair import save_model
 from transformers import Qwen3ForCausalLM
 
@@ -23,31 +24,9 @@ from teachdiag.settings import CaptureSettings
 
 
 @pytest.fixture
-def plug_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str, Mapping[str, Mapping[str, str]]], Path]:
-    """Install a package of one module, as pip leaves it: (name, its text, group -> entry name -> attribute) -> folder.
-
-    The folder is on this process's path; other processes need it on PYTHONPATH.
-    """
-    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry_points(group=group))
-
-    def install(name: str, text: str, entries: Mapping[str, Mapping[str, str]]) -> Path:
-        folder = tmp_path / "site-packages"
-        metadata = folder / f"{name}-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (folder / f"{name}.py").write_text(text)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        groups = (
-            f"[{group}]\n" + "".join(f"{entry} = {name}:{attribute}\n" for entry, attribute in names.items())
-            for group, names in entries.items()
-        )
-        (metadata / "entry_points.txt").write_text("\n".join(groups))
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        monkeypatch.syspath_prepend(folder)
-        return folder
-
-    return install
+def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Install a package of one module: (name, its text, entry-point group -> name -> attribute) -> its folder."""
+    return partial(install, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")

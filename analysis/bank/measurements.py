@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from teachdiag.analysis.bank.stored_columns import StoredColumns, position_key
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Codes, Interval
-from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.artefacts import GAINS
 from teachdiag.errors import ArtefactError, RunError, SettingsError
+from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
-from teachdiag.settings import SUPPORT_SIZES, ProbeSettings
-from teachdiag.signals import SUPPORT
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES, ProbeSettings
+from teachdiag.signals import SUPPORT, Signal, added_signals, positions_of
 from teachdiag.tables import Table
 
 Mask = npt.NDArray[np.bool_]
@@ -52,13 +53,15 @@ class Bank:
     """Every bank position at theta0, in the order of (context_id, position).
 
     `positions`: shape (N,) each, by name. `prompts`: shape (N,), the number of each row's prompt, 0-based in the order
-    of prompt_id. `n_prompts`: how many prompts there are. `names`: their prompt_id.
+    of prompt_id. `n_prompts`: how many prompts there are. `names`: their prompt_id. `added`: the signals of installed
+    packages whose columns are there.
     """
 
     positions: Mapping[str, Any]
     prompts: Codes
     n_prompts: int
     names: Sequence[str] = ()
+    added: tuple[Signal, ...] = ()
 
     def __len__(self) -> int:
         """Count the positions."""
@@ -184,13 +187,19 @@ def load_bank(run: Path) -> Bank:
     """Read the bank's positions, predictors only.
 
     Raises:
-        ArtefactError: the table is missing, holds no bank position, or holds one twice.
+        ArtefactError: the table is missing, holds no bank position, or holds one twice; or a column is not what the
+            installed package declares that measures it.
     """
-    positions = StoredColumns(POSITIONS, run / "positions", _BANK_COLUMNS, split="bank")
+    positions = StoredColumns(positions_of(run / "positions"), run / "positions", _BANK_COLUMNS, split="bank")
     if not positions.n_rows:
         raise ArtefactError(f"{run / 'positions'} holds no position of the bank: run `teachdiag capture` again")
     names, prompts = positions.texts("prompt_id")
-    return Bank(positions, prompts, len(names), names)
+    added = tuple(
+        signal
+        for signal in added_signals().values()
+        if all(stored_name(name, HEADLINE_K) in positions for name in signal.score.columns)
+    )
+    return Bank(positions, prompts, len(names), names, added)
 
 
 def finished_probes(run: Path) -> list[Record]:

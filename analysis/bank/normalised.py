@@ -11,7 +11,7 @@ from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.formulas import stored_name
 from teachdiag.scores import clip_to, q3_mask, quantile_range
 from teachdiag.settings import HEADLINE_K
-from teachdiag.signals import COMPARED, NORMALISED, SATURATION, SIGNALS, Signal, at_each_k
+from teachdiag.signals import COMPARED, NORMALISED, SATURATION, SIGNALS, Signal, at_each_k, with_role
 
 Key = tuple[str, int | None]  # name of a score, and its support size K where it has one
 Scores = Mapping[Key, Array]
@@ -122,7 +122,7 @@ def raw_scores(bank: Bank, normalised: Scores) -> Scores:
             (signal.name, k): partial(normalised.__getitem__, (signal.name, k))
             if (signal.name, k) in normalised and not signal.scaled
             else partial(signal.score.values, BankStatistics(bank, k, ranges))
-            for signal, k in at_each_k(SIGNALS[name] for name in COMPARED)
+            for signal, k in at_each_k(with_role("compared", COMPARED, bank.added))
         }
     )
 

@@ -77,6 +77,10 @@ class StoredColumns(Mapping[str, npt.NDArray[Any]]):
             self._held.move_to_end(name)
             return self._held[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is a column of the name, without reading it."""
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""
         return iter(self._names)

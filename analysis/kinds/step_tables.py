@@ -12,7 +12,7 @@ from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import probes_by_step
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
-from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, set_label, versus_base
+from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, added_signals, set_label, versus_base
 
 _COEFFICIENTS = (
     ("beta_L", "standardized_decomposition", "learnable"),
@@ -60,13 +60,14 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
     """
     ids = steps_of(estimates)[probe_id]
     real = next(iter(ids))
+    added = [signal for name, signal in added_signals().items() if (estimates["term"] == name).any()]
     return pd.DataFrame(
         [
             {"measure": measure, "signals": set_label(name)}
             | {update: shown(estimates, own_id, analysis, name, size) for update, own_id in ids.items()}
             | {f"{real} vs {BASE_LABEL}": shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), size)}
             for analysis, measure in _MEASURES
-            for name, size in predictor_sets()
+            for name, size in predictor_sets(added)
             if size in (None, k)
         ]
     )

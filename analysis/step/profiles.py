@@ -1,6 +1,6 @@
 """Means of the outcome: over the bank, inside Q3, by decile of each score, and over maps of two scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, Step, sel
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3
 from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
 from teachdiag.settings import SUPPORT_SIZES
-from teachdiag.signals import DECILES
+from teachdiag.signals import DECILES, Signal, with_role
 
 N_BINS = 10
 Bins = npt.NDArray[np.int64]
@@ -22,9 +22,10 @@ def percentile_bins(values: Array) -> Bins:
     return np.floor(N_BINS * (rankdata(values) - 0.5) / len(values)).astype(np.int64)
 
 
-def decile_bins(raw: Scores) -> dict[Key, Bins]:
+def decile_bins(raw: Scores, added: Sequence[Signal] = ()) -> dict[Key, Bins]:
     """Return the decile (from 0) of every bank position on each score that is profiled."""
-    return {key: percentile_bins(values) for key, values in raw.items() if key[0] in DECILES}
+    profiled = {signal.name for signal in with_role("deciles", DECILES, added)}
+    return {key: percentile_bins(values) for key, values in raw.items() if key[0] in profiled}
 
 
 def group_means(values: Array, groups: Bins, n_groups: int, prompts: Codes, weights: Array) -> Array:

@@ -3,7 +3,7 @@
 Predictors are the scores of the registered selectors and teacher entropy, all known before any update.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from teachdiag.analysis.resampling.bootstrap import (
     prompt_sums,
     ratio,
 )
-from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import ArtefactError
-from teachdiag.selectors import SELECTORS, Tokens
+from teachdiag.selectors import Selector, Tokens
+from teachdiag.selectors.registry import selectors_of
 from teachdiag.settings import HEADLINE_K
-from teachdiag.signals import BASE, versus_base
+from teachdiag.signals import BASE, positions_of, versus_base
 
 PREDICTED = "predicted"  # the predictor that is <grad L_fix, grad l_t>; no table of token statistics holds it
 _LEFT_OUT = ("random", "oracle", PREDICTED)
@@ -103,17 +103,20 @@ def load_tokens(run: Path, split: str, sizes: Sequence[int] = (HEADLINE_K,)) -> 
     Raises:
         ArtefactError: the table is missing, or the split holds no position.
     """
-    names = {name for key in scored() for k in sizes for name in SELECTORS[key].columns(k)} | {*_FURTHER, "split"}
-    table = POSITIONS.read_arrow(run / "positions", sorted(names))
+    folder = run / "positions"
+    schema = positions_of(folder)
+    selectors = scored({column.name for column in schema.columns})
+    names = {name for s in selectors.values() for k in sizes for name in s.columns(k)} | {*_FURTHER, "split"}
+    table = schema.read_arrow(folder, sorted(names))
     table = table.filter(pc.equal(table["split"], split)).drop_columns(["split"])
     if not table.num_rows:
-        raise ArtefactError(f"{run / 'positions'} holds no position of the {split}: run `teachdiag capture` again")
+        raise ArtefactError(f"{folder} holds no position of the {split}: run `teachdiag capture` again")
     return Tokens.from_table(table.sort_by([("context_id", "ascending"), ("position", "ascending")]), sizes[0])
 
 
-def scored() -> list[str]:
-    """Return the selectors whose scores are known before any update, and from no other probe."""
-    return [name for name in SELECTORS if name not in _LEFT_OUT]
+def scored(columns: Container[str], k: int = HEADLINE_K) -> dict[str, Selector]:
+    """Return the selectors whose scores are known before any update, from no other probe, and from these columns."""
+    return {name: s for name, s in selectors_of(columns, k).items() if name not in _LEFT_OUT}
 
 
 def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
@@ -125,7 +128,7 @@ def predictor_scores(tokens: Tokens) -> dict[Key, Array]:
     Raises:
         EstimationError: a column cannot be normalised.
     """
-    selectors = {name: SELECTORS[name] for name in scored()}
+    selectors = scored(tokens.columns, tokens.k)
     scores = {(name, tokens.k if s.score.has_k else None): s.scores(tokens) for name, s in selectors.items()}
     return scores | {(name, None): tokens.column(name) for name in _FURTHER}
 

@@ -15,7 +15,7 @@ from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
 from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
 from teachdiag.analysis.resampling.bootstrap import Array, Resampling, resampled_means
 from teachdiag.analysis.step.rank_correlations import scored
-from teachdiag.selectors import SELECTORS, Selector, Tokens
+from teachdiag.selectors import Selector, Tokens
 from teachdiag.selectors.choice import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.signals import COMPOSITION
@@ -90,8 +90,7 @@ def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator
     """
     for budget in BUDGETS:
         yield _Taken(RANDOM, None, budget, np.ones(len(bank), bool), 0.0)
-    for k, name in product((None, *SUPPORT_SIZES), scored()):
-        selector = SELECTORS[name]
+    for k, (name, selector) in product((None, *SUPPORT_SIZES), scored(columns).items()):
         if selector.score.has_k == (k is None) or (bank.large and _reads_lists(selector)):
             continue
         read = {column: columns[column] for column in selector.columns(k or HEADLINE_K)}

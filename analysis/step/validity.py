@@ -17,20 +17,25 @@ from teachdiag.analysis.step.cross_validation import Data, fit_other_folds, out_
 from teachdiag.analysis.step.splines import rank_splines
 from teachdiag.scores import mid_places
 from teachdiag.settings import SUPPORT_SIZES
-from teachdiag.signals import BASE, VALIDITY, members_of, on_top_of_base, versus_base
+from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
 
 
-def predictor_sets() -> dict[Key, tuple[Key, ...]]:
-    """Return the scores in each compared set: raw KL, then each set of signals alone and on top of raw KL."""
+def predictor_sets(added: Sequence[Signal] = ()) -> dict[Key, tuple[Key, ...]]:
+    """Return the scores in each compared set: raw KL, then each set of signals alone and on top of raw KL.
+
+    Args:
+        added: signals of installed packages, of which those with that role join.
+    """
+    sets = {name: members_of(name) for name in VALIDITY} | {s.name: (s,) for s in added if "validity" in s.roles}
     base: tuple[Key, ...] = ((BASE, None),)
-    alone: dict[Key, tuple[Key, ...]] = {}
-    for k in (None, *SUPPORT_SIZES):
-        for name in VALIDITY:
-            members = members_of(name)
-            if members[0].has_k == (k is not None):
-                alone[name, k] = tuple((signal.name, k) for signal in members)
+    alone: dict[Key, tuple[Key, ...]] = {
+        (name, k): tuple((signal.name, k) for signal in members)
+        for k in (None, *SUPPORT_SIZES)
+        for name, members in sets.items()
+        if members[0].has_k == (k is not None)
+    }
     on_top = {(on_top_of_base(name), k): base + keys for (name, k), keys in alone.items()}
     return {(BASE, None): base, **alone, **on_top}
 
@@ -47,7 +52,7 @@ def validity(
         folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
     """
-    sets, weights = predictor_sets(), resampling.weights("validity")
+    sets, weights = predictor_sets(bank.added), resampling.weights("validity")
     samples = cross_validated(outcomes, bank, raw, sets, folds, weights)
     estimates: list[dict[str, Any]] = []
     for outcome, drawn in zip(outcomes, samples, strict=True):

@@ -21,7 +21,10 @@ from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select
 from teachdiag.selectors.choice import check_rules
+from teachdiag.selectors.registry import selectors_of
+from teachdiag.selectors.tokens import FROM_PROBES
 from teachdiag.settings import HEADLINE_K, ProbeSettings
+from teachdiag.signals import positions_of
 
 EVERYTHING, RANDOM_MASK = "all", "random_mask"
 _KEYS = [name for name, _ in KEY]
@@ -165,7 +168,9 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
     """
     known = oracle_probe(run, settings) is not None
     if settings.selector == "all":
-        return [_chooser(settings, s) for s in SELECTORS.values() if known or s.name != "oracle"]
+        columns = {c.name for c in positions_of(run / "positions").columns} | set(FROM_PROBES)
+        selectors = selectors_of(columns, HEADLINE_K).values()
+        return [_chooser(settings, selector) for selector in selectors if known or selector.name != "oracle"]
     names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
     choosers = [_chooser(settings, resolve_selector(name)) for name in names]
     lost = [] if known else [chooser.name for chooser in choosers if "isolated_gain" in chooser.columns]

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.models.language_model import LanguageModel
@@ -33,6 +32,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.signals import positions_of
 from teachdiag.tables import is_intact, read_parquet, shard_paths, write_shard
 
 # What rounding may make of a position's KL between two passes at the same weights, mean and largest, in nats; another
@@ -264,8 +264,8 @@ def noise_floor(before: np.ndarray, again: np.ndarray) -> float:
 
 def rows_of(run: Path, contexts: Sequence[Context], columns: Sequence[str]) -> pa.Table:
     """Rows of the `positions` table at some contexts, context by context, position by position."""
-    keys = ["context_id", "position"]
-    table = POSITIONS.read_arrow(run / "positions", [*keys, *columns])
+    names, folder = ["context_id", "position", *columns], run / "positions"
+    table = positions_of(folder, names).read_arrow(folder, names)
     order = {c.context_id: place for place, c in enumerate(contexts)}
     table = table.filter(pc.is_in(table["context_id"], pa.array(list(order))))
     place = np.array([order[i] for i in table["context_id"].to_pylist()])

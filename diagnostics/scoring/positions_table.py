@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from teachdiag.artefacts import CONTEXTS, POSITIONS
+from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
@@ -14,6 +14,7 @@ from teachdiag.diagnostics.processes.ranks import is_mine
 from teachdiag.diagnostics.scoring.tiles import Columns, score
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
+from teachdiag.signals import positions_table
 from teachdiag.tables import is_intact, shard_path, write_shard
 
 Measure = Callable[[Batch], Columns]
@@ -66,7 +67,7 @@ def _rows(batch: Batch, columns: Columns) -> pa.Table:
     """Rows of the `positions` table from the statistics of one batch."""
     lengths = np.array([len(c.response) for c in batch.contexts])
     kept = np.repeat(lengths, lengths)
-    return POSITIONS.build(
+    return positions_table().build(
         columns
         | {
             "context_id": batch.context_ids,

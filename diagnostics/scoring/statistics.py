@@ -4,13 +4,18 @@ Shapes: N positions, V shared vocabulary, K support size. p is the student, q th
 nats. Definitions: the schema of the `positions` table.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from teachdiag.artefacts import TOP
+from teachdiag.errors import SettingsError
+from teachdiag.registry import attribute, guarded, load
 from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.signals import added_columns
 
 _FLOOR = -1e4  # nats below the likeliest id, where masks of any kind (-inf, -1e9, a type's smallest number) are put
 _MASKED = 5e3  # nats between the models at an id that one of them masks: no network's own logits are as far apart
@@ -55,7 +60,7 @@ class _LogProbabilities(torch.autograd.Function):
 
 
 def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-    """Every column of the `positions` table that two rows of logits determine.
+    """Every column of the `positions` table that two rows of logits determine, those of installed packages included.
 
     Args:
         student_logits: shape (N, V), float32.
@@ -64,13 +69,16 @@ def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -
 
     Returns:
         One tensor a column, shape (N,), or (N, 32) for the top-K lists.
+
+    Raises:
+        InputError: an installed package's function fails, or returns something else than N finite numbers.
     """
     logp, logq = log_probabilities(student_logits), log_probabilities(teacher_logits)
     columns = full_vocabulary(logp, logq)
     columns["student_logp"] = _at(logp, tokens[:, None])[:, 0]
     columns["teacher_logp"] = _at(logq, tokens[:, None])[:, 0]
     tops = top_lists(logp, logq)
-    return columns | tops | supports(tops)
+    return columns | tops | supports(tops) | _added(logp, logq, tokens)
 
 
 def listed_statistics(logp: Tensor, tops: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,6 +239,29 @@ def _support(tops: dict[str, Tensor], same: Tensor) -> dict[str, Tensor]:
         "jaccard": shared / (2 * k - shared),
         "teacher_top1_in_support": in_student[:, 0].float(),
     }
+
+
+def _added(logp: Tensor, logq: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """Columns that installed packages measure, shape (N,) float32 each; finite where the models' logits are."""
+    columns: dict[str, Tensor] = {}
+    for name, (_, measure) in added_columns().items():
+        label, function = f"signal {name}", load(f"signal {name}", partial(attribute, measure), _function)
+        with guarded(label, "failed"):
+            values = function(logp, logq, tokens)
+        if not isinstance(values, Tensor) or values.shape != tokens.shape or not values.dtype.is_floating_point:
+            shape = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+            raise SettingsError(f"{label} returned {shape}, where a floating number for each of {len(tokens)} is due")
+        bad = ~values.isfinite() & logp.isfinite().all(-1) & logq.isfinite().all(-1)
+        if bad.any():
+            raise SettingsError(f"{label} is {float(values[bad][0])} at a position: it must be finite")
+        columns[name] = values.float()
+    return columns
+
+
+def _function(label: str, loaded: object) -> Callable[..., Any]:
+    if not callable(loaded):
+        raise SettingsError(f"{label} is measured by {loaded!r}, which is no function")
+    return loaded
 
 
 def _at(logs: Tensor, ids: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Flags
 from teachdiag.seeds import derive_seed
@@ -16,6 +15,7 @@ from teachdiag.selectors.registry import resolve_selector
 from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import HEADLINE_K, Normalisation, Scope, Ties
+from teachdiag.signals import positions_table
 
 FULL = "full"  # the selector that keeps everything: full OPD
 
@@ -75,7 +75,7 @@ class Selection:
             check_rules(self._resolved, self.normalisation, self.scope, self.minimum, self.ties)
             if self.soft and self._resolved.mask:
                 raise SettingsError(f"{self.selector} is a mask, with no scores for soft weights: leave these out")
-        unknown = sorted(set(self.columns) - {c.name for c in POSITIONS.columns})
+        unknown = sorted(set(self.columns) - {c.name for c in positions_table().columns})
         if unknown:
             raise SettingsError(
                 f"selector {self.selector} reads {', '.join(unknown)}, which only a probe measures: it cannot choose "

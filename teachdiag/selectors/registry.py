@@ -3,7 +3,7 @@
 The page `docs/selectors.md` is made from nothing else (`python -m teachdiag.selectors`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from textwrap import fill
 
 import numpy as np
@@ -19,7 +19,7 @@ from teachdiag.selectors import published
 from teachdiag.selectors.released import METHODS, RELEASED, released_mask
 from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import FROM_PROBES, MEASURED, Tokens
-from teachdiag.signals import OURS, SIGNALS, TA_OPD
+from teachdiag.signals import OURS, SIGNALS, TA_OPD, added_columns, added_signals
 
 _STUDENT_LISTS = ("student_topk_ids", "student_topk_logp", "teacher_logp_at_student_topk")
 _TEACHER_LISTS = ("teacher_topk_ids", "teacher_topk_logp", "student_logp_at_teacher_topk")
@@ -112,7 +112,7 @@ def _selector(label: str, loaded: object) -> Selector:
         raise SettingsError(f"{label} is {sort}, neither a function of Tokens nor a Score")
     with guarded(label, "cannot be loaded"):
         columns = getattr(loaded, "columns", MEASURED)
-    readable = {*MEASURED, *PER_SUPPORT, *FROM_PROBES}
+    readable = {*MEASURED, *PER_SUPPORT, *FROM_PROBES, *added_columns()}
     listed = isinstance(columns, list | tuple) and all(isinstance(column, str) for column in columns)
     if not listed or not readable.issuperset(columns):
         unknown = ", ".join(dict.fromkeys(c for c in columns if c not in readable)) if listed else repr(columns)
@@ -134,9 +134,24 @@ def _guarded(label: str, function: Callable[[Tokens], npt.ArrayLike]) -> Callabl
     return scores
 
 
+def _of_added_signals() -> dict[str, Selector]:
+    return {name: Selector(name, signal.score, signal.source or "user") for name, signal in added_signals().items()}
+
+
 SELECTORS = Registry(
-    "teachdiag.selectors", "selector", _BUILT_IN, _selector, hint=", released:MASK, or your own as module:function"
+    "teachdiag.selectors",
+    "selector",
+    _BUILT_IN,
+    _selector,
+    hint=", released:MASK, or your own as module:function",
+    derived=_of_added_signals,
 )
+
+
+def selectors_of(columns: Container[str], k: int) -> dict[str, Selector]:
+    """Return the built-in selectors, and those of installed packages whose columns at K are all there."""
+    there = {name: all(column in columns for column in SELECTORS[name].columns(k)) for name in SELECTORS}
+    return {name: SELECTORS[name] for name in SELECTORS if name in _BUILT_IN or there[name]}
 
 
 def resolve_selector(spec: str) -> Selector:
@@ -194,7 +209,8 @@ chosen.kept  # one boolean a position
 - **Unknown** scores (NaN) rank last.
 - **Your own**: `module:function`, a function of `Tokens` that returns one number a position; a `Score` made of the
   parts in `teachdiag.formulas`; or either under a name of the entry-point group `teachdiag.selectors`. Set
-  `function.columns` to the names that it reads, and no others need loading.
+  `function.columns` to the names that it reads, and no others need loading. A `Signal` that a package adds
+  (`teachdiag.signals`) is a selector of its name.
 {released}
 
 p is the student, q the teacher, y the realised token, U the union of both top-K lists. `disagreement`, `compatibility`
