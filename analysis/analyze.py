@@ -16,20 +16,18 @@ from teachdiag.analysis.bank.measurements import (
     unfinished_probes,
 )
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
+from teachdiag.analysis.report.caveats import caveats
 from teachdiag.analysis.report.sections import RESULT_TABLES, Results, pair_text, verdict
 from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.findings import finding_rows, lookup, obstacle_sentences
 from teachdiag.analysis.tasks import Inputs, estimate_tables
-from teachdiag.artefacts import (
-    ESTIMATES,
-    FINDINGS,
-)
+from teachdiag.artefacts import ESTIMATES, FINDINGS, TOKENS
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
 from teachdiag.settings import HEADLINE_K, AnalyzeSettings
-from teachdiag.tables import Table, write_parquet_and_csv, write_text
+from teachdiag.tables import Table, write_parquet_and_csv, write_table, write_text
 
 Rows = list[dict[str, Any]]
 
@@ -64,15 +62,11 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
-            files = [
-                file.relative_to(run).as_posix()
-                for table, content in tables.items()
-                for file in write_parquet_and_csv(content, run / table.place / table.name)
-            ]
+            files = [file for table, content in tables.items() for file in _write(run, table, content)]
             results = _summarise(inputs, tables) | {"tables": files, "left_out": unfinished_probes(run)}
             for sentence in results["left_out"]:
                 reporter.say(f"{run}: {sentence}")
-            stage.complete(results, [file for file in files if file.endswith(".parquet")] + [SUMMARY])
+            stage.complete(results, [file for file in files if not file.endswith(".csv")] + [SUMMARY])
     return results
 
 
@@ -96,6 +90,7 @@ def _findings(estimates: pd.DataFrame, inputs: Inputs) -> Rows:
 
 def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     """Write `summary.md` and return the verdict and the headline numbers."""
+    capture = Stage(inputs.run, "capture").record("settings.max_new_tokens")
     results = Results(*(tables[table].to_pandas() for table in RESULT_TABLES))
     left_out = {s.real.probe_id: obstacle_sentences(select_outcomes(s, inputs.bank)) for s in inputs.steps}
     sentences = {
@@ -104,10 +99,11 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     }
     found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
     write_text(summary_markdown(pair, found, results), inputs.run / "summary.md")
-    write_text(summary_json(pair, found, results), inputs.run / SUMMARY)
+    doubts = caveats(inputs.run, capture, results)
+    write_text(summary_json(pair, found, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     return {
-        "warnings": Stage(inputs.run, "capture").record()["results"].get("warnings", []),
+        "warnings": capture["results"].get("warnings", []),
         "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
         "headline": {s.real.probe_id: _headline(results.estimates, s.real.probe_id) for s in inputs.steps},
     }
@@ -120,3 +116,11 @@ def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | 
         for name, term in terms.items()
     }
     return {name: list(interval.columns().values()) for name, interval in found.items() if interval is not None}
+
+
+def _write(run: Path, table: Table, content: pa.Table) -> list[str]:
+    """Write one table; return its files, or its folder, relative to the run."""
+    if table is TOKENS:  # as long as the bank, which no CSV is for
+        write_table(content, run / table.place)
+        return [table.name]
+    return [file.relative_to(run).as_posix() for file in write_parquet_and_csv(content, run / table.place / table.name)]

@@ -23,6 +23,7 @@ from teachdiag.analysis.bank.measurements import (
     select_outcome,
 )
 from teachdiag.analysis.bank.normalised import Scores, saturation_rows
+from teachdiag.analysis.bank.token_scores import scale_rows, token_table
 from teachdiag.analysis.kinds.gain_matrix import load_cells
 from teachdiag.analysis.kinds.isolated import isolated_rows
 from teachdiag.analysis.kinds.lds import lds_rows
@@ -49,6 +50,7 @@ from teachdiag.analysis.step.profiles import (
     decile_bins,
     decile_rows,
     gain_surface_rows,
+    gain_surface_scale,
     mean_rows,
     noise_floor_row,
     plane_rows,
@@ -67,8 +69,10 @@ from teachdiag.artefacts import (
     INFERENCE,
     PLACEBO_PANEL,
     SATURATION,
+    SCALES,
     SELECTION,
     SURFACES,
+    TOKENS,
     TOP_N,
 )
 from teachdiag.progress import Reporter
@@ -90,6 +94,7 @@ _WRITTEN = (
     BUCKETS,
     DECILES,
     SURFACES,
+    SCALES,
     SATURATION,
     SELECTION,
     PLACEBO_PANEL,
@@ -118,6 +123,7 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     found[SATURATION] += saturation_rows(bank, inputs.normalised)
     tasks = _step_tasks(inputs)
     tasks += [_probe_task(inputs, record) for record in inputs.records if record.kind not in STEP_KINDS]
+    tasks.append(partial(_scales, inputs))
     # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
     # holds one task at a time of a large bank.
     with ThreadPoolExecutor(1 if bank.large else os.cpu_count()) as pool:
@@ -125,7 +131,8 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
             for table, rows in running.result().items():
                 found[table] += rows
     found[ESTIMATES] += beyond_rows(found[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
-    return {table: table.build_rows(rows) for table, rows in found.items()}
+    tables = {table: table.build_rows(rows) for table, rows in found.items()}
+    return tables | {TOKENS: token_table(bank, inputs.normalised)}
 
 
 def _step_tasks(inputs: Inputs) -> list[Task]:
@@ -203,7 +210,13 @@ def _plane(inputs: Inputs) -> Found:
 
 
 def _gain_surfaces(inputs: Inputs, step: Step) -> Found:
-    return {SURFACES: gain_surface_rows(step, inputs.normalised)}
+    cells = gain_surface_rows(step, inputs.normalised)
+    return {SURFACES: cells, SCALES: [gain_surface_scale(step, cells)]}
+
+
+def _scales(inputs: Inputs) -> Found:
+    predicted = [record.probe_id for record in inputs.records if record.kind == "predicted"]
+    return {SCALES: scale_rows(inputs.run, inputs.bank, inputs.normalised, inputs.steps, predicted)}
 
 
 def _top(inputs: Inputs, groups: Sequence[Group]) -> Found:

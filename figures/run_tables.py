@@ -15,6 +15,7 @@ from teachdiag.artefacts import (
     INFERENCE,
     PLACEBO_PANEL,
     SATURATION,
+    SCALES,
     SELECTION,
     SURFACES,
     TOP_N,
@@ -53,6 +54,7 @@ class RunTables:
     buckets: pd.DataFrame
     inference: pd.DataFrame
     saturation: pd.DataFrame
+    scales: pd.DataFrame
 
     def bank_surface(self, name: str, k: int) -> pd.DataFrame:
         """Return the cells of one map of the bank alone."""
@@ -62,6 +64,11 @@ class RunTables:
     def q3(self, term: str) -> float:
         """Return one number that describes Q3."""
         return float(self._q3[self._q3["term"] == term]["estimate"].iloc[0])
+
+    def scale(self, quantity: str, probe_id: str = "") -> pd.Series:
+        """Return how a quantity is spread that is drawn in colour: low, high, median_size, unit and kind."""
+        rows = self.scales[(self.scales["quantity"] == quantity) & (self.scales["probe_id"] == probe_id)]
+        return rows.iloc[0]
 
     def probes(self, kind: str) -> list[str]:
         """Return the probes of a kind of which the analysis has numbers."""
@@ -131,6 +138,7 @@ def load_tables(run: Path) -> RunTables:
         "buckets": BUCKETS,
         "inference": INFERENCE,
         "saturation": SATURATION,
+        "scales": SCALES,
     }
     frames = {name: t.read(run / t.place / f"{t.name}.parquet") for name, t in tables.items()}
     kinds = {section["probe_id"]: section["kind"] for section in read_summary(run)["sections"]}
@@ -145,7 +153,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """
     if not (run / SUMMARY).exists():
         raise RunError(f"{run} has no {SUMMARY}: run `teachdiag analyze {run}` first")
-    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID}
+    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID, "caveats": [[str]]}
     return read_note(run / SUMMARY, schema, f"run `teachdiag analyze {run}` again")
 
 

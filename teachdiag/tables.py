@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -87,32 +89,38 @@ class Table:
         """Make an Arrow table of this schema from one mapping a row, every column present in each."""
         return self.build({c.name: [row[c.name] for row in rows] for c in self.columns})
 
-    def read(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(
+        self, path: Path, columns: Sequence[str] | None = None, among: Mapping[str, Sequence[Any]] | None = None
+    ) -> pd.DataFrame:
         """Read one Parquet file or a folder of shards, in shard order.
 
         Args:
             path: file or folder; a folder may hold sub-folders.
             columns: names to load; by default all that there are. Statistics never need the top-K lists.
+            among: only rows that hold one of these values, by column.
 
         Raises:
             ArtefactError: nothing is there, a file is not Parquet, or the columns are not this table's.
         """
-        frame: pd.DataFrame = self.read_arrow(path, columns).to_pandas()
+        frame: pd.DataFrame = self.read_arrow(path, columns, among).to_pandas()
         return frame
 
-    def read_arrow(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_arrow(
+        self, path: Path, columns: Sequence[str] | None = None, among: Mapping[str, Sequence[Any]] | None = None
+    ) -> pa.Table:
         """Like `read`, as an Arrow table."""
         files = shard_files(path) if path.is_dir() else [path]
         if not files or not files[0].exists():
             raise ArtefactError(f"no {self.name} table at {path}: run the stage that writes it ({self.written_by})")
         wanted = [c for c in self.columns if columns is None or c.name in columns]
         try:
-            found = pads.dataset([str(f) for f in files], format=_VERIFIED)
+            shards = pads.dataset([str(f) for f in files], format=_VERIFIED)
             if columns is None:  # all that there are
-                wanted = [c for c in wanted if c.name in found.schema.names or not c.optional]
-            self._refuse_lacking(path, wanted, found.schema.names)
-            present = [c.name for c in wanted if c.name in found.schema.names]
-            table = found.to_table(columns=present)
+                wanted = [c for c in wanted if c.name in shards.schema.names or not c.optional]
+            self._refuse_lacking(path, wanted, shards.schema.names)
+            present = [c.name for c in wanted if c.name in shards.schema.names]
+            rows = [pc.field(name).isin(values) for name, values in (among or {}).items()]
+            table = shards.to_table(columns=present, filter=reduce(and_, rows) if rows else None)
             for c in wanted:
                 if c.name not in present:
                     table = table.append_column(c.name, pa.nulls(table.num_rows, c.type))

@@ -32,7 +32,17 @@ from teachdiag.analysis.kinds.step_tables import (
 from teachdiag.analysis.step.findings import judged_sentences
 from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text, obstacle
 from teachdiag.analysis.text.text_tables import without_layers
-from teachdiag.artefacts import CONTRASTS, ESTIMATES, FINDINGS, INFERENCE, PLACEBO_PANEL, SATURATION, SELECTION, TOP_N
+from teachdiag.artefacts import (
+    BUCKETS,
+    CONTRASTS,
+    ESTIMATES,
+    FINDINGS,
+    INFERENCE,
+    PLACEBO_PANEL,
+    SATURATION,
+    SELECTION,
+    TOP_N,
+)
 from teachdiag.markdown import bullets, markdown_table
 from teachdiag.plots import STEP, plots_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
@@ -53,9 +63,10 @@ class Results:
     contrasts: pd.DataFrame
     inference: pd.DataFrame
     top_n: pd.DataFrame
+    buckets: pd.DataFrame
 
 
-RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N)
+RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N, BUCKETS)
 
 
 def read_results(run: Path) -> Results:

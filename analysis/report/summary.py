@@ -47,11 +47,11 @@ def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def summary_json(pair: str, found: Sequence[Section], results: Results) -> str:
-    """Write the same as data, for whoever lays it out."""
+def summary_json(pair: str, found: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]) -> str:
+    """Write the same as data, for whoever lays it out, and the caveats, each with a heading."""
     ties = saturation_table(results.saturation)
     saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist()}
-    content = {"pair": pair, "sections": [own.as_dict() for own in found], "saturation": saturation}
+    content = {"pair": pair, "sections": [own.as_dict() for own in found], "saturation": saturation, "caveats": caveats}
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -9,11 +9,15 @@ from scipy.stats import rankdata
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, Step, select_outcome
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3
+from teachdiag.analysis.bank.token_scores import scale_row
 from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.artefacts import MIN_CELL
+from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.signals import DECILES, Signal, with_role
 
 N_BINS = 10
+_GAIN_SURFACE = "gain_by_learnable_incompatible"
+_CELLS_REACH = 0.95  # of a map's cells that lie within its colours: one extreme cell must not bleach all
 Bins = npt.NDArray[np.int64]
 
 
@@ -100,9 +104,20 @@ def gain_surface_rows(step: Step, normalised: Scores) -> list[dict[str, Any]]:
         x, y = normalised["learnable", k], normalised["incompatible", k]
         for probe in step.probes:
             cells = _grid(x, y, probe.column("gain"))
-            place = {"surface": "gain_by_learnable_incompatible", "probe_id": probe.probe_id, "k": k}
-            rows += [place | {"x": "learnable", "y": "incompatible"} | cell for cell in cells]
+            surface = {"surface": _GAIN_SURFACE, "probe_id": probe.probe_id, "k": k}
+            rows += [surface | {"x": "learnable", "y": "incompatible"} | cell for cell in cells]
     return rows
+
+
+def gain_surface_scale(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how far the colours of a step's map reach: over its drawn cells at the headline K."""
+    drawn = [
+        cell["value"]
+        for cell in cells
+        if cell["probe_id"] == step.real.probe_id and cell["k"] == HEADLINE_K and cell["n_positions"] >= MIN_CELL
+    ]
+    values = np.array(drawn or [0.0])
+    return scale_row(_GAIN_SURFACE, step.real.probe_id, "nats", values, diverging=True, reach=_CELLS_REACH)
 
 
 def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:

@@ -5,13 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from teachdiag.figures.plots.grid import draw_grid, shown_cells
+from teachdiag.figures.plots.grid import draw_grid
 from teachdiag.figures.run_tables import StepTables
 from teachdiag.figures.style import DIVERGING, TITLES, add_caption, add_colour_bar, blank_figure
 from teachdiag.settings import HEADLINE_K
 
 _SURFACE = "gain_by_learnable_incompatible"
-_SCALE_QUANTILE = 0.95  # share of the real step's cells within the colour scale: one extreme cell must not bleach all
 
 
 def draw_gain_surface(cells: pd.DataFrame, ax: Axes, limit: float) -> QuadMesh:
@@ -26,8 +25,7 @@ def gain_surface_figure(step: StepTables) -> Figure:
     figure = blank_figure(2.75)
     panels = figure.subplots(1, len(step.updates), sharey=True, squeeze=False)[0]
     cells = {update: step.surface(_SURFACE, HEADLINE_K, update) for update in step.updates}
-    real = next(iter(cells.values()))
-    limit = float(shown_cells(real)["value"].abs().quantile(_SCALE_QUANTILE)) or 1.0
+    limit = float(step.scale(_SURFACE, step.probe_id)["high"]) or 1.0
     for ax, (update, content) in zip(panels, cells.items(), strict=True):
         mesh = draw_gain_surface(content, ax, limit)
         ax.set_title(TITLES.get(update, update))

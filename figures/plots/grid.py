@@ -5,15 +5,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
+from teachdiag.artefacts import MIN_CELL
 from teachdiag.figures.style import BLANK
 
 BINS = 10
-MIN_POSITIONS = 5  # a mean over fewer is left blank
 
 
 def shown_cells(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the cells that hold enough positions to be drawn."""
-    return cells[cells["n_positions"] >= MIN_POSITIONS]
+    return cells[cells["n_positions"] >= MIN_CELL]
 
 
 def draw_grid(cells: pd.DataFrame, ax: Axes, colours: str, low: float, high: float) -> QuadMesh:

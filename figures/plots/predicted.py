@@ -33,10 +33,16 @@ def read_points(run: Path, probe_id: str) -> pd.DataFrame:
     return PREDICTIONS.read(run / "predictions" / probe_id, ["predicted_gain", _MEASURED])
 
 
-def draw_points(points: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw one dot a position and the identity line; axes are linear within the median size, logarithmic beyond."""
+def draw_points(points: pd.DataFrame, median_size: float, ax: Axes) -> Axes:
+    """Draw one dot a position and the identity line; axes are linear within the median size, logarithmic beyond.
+
+    Args:
+        points: what `read_points` returns.
+        median_size: of the whole step's predicted gain, in nats.
+        ax: where to draw.
+    """
     x, y = _SMALLEST * points["predicted_gain"], points[_MEASURED]
-    linear = float(x.abs().median()) or 1.0
+    linear = _SMALLEST * median_size or 1.0
     reach = 1.3 * max(float(x.abs().max()), float(y.abs().max()), linear)
     ax.plot([-reach, reach], [-reach, reach], color="0.3", linewidth=0.7, zorder=0)
     ax.scatter(x, y, s=4, color=REAL, alpha=0.35, linewidths=0, rasterized=True)
@@ -85,15 +91,18 @@ def predicted_figure(tables: RunTables, probe_id: str) -> Figure:
     rows = tables.estimates[tables.estimates["probe_id"] == probe_id]
     figure = blank_figure(3.4)
     left, right = figure.subplots(1, 2)
-    draw_points(read_points(tables.run, probe_id), left)
-    left.set_title(f"first order at the smallest share\n{_told(rows, 'predicted_r2', str(Fraction(_SMALLEST)), 'R2')}")
+    median_size = float(tables.scale("predicted_gain", probe_id)["median_size"])
+    draw_points(read_points(tables.run, probe_id), median_size, left)
+    left.set_title(
+        f"first order at the smallest share\n{_in_title(rows, 'predicted_r2', str(Fraction(_SMALLEST)), 'R2')}"
+    )
     remainders = rows[rows["analysis"].isin([analysis for analysis, *_ in _REMAINDERS])]
     if (remainders["estimate"] > 0).any():
         draw_remainders(rows, right)
     else:
         mark_missing(right)
     right.set_title(
-        f"gain less share times predicted gain\n{_told(rows, 'predicted_exponent', 'above noise', 'slope')}"
+        f"gain less share times predicted gain\n{_in_title(rows, 'predicted_exponent', 'above noise', 'slope')}"
     )
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
@@ -114,10 +123,10 @@ def _decades(lowest: float, highest: float) -> list[float]:
     return [10.0**exponent for exponent in exponents[:: -(-len(exponents) // 4) or 1]]
 
 
-def _told(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
+def _in_title(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
     """Return one estimate with its interval, for a title."""
-    found = rows[(rows["analysis"] == analysis) & (rows["term"] == term)]
-    if found.empty:
+    rows = rows[(rows["analysis"] == analysis) & (rows["term"] == term)]
+    if rows.empty:
         return f"{name} not estimable"
-    estimate, low, high = (float(x) for x in found[["estimate", "ci_low", "ci_high"]].astype(float).iloc[0])
+    estimate, low, high = (float(x) for x in rows[["estimate", "ci_low", "ci_high"]].astype(float).iloc[0])
     return f"{name} {estimate:.4g}" + ("" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from teachdiag.figures.report.caveats import caveats
 from teachdiag.figures.report.page import page
 from teachdiag.figures.report.token_view import token_view
 from teachdiag.figures.run_tables import load_tables, read_summary
@@ -40,12 +39,10 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
         figures.require()
     content = read_summary(run)
     tables = load_tables(run)
-    with reporter.bar("Report", total=3) as advance:
-        view = token_view(run, tables, stages, settings)
+    with reporter.bar("Report", total=2) as advance:
+        view = token_view(tables, settings)
         advance(1)
-        found = caveats(run, tables, stages)
-        advance(1)
-        text = page(run, content, stages, found, view)
+        text = page(run, content, stages, view)
         advance(1)
     write_text(text, run / "report.html")
     return {"report": str(run / "report.html"), "size": len(text.encode()), "contexts": len(view.contexts)}

@@ -17,14 +17,13 @@ _HERE = Path(__file__).parent
 _PLACEBO_KINDS = ("placebo",)
 
 
-def page(run: Path, content: dict[str, Any], stages: dict[str, Any], caveats: list[tuple[str, str]], view: View) -> str:
+def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View) -> str:
     """Return the whole page.
 
     Args:
         run: the run directory, whose figures are put in.
         content: `analysis/summary.json`.
         stages: notes of the run's stages.
-        caveats: headings and sentences.
         view: the token view's data.
     """
     evidence = [own for own in content["sections"] if own["kind"] not in _PLACEBO_KINDS]
@@ -40,7 +39,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], caveats: li
         made="".join(_stage(name, note) for name, note in stages.items()),
         evidence="".join(_section(run, own) for own in evidence) + _figure(run, "plane"),
         placebos="".join(_section(run, own) for own in placebos) or _no_placebos(),
-        caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in caveats),
+        caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
         ties=_table(content["saturation"]["columns"], content["saturation"]["rows"]) + _figure(run, "saturation"),
         tokens=_tokens(view),
         data=data,

@@ -1,25 +1,41 @@
 """The token view's data: contexts as tokens, each with its numbers and both models' candidates."""
 
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS, PREDICTIONS, VOCABULARY
-from teachdiag.figures.run_tables import RunTables, steps_of
-from teachdiag.scores import norm, q3_mask
-from teachdiag.selectors import SELECTORS, Tokens, select
+from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
+from teachdiag.errors import ArtefactError
+from teachdiag.figures.run_tables import RunTables
+from teachdiag.formulas import stored_name
+from teachdiag.selectors.choice import places
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import ReportSettings
+from teachdiag.tables import Table
 
 _CANDIDATES = 5
-_SELECTED = ("learnable", "forward_kl", "entropy", "tip", "incompatible", "logit_alignment")
+_NUMBERS = {  # what a card calls each, by its name in the table `scales`
+    "learnable": "D^L",
+    "incompatible": "D^I",
+    "compatibility": "C",
+    "forward_kl": "forward KL",
+    "gain": "gain",
+    "predicted_gain": "predicted gain",
+    "student_entropy": "student entropy",
+    "logit_alignment": "logit alignment",
+}
+_REGIONS = ["in_q3", "high_learnable", "high_incompatible"]
+_SIDES = ("student", "teacher")
+_SIDE_COLUMNS = [f"{side}_{what}" for side in _SIDES for what in ("topk_ids", "topk_logp", "logp")]
+_STORED = {  # columns of `positions`, by what `scales` calls them
+    stored_name(name, K): name for name in ("compatibility", "forward_kl", "student_entropy", "logit_alignment")
+}
 _KEY = ["context_id", "position"]
-_REGION_SHARE = 0.9  # 'high' D^L or D^I: the upper tenth of the bank
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,113 +56,105 @@ class View:
         return {"columns": self.columns, "contexts": self.contexts}
 
 
-def token_view(run: Path, tables: RunTables, stages: dict[str, Any], settings: ReportSettings) -> View:
+def token_view(tables: RunTables, settings: ReportSettings) -> View:
     """Gather the first contexts of the bank with everything a token shows.
 
     Args:
-        run: the run directory.
-        tables: its analysis.
-        stages: notes of its stages.
+        tables: the run's analysis.
         settings: how many contexts, and which budget selectors are shown at.
+
+    Raises:
+        ArtefactError: a table is missing, or its positions are not the bank's.
     """
+    run = tables.run
     if not (run / "vocabulary").exists():
         return View(missing="This run was captured without token texts: capture again to see its tokens.")
-    names = [c.name for c in POSITIONS.columns]
-    bank = POSITIONS.read_arrow(run / "positions", names)
-    frame = bank.select([n for n in names if "topk" not in n]).to_pandas()
-    inside = (frame["split"] == "bank").to_numpy()
-    order = np.flatnonzero(inside)[np.lexsort([frame[name].to_numpy()[inside] for name in reversed(_KEY)])]
-    bank, frame = bank.take(order), frame.iloc[order].reset_index(drop=True)
-    numbers = _numbers(run, tables, stages, frame)
-    chosen = [f"selected by {name}" for name in _SELECTED]
-    selected = _selections(Tokens.from_table(bank, K), settings.budget)
-    q3 = q3_mask(*(frame[name].to_numpy(np.float64) for name in ("student_entropy", "forward_kl")))[0]
-    regions = np.stack([q3, *(_upper(numbers[name]) for name in ("D^L", "D^I"))])
+    bank = TOKENS.read(run / TOKENS.place, ["context_id"])["context_id"]
+    ids = list(map(int, bank.unique()))
+    # Of several probes that have a quantity, the first one.
+    scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
+    rows = _rows(run, scales, ids[: settings.contexts])
+    n_taken = int(places(settings.budget, np.array([len(bank)]))[0])
     words = VOCABULARY.read(run / "vocabulary")
-    texts = dict(zip(map(int, words["token_id"]), words["text"], strict=True))
-    ids = list(dict.fromkeys(frame["context_id"]))[: settings.contexts]
-    contexts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_id", "prompt_token_ids"]).set_index("context_id")
-    shown = [_context(i, contexts.loc[i], bank, frame, numbers, selected, regions, texts) for i in ids]
-    columns = [_scale(name, values) for name, values in numbers.items()]
+    texts = _Texts(zip(map(int, words["token_id"]), words["text"], strict=True))
+    prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": ids})
+    prompt_ids = prompts.set_index("context_id")["prompt_token_ids"]
+    quantities = [name for name in _NUMBERS if name in scales]
+    contexts = [
+        {
+            "id": context_id,
+            "prompt": texts.of(prompt_ids[context_id]),
+            "tokens": [_token(row, quantities, n_taken, texts) for row in positions.to_dict("records")],
+        }
+        for context_id, positions in rows.groupby("context_id")
+    ]
+    columns = [_column(_NUMBERS[name], scales[name]) for name in quantities]
     budget = f"{100 * settings.budget:g}% of the bank"
-    columns += [{"name": name, "unit": budget, "kind": "selected", "low": 0, "high": 1} for name in chosen]
-    return View(columns, shown, frame["context_id"].nunique())
+    columns += [
+        {"name": f"selected by {name}", "unit": budget, "kind": "selected", "low": 0, "high": 1} for name in RANKED
+    ]
+    return View(columns, contexts, len(ids))
 
 
-def _numbers(run: Path, tables: RunTables, stages: dict[str, Any], bank: pd.DataFrame) -> dict[str, Array]:
-    """Every column that can be chosen, aligned with the bank's positions; NaN where unknown."""
-    raw = {name: bank[name].to_numpy(np.float64) for name in ("forward_kl", "student_entropy", "logit_alignment")}
-    d, c = (bank[f"{name}_k{K}"].to_numpy(np.float64) for name in ("disagreement", "compatibility"))
-    scaled_d, scaled_c = norm(d, "disagreement"), norm(c, "compatibility")
-    found = {"D^L": scaled_d * scaled_c, "D^I": scaled_d * (1 - scaled_c), "C": c, "forward KL": raw["forward_kl"]}
-    for step in steps_of(tables)[:1]:
-        gains = GAINS.read(run / "gains" / step.probe_id, [*_KEY, "gain"])
-        found["gain"] = bank[_KEY].merge(gains, on=_KEY, how="left")["gain"].to_numpy(np.float64)
-    for probe_id, note in stages.items():
-        if note["settings"].get("kind") == "predicted":
-            predicted = PREDICTIONS.read(run / "predictions" / probe_id, [*_KEY, "predicted_gain"])
-            aligned = bank[_KEY].merge(predicted, on=_KEY, how="left")
-            found["predicted gain"] = aligned["predicted_gain"].to_numpy(np.float64)
-            break
-    return found | {"student entropy": raw["student_entropy"], "logit alignment": raw["logit_alignment"]}
+class _Texts(dict[int, str]):
+    """The text of every token id; ids beyond the vocabulary are shown as numbers."""
+
+    def __missing__(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    def of(self, token_ids: Iterable[int]) -> str:
+        return "".join(self[int(token_id)] for token_id in token_ids)
 
 
-def _selections(tokens: Tokens, budget: float) -> npt.NDArray[np.bool_]:
-    """Which positions each selector takes of the whole bank, shape (selectors, positions)."""
-    return np.stack([select(tokens, SELECTORS[name], budget).kept for name in _SELECTED])
+def _rows(run: Path, scales: Mapping[str, Mapping[Hashable, Any]], ids: Sequence[int]) -> pd.DataFrame:
+    """Return what is shown of the positions of some contexts, side by side from every table."""
+    measured = [*_SIDE_COLUMNS, "token_id", *_STORED]
+    parts = [(POSITIONS, "positions", measured)]
+    for name, table in (("gain", GAINS), ("predicted_gain", PREDICTIONS)):
+        if name in scales:
+            parts.append((table, f"{table.name}/{scales[name]['probe_id']}", [name]))
+    rows = _read(TOKENS, run / TOKENS.place, None, ids)
+    for table, folder, columns in parts:
+        part = _read(table, run / folder, [*_KEY, *columns], ids)
+        if not part[_KEY].equals(rows[_KEY]):
+            raise ArtefactError(
+                f"{run / folder} holds other positions than were analysed: run `teachdiag analyze` again"
+            )
+        rows = rows.assign(**{name: part[name] for name in columns})
+    return rows.rename(columns=_STORED)
 
 
-def _upper(values: Array) -> npt.NDArray[np.bool_]:
-    return values >= np.quantile(values, _REGION_SHARE)
+def _read(table: Table, path: Path, columns: Sequence[str] | None, ids: Sequence[int]) -> pd.DataFrame:
+    return table.read(path, columns, {"context_id": ids}).sort_values(_KEY, ignore_index=True)
 
 
-def _scale(name: str, values: Array) -> dict[str, Any]:
-    """How a column is coloured: from 0, or to both sides of it; the outer 2% share the end's colour."""
-    unit = "nats" if name in ("forward KL", "gain", "predicted gain", "student entropy") else ""
-    known = values[~np.isnan(values)]
-    if name in ("gain", "predicted gain", "logit alignment"):
-        end = float(np.quantile(np.abs(known), 0.98))
-        return {"name": name, "unit": unit, "kind": "diverging", "low": -end, "high": end}
-    low = float(np.quantile(known, 0.02)) if name == "C" else 0.0
-    return {"name": name, "unit": unit, "kind": "sequential", "low": low, "high": float(np.quantile(known, 0.98))}
+def _column(name: str, scale: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Say how a column is called and coloured."""
+    unit = "" if scale["unit"] == "1" else scale["unit"]
+    return {"name": name, "unit": unit, **{key: scale[key] for key in ("kind", "low", "high")}}
 
 
-def _context(
-    context_id: int,
-    facts: pd.Series,
-    bank: Any,  # noqa: ANN401 (an Arrow table)
-    frame: pd.DataFrame,
-    numbers: dict[str, Array],
-    selected: npt.NDArray[np.bool_],
-    regions: npt.NDArray[np.bool_],
-    texts: dict[int, str],
-) -> dict[str, Any]:
-    rows = np.flatnonzero(frame["context_id"].to_numpy() == context_id)
-    lists = bank.slice(int(rows[0]), len(rows)).to_pydict()
-    tokens = []
-    for place, row in enumerate(rows):
-        values = [_short(column[row]) for column in numbers.values()] + [int(flag) for flag in selected[:, row]]
-        candidates = [
-            [
-                [texts.get(i, f"<{i}>"), _short(float(np.exp(logp)))]
-                for i, logp in zip(
-                    lists[f"{side}_topk_ids"][place][:_CANDIDATES],
-                    lists[f"{side}_topk_logp"][place][:_CANDIDATES],
-                    strict=True,
-                )
-            ]
-            for side in ("student", "teacher")
-        ]
-        own = int(frame["token_id"].iloc[row])
-        realised = [_short(float(np.exp(frame[f"{side}_logp"].iloc[row]))) for side in ("student", "teacher")]
-        tokens.append(
-            {"t": texts.get(own, f"<{own}>"), "v": values, "r": [int(flag) for flag in regions[:, row]]}
-            | {"s": candidates[0], "q": candidates[1], "p": realised}
-        )
-    prompt = "".join(texts.get(int(i), f"<{i}>") for i in facts["prompt_token_ids"])
-    return {"id": int(context_id), "prompt": prompt, "tokens": tokens}
+def _token(row: Mapping[Hashable, Any], quantities: Sequence[str], n_taken: int, texts: _Texts) -> dict[str, Any]:
+    """Return one token: text, numbers, regions, both models' candidates, and what each gave to it."""
+    numbers = [_short(row[name]) for name in quantities]
+    selected = [int(row[f"rank_{name}"] <= n_taken) for name in RANKED]
+    student, teacher = (
+        [
+            [texts[int(token_id)], _short(math.exp(logp))]
+            for token_id, logp in zip(row[f"{side}_topk_ids"], row[f"{side}_topk_logp"], strict=True)
+        ][:_CANDIDATES]
+        for side in _SIDES
+    )
+    return {
+        "t": texts[int(row["token_id"])],
+        "v": numbers + selected,
+        "r": [int(row[name]) for name in _REGIONS],
+        "s": student,
+        "q": teacher,
+        "p": [_short(math.exp(row[f"{side}_logp"])) for side in _SIDES],
+    }
 
 
 def _short(value: float) -> float | None:
     """Four significant digits: what a card shows, and a page can hold."""
-    return None if np.isnan(value) else float(f"{value:.4g}")
+    return None if math.isnan(value) else float(f"{value:.4g}")

@@ -12,10 +12,14 @@ from teachdiag.artefacts.estimated import (
     ESTIMATES,
     FINDINGS,
     INFERENCE,
+    MIN_CELL,
     PLACEBO_PANEL,
+    RANKED,
     SATURATION,
+    SCALES,
     SELECTION,
     SURFACES,
+    TOKENS,
 )
 from teachdiag.artefacts.measured import (
     CONTEXTS,
@@ -47,15 +51,19 @@ __all__ = [
     "INTERVENTIONS",
     "INTERVENTION_GAINS",
     "ISOLATED",
+    "MIN_CELL",
     "PLACEBO_PANEL",
     "POSITIONS",
     "PREDICTIONS",
     "PROBE_VERSUS_TRAINING",
+    "RANKED",
     "RELEASED_BANK",
     "SATURATION",
+    "SCALES",
     "SELECTION",
     "SURFACES",
     "TABLES",
+    "TOKENS",
     "TOP",
     "TOP_N",
     "TRAINING",
@@ -84,6 +92,8 @@ TABLES = (
     BUCKETS,
     DECILES,
     SURFACES,
+    TOKENS,
+    SCALES,
     SATURATION,
     FINDINGS,
     SELECTION,
@@ -145,6 +155,7 @@ unless marked optional: those need the teacher's whole distribution, which one b
 | `events.jsonl` | when each stage began and ended, and how long it took |
 | `contexts/`, `positions/` | the tables of capture, in shards |
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
+| `tokens/` | the bank's positions with their scores, from analyze |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
 | `figures/*.png`, `*.svg`, `*.pdf` | every figure |
 | `report.html` | everything on one page, tokens included |

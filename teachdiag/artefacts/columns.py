@@ -6,7 +6,7 @@ from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.tables import Column
 
 TOP = max(SUPPORT_SIZES)  # length of the stored top-K lists
-INT, LONG, REAL, TEXT = pa.int32(), pa.int64(), pa.float32(), pa.string()
+INT, LONG, REAL, TEXT, FLAG = pa.int32(), pa.int64(), pa.float32(), pa.string(), pa.bool_()
 IDS, TOP_IDS, TOP_LOGP = pa.list_(INT), pa.list_(INT, TOP), pa.list_(REAL, TOP)
 DOUBLE = pa.float64()
 

@@ -4,19 +4,24 @@ import pyarrow as pa
 
 from teachdiag.artefacts.columns import (
     CI,
+    CONTEXT_ID,
     DOUBLE,
+    FLAG,
     INT,
     LONG,
     N_POSITIONS,
     N_PROMPTS,
     OUTCOME,
     P_VALUES,
+    POSITION,
     PROBE_ID,
     TEXT,
     UPDATE,
     K,
 )
 from teachdiag.tables import Column, Table
+
+MIN_CELL = 5  # positions: cells of a map that hold fewer are not drawn
 
 ESTIMATES = Table(
     name="estimates",
@@ -129,6 +134,61 @@ SURFACES = Table(
     ),
 )
 
+RANKED = ("learnable", "forward_kl", "entropy", "tip", "incompatible", "logit_alignment")  # selectors
+TOKENS = Table(
+    name="tokens",
+    place="tokens/",
+    written_by="analyze",
+    meaning="Scores of every bank position at theta0 (K=16), and the order in which selectors take them.",
+    key=("context_id", "position"),
+    columns=(
+        CONTEXT_ID,
+        POSITION,
+        Column("learnable", DOUBLE, "1", "D^L, normalised over the bank"),
+        Column("incompatible", DOUBLE, "1", "D^I, normalised over the bank"),
+        Column("in_q3", FLAG, "", "whether it lies in Q3"),
+        Column("high_learnable", FLAG, "", "whether D^L is at or above its 90% quantile over the bank"),
+        Column("high_incompatible", FLAG, "", "whether D^I is"),
+        *(
+            Column(
+                f"rank_{name}",
+                INT,
+                "1",
+                f"place in the order in which `{name}` takes the bank's N positions, from 1: those up to "
+                "max(ceil(budget N), 1) are selected",
+            )
+            for name in RANKED
+        ),
+    ),
+)
+
+SCALES = Table(
+    name="scales",
+    place="analysis/",
+    written_by="analyze",
+    meaning="How quantities that are drawn in colour are spread over the bank: the ends of their colour scales.",
+    key=("quantity", "probe_id"),
+    columns=(
+        Column("quantity", TEXT, "", "a signal at theta0 (K=16), 'gain', 'predicted_gain', or a map: see surfaces"),
+        PROBE_ID,
+        Column("unit", TEXT, "", "unit of the quantity"),
+        Column("kind", TEXT, "", "'sequential', or 'diverging': to both sides of 0"),
+        Column(
+            "low",
+            DOUBLE,
+            "see unit",
+            "lower end: 0; of C its 2% quantile; of diverging ones the upper end's negative",
+        ),
+        Column(
+            "high",
+            DOUBLE,
+            "see unit",
+            "upper end: 98% quantile, of diverging ones that of the size; of maps 95% over the drawn cells",
+        ),
+        Column("median_size", DOUBLE, "see unit", "median of the absolute values"),
+    ),
+)
+
 SATURATION = Table(
     name="saturation",
     place="analysis/",
@@ -222,7 +282,7 @@ PLACEBO_PANEL = Table(
         Column("range_high", DOUBLE, "as estimate", "its upper end", nullable=True),
         Column(
             "survives",
-            pa.bool_(),
+            FLAG,
             "",
             "whether the real number lies beyond that range (or, without one, beyond every draw) on its own side of 0; "
             "null where fewer than 3 draws have the number, and for 'shuffled_rollouts', which is no null",

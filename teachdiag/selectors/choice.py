@@ -79,6 +79,17 @@ def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) ->
     return [Kept(kept, 0, tied) for kept, tied in found]
 
 
+def ranks(tokens: Tokens, selector: Selector) -> Codes:
+    """Rank positions in the order in which `select` takes them under its default rules, shape (N,), from 1.
+
+    At any budget, it takes those up to `places` of that budget.
+    """
+    keys = _ranking(tokens, selector, "quantile", "random")
+    ranks = np.empty(len(tokens), np.int64)
+    ranks[np.lexsort([-key() for key in reversed(keys)])] = np.arange(1, len(tokens) + 1)
+    return ranks
+
+
 def places(budget: float, sizes: Codes) -> Codes:
     """Return ceil(budget * size) for each group size, at least 1; shape (groups,).
 

@@ -118,6 +118,10 @@ def test_where_all_is_noise_there_is_no_exponent_above_it(run: Path) -> None:
     assert set(_estimated(run, "unknown").query("analysis == 'predicted_exponent'")["term"]) == {"all shares"}
 
 
+def _tables(run: Path, estimates: pd.DataFrame, median_size: float) -> SimpleNamespace:
+    return SimpleNamespace(run=run, estimates=estimates, scale=lambda *_: {"median_size": median_size})
+
+
 def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
     idle = table.assign(predicted_gain=0.0, **{f"gain_at_{round(1 / s)}": 0.0 for s in SHRINKS})
     plant_predicted(run, idle, "idle", noise_floor=0.0)
@@ -130,7 +134,7 @@ def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
     assert told[0].startswith("The step changes no position")
     assert told[1].startswith("Too few shares of the step")
     with theme():
-        figure = predicted_figure(SimpleNamespace(run=run, estimates=found), "idle")
+        figure = predicted_figure(_tables(run, found, 0.0), "idle")
         figure.canvas.draw()
     assert any("not estimable" in text.get_text() for ax in figure.axes for text in ax.texts)
 
@@ -186,7 +190,7 @@ def test_the_figure_holds_the_tables_numbers(
     run: Path, table: pd.DataFrame, estimates: pd.DataFrame, tmp_path: Path
 ) -> None:
     points = read_points(run, "ahead")
-    dots = draw_points(points, Figure().subplots()).collections[0].get_offsets()
+    dots = draw_points(points, 1e-3, Figure().subplots()).collections[0].get_offsets()
     np.testing.assert_allclose(dots, table[["predicted_gain", "gain_at_8"]] * [1 / 8, 1], rtol=1e-6)
     ax = draw_remainders(estimates, Figure().subplots())
     for line, analysis in zip(ax.get_lines(), ("predicted_remainder", "predicted_mean_remainder"), strict=False):
@@ -196,7 +200,7 @@ def test_the_figure_holds_the_tables_numbers(
     guide, floor = ax.get_lines()[2:4]
     assert guide.get_ydata()[0] / guide.get_ydata()[1] == pytest.approx(4)
     assert set(floor.get_ydata()) == {1e-7}
-    tables = SimpleNamespace(run=run, estimates=estimates)
+    tables = _tables(run, estimates, table["predicted_gain"].abs().median())
     with theme():
         once, twice = (save(predicted_figure(tables, "ahead"), tmp_path / n, "p") for n in ("a", "b"))
     assert [file.read_bytes() for file in once] == [file.read_bytes() for file in twice]

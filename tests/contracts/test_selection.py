@@ -10,7 +10,7 @@ from token_worlds import COLUMNS, TOKENS, by, rearranged, small
 
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.formulas import Score, column, complement, normed, soft_or
-from teachdiag.selectors.choice import places, select
+from teachdiag.selectors.choice import places, ranks, select
 from teachdiag.selectors.registry import SELECTORS
 from teachdiag.selectors.tokens import Tokens
 
@@ -50,6 +50,13 @@ def test_budgets_are_exact_under_ties(seed, n, distinct, budget, scope, ties, no
         assert kept[group].sum() == math.ceil(budget * group.sum() - 1e-9)
         if (~kept & group).any():
             assert a[kept & group].min() >= a[~kept & group].max()
+
+
+@given(NAMES, BUDGETS)
+def test_ranks_say_what_every_budget_selects(name: str, budget: float) -> None:
+    order = ranks(TOKENS, SELECTORS[name])
+    assert sorted(order) == list(range(1, 61))
+    assert (order <= places(budget, np.array([60]))).tolist() == select(TOKENS, SELECTORS[name], budget).kept.tolist()
 
 
 def test_budgets_forgive_rounding() -> None:

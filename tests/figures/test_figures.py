@@ -10,7 +10,7 @@ from planted import World, plant
 from stages import amend
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.artefacts import CONTRASTS
+from teachdiag.artefacts import CONTRASTS, MIN_CELL
 from teachdiag.cli import main
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures import plots
@@ -19,7 +19,6 @@ from teachdiag.figures.plots.buckets import buckets_figure
 from teachdiag.figures.plots.coefficients import coefficients_figure, draw_coefficients
 from teachdiag.figures.plots.deciles import draw_profile
 from teachdiag.figures.plots.gain_surface import draw_gain_surface
-from teachdiag.figures.plots.grid import MIN_POSITIONS
 from teachdiag.figures.plots.plane import plane_figure
 from teachdiag.figures.plots.position_profile import position_profile_figure
 from teachdiag.figures.plots.top_n import top_n_figure
@@ -126,9 +125,9 @@ def test_profile_is_that_of_the_table(step: StepTables) -> None:
 def test_surface_is_that_of_the_table_and_sparse_cells_are_blank(step: StepTables) -> None:
     cells = step.surface("gain_by_learnable_incompatible", 16, "one_step")
     drawn = draw_gain_surface(cells, Figure().subplots(), 1.0).get_array().reshape(10, 10)
-    assert (cells["n_positions"] < MIN_POSITIONS).any()
+    assert (cells["n_positions"] < MIN_CELL).any()
     for cell in cells.itertuples():
-        if cell.n_positions >= MIN_POSITIONS:
+        if cell.n_positions >= MIN_CELL:
             assert drawn[cell.y_bin, cell.x_bin] == cell.value
         else:
             assert np.ma.is_masked(drawn[cell.y_bin, cell.x_bin])

@@ -1,0 +1,99 @@
+"""What in this run's data keeps its numbers from being read plainly, each with its size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from teachdiag.analysis.report.sections import Results
+from teachdiag.artefacts import CONTEXTS, probes_by_step
+from teachdiag.settings import HEADLINE_K as K
+from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+
+def caveats(run: Path, capture: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
+    """Return headings and sentences, in a fixed order.
+
+    Args:
+        run: the run directory.
+        capture: the note of its capture.
+        results: the tables of its analysis.
+    """
+    doubts = [("Can this pair answer?", f"{doubt}.") for doubt in capture["results"].get("warnings", ())]
+    sentences = [
+        *doubts,
+        ("Truncation", _truncation(run, capture["settings"])),
+        ("Q3", _q3(results.estimates)),
+        ("Ties and saturation", _ties(results.saturation)),
+    ]
+    for probe_id in probes_by_step(results.estimates):
+        sentences += _of_step(results, probe_id)
+    return [(heading, text) for heading, text in sentences if text]
+
+
+def _of_step(results: Results, probe_id: str) -> list[tuple[str, str]]:
+    rows = results.estimates[results.estimates["probe_id"] == probe_id]
+    floor = rows[rows["analysis"] == "noise_floor"]["estimate"]
+    gain = rows[(rows["analysis"] == "mean") & (rows["term"] == "bank") & (rows["outcome"] == OUTCOME)]["estimate"]
+    ten = rows[(rows["analysis"] == "concentration") & (rows["outcome"] == OUTCOME)]["estimate"]
+    sentences = []
+    if len(floor) and len(gain):
+        text = (
+            f"Rounding alone moves a position's KL by {floor.iloc[0]:.2g} nats on average; the mean gain of "
+            f"{probe_id} is {gain.iloc[0]:.3g} nats."
+        )
+        sentences.append(("Noise floor", text))
+    if len(ten):
+        text = (
+            f"Ten positions hold {ten.iloc[0]:.0%} of the variance of gain in {probe_id}: where that is "
+            "much, means, slopes and R2 hang on them, and ranks say more."
+        )
+        sentences.append(("Few positions carry the variance", text))
+    return [*sentences, ("Where in the response", _position(results.buckets, probe_id))]
+
+
+def _truncation(run: Path, settings: Mapping[str, Any]) -> str:
+    if not (run / "contexts").exists():
+        return ""
+    contexts = CONTEXTS.read(run / "contexts", ["split", "finish_reason"])
+    ends = contexts[contexts["split"] == "bank"]["finish_reason"]
+    known = ends[ends != "unknown"]
+    if known.empty:
+        return "Whether the bank's responses ended or were cut is unknown: what may come later was not measured."
+    whose = "" if len(known) == len(ends) else " whose end is known"
+    cut = "cut" if settings["contexts"] else f"cut at {settings['max_new_tokens']} tokens"
+    share = (known == "length").mean()
+    return f"{share:.0%} of the bank's responses{whose} were {cut}: what comes later was not measured."
+
+
+def _q3(estimates: pd.DataFrame) -> str:
+    q3 = estimates[estimates["analysis"] == "q3"].set_index("term")["estimate"]
+    return (
+        f"Q3, the confident student far from its teacher, holds {q3['share']:.1%} of the bank: student entropy "
+        f"at or below {q3['median_student_entropy']:.3g} nats and forward KL at or above "
+        f"{q3['median_forward_kl']:.3g} nats."
+    )
+
+
+def _ties(saturation: pd.DataFrame) -> str:
+    rows = saturation[saturation["k"].isna() | (saturation["k"] == K)]
+    tied = [str(name).replace("_", " ") for name in rows[rows["tied_at_03pct"] > 0]["score"]]
+    highest = rows[rows["score"] == "compatibility"]["share_at_highest"].iloc[0]
+    clipped = f"The 5-95% clip puts {highest:.0%} of positions at the highest value of norm(C)"
+    if not tied:
+        return f"{clipped}; no budget of 3% hangs on ties."
+    return f"{clipped}. At a budget of 3%, ties decide selection by {', '.join(tied)}."
+
+
+def _position(buckets: pd.DataFrame, probe_id: str) -> str:
+    rows = buckets[(buckets["probe_id"] == probe_id) & (buckets["score"] == "position")]
+    shares = rows[(rows["outcome"] == OUTCOME) & (rows["statistic"] == "share of total")]
+    if shares["ci_low"].isna().any() or shares.empty:  # a total that is not told from 0 has no shares
+        return ""
+    first = shares[shares["score_high"] <= 2]
+    return (
+        f"The first three response positions hold {first['estimate'].sum():.0%} of the whole gain of {probe_id}, and "
+        f"{first['n_positions'].sum() / shares['n_positions'].sum():.0%} of the positions: opening habits may be most "
+        "of what a step teaches."
+    )
