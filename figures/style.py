@@ -18,7 +18,7 @@ WIDTH = 7.2  # inches: two columns of a paper
 _CAPTION_CHARACTERS = 140  # what fits that width
 
 PALETTE = sns.color_palette("colorblind")
-LEARNABLE, INCOMPATIBLE, REAL, PLACEBO = PALETTE[0], PALETTE[1], PALETTE[0], "0.55"
+REAL, SECOND, PLACEBO = PALETTE[0], PALETTE[1], "0.55"
 DIVERGING, SEQUENTIAL = "PuOr", "cividis"
 BLANK = "0.88"  # cells that hold too few positions to show
 

@@ -98,6 +98,8 @@ class Signal:
     @property
     def title(self) -> str:
         """Symbol and words, for a panel or a line of a figure."""
+        if self.symbol == self.name:
+            return self.words
         return self.symbol if self.words in self.symbol else f"{self.symbol} {self.words}"
 
 
@@ -180,6 +182,7 @@ _DECLARED = (
         unit="nats",
         label="hidden^2 x logit_alignment",
         symbol="$|h|^2$ A",
+        words="$|h|^2$ A",
         selector="hidden_x_logit_alignment",
         source=OURS,
     ),
@@ -327,6 +330,16 @@ def versus_base(name: str) -> str:
     return f"{name} vs {BASE}"
 
 
+def signal_named(name: str) -> Signal:
+    """Return the signal of a name or of a selector's name; for anything else, one that has nothing but that name."""
+    if name in SIGNALS:
+        return SIGNALS[name]
+    of_selector = [signal for signal in SIGNALS.values() if signal.selector == name]
+    if of_selector or name in _REGISTRY:
+        return of_selector[0] if of_selector else _REGISTRY[name]
+    return Signal(name=name, words=name)
+
+
 def set_label(name: str) -> str:
     """Return what texts call a predictor, or several: 'forward_kl + decomposition' is 'raw KL + {D^L, D^I}'."""
     return _together(name, lambda signal: signal.label, "{{{}}}")
@@ -340,16 +353,9 @@ def set_symbol(name: str) -> str:
 def _together(name: str, text: Callable[[Signal], str], several: str) -> str:
     parts = []
     for part in name.split(" + "):
-        texts = [_named(member, text) for member in VALIDITY.get(part, (part,))]
+        texts = [text(signal_named(member)) for member in VALIDITY.get(part, (part,))]
         parts.append(texts[0] if len(texts) == 1 else several.format(", ".join(texts)))
     return " + ".join(parts)
-
-
-def _named(name: str, text: Callable[[Signal], str]) -> str:
-    """Return the text of a signal, or its name where it is of a package that is not installed here."""
-    if name in SIGNALS:
-        return text(SIGNALS[name])
-    return text(_REGISTRY[name]) if name in _REGISTRY else name
 
 
 BASE_LABEL = set_label(BASE)

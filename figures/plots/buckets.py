@@ -3,19 +3,12 @@
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, add_caption, blank_figure
+from teachdiag.figures.style import REAL, SECOND, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import BUCKETS, SIGNALS
 
-_SCORES = {
-    "compatibility": "C",
-    "learnable": "$D^L$",
-    "incompatible": "$D^I$",
-    "disagreement": "D",
-    "tip": "TIP",
-    "learnable_entropy": "TA-OPD + entropy",
-}
-_REGIONS = {"all": ("all positions", LEARNABLE, "o"), "q3": ("Q3", INCOMPATIBLE, "s")}
+_REGIONS = {"all": ("all positions", REAL, "o"), "q3": ("Q3", SECOND, "s")}
 _APART = 0.14  # horizontal distance of the two regions in one bucket
 
 
@@ -25,14 +18,14 @@ def buckets_figure(step: StepTables) -> Figure:
     panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     rows = step.buckets[(step.buckets["probe_id"] == step.probe_id) & (step.buckets["outcome"] == OUTCOME)]
     rows = rows[(rows["statistic"] == "mean") & (rows["k"] == K)]
-    for ax, (score, title) in zip(panels, _SCORES.items(), strict=True):
+    for ax, score in zip(panels, BUCKETS, strict=True):
         for side, (region, (name, colour, marker)) in zip((-0.5, 0.5), _REGIONS.items(), strict=True):
             mine = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")
             x = mine["bucket"] + side * _APART
             ax.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
             ax.plot(x, mine["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)
         ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
-        ax.set_title(title)
+        ax.set_title(SIGNALS[score].title)
         ax.set_xticks([1, 2, 3, 4])
         ax.spines[["top", "right"]].set_visible(False)
     for ax in panels[[0, 3]]:

@@ -5,15 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import LEARNABLE, PALETTE, add_caption, blank_figure
+from teachdiag.figures.style import PALETTE, add_caption, blank_figure
 from teachdiag.settings import MATCHES
+from teachdiag.signals import BASE, signal_named
 
-_FOLLOWED = {  # selectors in colour: name, colour, marker
-    "learnable": ("learnable (TA-OPD)", LEARNABLE, "o"),
-    "forward_kl": ("raw KL", "black", "s"),
-    "predicted": ("predicted", PALETTE[2], "D"),
-    "random": ("random", PALETTE[3], "v"),
-}
+_FOLLOWED = {"learnable": "o", BASE: "s", "predicted": "D", "random": "v"}  # selectors in colour: marker
+_COLOURS = {"predicted": PALETTE[2], "random": PALETTE[3]}  # of those that are no signals
 _OTHERS, _ALL = "0.75", "all"
 _APART = 1.035  # ratio by which the intervals of neighbouring curves are moved apart
 
@@ -26,8 +23,9 @@ def draw_budgets(rows: pd.DataFrame, ax: Axes) -> Axes:
         curve = _curve(rows, name, whole)
         label = "other selectors" if place == 0 else None
         ax.plot(curve["budget"], curve["estimate"], "-", color=_OTHERS, linewidth=0.8, label=label, zorder=1)
-    for place, (name, (label, colour, marker)) in enumerate(_FOLLOWED.items()):
-        curve = _curve(rows, name, whole)
+    for place, (name, marker) in enumerate(_FOLLOWED.items()):
+        curve, signal = _curve(rows, name, whole), signal_named(name)
+        colour, label = _COLOURS.get(name, signal.colour), signal.title
         if (curve["selector"] == name).any():
             x = curve["budget"] * _APART ** (place - 1.5)
             ax.vlines(x, curve["ci_low"].astype(float), curve["ci_high"].astype(float), color=colour, linewidth=1.2)

@@ -5,21 +5,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, TITLES, add_caption, blank_figure, mark_missing
+from teachdiag.figures.style import TITLES, add_caption, blank_figure, mark_missing
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import SIGNALS
 
-_TERMS = (("learnable", "$D^L$ learnable", LEARNABLE, "o"), ("incompatible", "$D^I$ incompatible", INCOMPATIBLE, "s"))
+_TERMS = {"learnable": "o", "incompatible": "s"}  # marker
 _APART = 0.24  # horizontal distance of the two coefficients of one K
 
 
 def draw_coefficients(rows: pd.DataFrame, ax: Axes) -> Axes:
     """Draw a dot and a bar for each coefficient; reads term, k, estimate, ci_low and ci_high."""
     sizes = sorted(rows["k"].unique())
-    for side, (term, name, colour, marker) in zip((-0.5, 0.5), _TERMS, strict=True):
+    for side, (term, marker) in zip((-0.5, 0.5), _TERMS.items(), strict=True):
+        signal = SIGNALS[term]
         part = rows[rows["term"] == term].sort_values("k")
         x = [sizes.index(k) + side * _APART for k in part["k"]]
-        ax.vlines(x, part["ci_low"], part["ci_high"], color=colour, linewidth=1.4)
-        ax.plot(x, part["estimate"], marker, color=colour, markersize=4.5, label=name)
+        ax.vlines(x, part["ci_low"], part["ci_high"], color=signal.colour, linewidth=1.4)
+        ax.plot(x, part["estimate"], marker, color=signal.colour, markersize=4.5, label=signal.title)
     ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
     ax.set_xticks(range(len(sizes)), [f"{k:g}" for k in sizes])
     ax.set_xlim(-0.5, len(sizes) - 0.5)

@@ -5,13 +5,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, add_caption, blank_figure, mark_missing
+from teachdiag.figures.style import add_caption, blank_figure, mark_missing
+from teachdiag.signals import signal_named
 
 _PANELS = {"gain": "gain at its own context", "fix_gain": "drop of $L_{fix}$, on other prompts"}
 _LEADING = "fix_gain"  # predictors are sorted by their correlation with this
-_COLOURS = {"learnable": LEARNABLE, "incompatible": INCOMPATIBLE, "forward_kl": "black"}
-_OTHERS = "0.5"
-_NAMES = {"forward_kl": "raw KL", "learnable": "$D^L$ learnable", "incompatible": "$D^I$ incompatible"}
 _ROW = 0.155  # inches a predictor
 
 
@@ -19,12 +17,12 @@ def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
     """Draw a dot and a bar for each predictor, the first at the top; reads term, estimate, ci_low and ci_high."""
     shown = rows.set_index("term").reindex(order).dropna(subset="estimate")
     y = [-order.index(term) for term in shown.index]
-    colours = [_COLOURS.get(term, _OTHERS) for term in shown.index]
+    colours = [signal_named(term).colour for term in shown.index]
     ax.hlines(y, shown["ci_low"], shown["ci_high"], colors=colours, linewidth=1.4)
     ax.scatter(shown["estimate"], y, c=colours, s=14, zorder=3)
     ax.axvline(0, color="0.3", linewidth=0.7, zorder=0)
     ax.set_ylim(-len(order) + 0.4, 0.6)
-    ax.set_yticks([-place for place in range(len(order))], [_NAMES.get(term, term) for term in order])
+    ax.set_yticks([-place for place in range(len(order))], [signal_named(term).title for term in order])
     ax.set_xlabel("Spearman correlation")
     return ax
 

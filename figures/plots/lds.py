@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from teachdiag.figures.plots.isolated import draw_correlations
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import add_caption, blank_figure, mark_missing
+from teachdiag.signals import BASE_LABEL, versus_base
 
 _ROW = 0.155  # inches a predictor
-_VERSUS = " vs forward_kl"
-_PANELS = {"token_lds": "token-LDS", "token_lds_difference": "less raw KL's"}
+_PANELS = {"token_lds": "token-LDS", "token_lds_difference": f"less {BASE_LABEL}'s"}
 
 
 def lds_figure(tables: RunTables, probe_id: str) -> Figure:
@@ -33,7 +33,7 @@ def lds_figure(tables: RunTables, probe_id: str) -> Figure:
 
 def _without_rival(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(
-        term=rows["term"].str.removesuffix(_VERSUS),
+        term=rows["term"].str.removesuffix(versus_base("")),
         ci_low=rows["ci_low"].astype(float),
         ci_high=rows["ci_high"].astype(float),
     )

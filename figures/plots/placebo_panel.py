@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PLACEBO, REAL, TITLES, add_caption, blank_figure
+from teachdiag.signals import BASE, BASE_LABEL
 
 _COLUMNS = 4
 _ROW = 1.05  # inches
-_LABELS = {"beta_L": "$\\beta_L$", "beta_I": "$\\beta_I$", "forward_kl": "raw KL"}
+_LABELS = {"beta_L": "$\\beta_L$", "beta_I": "$\\beta_I$", BASE: BASE_LABEL}
 
 
 def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:

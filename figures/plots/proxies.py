@@ -5,33 +5,26 @@ from matplotlib.figure import Figure
 
 from teachdiag.figures.plots.forest import draw_forest
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import INCOMPATIBLE, LEARNABLE, add_caption, blank_figure
+from teachdiag.figures.style import REAL, SECOND, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
-
-_NAMES = {
-    "compatibility": "C",
-    "compatibility_bound": "C, lower bound",
-    "bhattacharyya": "Bhattacharyya",
-    "overlap": "overlap",
-    "jaccard": "Jaccard",
-    "teacher_top1_in_support": "teacher's first\nchoice in support",
-}
+from teachdiag.signals import SIGNALS, SUPPORT
 
 
 def proxies_figure(step: StepTables) -> Figure:
     """Draw one line a proxy: by thirds and by matched pairs."""
     figure = blank_figure(2.9)
     ax = figure.subplots()
+    names = {name: SIGNALS[name].symbol for name in SUPPORT}
     rows = step.contrasts
     rows = rows[(rows["probe_id"] == step.probe_id) & (rows["outcome"] == OUTCOME) & (rows["k"] == K)]
-    rows = rows.assign(label=rows["score"].map(_NAMES)).set_index("label")
-    labels = list(_NAMES.values())
+    rows = rows.assign(label=rows["score"].map(names)).set_index("label")
+    labels = list(names.values())
     series = [
         (name, colour, rows[(rows["design"] == design) & rows["estimate"].notna()])
         for design, name, colour in (
-            ("thirds", "upper less lower third", LEARNABLE),
-            ("matched", "matched pairs", INCOMPATIBLE),
+            ("thirds", "upper less lower third", REAL),
+            ("matched", "matched pairs", SECOND),
         )
     ]
     draw_forest(ax, labels, series)

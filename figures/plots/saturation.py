@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PALETTE, SEQUENTIAL, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
+from teachdiag.signals import signal_named
 
 _BUDGETS = (1, 3, 5, 10, 30)
 
@@ -15,7 +16,7 @@ def saturation_figure(tables: RunTables) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     rows = tables.saturation
     rows = rows[rows["k"].isna() | (rows["k"] == K)]
-    names = [name.replace("_", " ") for name in rows["score"]]
+    names = [signal_named(name).title for name in rows["score"]]
     y = range(len(rows))
     left.barh(y, rows["share_at_lowest"], color=PALETTE[0], label="at the lowest value")
     left.barh(y, rows["share_at_highest"], left=1 - rows["share_at_highest"], color=PALETTE[1], label="at the highest")

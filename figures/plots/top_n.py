@@ -5,28 +5,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import PALETTE, add_caption, blank_figure
+from teachdiag.figures.style import add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import COMPOSITION, SIGNALS, signal_named
 
-_SHOWN = {
-    "learnable": "$D^L$ (TA-OPD)",
-    "incompatible": "$D^I$",
-    "forward_kl": "raw KL",
-    "entropy": "entropy",
-    "tip": "TIP",
-    "learnable_entropy": "TA-OPD + entropy",
-    "logit_alignment": "A",
-    "random": "random",
-}
-_FACTS = {
-    "mean_student_entropy": "H",
-    "mean_disagreement": "D",
-    "mean_compatibility": "C",
-    "mean_learnable": "$D^L$",
-    "mean_incompatible": "$D^I$",
-    "q3_share": "Q3",
-}
+_SHOWN = (  # selectors
+    *("learnable", "incompatible", "forward_kl", "entropy", "tip", "learnable_entropy", "logit_alignment"),
+    "random",
+)
+_FACTS = {f"mean_{name}": SIGNALS[name].symbol for name in COMPOSITION} | {"q3_share": "Q3"}
 _MARKERS = "osDv^P*X"
 _BUDGET = 0.05
 _APART = 1.045  # ratio by which the intervals of neighbouring selectors are moved apart
@@ -38,12 +26,12 @@ def top_n_figure(step: StepTables) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     rows = step.top_n[(step.top_n["probe_id"] == step.probe_id) & (step.top_n["outcome"] == OUTCOME)]
     rows = rows[rows["k"].isna() | (rows["k"] == K)].set_index("selector")
-    for place, (name, label) in enumerate(_SHOWN.items()):
-        mine = rows.loc[[name]].sort_values("budget")
-        colour = "0.4" if name == "random" else PALETTE[place]
+    for place, name in enumerate(_SHOWN):
+        mine, signal = rows.loc[[name]].sort_values("budget"), signal_named(name)
         x = 100 * mine["budget"] * _APART ** (place - (len(_SHOWN) - 1) / 2)
-        left.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
-        left.plot(x, mine["estimate"], color=colour, marker=_MARKERS[place], markersize=3.5, lw=0.9, label=label)
+        left.vlines(x, mine["ci_low"], mine["ci_high"], color=signal.colour, linewidth=1.2)
+        style = {"color": signal.colour, "marker": _MARKERS[place], "markersize": 3.5, "lw": 0.9}
+        left.plot(x, mine["estimate"], label=signal.title, **style)
     left.axhline(0, color="0.3", linewidth=0.7, zorder=0)
     left.set_xlabel("positions taken [% of the bank]")
     left.set_ylabel("mean gain of the taken [nats]")
@@ -70,5 +58,5 @@ def _draw_composition(ax: Axes, rows: pd.DataFrame) -> None:
             colour = "white" if value < 0.55 else "black"
             ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
     ax.set_xticks(range(len(_FACTS)), list(_FACTS.values()))
-    ax.set_yticks(range(len(_SHOWN)), list(_SHOWN.values()))
+    ax.set_yticks(range(len(_SHOWN)), [signal_named(name).symbol for name in _SHOWN])
     ax.tick_params(length=0)
