@@ -40,20 +40,10 @@ if TYPE_CHECKING:
     from teachdiag.diagnostics.imports.files import Format
 
 app = typer.Typer(
-    help="""Which of the teacher's token-level signals can this student actually learn?
-
-    [bold]teachdiag capture[/bold]   sample the student's rollouts, score both models at every position
-    [bold]teachdiag probe[/bold]     step on the teacher's signals, whole or one by one, and measure what each does
-    [bold]teachdiag analyze[/bold]   ask whether teachability predicts that gain better than raw KL
-    [bold]teachdiag figures[/bold]   draw figures again, all or one
-    [bold]teachdiag report[/bold]    put it all on one page that opens in a browser, tokens included
-    [bold]teachdiag train[/bold]     distil the student on selected positions, one run or a sweep, and judge it
-    [bold]teachdiag evaluate[/bold]  let models answer held-out prompts, and grade the answers
-    [bold]teachdiag import[/bold]    bring rollouts from elsewhere, for capture to score
-    [bold]teachdiag plan[/bold]      foresee what a larger run takes, and how to lay it out
-
-    Each stage reads and writes a run directory. With no options at all the first three do the demo: an embedded
-    language model as teacher, the same model without one layer as student.""",
+    help="Which of the teacher's token-level signals can this student actually learn?\n\nEach stage reads and writes a "
+    "run directory. Without options, `teachdiag capture`, `teachdiag probe` and `teachdiag analyze` do the demo: an "
+    "embedded language model as teacher, the same model without one layer as student.",
+    epilog="Options and examples of a command: teachdiag COMMAND --help",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,

@@ -39,10 +39,12 @@ def before_capture(run: Path, settings: CaptureSettings) -> None:
     Raises:
         InputError: one is not.
     """
-    _own_note(run, "capture")
-    _pair(settings)
+    new = _begins(run, "capture")
+    _pair(settings, new)
     if settings.contexts:
         how_imported(Path(settings.contexts))
+        if new:
+            settings.refuse_idle(dict.fromkeys(_OF_PROMPTS, "--prompts, in whose place --contexts is read"))
     else:
         local_file(read_manifest(settings.prompts), settings.data_file)
 
@@ -67,10 +69,10 @@ def before_train(run: Path, settings: TrainSettings) -> None:
     Raises:
         InputError: one is not.
     """
-    _own_note(run, "train")
+    new = _begins(run, "train")
     for cell in plan(settings):
         _loggers(cell.settings)
-    _pair(settings)
+    _pair(settings, new)
     local_file(read_manifest(settings.prompts), settings.data_file)
 
 
@@ -80,9 +82,10 @@ def before_evaluate(run: Path, settings: EvaluateSettings) -> None:
     Raises:
         InputError: one is not.
     """
-    _own_note(run, "evaluate")
-    for name in settings.models:
-        local_model(name)
+    new = _begins(run, "evaluate")
+    on_hub = [_on_hub(name) for name in settings.models]
+    if new and not any(on_hub):
+        settings.refuse_idle(_UNREAD_REVISION)
     local_file(read_manifest(settings.prompts), settings.data_file)
 
 
@@ -104,7 +107,8 @@ def before_import(settings: ImportSettings) -> None:
     """
     for place in settings.files:
         existing(Path(place))
-    local_model(settings.student)
+    if not _on_hub(settings.student):
+        settings.refuse_idle(_UNREAD_REVISION)
 
 
 def existing(place: Path) -> Path:
@@ -141,15 +145,36 @@ def local_model(name: str) -> Path | None:
     return None
 
 
-def _own_note(run: Path, stage: str) -> None:
+_OF_PROMPTS = ("prompts", "data_file", "bank_prompts", "update_prompts", "responses", "seed")
+_UNREAD_REVISION = {"revision": "models on the Hub, and none is"}
+
+
+def _begins(run: Path, stage: str) -> bool:
+    """Say whether a stage has no note yet: what a later version refuses must not stop a run that an earlier one began.
+
+    Raises:
+        RunError: no run can be there, or the note is damaged.
+    """
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file: choose another --run")
-    Stage(run, stage).read()
+    return Stage(run, stage).read() is None
 
 
-def _pair(settings: PairSettings) -> None:
-    local_model(settings.student)
-    local_model(settings.teacher)
+def _on_hub(name: str) -> bool:
+    """Say whether a model's name can only be an id on the Hub.
+
+    Raises:
+        ModelError: it is no name of a model.
+    """
+    return local_model(name) is None and name != EMBEDDED
+
+
+def _pair(settings: PairSettings, new: bool) -> None:
+    student, teacher = _on_hub(settings.student), _on_hub(settings.teacher)
+    if new and not teacher:
+        settings.refuse_idle({"teacher_revision": "a teacher on the Hub"})
+    if new and not (student or (teacher and not settings.teacher_revision)):
+        settings.refuse_idle(_UNREAD_REVISION)
 
 
 def _loggers(settings: TrainSettings) -> None:

@@ -191,7 +191,7 @@ class Checked:
         for name in names:
             self._require(getattr(self, name) <= highest, name, f"at most {highest:g}")
 
-    def _refuse_idle(self, idle: Mapping[str, str]) -> None:
+    def refuse_idle(self, idle: Mapping[str, str]) -> None:
         """Refuse an option that is set and would not be read: it would promise what does not happen.
 
         Args:
@@ -203,6 +203,10 @@ class Checked:
         for name, default in self.defaults().items():
             if name in idle and getattr(self, name) != default:
                 raise SettingsError(f"{flag(name)} belongs to {idle[name]}: leave it out")
+
+    def _check_clip_norm(self, name: str) -> None:
+        """Below this bound AdamW's 1e-8 drowns the gradient, and SGD's steps are nothing beside a weight."""
+        self._require(getattr(self, name) == 0 or getattr(self, name) >= 1e-6, name, "0, or at least 1e-06")
 
     def _check_temperature(self, name: str, *, zero: bool = False) -> None:
         """Beyond these bounds float32 logits overflow, or nothing is left of them."""

@@ -198,7 +198,7 @@ class CaptureSettings(PairSettings):
             idle |= dict.fromkeys(_OF_RAY, "--engine ray")
         if self.teacher_engine != "vllm":
             idle["teacher_gives"] = "--teacher-engine vllm"
-        self._refuse_idle(idle)
+        self.refuse_idle(idle)
 
     @property
     def sampling(self) -> Sampling:

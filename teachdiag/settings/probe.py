@@ -135,12 +135,13 @@ class ProbeSettings(Checked):
         self._require(self.optimizer in kind.optimizers, "optimizer", f"{able} with --kind {self.kind}")
         object.__setattr__(self, "learning_rate", self._resolved_rate())
         self._check_at_least(1, "batch_tokens", "tile_positions", "steps", "draws", "fix_contexts", "seeds", "masks")
-        self._check_at_least(0, "weight_decay", "clip_norm", "update_contexts", "bank_contexts")
+        self._check_at_least(0, "weight_decay", "update_contexts", "bank_contexts")
         self._check_at_least(0, "sample", "min_keep", "seed")
         self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks")
         lowest, highest = _RATES[self.optimizer]
         told = f"between {lowest:g} and {highest:g} with --optimizer {self.optimizer}, or 'auto'"
         self._require(lowest <= self.step_size <= highest, "learning_rate", told)
+        self._check_clip_norm("clip_norm")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
         self._require(0 < self.mask_budget < 1, "mask_budget", "above 0, and below 1, where all masks are equal")
         self._require(re.fullmatch(r"[\w-]*", self.name) is not None, "name", "made of letters, digits, '_' and '-'")
@@ -201,8 +202,8 @@ class ProbeSettings(Checked):
     def _refuse_foreign_options(self) -> None:
         """Refuse an option that the chosen kind or loss does not read."""
         foreign = {name: kinds for name, kinds in _OPTION_KINDS.items() if not self.reads(name)}
-        self._refuse_idle({n: f"--kind {' or '.join(kinds)}, not to {self.kind}" for n, kinds in foreign.items()})
-        self._refuse_idle(unread_options(self.loss))
+        self.refuse_idle({n: f"--kind {' or '.join(kinds)}, not to {self.kind}" for n, kinds in foreign.items()})
+        self.refuse_idle(unread_options(self.loss))
 
 
 _OPTION_KINDS: dict[str, tuple[str, ...]] = {entry.name: entry.metadata["kinds"] for entry in fields(ProbeSettings)}

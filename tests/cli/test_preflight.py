@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.tables import write_parquet
+
 _GIVE = """
 import json, sys
 from teachdiag.cli import main
@@ -27,6 +30,8 @@ def test_slips_are_refused_before_anything_heavy_is_imported(tmp_path: Path, man
     (tmp_path / "damaged/capture.json").write_text("{")
     (tmp_path / "damaged/train.json").write_text("[]")
     (tmp_path / "recipe.toml").write_text("[capture]\nsead = 1\n")
+    write_parquet(CONTEXTS.build_rows([]), tmp_path / "c.parquet")
+    contexts, to_table = ("--contexts", "c.parquet"), ("--student", "embedded", "--contexts", "out.parquet")
     nothing, damaged = str(tmp_path / "nothing"), str(tmp_path / "damaged")
     slips = {
         ("capture", "--bank-prompts", "0"): "--bank-prompts is 0",
@@ -68,6 +73,21 @@ def test_slips_are_refused_before_anything_heavy_is_imported(tmp_path: Path, man
         ("train", "--report-to", "wandb", "--run", nothing): "--report-to needs wandb",
         ("train", "--run", damaged): "train.json is damaged",
         ("evaluate", "./no-model", "--run", nothing): "model './no-model' does not exist",
+        (
+            "capture",
+            *contexts,
+            "--responses",
+            "3",
+            "--run",
+            nothing,
+        ): "--responses belongs to --prompts",
+        ("capture", *contexts, "--seed", "3", "--run", nothing): "--seed belongs to --prompts",
+        ("capture", "--revision", "v1", "--run", nothing): "--revision belongs to models on the Hub, and none is",
+        ("capture", "--teacher-revision", "v1", "--run", nothing): "--teacher-revision belongs to a teacher on the Hub",
+        ("evaluate", "embedded", "--revision", "v1", "--run", nothing): "--revision belongs to models on the Hub",
+        ("import", "trl", manifest_path, *to_table, "--revision", "v1"): "--revision belongs to models on the Hub",
+        ("train", "--clip-norm", "1e-9", "--run", nothing): "--clip-norm is 1e-09: it must be 0, or at least 1e-06",
+        ("probe", "--clip-norm", "-1", "--run", nothing): "--clip-norm is -1.0: it must be 0, or at least 1e-06",
         ("import", "verl", "no.jsonl", "--student", "x", "--contexts", "c.parquet"): "no file or folder no.jsonl",
         ("import", "trl", manifest_path, "--student", "./x", "--contexts", "c.parquet"): "model './x' does not exist",
         ("plan", "--calibration", "no.json"): "there is no calibration at no.json",
