@@ -8,30 +8,28 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from teachdiag.analysis.bank.measurements import (
-    STEP_KINDS,
     finished_probes,
+    left_out_probes,
     load_bank,
     load_step,
     select_outcomes,
-    unfinished_probes,
 )
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
+from teachdiag.analysis.kinds.kind import RESULT_TABLES, Inputs, Results, analysis_of
 from teachdiag.analysis.report.caveats import caveats
-from teachdiag.analysis.report.sections import RESULT_TABLES, Results, pair_text, verdict
+from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.findings import finding_rows, lookup, obstacle_sentences
-from teachdiag.analysis.tasks import Inputs, estimate_tables
+from teachdiag.analysis.tasks import estimate_tables
 from teachdiag.artefacts import ESTIMATES, FINDINGS, TOKENS
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
-from teachdiag.settings import HEADLINE_K, AnalyzeSettings
+from teachdiag.settings import HEADLINE_K, KINDS, AnalyzeSettings
 from teachdiag.tables import Table, write_parquet_and_csv, write_table, write_text
 
 Rows = list[dict[str, Any]]
-
-_READ = ("positions", "gains", "isolated", "predictions", "interventions", "intervention_gains")
 
 
 def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     Returns:
         `verdict`: sentences at the headline K, probe by probe; `headline`: beta_L, beta_I and their gap, as [estimate,
         low, high], for each real step; `tables`: the files written, relative to the run; `left_out`: a sentence on
-        each unfinished probe. Also the `results` of `analyze.json`.
+        each probe that is. Also the `results` of `analyze.json`.
 
     Raises:
         RunError: capture is missing or unfinished, or no probe has ended.
@@ -56,14 +54,15 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     with joining(run):
         capture.require()
         inputs = _load(run, settings)
-        read = {name: table_digest(run / name) for name in _READ}
+        measured = dict.fromkeys(folder for kind in KINDS.values() for folder in kind.folders)
+        read = {name: table_digest(run / name) for name in ("positions", *measured)}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
             files = [file for table, content in tables.items() for file in _write(run, table, content)]
-            results = _summarise(inputs, tables) | {"tables": files, "left_out": unfinished_probes(run)}
+            results = _summarise(inputs, tables) | {"tables": files, "left_out": left_out_probes(run)}
             for sentence in results["left_out"]:
                 reporter.say(f"{run}: {sentence}")
             stage.complete(results, [file for file in files if not file.endswith(".csv")] + [SUMMARY])
@@ -73,7 +72,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
 def _load(run: Path, settings: AnalyzeSettings) -> Inputs:
     bank = load_bank(run)
     records = finished_probes(run)
-    steps = [load_step(run, record.probe_id, bank) for record in records if record.kind in STEP_KINDS]
+    steps = [load_step(run, record.probe_id, bank) for record in records if KINDS[record.kind].step]
     resampling = Resampling(settings.seed, settings.draws, bank.n_prompts)
     normalised = normalised_scores(bank)
     return Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank, normalised), resampling)
@@ -94,7 +93,7 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     results = Results(*(tables[table].to_pandas() for table in RESULT_TABLES))
     left_out = {s.real.probe_id: obstacle_sentences(select_outcomes(s, inputs.bank)) for s in inputs.steps}
     sentences = {
-        r.probe_id: [*r.results.get("doubts", []), *verdict(r, results), *left_out.get(r.probe_id, [])]
+        r.probe_id: [*r.results.get("doubts", []), *analysis_of(r).sentences(results), *left_out.get(r.probe_id, [])]
         for r in inputs.records
     }
     found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)

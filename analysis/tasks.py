@@ -3,44 +3,28 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from teachdiag.analysis.bank.measurements import (
     OUTCOMES,
-    STEP_KINDS,
     Bank,
     Outcome,
     Probe,
-    Record,
     Step,
     select_outcome,
 )
-from teachdiag.analysis.bank.normalised import Scores, saturation_rows
+from teachdiag.analysis.bank.normalised import saturation_rows
 from teachdiag.analysis.bank.token_scores import scale_rows, token_table
-from teachdiag.analysis.kinds.gain_matrix import load_cells
-from teachdiag.analysis.kinds.isolated import isolated_rows
-from teachdiag.analysis.kinds.lds import lds_rows
-from teachdiag.analysis.kinds.placebo import panel_rows
-from teachdiag.analysis.kinds.predicted import predicted_rows
-from teachdiag.analysis.kinds.selectors import (
-    agreement_rows,
-    draw_seeds_and_prompts,
-    gain_statistics,
-    released_rows,
-    selection_rows,
-)
-from teachdiag.analysis.resampling.bootstrap import Codes, Resampling
+from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
+from teachdiag.analysis.resampling.bootstrap import Codes
 from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.beyond_placebos import beyond_rows
 from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
-from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.analysis.step.design import make_sample
 from teachdiag.analysis.step.findings import CLAIMS
 from teachdiag.analysis.step.inference import inference_rows
@@ -76,13 +60,10 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage
-from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings
+from teachdiag.settings import KINDS, SUPPORT_SIZES
 from teachdiag.tables import Table
 
-Rows = list[dict[str, Any]]
-Found = dict[Table, Rows]
-Task = Callable[[], Found]
+Task = Callable[[], Estimates]
 Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
 _WRITTEN = (
@@ -101,28 +82,15 @@ _WRITTEN = (
 )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the estimates are made from."""
-
-    run: Path
-    settings: AnalyzeSettings
-    bank: Bank
-    records: list[Record]
-    steps: list[Step]
-    normalised: Scores
-    raw: Scores
-    resampling: Resampling
-
-
 def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
     """Compute every table but the findings."""
     bank, steps = inputs.bank, inputs.steps
-    found: Found = {table: [] for table in _WRITTEN}
+    found: Estimates = {table: [] for table in _WRITTEN}
     found[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
     found[SATURATION] += saturation_rows(bank, inputs.normalised)
     tasks = _step_tasks(inputs)
-    tasks += [_probe_task(inputs, record) for record in inputs.records if record.kind not in STEP_KINDS]
+    studies = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
+    tasks += [partial(study.estimates, inputs) for study in studies]
     tasks.append(partial(_scales, inputs))
     # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
     # holds one task at a time of a large bank.
@@ -142,7 +110,7 @@ def _step_tasks(inputs: Inputs) -> list[Task]:
     if not measured:
         return [partial(_plane, inputs)]
     tasks: list[Task] = [partial(_top, inputs, measured)]
-    tasks += [partial(_validity, inputs, group, _folds(inputs)) for group in fitted]
+    tasks += [partial(_validity, inputs, group, inputs.folds()) for group in fitted]
     tasks += [partial(_contrasts, inputs, group) for group in fitted]
     tasks += [partial(_buckets, inputs, group) for group in fitted]
     tasks += [partial(_regressions, inputs, group, k) for group in fitted for k in SUPPORT_SIZES]
@@ -184,11 +152,11 @@ def _each(group: Group, make: Callable[[Outcome], Rows]) -> Task:
     return lambda: {ESTIMATES: [row for outcome in group() for row in make(outcome)]}
 
 
-def _validity(inputs: Inputs, group: Group, folds: Codes) -> Found:
+def _validity(inputs: Inputs, group: Group, folds: Codes) -> Estimates:
     return {ESTIMATES: validity(group(), inputs.bank, inputs.raw, folds, inputs.resampling)}
 
 
-def _contrasts(inputs: Inputs, group: Group) -> Found:
+def _contrasts(inputs: Inputs, group: Group) -> Estimates:
     bank, scores, resampling, outcomes = inputs.bank, inputs.normalised, inputs.resampling, group()
     thirds = contrast_rows(outcomes, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
     matched, balance = matched_rows(outcomes, bank, scores, resampling)
@@ -196,34 +164,34 @@ def _contrasts(inputs: Inputs, group: Group) -> Found:
     return {CONTRASTS: thirds + matched, BALANCE: balance}
 
 
-def _buckets(inputs: Inputs, group: Group) -> Found:
+def _buckets(inputs: Inputs, group: Group) -> Estimates:
     return {BUCKETS: bucket_rows(group(), inputs.bank, inputs.normalised, inputs.resampling)}
 
 
-def _deciles(inputs: Inputs, group: Group) -> Found:
+def _deciles(inputs: Inputs, group: Group) -> Estimates:
     bins = decile_bins(inputs.raw, inputs.bank.added)
     return {DECILES: [row for own in group() for row in decile_rows(own, inputs.raw, bins, inputs.resampling)]}
 
 
-def _plane(inputs: Inputs) -> Found:
+def _plane(inputs: Inputs) -> Estimates:
     return {SURFACES: plane_rows(inputs.bank, inputs.normalised)}
 
 
-def _gain_surfaces(inputs: Inputs, step: Step) -> Found:
+def _gain_surfaces(inputs: Inputs, step: Step) -> Estimates:
     cells = gain_surface_rows(step, inputs.normalised)
     return {SURFACES: cells, SCALES: [gain_surface_scale(step, cells)]}
 
 
-def _scales(inputs: Inputs) -> Found:
+def _scales(inputs: Inputs) -> Estimates:
     predicted = [record.probe_id for record in inputs.records if record.kind == "predicted"]
     return {SCALES: scale_rows(inputs.run, inputs.bank, inputs.normalised, inputs.steps, predicted)}
 
 
-def _top(inputs: Inputs, groups: Sequence[Group]) -> Found:
+def _top(inputs: Inputs, groups: Sequence[Group]) -> Estimates:
     return {TOP_N: top_rows(groups, inputs.bank, inputs.bank.positions, inputs.normalised, inputs.resampling)}
 
 
-def _regressions(inputs: Inputs, group: Group, k: int) -> Found:
+def _regressions(inputs: Inputs, group: Group, k: int) -> Estimates:
     bank, redraw, outcomes = inputs.bank, inputs.settings.cuts == "redrawn", group()
     sample = make_sample(outcomes, inputs.normalised, k, bank.n_prompts)
     tokens = outcomes[0].of(np.asarray(bank.positions["token_id"], np.int64))
@@ -231,32 +199,3 @@ def _regressions(inputs: Inputs, group: Group, k: int) -> Found:
         ESTIMATES: regressions(sample, bank, inputs.resampling, redraw=redraw),
         INFERENCE: inference_rows(sample, tokens, inputs.resampling),
     }
-
-
-def _folds(inputs: Inputs) -> Codes:
-    settings = inputs.settings
-    return draw_folds(inputs.bank.n_prompts, settings.folds, settings.fold_repeats, settings.seed)
-
-
-def _probe_task(inputs: Inputs, record: Record) -> Task:
-    """Return what makes the estimates of one probe that is no step with the full analysis."""
-    run, bank, resampling, probe_id = inputs.run, inputs.bank, inputs.resampling, record.probe_id
-    if record.kind == "selectors":
-        return partial(_selection, inputs, record)
-    if record.kind == "placebo":
-        folds = _folds(inputs)
-        return lambda: {PLACEBO_PANEL: panel_rows(run, probe_id, bank, inputs.normalised, inputs.raw, folds)}
-    if record.kind == "lds":
-        return lambda: {ESTIMATES: lds_rows(run, probe_id, resampling)}
-    rows = {"isolated": isolated_rows, "predicted": predicted_rows}[record.kind]
-    return lambda: {ESTIMATES: rows(run, probe_id, bank, resampling)}
-
-
-def _selection(inputs: Inputs, record: Record) -> Found:
-    cells = load_cells(inputs.run, record.probe_id, inputs.bank)
-    draws = draw_seeds_and_prompts(cells, inputs.resampling)
-    results = Stage(inputs.run, f"probes/{record.probe_id}").record("results.noise_floor")["results"]
-    floor = float(results["noise_floor"])
-    gains = gain_statistics(cells, inputs.bank, floor, draws.prompts)
-    agreement = agreement_rows(cells) + released_rows(cells, gains)
-    return {SELECTION: selection_rows(cells, gains, draws), ESTIMATES: agreement}

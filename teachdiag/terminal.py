@@ -6,8 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from teachdiag.settings import SHORT_ENOUGH
-
 _WIDTH = 124  # columns that the analysis tables need to stay readable
 
 Summary = dict[str, Any]
@@ -29,14 +27,13 @@ def _nats(value: float | None) -> str:
 
 
 def show_probe(summary: Summary, run: Path) -> None:
-    """Print what a probe measured, kind by kind."""
-    shown = {
-        "isolated": _isolated,
-        "predicted": _predicted,
-        "selectors": _interventions,
-        "lds": _interventions,
-    }.get(summary["kind"], _updates)
-    shown(summary, f"{run}: probe {summary['probe_id']}")
+    """Print what a probe measured, as its kind has it."""
+    from teachdiag.analysis.bank.measurements import Record
+    from teachdiag.analysis.kinds.kind import analysis_of
+
+    probe = analysis_of(Record(summary["probe_id"], summary["kind"], {}, summary))
+    for part in probe.measured(f"{run}: probe {summary['probe_id']}"):
+        _console().print(part)
     for doubt in summary.get("doubts", []):
         print(f"Beware: {doubt}")
 
@@ -133,65 +130,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def _updates(summary: Summary, title: str) -> None:
-    table = _table(title, "update", "mean gain [nats]", "positions that gain", "update norm")
-    for name, facts in summary["updates"].items():
-        draws = facts.get("draws", [facts])
-        for number, draw in enumerate(draws, start=1):
-            label = name if len(draws) == 1 else f"{name}, draw {number}"
-            cells = f"{draw['mean_gain']:.3g}", f"{draw['share_gaining']:.1%}", f"{draw['update_norm']:.3g}"
-            table.add_row(label, *cells)
-    _console().print(table)
-    if "ladder" in summary:
-        _ladder(summary["ladder"])
-    print(f"noise floor (99th percentile of |gain| when nothing changes): {summary['noise_floor']:.2g} nats")
-
-
-def _ladder(ladder: dict[str, Any]) -> None:
-    title = f"the step at shorter lengths: short enough is one with R2 from {SHORT_ENOUGH:g} on"
-    table = _table(title, "share", "learning rate", "mean gain [nats]", "R2 of first order", "rounding")
-    for rung in ladder["rungs"]:
-        r2 = "cannot tell" if rung["r2"] is None else f"{rung['r2']:.4f}"
-        cells = f"{rung['learning_rate']:g}", f"{rung['mean_gain']:.3g}", r2, f"{rung['noise']:.1e}"
-        table.add_row(f"{rung['share']:g}", *cells)
-    _console().print(table)
-    fits = {True: "is short enough", False: "is too long", None: "cannot be told from rounding"}[ladder["short_enough"]]
-    longest = "" if ladder["longest"] is None else f"; the longest that is: --learning-rate {ladder['longest']:g}"
-    print(f"the step that was taken, at learning rate {ladder['learning_rate']:g}, {fits}{longest}")
-
-
-def _isolated(summary: Summary, title: str) -> None:
-    table = _table(title, "one step on one position's loss", "mean gain [nats]", "steps that gain")
-    table.add_row("at the position itself", f"{summary['mean_gain']:.3g}", f"{summary['share_gaining']:.1%}")
-    others = f"{summary['mean_fix_gain']:.3g}", f"{summary['share_helping_others']:.1%}"
-    table.add_row("L_fix, at other prompts", *others)
-    _console().print(table)
-    print(
-        f"{summary['steps']} steps, weighted to stand for their whole split; noise floors {summary['noise_floor']:.2g} "
-        f"and {summary['fix_noise_floor']:.2g} nats"
-    )
-
-
-def _predicted(summary: Summary, title: str) -> None:
-    table = _table(title, "share of the step", "mean gain [nats]", "R2 of the first-order prediction")
-    for share, r2 in summary["r2"].items():
-        table.add_row(share, f"{summary['mean_gain'][share]:.3g}", f"{r2:.4f}")
-    _console().print(table)
-    print(f"mean predicted gain of the whole step: {summary['mean_predicted_gain']:.3g} nats")
-
-
-def _interventions(summary: Summary, title: str) -> None:
-    columns = ("kept by", "budget", "matched", "kept", "mean gain [nats]", "SGD to first order")
-    table = _table(title, *columns)
-    for row in summary["selectors"]:
-        numbers = f"{row['keep']:.1%}", f"{row['mean_gain']:.3g}", f"{row['first_order_gain']:.3g}"
-        table.add_row(row["selector"], f"{row['budget']:g}", row["match"], *numbers)
-    _console().print(table)
-    matched = {row["match"] for row in summary["selectors"]}
-    how = "; matched by learning rate, or by the length of the step that keeps everything" if len(matched) > 1 else ""
-    print(f"{summary['cells']} masked steps, measured on {summary['bank_positions']} bank positions{how}")
 
 
 def _console(width: int | None = None) -> Console:

@@ -16,7 +16,7 @@ from teachdiag.artefacts import GAINS
 from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
-from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES, ProbeSettings
+from teachdiag.settings import HEADLINE_K, KINDS, SUPPORT_SIZES, ProbeSettings
 from teachdiag.signals import SUPPORT, Signal, added_signals, positions_of
 from teachdiag.tables import Table
 
@@ -33,9 +33,6 @@ _BANK_COLUMNS = (
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
     *(f"{name}_k{k}" for name in ("disagreement", *SUPPORT) for k in SUPPORT_SIZES),
 )
-
-
-STEP_KINDS = ("one_step", "checkpoint")  # kinds of probe whose gains go through the full analysis
 
 
 @dataclass(frozen=True)
@@ -208,15 +205,15 @@ def finished_probes(run: Path) -> list[Record]:
     Raises:
         RunError: there is none, or a table is no longer what its probe wrote.
     """
-    stages, unfinished = _probes(run)
+    stages, left_out = _probes(run)
     if not stages:
-        further = "".join(f"; {sentence}" for sentence in unfinished)
+        further = "".join(f"; {sentence}" for sentence in left_out)
         raise RunError(f"{run} has no finished probe: run `teachdiag probe --run {run}` first{further}")
     return [_record(stage.note.stem, stage.require()) for stage in stages]
 
 
-def unfinished_probes(run: Path) -> list[str]:
-    """Say of each probe that was interrupted that it is left out, and how it goes on."""
+def left_out_probes(run: Path) -> list[str]:
+    """Say of each probe that was interrupted, or whose kind is not installed, that it is left out, and what helps."""
     return _probes(run)[1]
 
 
@@ -228,13 +225,23 @@ def read_records(run: Path) -> list[Record]:
 def _probes(run: Path) -> tuple[list[Stage], list[str]]:
     """The probes that have ended, and a sentence on each of the others."""
     stages = [Stage(run, f"probes/{name}") for name in _probe_names(run)]
-    notes = {stage: stage.read() for stage in stages}
-    unfinished = [
-        f"probe {stage.note.stem} is unfinished and left out: `{_continuing(run, note['settings'])}` continues it"
-        for stage, note in notes.items()
-        if note is not None and note["status"] != "complete"
-    ]
-    return [stage for stage, note in notes.items() if note is not None and note["status"] == "complete"], unfinished
+    finished, left_out = [], []
+    for stage in stages:
+        note = stage.read()
+        if note is None:
+            continue
+        name, kind = stage.note.stem, _kind(note)
+        if kind not in KINDS:
+            left_out.append(
+                f"probe {name} is of kind {kind}, which is not installed, and left out: install the package that "
+                f"brings it (there are {', '.join(KINDS)})"
+            )
+        elif note["status"] == "complete":
+            finished.append(stage)
+        else:
+            continuing = _continuing(run, note["settings"])
+            left_out.append(f"probe {name} is unfinished and left out: `{continuing}` continues it")
+    return finished, left_out
 
 
 def _continuing(run: Path, settings: Mapping[str, Any]) -> str:
@@ -306,8 +313,11 @@ def _probe_names(run: Path) -> list[str]:
 
 
 def _record(probe_id: str, note: dict[str, Any]) -> Record:
-    kind = note["settings"].get("kind", "one_step")  # what probes were before they had kinds
-    return Record(probe_id, kind, note["settings"], note.get("results", {}))
+    return Record(probe_id, _kind(note), note["settings"], note.get("results", {}))
+
+
+def _kind(note: Mapping[str, Any]) -> str:
+    return str(note["settings"].get("kind", "one_step"))  # what probes were before they had kinds
 
 
 def _placebo_folders(run: Path, probe_id: str) -> list[Path]:

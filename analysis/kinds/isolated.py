@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.bank.normalised import Key
+from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
+from teachdiag.analysis.kinds.rank_tables import extent, leading_rows, number, rank_sentences, rank_table, shown_number
 from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
@@ -23,7 +26,8 @@ from teachdiag.analysis.step.rank_correlations import (
     predictor_scores,
     spearman_rows,
 )
-from teachdiag.artefacts import ISOLATED
+from teachdiag.analysis.step.step_length import learning_rate
+from teachdiag.artefacts import ESTIMATES, ISOLATED
 from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
 from teachdiag.selectors import Tokens
@@ -35,6 +39,87 @@ WITHOUT_LARGEST = "first order, without the largest miss"
 _NOISE_FLOORS = {"gain": "noise_floor", "fix_gain": "fix_noise_floor"}  # outcome: where the probe's results have it
 _KEY = ["context_id", "position"]
 _NUMBERS = ("gain", "fix_gain", "own_inner", "fix_inner")
+GAINS = {"gain": "the gain at its own context", "fix_gain": "the drop of L_fix"}
+_HEADINGS = {
+    "gain": "own gain",
+    "fix_gain": "drop of L_fix",
+    PER_STEP.format("gain"): "own gain per unit of step",
+    PER_STEP.format("fix_gain"): "drop of L_fix per unit of step",
+    "own_inner": "own_inner",
+    "fix_inner": "fix_inner",
+}
+
+
+class Isolated(KindAnalysis):
+    """Steps on one position's loss at a time."""
+
+    title = "Isolated steps"
+    question = "What does a step on one token do?"
+
+    def estimates(self, inputs: Inputs) -> Estimates:
+        """Return what the steps gain, and what ranks their gains."""
+        return {ESTIMATES: isolated_rows(inputs.run, self.probe_id, inputs.bank, inputs.resampling)}
+
+    def text(self) -> str:
+        """Say how the steps were taken."""
+        length = "one step size" if self.settings["match"] == "rate" else "one update norm"
+        return (
+            f"One SGD step at a time on the {self.settings['loss']} loss of a single position, from theta0, {length} "
+            f"for all ({learning_rate(self.record)}). L_fix is the mean forward KL of {self.settings['fix_contexts']} "
+            "contexts that were set aside."
+        )
+
+    def sentences(self, results: Results) -> list[str]:
+        """Say how many steps help, and what foresees which."""
+        return isolated_sentences(results.estimates, self.probe_id)
+
+    def tables(self, results: Results) -> Tables:
+        """Return rank correlations, and what first order explains."""
+        estimates, probe_id = results.estimates, self.probe_id
+        return {
+            "Rank correlation of every predictor with isolated steps": isolated_table(estimates, probe_id),
+            "What first order explains": first_order_table(estimates, probe_id),
+        }
+
+    def central_tables(self, results: Results) -> Tables:
+        """Return rank correlations."""
+        return {f"Spearman with isolated steps, {self.probe_id}": isolated_table(results.estimates, self.probe_id)}
+
+    def compact_tables(self, results: Results) -> Tables:
+        """Return rank correlations with both gains, of the first predictors and of those under test."""
+        table = isolated_table(results.estimates, self.probe_id)
+        wanted = [name for name in ("predictor", *(_HEADINGS[outcome] for outcome in FIRST_ORDER)) if name in table]
+        title = f"Rank correlation with what one token's step does: {extent(table)} predictors, and some"
+        return {title: leading_rows(table[wanted])}
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return mean gain and share of steps that gain, at the position itself and at other prompts."""
+        results = self.record.results
+        rows = [
+            ("at the position itself", f"{results['mean_gain']:.3g}", f"{results['share_gaining']:.1%}"),
+            ("L_fix, at other prompts", f"{results['mean_fix_gain']:.3g}", f"{results['share_helping_others']:.1%}"),
+        ]
+        return [
+            grid(title, ("one step on one position's loss", "mean gain [nats]", "steps that gain"), rows),
+            f"{results['steps']} steps, weighted to stand for their whole split; noise floors "
+            f"{results['noise_floor']:.2g} and {results['fix_noise_floor']:.2g} nats",
+        ]
+
+
+def isolated_sentences(estimates: pd.DataFrame, probe_id: str) -> list[str]:
+    """Say what one isolated probe shows, from the estimates table alone."""
+    mine = estimates[estimates["probe_id"] == probe_id]
+    if mine.empty:
+        return []
+    return [*_effect_sentences(mine), *rank_sentences(mine, "isolated_spearman", GAINS), *_linear_sentences(mine)]
+
+
+def isolated_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return every predictor's rank correlation with every isolated outcome, as text with intervals.
+
+    Predictors fall by their correlation with the drop of L_fix; 'vs raw KL' is the difference of that from raw KL's.
+    """
+    return rank_table(estimates, probe_id, "isolated_spearman", "fix_gain", _HEADINGS)
 
 
 def isolated_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling) -> list[dict[str, Any]]:
@@ -169,3 +254,60 @@ def _noise_rows(sample: Sample, results: Mapping[str, Any], split: str) -> list[
         rows.append(sample.row("isolated_share", outcome, WITHIN_NOISE, "1", share, what))
         rows.append(sample.row("isolated_noise_floor", outcome, split, "nats", known, "as the probe measured it"))
     return rows
+
+
+def first_order_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return mean, share above 0, R2 of the first order and relative remainder of both isolated gains, as text."""
+    mine = estimates[estimates["probe_id"] == probe_id]
+    columns = {
+        "mean [nats]": ("isolated_mean", None),
+        "share above 0": ("isolated_share", LOWERS),
+        "R2 of first order": ("isolated_r2", None),
+        "mean absolute remainder / gain": ("isolated_remainder", None),
+    }
+    return pd.DataFrame(
+        [
+            {"outcome": _HEADINGS[outcome]}
+            | {heading: shown_number(mine, analysis, outcome, term) for heading, (analysis, term) in columns.items()}
+            for outcome in FIRST_ORDER
+        ]
+    )
+
+
+def _effect_sentences(mine: pd.DataFrame) -> list[str]:
+    """Say how many isolated steps help, and by how much on average."""
+    facts = []
+    for outcome, what in (("gain", "the KL at its own context"), ("fix_gain", "L_fix")):
+        share, mean = number(mine, "isolated_share", outcome, LOWERS), number(mine, "isolated_mean", outcome)
+        if share is not None and mean is not None:
+            facts.append(f"lowers {what} in {_percent(share)} of positions (mean gain {mean} nats)")
+    if not facts:
+        return []
+    row = mine[mine["analysis"] == "isolated_mean"].iloc[0]
+    told = [
+        f"A step on one position's loss alone {' and '.join(facts)}: {row['n_positions']} probed positions of "
+        f"{row['n_prompts']} prompts, weighted to stand for the whole {row['term']} split."
+    ]
+    noise = {name: number(mine, "isolated_share", outcome, WITHIN_NOISE) for outcome, name in GAINS.items()}
+    within = [
+        f"{name} is within the noise floor in {_percent(x)} of positions" for name, x in noise.items() if x is not None
+    ]
+    return told + ([f"Rounding: {'; '.join(within)}."] if within else [])
+
+
+def _linear_sentences(mine: pd.DataFrame) -> list[str]:
+    """Say how far first order explains the isolated gains."""
+    parts = []
+    for outcome, what in GAINS.items():
+        r2, remainder = number(mine, "isolated_r2", outcome), number(mine, "isolated_remainder", outcome)
+        if r2 is not None:
+            size = "" if remainder is None else f", mean absolute remainder {remainder} of the mean absolute gain"
+            rest = number(mine, "isolated_r2", outcome, WITHOUT_LARGEST)
+            parts.append(f"{what}: R2 {r2} ({rest} without the position that it misses most){size}")
+    return [f"What first order (step size times inner product) explains of {'; of '.join(parts)}."] if parts else []
+
+
+def _percent(share: Interval) -> str:
+    if np.isnan(share.low):
+        return f"{share.estimate:.1%}"
+    return f"{share.estimate:.1%} [{share.low:.1%}, {share.high:.1%}]"

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.normalised import Key
+from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables
+from teachdiag.analysis.kinds.rank_tables import extent, leading_rows
+from teachdiag.analysis.kinds.selectors import measured_masks
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Interval, Resampling
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
@@ -22,15 +26,18 @@ from teachdiag.analysis.step.rank_correlations import (
     predictor_scores,
     weighted_spearman,
 )
-from teachdiag.artefacts import INTERVENTIONS, PREDICTIONS
+from teachdiag.analysis.step.step_length import learning_rate
+from teachdiag.analysis.text.text_tables import named, readable, row_interval
+from teachdiag.artefacts import ESTIMATES, INTERVENTIONS, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Tokens
-from teachdiag.signals import BASE, versus_base
+from teachdiag.signals import BASE, BASE_LABEL, versus_base
 
 ENOUGH_MASKS = 100
 FIRST_ORDER = "first_order"  # the predictor that is <grad L_bank, grad l_t>: it has seen the outcome's own positions
 _SPLIT = "update"
+_FOLLOWED = ("learnable", "logit_alignment", BASE)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,48 @@ class Masks:
 
     def __len__(self) -> int:
         return len(self.gain)
+
+
+class Lds(KindAnalysis):
+    """Steps restricted to random positions."""
+
+    title = "Token-LDS"
+    question = "Do per-token scores add up?"
+
+    def estimates(self, inputs: Inputs) -> Estimates:
+        """Return every predictor's token-LDS."""
+        return {ESTIMATES: lds_rows(inputs.run, self.probe_id, inputs.resampling)}
+
+    def text(self) -> str:
+        """Say how the steps were taken."""
+        settings = self.settings
+        return (
+            f"{settings['masks']} {settings['optimizer']} steps, learning rate {learning_rate(self.record)}, each on "
+            f"the mean {settings['loss']} loss of {100 * settings['mask_budget']:g}% random positions of one update "
+            "batch. Token-LDS: Spearman over masks of measured gain and summed predictor. Brackets: bootstrap over "
+            "masks."
+        )
+
+    def sentences(self, results: Results) -> list[str]:
+        """Say whose sums rank the masks best."""
+        return lds_sentences(results.estimates, self.probe_id, int(self.settings["masks"]))
+
+    def tables(self, results: Results) -> Tables:
+        """Return every predictor's token-LDS."""
+        return {"Token-LDS of every predictor": lds_table(results.estimates, self.probe_id)}
+
+    def central_tables(self, results: Results) -> Tables:
+        """Return every predictor's token-LDS."""
+        return {f"Token-LDS, {self.probe_id}": lds_table(results.estimates, self.probe_id)}
+
+    def compact_tables(self, results: Results) -> Tables:
+        """Return the token-LDS of the first predictors, and of those under test."""
+        table = lds_table(results.estimates, self.probe_id)
+        return {f"Token-LDS: {extent(table)} predictors, and some": leading_rows(table)}
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return the mean gain of the masked steps."""
+        return measured_masks(self.record.results, title)
 
 
 def lds_rows(run: Path, probe_id: str, resampling: Resampling) -> list[dict[str, Any]]:
@@ -171,3 +220,71 @@ def _row(masks: Masks, analysis: str, key: Key, interval: Interval, resampling: 
         "n_prompts": masks.n_prompts,
         "n_dropped": 0,
     }
+
+
+def lds_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return every predictor's token-LDS, highest first, and its difference from raw KL's, as text with intervals."""
+    rows = _lds(estimates, probe_id)
+    return pd.DataFrame(
+        [
+            {"predictor": named(row), "token-LDS": str(row_interval(row))}
+            | {f"less {BASE_LABEL}'s": _shown_difference(estimates, probe_id, str(row["term"]))}
+            for _, row in rows.iterrows()
+        ]
+    )
+
+
+def lds_sentences(estimates: pd.DataFrame, probe_id: str, n_masks: int) -> list[str]:
+    """Say whose sums rank the masks best, and where TA-OPD's score, logit alignment and raw KL stand.
+
+    Args:
+        estimates: the estimates table.
+        probe_id: a probe of kind lds.
+        n_masks: its masks.
+    """
+    everyone = _lds(estimates, probe_id)
+    if everyone.empty:
+        return ["No token-LDS can be estimated: the masks' gains do not vary."]
+    form, rows = everyone[everyone["term"] == FIRST_ORDER], everyone[everyone["term"] != FIRST_ORDER]
+    best, terms = rows.iloc[0], list(rows["term"])
+    told = "".join(
+        f"; {readable(name)} {row_interval(rows.iloc[place])} is number {place + 1}"
+        for name in _FOLLOWED
+        if name in terms and (place := terms.index(name))
+    )
+    ceiling = f" The first-order form for this very bank reaches {row_interval(form.iloc[0])}." if len(form) else ""
+    rough = f" Fewer than {ENOUGH_MASKS} masks: take these as rough." if n_masks < ENOUGH_MASKS else ""
+    sentences = [
+        f"Over {n_masks} random masks of one update batch, sums of {named(best)} rank the measured gains best of "
+        f"{len(rows)} predictors (token-LDS {row_interval(best)}; the best of many flatters itself){told}."
+        f"{ceiling}{rough}"
+    ]
+    compared = [_against_base(estimates, probe_id, name) for name in ("learnable", "logit_alignment", "predicted")]
+    return sentences + [f"Token-LDS less {BASE_LABEL}'s: {'; '.join(filter(None, compared))}."] * any(compared)
+
+
+def _lds(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    rows = estimates[(estimates["probe_id"] == probe_id) & (estimates["analysis"] == "token_lds")]
+    return rows.sort_values("estimate", ascending=False, kind="stable")
+
+
+def _difference(estimates: pd.DataFrame, probe_id: str, term: str) -> Interval | None:
+    rows = estimates[
+        (estimates["probe_id"] == probe_id)
+        & (estimates["analysis"] == "token_lds_difference")
+        & (estimates["term"] == versus_base(term))
+    ]
+    return None if rows.empty else row_interval(rows.iloc[0])
+
+
+def _shown_difference(estimates: pd.DataFrame, probe_id: str, term: str) -> str:
+    found = _difference(estimates, probe_id, term)
+    return "-" if found is None else str(found)
+
+
+def _against_base(estimates: pd.DataFrame, probe_id: str, term: str) -> str:
+    found = _difference(estimates, probe_id, term)
+    if found is None:
+        return ""
+    verdict = {1: "higher", -1: "lower", 0: "not told apart"}[found.side()]
+    return f"{term} {found} ({'no interval' if np.isnan(found.low) else verdict})"

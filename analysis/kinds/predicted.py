@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.measurements import Bank, Mask, load_aligned
+from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
+from teachdiag.analysis.kinds.rank_tables import number, rank_sentences, rank_table, shown_number
 from teachdiag.analysis.resampling.bootstrap import Array, Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.profiles import concentration_row
 from teachdiag.analysis.step.rank_correlations import (
@@ -23,12 +27,83 @@ from teachdiag.analysis.step.rank_correlations import (
     spearman_rows,
     weighted_spearman,
 )
-from teachdiag.artefacts import PREDICTIONS
+from teachdiag.analysis.step.step_length import learning_rate
+from teachdiag.analysis.text.text_tables import row_interval
+from teachdiag.artefacts import ESTIMATES, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS
 
 CLEAN = 3.0  # noise floors that an rms remainder must exceed to be more than rounding
+_INNER = {"fix_inner": "the inner product with the gradient of L_fix"}
+_SHARE_COLUMNS = {
+    "predicted_r2": "R2",
+    "predicted_correlation": "squared correlation",
+    "predicted_spearman": "Spearman",
+    "predicted_remainder": "rms remainder [nats]",
+    "predicted_mean_remainder": "mean absolute remainder [nats]",
+}
+
+
+class Predicted(KindAnalysis):
+    """First-order gains of every position."""
+
+    title = "First-order predictions"
+    question = "Is first order enough?"
+
+    def estimates(self, inputs: Inputs) -> Estimates:
+        """Return how far first order foresees the measured gain, and what ranks the inner products."""
+        return {ESTIMATES: predicted_rows(inputs.run, self.probe_id, inputs.bank, inputs.resampling)}
+
+    def text(self) -> str:
+        """Say how gains were predicted and measured."""
+        settings = self.settings
+        return (
+            f"First-order gains ({settings['method']} derivatives) of one {settings['optimizer']} step, learning rate "
+            f"{learning_rate(self.record)}, on the mean {settings['loss']} loss, against what the step and its parts "
+            "gain."
+        )
+
+    def sentences(self, results: Results) -> list[str]:
+        """Say how well first order foresees the gain, and how the remainder falls."""
+        return predicted_sentences(results.estimates, self.probe_id)
+
+    def tables(self, results: Results) -> Tables:
+        """Return the prediction by share of the step, and rank correlations with the inner products."""
+        estimates, probe_id = results.estimates, self.probe_id
+        return {
+            "First order against measured gain": predicted_table(estimates, probe_id),
+            "Rank correlation of every predictor with fix_inner": inner_table(estimates, probe_id),
+        }
+
+    def central_tables(self, results: Results) -> Tables:
+        """Return the prediction by share of the step."""
+        return {
+            f"First order against measured gain, {self.probe_id}": predicted_table(results.estimates, self.probe_id)
+        }
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return mean gain and R2 of the prediction at each share of the step."""
+        results = self.record.results
+        rows = [(share, f"{results['mean_gain'][share]:.3g}", f"{r2:.4f}") for share, r2 in results["r2"].items()]
+        return [
+            grid(title, ("share of the step", "mean gain [nats]", "R2 of the first-order prediction"), rows),
+            f"mean predicted gain of the whole step: {results['mean_predicted_gain']:.3g} nats",
+        ]
+
+
+def predicted_sentences(estimates: pd.DataFrame, probe_id: str) -> list[str]:
+    """Say what one predicted probe shows, from the estimates table alone."""
+    mine = estimates[estimates["probe_id"] == probe_id]
+    if mine.empty:
+        return []
+    ranked = rank_sentences(mine, "fix_inner_spearman", _INNER)
+    return [*_fit_sentences(mine), *_exponent_sentences(mine), *ranked]
+
+
+def inner_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return every predictor's rank correlation with fix_inner over the bank, and its difference from raw KL's."""
+    return rank_table(estimates, probe_id, "fix_inner_spearman", "fix_inner", {"fix_inner": "fix_inner"})
 
 
 def share_name(share: float) -> str:
@@ -178,3 +253,44 @@ def _per_share(sample: Sample, analysis: str, unit: str, drawn: Array, what: str
         for share, interval in zip(SHRINKS, found_intervals(drawn), strict=True)
     ]
     return [row for row in rows if not np.isnan(row["estimate"])]
+
+
+def predicted_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return how the first-order prediction fares at each share of the step, as text with intervals."""
+    mine = estimates[estimates["probe_id"] == probe_id]
+    return pd.DataFrame(
+        [
+            {"share of the step": share_name(share)}
+            | {
+                heading: shown_number(mine, analysis, "gain", share_name(share))
+                for analysis, heading in _SHARE_COLUMNS.items()
+            }
+            for share in SHRINKS
+        ]
+    )
+
+
+def _fit_sentences(mine: pd.DataFrame) -> list[str]:
+    """Say how far the first-order prediction explains the measured gain at each share of the step."""
+    found = {share: number(mine, "predicted_r2", "gain", share_name(share)) for share in SHRINKS}
+    known = {share: r2 for share, r2 in found.items() if r2 is not None}
+    if not known:
+        return ["The step changes no position, so that there is nothing for the first order to explain."]
+    told = ", ".join(f"{r2} at {share_name(share)}" for share, r2 in known.items())
+    held = number(mine, "concentration", "gain")
+    aside = "" if held is None else f" Ten positions hold {held.estimate:.0%} of the whole step's sum of squares."
+    return [f"First order explains of the measured gain, by share of the step: R2 {told}.{aside}"]
+
+
+def _exponent_sentences(mine: pd.DataFrame) -> list[str]:
+    """Say by which power of the share the remainder falls, with and without what rounding makes of it."""
+    found = {term: number(mine, "predicted_exponent", "gain", term) for term in ("above noise", "all shares")}
+    told = [f"{slope} ({term})" for term, slope in found.items() if slope is not None]
+    if not told:
+        return ["Too few shares of the step leave a remainder above the noise to say by which power it falls."]
+    beta = mine[mine["analysis"] == "predicted_beta"]
+    size = "" if beta.empty else f"; beta {row_interval(beta.iloc[0])} nats, read at share {beta['term'].iloc[0]}"
+    return [
+        f"The rms remainder falls as the share of the step to the power {', '.join(told)}; second order would give 2"
+        f"{size}. 'Above noise' leaves out shares whose rms remainder is under {CLEAN:g} noise floors."
+    ]

@@ -1,223 +1,328 @@
-"""The selector experiment: what each selector's step gained at each budget, and what it kept.
+"""Kind selectors: what a step on the positions that each selector keeps gains, for people."""
 
-Means are over update seeds. Gains are resampled over seeds and bank prompts; what was kept depends on the update batch
-alone, and is resampled over seeds. All selectors share batches, prompts and draws, so differences are paired.
-"""
-
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from rich.table import Table as Grid
 
-from teachdiag.analysis.bank.measurements import Bank, Mask
-from teachdiag.analysis.bank.normalised import in_q3
-from teachdiag.analysis.kinds.gain_matrix import GROUP, Cells
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums
-from teachdiag.analysis.resampling.multiplicity import add_q_values, bootstrap_p
-from teachdiag.analysis.resampling.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
-from teachdiag.analysis.step.rank_correlations import spearman
-from teachdiag.analysis.step.released_gap import arms
-from teachdiag.analysis.step.support_contrast import fixed_gaps
-from teachdiag.errors import EstimationError
-from teachdiag.settings import HEADLINE_K, NOISE_SAFETY
+from teachdiag.analysis.kinds.gain_matrix import load_cells
+from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
+from teachdiag.analysis.kinds.rank_tables import extent, leading_rows
+from teachdiag.analysis.kinds.selector_gains import (
+    ALL,
+    MIN_SEEDS,
+    RANDOM,
+    agreement_rows,
+    draw_seeds_and_prompts,
+    gain_statistics,
+    released_rows,
+    selection_rows,
+)
+from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.analysis.step.step_length import learning_rate
+from teachdiag.analysis.text.text_tables import row_interval
+from teachdiag.artefacts import ESTIMATES, SELECTION
+from teachdiag.runs import Stage
+from teachdiag.settings import MATCHES
+from teachdiag.signals import BASE, SIGNALS
 
-RANDOM, ALL = "random", "all"
-MIN_SEEDS = 5  # update batches below which intervals over them are too short for a verdict
-_OF_THE_BATCH = {  # columns of `interventions` that are averaged over seeds as they stand: unit
-    "keep": "1",
-    "tied": "1",
-    "topped_up": "positions",
-    "q3_share": "1",
-    "mean_disagreement": "nats",
-    "mean_compatibility": "1",
-    "mean_learnable": "1",
-    "mean_incompatible": "1",
-    "mean_student_entropy": "nats",
-    "mean_position": "tokens",
-    "update_norm": "1",
-    "first_order_gain": "nats",
-}
-Rows = list[dict[str, Any]]
-
-
-class Statistic(NamedTuple):
-    """One number of every cell in every draw.
-
-    `values`: shape (draws, cells), or (1, cells) where no prompt enters; NaN where a cell has none.
-    """
-
-    name: str
-    unit: str
-    what: str
-    values: Array
-    n_positions: int
-    n_dropped: int = 0
+_DESCRIBED = ("disagreement", "compatibility", "learnable", "incompatible", "student_entropy", "position")
+_HEADLINE_BUDGET = 0.1
+_MEASURED = {"budget": "g", "match": "", "keep": ".1%", "mean_gain": ".3g", "first_order_gain": ".3g"}
+_LISTED = 6  # names that a sentence lists
+_VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}
 
 
-def selection_rows(cells: Cells, gains: Sequence[Statistic], draws: TwoWay) -> Rows:
-    """Return the rows of the selection table of one probe.
+class Selectors(KindAnalysis):
+    """Steps restricted to selected positions."""
 
-    Args:
-        cells: the experiment.
-        gains: what `gain_statistics` made of it.
-        draws: of seeds and prompts.
-    """
-    groups, group = cells.groups
-    rows: Rows = []
-    for statistic in (*gains, *_composition(cells)):
-        samples = over_seeds(statistic.values, group, cells.seeds, draws.seeds)
-        of_prompts = len(statistic.values) > 1
-        found = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
-        method = draws.method(statistic.what) if of_prompts else draws.seed_method(statistic.what)
-        tested = statistic.name == f"mean_gain_vs_{RANDOM}" and draws.n_seeds >= MIN_SEEDS
-        rows += [
-            {"probe_id": cells.probe_id, "statistic": statistic.name, "unit": statistic.unit}
-            | {name: place[name] for name in GROUP}
-            | interval.columns()
-            | {"p_value": bootstrap_p(interval.draws) if tested and interval.draws is not None else None}
-            | {"method": method, "n_seeds": len(np.unique(cells.seeds[group == number]))}
-            | {"n_positions": statistic.n_positions, "n_prompts": cells.n_prompts, "n_dropped": statistic.n_dropped}
-            for number, (place, interval) in enumerate(zip(groups.to_dict("records"), found, strict=True))
-            if not np.isnan(interval.estimate)
-        ]
-    add_q_values(rows, ("probe_id", "match", "statistic"))
-    return rows
+    title = "Selectors"
+    question = "Which positions should carry the loss?"
 
+    def estimates(self, inputs: Inputs) -> Estimates:
+        """Return what every selector's steps gained and kept, and how first order and the release foretell it."""
+        cells = load_cells(inputs.run, self.probe_id, inputs.bank)
+        draws = draw_seeds_and_prompts(cells, inputs.resampling)
+        results = Stage(inputs.run, f"probes/{self.probe_id}").record("results.noise_floor")["results"]
+        gains = gain_statistics(cells, inputs.bank, float(results["noise_floor"]), draws.prompts)
+        agreement = agreement_rows(cells) + released_rows(cells, gains)
+        return {SELECTION: selection_rows(cells, gains, draws), ESTIMATES: agreement}
 
-def draw_seeds_and_prompts(cells: Cells, resampling: Resampling) -> TwoWay:
-    """Draw the update seeds, and the prompts that were rescored.
-
-    Raises:
-        EstimationError: these are too few.
-    """
-    if cells.n_prompts < MIN_PROMPTS:
-        raise EstimationError(
-            f"probe {cells.probe_id} rescored {cells.n_prompts} prompts and intervals need at least {MIN_PROMPTS}: "
-            "probe again with more --bank-contexts"
+    def text(self) -> str:
+        """Say how the steps were taken."""
+        settings = self.settings
+        few = "; they are too short with so few batches, so nothing is judged" * (settings["seeds"] < MIN_SEEDS)
+        return (
+            f"{settings['optimizer']} steps, learning rate {learning_rate(self.record)}, each on the mean "
+            f"{settings['loss']} loss of the selected positions of one update batch; {settings['seeds']} batches, the "
+            "same for every selector. Compared at equal learning rate (rate), and with every step stretched to the "
+            "length of that on the whole batch (norm). `random` is the control. Brackets: bootstrap over batches and "
+            f"bank prompts{few}."
         )
-    return two_way(replace(resampling, n_prompts=cells.n_prompts), int(cells.seeds.max()) + 1)
+
+    def sentences(self, results: Results) -> list[str]:
+        """Say who leads, at every budget."""
+        return selection_sentences(results.selection, results.estimates, self.probe_id)
+
+    def tables(self, results: Results) -> Tables:
+        """Return gains and composition at every budget."""
+        return selection_tables(results.selection, self.probe_id)
+
+    def central_tables(self, results: Results) -> Tables:
+        """Return gains at one budget."""
+        title, table = self._at_one_budget(results)
+        left_out = ["rate: mean gain", "Q3 share", "released gap"]
+        return {f"{title}, {self.probe_id}": table.drop(columns=left_out, errors="ignore")}
+
+    def headlines(self, results: Results) -> list[str]:
+        """Say who leads, at one budget."""
+        leaders_at = [headline_budget(results.selection, self.probe_id)]
+        return selection_sentences(results.selection, results.estimates, self.probe_id, leaders_at)
+
+    def compact_tables(self, results: Results) -> Tables:
+        """Return gains at one budget, of the first selectors and of those under test."""
+        title, table = self._at_one_budget(results)
+        return {f"{title}: {extent(table)}, and some": leading_rows(table)}
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return the mean gain of every selector's steps."""
+        return measured_masks(self.record.results, title)
+
+    def _at_one_budget(self, results: Results) -> tuple[str, pd.DataFrame]:
+        budget = headline_budget(results.selection, self.probe_id)
+        table = selection_table(results.selection, self.probe_id, budget)
+        return f"Selectors at {_percent(budget)} of the batch, gains in nats", table
 
 
-def agreement_rows(cells: Cells) -> Rows:
-    """Say how well the first-order form foretells the real mean gain over cells: rows of the estimates table.
+def measured_masks(results: Mapping[str, Any], title: str) -> list[Grid | str]:
+    """Return what masked steps gained, as the probe's results have it."""
+    headings = ("kept by", "budget", "matched", "kept", "mean gain [nats]", "SGD to first order")
+    rows = [
+        [row["selector"], *(f"{row[name]:{form}}" for name, form in _MEASURED.items())] for row in results["selectors"]
+    ]
+    matched = {row["match"] for row in results["selectors"]}
+    how = "; matched by learning rate, or by the length of the step that keeps everything" if len(matched) > 1 else ""
+    count = f"{results['cells']} masked steps, measured on {results['bank_positions']} bank positions{how}"
+    return [grid(title, headings, rows), count]
 
-    Selectors of the same batch and budget are compared with one another, as batches and budgets move both sides alike:
-    `spearman` ranks the cells' deviations from their group's mean, `r2` is 1 - sum (real - first order)^2 / sum (real -
-    group mean)^2, without any fitted slope. No interval: ranks made anew in draws of few batches do not surround them.
+
+def headline_budget(selection: pd.DataFrame, probe_id: str) -> float:
+    """Return the budget of one probe that lies nearest to a tenth, by ratio: tables that show one show this."""
+    budgets = np.sort(_budgets(_of(selection, probe_id)) or [1.0])
+    return float(budgets[np.argmin(np.abs(np.log(budgets / _HEADLINE_BUDGET)))])
+
+
+def selection_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
+    """Return every selector at one budget as text: gains (nats) with intervals at both matches, and what was kept.
+
+    Selectors fall by their mean gain at equal norm; the whole batch, which has budget 1, comes last. First-order form,
+    Q3 share and released gap are those at equal norm.
     """
-    table = cells.table.assign(real=cells.gains.mean(axis=1))
-    table = table[table["selector"] != ALL]
-    table = table.assign(form=table["first_order_gain"].astype(np.float64))
-    groups = table.groupby(["match", "seed", "budget"])[["real", "form"]]
-    table[["real_centred", "form_centred"]] = table[["real", "form"]] - groups.transform("mean")
-    rows: Rows = []
-    for match, mine in table.groupby("match"):
-        y, x = mine["real_centred"].to_numpy(), mine["form_centred"].to_numpy()
-        if len(mine) < 3 or np.ptp(y) == 0 or np.ptp(x) == 0:
-            continue
-        r2 = 1 - ((mine["real"] - mine["form"]) ** 2).sum() / (y**2).sum()
-        what = f"real mean gain against its first-order form, {len(mine)} cells, within batch and budget"
-        for term, value in (("spearman", spearman(y, x)), ("r2", float(r2))):
-            interval = Interval(value, np.nan, np.nan)
-            rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, what))
-    return rows
+    mine = _of(selection, probe_id)
+    matches = [match for match in MATCHES if match in set(mine["match"])]
+    leading = matches[0]
+    shown = [(s, budget) for s in _ranked(mine, budget, leading)] + [(ALL, 1.0)] * (ALL in set(mine["selector"]))
+    return pd.DataFrame(
+        [
+            {"selector": selector if own == budget else f"{selector} (budget 1)"}
+            | {f"{m}: mean gain": _shown(mine, selector, own, m, "mean_gain") for m in matches}
+            | {f"{m}: less random's": _shown(mine, selector, own, m, "mean_gain_vs_random") for m in matches}
+            | {"first-order form": _point(mine, selector, own, leading, "first_order_gain")}
+            | {"Q3 share": _point(mine, selector, own, leading, "q3_share")}
+            | {"released gap": _shown(mine, selector, own, leading, "released_gap")}
+            for selector, own in shown
+        ]
+    )
 
 
-def released_rows(cells: Cells, gains: Sequence[Statistic]) -> Rows:
-    """Say whether the released statistic orders selectors as their mean gain does: rows of the estimates table.
-
-    Spearman over selectors and budgets below 1, both means over seeds; no interval, as ranks of noisy means shrink in
-    every draw.
-    """
-    groups, group = cells.groups
-    found = {s.name: s.values[:1] for s in gains}  # the estimates alone
-    if "released_gap" not in found:
-        return []
-    every_seed = np.ones((1, int(cells.seeds.max()) + 1))
-    gain, gap = (over_seeds(found[name], group, cells.seeds, every_seed)[0] for name in ("mean_gain", "released_gap"))
-    rows: Rows = []
-    for match in sorted(groups["match"].unique()):
-        mine = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
-        if mine.sum() < 3:
-            continue
-        interval = Interval(spearman(gain[mine], gap[mine]), np.nan, np.nan)
-        method = f"released gap against mean gain, {mine.sum()} selectors and budgets"
-        if not np.isnan(interval.estimate):
-            rows.append(_agreement(cells, "released_agreement", f"spearman ({match})", interval, method))
-    return rows
+def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
+    """Return what each selector kept at one budget, and what that earned for each position, as text."""
+    mine = _of(selection, probe_id)
+    leading = next(match for match in MATCHES if match in set(mine["match"]))
+    columns = {
+        "gain per kept [nats]": "gain_per_kept",
+        "gain in Q3 [nats]": "gain_q3",
+        "keep": "keep",
+        "tied": "tied",
+        "topped up": "topped_up",
+        **{SIGNALS[name].label: f"mean_{name}" for name in _DESCRIBED},
+    }
+    return pd.DataFrame(
+        [
+            {"selector": selector}
+            | {heading: _point(mine, selector, budget, leading, name) for heading, name in columns.items()}
+            | {"update norm, equal rate": _point(mine, selector, budget, "rate", "update_norm")}
+            for selector in _ranked(mine, budget, leading)
+        ]
+    )
 
 
-def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array) -> list[Statistic]:
-    """Return what the steps did to the bank, in every cell and draw.
+def selection_tables(selection: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
+    """Return the tables of one probe by their titles, budget by budget."""
+    found: dict[str, pd.DataFrame] = {}
+    for budget in _budgets(_of(selection, probe_id)):
+        found |= {
+            f"Selectors at {_percent(budget)} of the batch, gains in nats": selection_table(
+                selection, probe_id, budget
+            ),
+            f"What they kept at {_percent(budget)}": composition_table(selection, probe_id, budget),
+        }
+    return found
+
+
+def selection_sentences(
+    selection: pd.DataFrame, estimates: pd.DataFrame, probe_id: str, leaders_at: Sequence[float] | None = None
+) -> list[str]:
+    """Say how TA-OPD's score fares against random, who leads, and what the first-order form and the release tell.
 
     Args:
-        cells: the experiment.
-        bank: the bank that was rescored, or of which a part was.
-        noise_floor: that of the probe, nats: bounds the positions of the released statistic.
-        weights: of the prompts, shape (draws, prompts).
+        selection: the selection table.
+        estimates: the estimates table.
+        probe_id: a probe of kind selectors.
+        leaders_at: the budgets at which leaders are named; by default all below 1.
     """
-    everywhere = np.ones(len(cells.rows), bool)
-    q3 = in_q3(bank, cells.rows)[0]
-    gain = _mean(cells, everywhere, weights)
-    n_kept = cells.table["n_kept"].to_numpy(np.float64)
-    whole, inside, itself = len(cells.rows), int(q3.sum()), np.arange(len(cells.table))
-    found = [
-        Statistic("mean_gain", "nats", "mean gain", gain, whole),
-        Statistic("gain_per_kept", "nats per position", "mean gain / n_kept", gain / n_kept, whole),
+    mine = _of(selection, probe_id)
+    budgets = _budgets(mine)
+    sentences = [_contender_sentence(mine, budget) for budget in budgets]
+    sentences += [_leader_sentence(mine, budget) for budget in (budgets if leaders_at is None else leaders_at)]
+    sentences += [_whole_batch_sentence(mine, budgets)]
+    sentences += [_agreement_sentence(estimates, probe_id), _released_sentence(estimates, probe_id)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _contender_sentence(mine: pd.DataFrame, budget: float) -> str:
+    """Compare the contender with random, paired, at both matches."""
+    told = []
+    for match, how in MATCHES.items():
+        less = _interval(mine, CONTENDER, budget, match, "mean_gain_vs_random")
+        gain = _interval(mine, CONTENDER, budget, match, "mean_gain")
+        if less is not None and gain is not None:
+            told.append(f"{_judged(less, _n_seeds(mine))} random positions at {how} ({gain} nats, difference {less})")
+    whole = f"At {_percent(budget)} of the batch, `{CONTENDER}` (TA-OPD) "
+    return f"{whole}{', and '.join(told)}." if told else ""
+
+
+def _leader_sentence(mine: pd.DataFrame, budget: float) -> str:
+    """Name the selector with the largest mean gain, and the places of the contender and of raw KL."""
+    told = []
+    for match, how in MATCHES.items():
+        ranked = _ranked(mine, budget, match)
+        if len(ranked) < 2:
+            continue
+        places = [f"`{name}` is number {ranked.index(name) + 1}" for name in _followed(ranked)]
+        best = _interval(mine, ranked[0], budget, match, "mean_gain")
+        told.append(f"at {how} `{ranked[0]}` ({best} nats){''.join(f', {place}' for place in places)}")
+    if not told:
+        return ""
+    n = max(len(_ranked(mine, budget, match)) for match in MATCHES)
+    opening = f"Largest mean gain of {n} selectors at {_percent(budget)} (the best of many flatters itself)"
+    return f"{opening}: {'; '.join(told)}."
+
+
+def _followed(ranked: Sequence[str]) -> list[str]:
+    return [name for name in (CONTENDER, BASE, RANDOM) if name in ranked[1:]]
+
+
+def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
+    """Say which selectors gain more than the whole batch; of many comparisons, one in forty does so by chance."""
+    if _n_seeds(mine) < MIN_SEEDS:
+        return ""
+    told = []
+    for match, how in MATCHES.items():
+        better, compared = [], 0
+        for budget in budgets:
+            known = {s: _interval(mine, s, budget, match, "mean_gain_vs_all") for s in _ranked(mine, budget, match)}
+            compared += sum(less is not None for less in known.values())
+            better += [
+                f"`{s}` at {_percent(budget)}" for s, less in known.items() if less is not None and less.side() > 0
+            ]
+        if compared:
+            told.append(f"{len(better)} of {compared} at {how}{_listed(better)}")
+    opening = "Selectors whose kept part gains more than the whole batch (one in forty does by chance)"
+    return f"{opening}: {'; '.join(told)}." if told else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names in brackets, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f" ({', '.join(names[:_LISTED])}{more})" if names else ""
+
+
+def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
+    told = []
+    for match, how in MATCHES.items():
+        rank, r2 = (
+            _estimate(estimates, probe_id, "first_order_agreement", f"{name} ({match})") for name in ("spearman", "r2")
+        )
+        if rank is not None and r2 is not None:
+            told.append(f"Spearman {rank}, R2 {r2} at {how}")
+    opening = "Real mean gain of the selectors against its first-order form, within each batch and budget"
+    return f"{opening}: {'; '.join(told)}." if told else ""
+
+
+def _released_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
+    told = []
+    for match, how in MATCHES.items():
+        rank = _estimate(estimates, probe_id, "released_agreement", f"spearman ({match})")
+        if rank is not None:
+            told.append(f"{rank} at {how}")
+    opening = "The released statistic (gap of relative gain inside Q3) against mean gain, over selectors and budgets"
+    return f"{opening}: Spearman {'; '.join(told)}." if told else ""
+
+
+def _estimate(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str) -> Interval | None:
+    rows = estimates[
+        (estimates["probe_id"] == probe_id) & (estimates["analysis"] == analysis) & (estimates["term"] == term)
     ]
-    for name, partner in ((RANDOM, cells.partners(RANDOM)), (ALL, cells.partners(ALL, 1.0))):
-        if (partner >= 0).any():
-            less = np.where((partner >= 0) & (partner != itself), gain - gain[:, partner], np.nan)
-            what = f"mean gain less that of {name} on the same batches, paired"
-            found.append(Statistic(f"mean_gain_vs_{name}", "nats", what, less, whole))
-    if inside:
-        of_q3 = _mean(cells, q3, weights)
-        found.append(Statistic("gain_q3", "nats", "mean gain inside Q3 of the rescored bank", of_q3, inside))
-    return found + _released(cells, bank, q3, noise_floor, weights)
+    return None if rows.empty else row_interval(rows.iloc[0])
 
 
-def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: Array) -> list[Statistic]:
-    compatibility = bank.column(f"compatibility_k{HEADLINE_K}")[cells.rows]
-    measurable = (cells.before >= NOISE_SAFETY * noise_floor) & (cells.before > 0)
-    cut = arms(q3, compatibility, measurable)
-    if not cut:
-        return []
-    relative = np.divide(cells.gains, cells.before, out=np.zeros_like(cells.gains), where=measurable)
-    gaps = fixed_gaps(relative.T, cut.high, cut.low, cells.prompts, weights)
-    what = f"relative gain inside Q3, C (K={HEADLINE_K}) in its upper third less lower third, as released"
-    return [Statistic("released_gap", "1", what, gaps, cut.size, cut.n_dropped)]
+def _judged(less: Interval, n_seeds: int) -> str:
+    if n_seeds < MIN_SEEDS:
+        return f"is not judged ({n_seeds} batches are too few) against"
+    return "has no interval beside" if np.isnan(less.low) else _VERDICTS[less.side()]
 
 
-def _composition(cells: Cells) -> list[Statistic]:
-    """Return what the selectors kept of their update batches."""
-    n_batch = int(cells.table["n_batch"].mean())
-    return [
-        Statistic(name, unit, name.replace("_", " "), cells.table[name].to_numpy(np.float64)[None], n_batch)
-        for name, unit in _OF_THE_BATCH.items()
+def _n_seeds(mine: pd.DataFrame) -> int:
+    return int(mine["n_seeds"].max())
+
+
+def _of(selection: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    return selection[selection["probe_id"] == probe_id]
+
+
+def _budgets(mine: pd.DataFrame) -> list[float]:
+    """Return the budgets below 1, at which selectors differ."""
+    return sorted(float(b) for b in mine["budget"].unique() if b < 1)
+
+
+def _ranked(mine: pd.DataFrame, budget: float, match: str) -> list[str]:
+    """Return the selectors at a budget by falling mean gain."""
+    rows = mine[(mine["budget"] == budget) & (mine["match"] == match) & (mine["statistic"] == "mean_gain")]
+    return [str(s) for s in rows.sort_values("estimate", ascending=False, kind="stable")["selector"]]
+
+
+def _interval(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> Interval | None:
+    rows = mine[
+        (mine["selector"] == selector)
+        & (mine["budget"] == budget)
+        & (mine["match"] == match)
+        & (mine["statistic"] == statistic)
     ]
+    return None if rows.empty else row_interval(rows.iloc[0])
 
 
-def _mean(cells: Cells, inside: Mask, weights: Array) -> Array:
-    """Return the mean gain of every cell over the marked positions, shape (draws, cells)."""
-    gains, prompts = cells.gains[:, inside].T, cells.prompts[inside]
-    sums = prompt_sums(np.column_stack([np.ones(len(gains)), gains]), prompts, cells.n_prompts)
-    return cell_means(sums[:, 1:].T, sums[:, 0], weights)
+def _shown(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
+    interval = _interval(mine, selector, budget, match, statistic)
+    return "-" if interval is None else str(interval)
 
 
-def _agreement(cells: Cells, analysis: str, term: str, interval: Interval, method: str) -> dict[str, Any]:
-    return {
-        "analysis": analysis,
-        "probe_id": cells.probe_id,
-        "update": "selectors",
-        "outcome": "mean_gain",
-        "k": None,
-        "term": term,
-        "unit": "1",
-        **interval.columns(),
-        "std_error": None,
-        "method": method,
-        "n_positions": len(cells.rows),
-        "n_prompts": cells.n_prompts,
-        "n_dropped": 0,
-    }
+def _point(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
+    interval = _interval(mine, selector, budget, match, statistic)
+    return "-" if interval is None else f"{interval.estimate:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"

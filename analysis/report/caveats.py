@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from teachdiag.analysis.report.sections import Results
+from teachdiag.analysis.kinds.kind import Results
 from teachdiag.artefacts import CONTEXTS, probes_by_step
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME

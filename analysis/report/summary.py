@@ -8,13 +8,10 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from teachdiag.analysis.bank.measurements import STEP_KINDS, Record, read_records
+from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.bank.normalised import label
-from teachdiag.analysis.kinds.comparison_text import lds_table, panel_overview
-from teachdiag.analysis.kinds.selectors_text import headline_budget, selection_table
-from teachdiag.analysis.kinds.single_token_text import isolated_table, predicted_table
-from teachdiag.analysis.kinds.step_tables import at_headline_k, titled
-from teachdiag.analysis.report.sections import Results, Section, Tables, read_results, section
+from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
+from teachdiag.analysis.report.sections import Section, figure_group, section
 from teachdiag.analysis.text.text_tables import rich_table
 from teachdiag.markdown import markdown_table
 
@@ -55,11 +52,6 @@ def summary_json(pair: str, found: Sequence[Section], results: Results, caveats:
     return json.dumps(content, indent=1) + "\n"
 
 
-def figure_group(record: Record) -> str:
-    """Return what decides a probe's figures: figures of several probes of one group carry their probe's name."""
-    return "step" if record.kind in STEP_KINDS else record.kind
-
-
 def terminal_tables(run: Path) -> list[Table]:
     """Return the central tables of every probe at the headline K and budget, cut to the width of a terminal.
 
@@ -69,7 +61,7 @@ def terminal_tables(run: Path) -> list[Table]:
     return [
         rich_table(title, table)
         for record in read_records(run)
-        for title, table in _central(record, results).items()
+        for title, table in analysis_of(record).central_tables(results).items()
         if len(table)
     ]
 
@@ -82,29 +74,3 @@ def saturation_table(saturation: pd.DataFrame) -> pd.DataFrame:
         for name, k in zip(saturation["score"], saturation["k"].astype(float), strict=True)
     ]
     return pd.DataFrame({"score": scores} | {s.replace("_", " "): saturation[s].map("{:.1%}".format) for s in shares})
-
-
-def _central(record: Record, results: Results) -> Tables:
-    """Return the tables of one probe that a terminal shows, by title."""
-    probe_id, estimates = record.probe_id, results.estimates
-    if record.kind in STEP_KINDS:
-        return _step_tables(estimates, probe_id)
-    if record.kind == "placebo":
-        return {f"Headline statistics beside placebos, {probe_id}": panel_overview(results.panel, probe_id)}
-    if record.kind == "selectors":
-        budget = headline_budget(results.selection, probe_id)
-        table = selection_table(results.selection, probe_id, budget)
-        shown = table.drop(columns=["rate: mean gain", "Q3 share", "released gap"], errors="ignore")
-        return {f"Selectors at {100 * budget:g}% of the batch, gains in nats, {probe_id}": shown}
-    if record.kind == "lds":
-        return {f"Token-LDS, {probe_id}": lds_table(estimates, probe_id)}
-    if record.kind == "isolated":
-        return {f"Spearman with isolated steps, {probe_id}": isolated_table(estimates, probe_id)}
-    return {f"First order against measured gain, {probe_id}": predicted_table(estimates, probe_id)}
-
-
-def _step_tables(estimates: pd.DataFrame, probe_id: str) -> Tables:
-    titles, (coefficients, validity) = zip(*titled(estimates, probe_id).items(), strict=True)
-    coefficients = at_headline_k(coefficients).drop(columns=["gap per unit of norm [nats]", "CRV1 error of the gap"])
-    validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
-    return dict(zip(titles, (coefficients, validity), strict=True))

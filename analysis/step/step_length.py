@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from teachdiag.analysis.bank.measurements import Record
-from teachdiag.settings import SHORT_ENOUGH
+from teachdiag.settings import SHORT_ENOUGH, kind_reads
 
 _NEEDED = f"{SHORT_ENOUGH:.0%}"
 
@@ -55,7 +55,7 @@ def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | 
             f"{'none' if r2 is None else _share(r2)} of the variance of the gain ({_NEEDED} are needed; {told}): "
             f"{_longest(ladder)}."
         )
-    if not harmed or record.kind == "checkpoint":
+    if not harmed or not kind_reads(record.kind, "learning_rate"):
         return None
     if ladder is None:
         shorter = "probe again with `--learning-rate auto`"

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from teachdiag.analysis.bank.normalised import label
 from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.settings import EMBEDDED
 from teachdiag.signals import BASE, BASE_LABEL
 
 _ENDS = ("estimate", "ci_low", "ci_high")
@@ -22,6 +23,11 @@ def rich_table(title: str, table: pd.DataFrame) -> Table:
     for row in table.itertuples(index=False):
         shown.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     return shown
+
+
+def model_name(name: str) -> str:
+    """Return what to call a model in a sentence."""
+    return "SmolLM2-135M-Instruct (embedded)" if name == EMBEDDED else f"`{name}`"
 
 
 def without_layers(dropped: Sequence[int]) -> str:

@@ -12,9 +12,9 @@ from teachdiag.artefacts import FINDINGS
 from teachdiag.figures.report.token_view import View
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.settings import KINDS
 
 _HERE = Path(__file__).parent
-_PLACEBO_KINDS = ("placebo",)
 
 
 def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View) -> str:
@@ -26,8 +26,8 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         stages: notes of the run's stages.
         view: the token view's data.
     """
-    evidence = [own for own in content["sections"] if own["kind"] not in _PLACEBO_KINDS]
-    placebos = [own for own in content["sections"] if own["kind"] in _PLACEBO_KINDS]
+    evidence = [own for own in content["sections"] if not KINDS[own["kind"]].placebos]
+    placebos = [own for own in content["sections"] if KINDS[own["kind"]].placebos]
     # A literal '</script' inside the data would end it.
     data = json.dumps(view.as_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
@@ -59,7 +59,7 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
         )
         parts.append(f'<h3>Step <code>{escape(str(probe_id))}</code></h3><ul class="claims">{items}</ul>')
     for own in content["sections"]:
-        if own["probe_id"] not in set(mine["probe_id"]) and own["kind"] not in _PLACEBO_KINDS and own["sentences"]:
+        if own["probe_id"] not in set(mine["probe_id"]) and not KINDS[own["kind"]].placebos and own["sentences"]:
             parts.append(f"<h3>{_heading(own)}</h3>{_list(own['sentences'])}")
     return "".join(parts)
 
@@ -70,7 +70,7 @@ def _section(run: Path, own: dict[str, Any]) -> str:
         f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}</details>"
         for table in own["tables"]
     )
-    said = _list(own["sentences"]) if own["kind"] in _PLACEBO_KINDS else ""
+    said = _list(own["sentences"]) if KINDS[own["kind"]].placebos else ""
     return f"<article><h3>{_heading(own)}</h3><p>{_inline(own['text'])}</p>{said}{figures}{tables}</article>"
 
 

@@ -35,7 +35,7 @@ from teachdiag.settings.capture import CaptureSettings, PairSettings
 from teachdiag.settings.importing import ImportSettings
 from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import PlanSettings
-from teachdiag.settings.probe import KINDS, ProbeSettings
+from teachdiag.settings.probe import KINDS, ProbeSettings, kind_reads
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
 __all__ = [
@@ -76,5 +76,6 @@ __all__ = [
     "Ties",
     "TrainSettings",
     "flag",
+    "kind_reads",
     "template_options",
 ]

@@ -179,7 +179,7 @@ class ProbeSettings(Checked):
 
     def reads(self, name: str) -> bool:
         """Whether the kind of probe reads an option."""
-        return self.kind in (_OPTION_KINDS[name] or (self.kind,)) or name in KINDS[self.kind].options
+        return kind_reads(self.kind, name)
 
     def words(self) -> list[str]:
         """Options of the command line that give these settings, but for defaults and what the kind does not read."""
@@ -280,3 +280,8 @@ KINDS: Registry[Kind] = Registry(
     },
     declared_kind,
 )
+
+
+def kind_reads(kind: str, option: str) -> bool:
+    """Whether a kind of probe reads an option."""
+    return kind in (_OPTION_KINDS[option] or (kind,)) or option in KINDS[kind].options

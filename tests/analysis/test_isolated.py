@@ -13,8 +13,7 @@ from planted import World, isolated_frame, plant, plant_isolated
 from scipy.stats import spearmanr
 
 from teachdiag.analysis.bank.measurements import load_bank
-from teachdiag.analysis.kinds.isolated import isolated_rows
-from teachdiag.analysis.kinds.single_token_text import first_order_table, isolated_table, study_sentences
+from teachdiag.analysis.kinds.isolated import first_order_table, isolated_rows, isolated_sentences, isolated_table
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.rank_correlations import load_tokens, predictor_scores, weighted_spearman
 from teachdiag.artefacts import ESTIMATES, POSITIONS
@@ -207,7 +206,7 @@ def test_the_update_split_is_normalised_without_the_contexts_of_l_fix(tmp_path: 
     assert row["estimate"] == pytest.approx(spearmanr(d * c, table["gain"]).statistic, abs=1e-5)
     assert "no interval from 2 prompts, where 8 are needed" in row["method"]
     assert found["ci_low"].isna().all()
-    sentences = " ".join(study_sentences(found, "alone"))
+    sentences = " ".join(isolated_sentences(found, "alone"))
     assert "less raw KL is" in sentences
     assert "nan" not in sentences
 
@@ -216,7 +215,7 @@ def test_a_step_of_nothing_is_said(run: Path, sample: pd.DataFrame) -> None:
     plant_isolated(run, sample.assign(fix_gain=0.0), "idle")
     found = _estimated(run, "idle")
     assert found[(found["outcome"] == "fix_gain") & found["analysis"].str.contains("spearman|r2")].empty
-    assert "No rank correlation with the drop of L_fix can be estimated: it does not vary." in study_sentences(
+    assert "No rank correlation with the drop of L_fix can be estimated: it does not vary." in isolated_sentences(
         found, "idle"
     )
     with theme():
@@ -247,7 +246,7 @@ def test_tables_of_another_run_are_refused(run: Path, sample: pd.DataFrame, faul
 
 
 def test_sentences_and_tables_say_what_was_planted(estimates: pd.DataFrame) -> None:
-    told = study_sentences(estimates, "alone")
+    told = isolated_sentences(estimates, "alone")
     text = " ".join(told)
     assert "predicted ranks" not in text  # the derivative of L_fix is no predictor of it
     assert "`predicted`, the derivative of L_fix itself, has " in text
@@ -262,7 +261,7 @@ def test_sentences_and_tables_say_what_was_planted(estimates: pd.DataFrame) -> N
     shown = _number(estimates, "isolated_spearman", "gain", "forward_kl")["estimate"]
     assert f"{shown:.3g} [" in table.set_index("predictor").loc["raw KL", "own gain"]
     assert first_order_table(estimates, "alone").shape == (2, 5)
-    assert study_sentences(estimates, "no such probe") == []
+    assert isolated_sentences(estimates, "no such probe") == []
 
 
 def test_the_figure_holds_the_tables_numbers(estimates: pd.DataFrame, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from planted_interventions import plant_bank, plant_lds
 from scipy.stats import spearmanr
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.kinds.comparison_text import lds_sentences, lds_table
-from teachdiag.analysis.kinds.lds import lds_rows, load_masks, mask_correlations, mask_counts
+from teachdiag.analysis.kinds.lds import lds_rows, lds_sentences, lds_table, load_masks, mask_correlations, mask_counts
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.artefacts import ESTIMATES, INTERVENTIONS, POSITIONS
 from teachdiag.errors import ArtefactError

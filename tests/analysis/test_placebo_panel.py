@@ -11,8 +11,8 @@ from planted_interventions import DRAWN, plant_bank, plant_placebos
 from scipy.stats import spearmanr
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.kinds.comparison_text import panel_table
-from teachdiag.analysis.kinds.placebo import STATISTICS, panel_sentences, spread, survives
+from teachdiag.analysis.kinds.placebo import panel_table
+from teachdiag.analysis.kinds.placebo_panel import STATISTICS, panel_sentences, spread, survives
 from teachdiag.artefacts import ESTIMATES, FINDINGS, GAINS, PLACEBO_PANEL, POSITIONS
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings

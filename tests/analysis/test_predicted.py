@@ -12,8 +12,7 @@ from planted import World, plant, plant_predicted, predicted_frame
 from scipy.stats import spearmanr
 
 from teachdiag.analysis.bank.measurements import load_bank
-from teachdiag.analysis.kinds.predicted import predicted_rows
-from teachdiag.analysis.kinds.single_token_text import inner_table, predicted_table, study_sentences
+from teachdiag.analysis.kinds.predicted import inner_table, predicted_rows, predicted_sentences, predicted_table
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
@@ -104,7 +103,7 @@ def test_shares_within_the_noise_are_left_out_of_the_exponent(run: Path) -> None
     assert clean["estimate"] == pytest.approx(2, abs=0.02)
     assert "under 3 noise floors (0.0004 nats): 1/8)" in clean["method"]
     assert _number(found, "predicted_noise_floor", "bank")["estimate"] == 4e-4
-    assert "(above noise)" in " ".join(study_sentences(found, "noisy"))
+    assert "(above noise)" in " ".join(predicted_sentences(found, "noisy"))
 
 
 def test_where_all_is_noise_there_is_no_exponent_above_it(run: Path) -> None:
@@ -130,7 +129,7 @@ def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
         *("predicted_remainder", "predicted_mean_remainder", "predicted_noise_floor"),
         *("fix_inner_spearman", "fix_inner_spearman_difference"),
     }
-    told = study_sentences(found, "idle")
+    told = predicted_sentences(found, "idle")
     assert told[0].startswith("The step changes no position")
     assert told[1].startswith("Too few shares of the step")
     with theme():
@@ -173,7 +172,7 @@ def test_tables_of_another_bank_are_refused(run: Path, table: pd.DataFrame, faul
 
 
 def test_sentences_and_tables_say_what_was_planted(estimates: pd.DataFrame) -> None:
-    told = study_sentences(estimates, "ahead")
+    told = predicted_sentences(estimates, "ahead")
     shown = f"{_number(estimates, 'predicted_r2', '1/8')['estimate']:.3g}"
     assert "R2 " in told[0]
     assert f"{shown} [" in told[0]

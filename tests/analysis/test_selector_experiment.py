@@ -14,8 +14,8 @@ from stages import ROOT
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.measurements import load_bank
 from teachdiag.analysis.kinds.gain_matrix import load_cells
-from teachdiag.analysis.kinds.selectors import draw_seeds_and_prompts, gain_statistics
-from teachdiag.analysis.kinds.selectors_text import headline_budget, selection_sentences, selection_table
+from teachdiag.analysis.kinds.selector_gains import draw_seeds_and_prompts, gain_statistics
+from teachdiag.analysis.kinds.selectors import headline_budget, selection_sentences, selection_table
 from teachdiag.analysis.report.result_block import result_block, study_block
 from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling

@@ -12,7 +12,7 @@ from stages import ROOT, amend
 
 from teachdiag.analysis import tasks
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.kinds.step_tables import coefficient_table, validity_table
+from teachdiag.analysis.kinds.steps import coefficient_table, validity_table
 from teachdiag.analysis.report.result_block import result_block
 from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling

@@ -1,16 +1,20 @@
-"""The tables of one real step for people: its numbers beside those of its placebos, as text with intervals."""
+"""Real steps for people: their numbers beside those of their placebos, as text with intervals."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from rich.table import Table as Grid
 
-from teachdiag.analysis.bank.measurements import OUTCOMES
+from teachdiag.analysis.bank.measurements import OUTCOMES, Record
+from teachdiag.analysis.kinds.kind import KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.step.design import GAP
-from teachdiag.analysis.step.findings import lookup
+from teachdiag.analysis.step.findings import judged_sentences, lookup
+from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text
 from teachdiag.analysis.step.validity import predictor_sets
 from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import probes_by_step
-from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_K, SHORT_ENOUGH, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, added_signals, set_label, versus_base
 
@@ -29,6 +33,92 @@ _COMPOSITION = {
     "decided by ties": "tied",
 }
 _MEASURES = (("cv_r2", "R2"), ("cv_rank", "rank corr."))
+
+
+LADDER = "The step at shorter lengths, and what first order explains of it"
+
+
+class StepAnalysis(KindAnalysis):
+    """One update of the student beside its placebos, which the full analysis is made of."""
+
+    def sentences(self, results: Results) -> list[str]:
+        """Return its claims with their status."""
+        return judged_sentences(results.findings, self.probe_id)
+
+    def tables(self, results: Results) -> Tables:
+        """Return the claims at every K, and the numbers behind them."""
+        estimates, probe_id = results.estimates, self.probe_id
+        contrasts = contrast_table(results.contrasts, estimates, probe_id)
+        top_title = f"The bank's best-scored {TOP_BUDGET:.0%} of positions (K={HEADLINE_K})"
+        return (
+            {"The same claims at every K and on every outcome": status_table(results.findings, probe_id)}
+            | titled(estimates, probe_id)
+            | {
+                f"Inside Q3, gain at high C less gain at low C [nats], {probe_id}": contrasts,
+                "The same with C's proxies in its place": proxy_table(results.contrasts, probe_id),
+                top_title: top_table(results.top_n, probe_id),
+                f"Cluster-robust errors (K={HEADLINE_K})": inference_table(results.inference, probe_id),
+            }
+            | further(estimates, probe_id)
+            | {LADDER: ladder_table(self.record)}
+        )
+
+    def central_tables(self, results: Results) -> Tables:
+        """Return coefficients at the headline K, and validity without nested sets and theta0."""
+        titles, (coefficients, validity) = zip(*titled(results.estimates, self.probe_id).items(), strict=True)
+        unshown = ["gap per unit of norm [nats]", "CRV1 error of the gap"]
+        coefficients = at_headline_k(coefficients).drop(columns=unshown)
+        validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
+        return dict(zip(titles, (coefficients, validity), strict=True))
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return mean gains of the update and of its placebos."""
+        return measured_updates(self.record.results, title)
+
+
+def step_text(record: Record) -> str:
+    """Say how a step was taken, and what its placebos are."""
+    settings = record.settings
+    prompts = "held-out prompts" if settings["update_on"] == "update" else "the bank itself"
+    steps = settings.get("steps", 1)
+    count = "One" if steps == 1 else f"{steps} {settings.get('rollouts', 'fixed')}-rollout"
+    return (
+        f"{count} {settings['optimizer']} step{'s' * (steps > 1)}, learning rate {learning_rate(record)}, on the "
+        f"mean {settings['loss']} loss of the student's rollouts on {prompts}.{length_text(record)} Placebos "
+        "went through the same analysis: `theta0` is no step at all, `shuffled_teacher` learns from another context's "
+        "teacher, `random_direction` has the real step's length."
+    )
+
+
+def measured_updates(results: Mapping[str, Any], title: str) -> list[Grid | str]:
+    """Return what updates gained, as the probe's results have it, the step's ladder, and the noise floor."""
+    rows = []
+    for name, facts in results["updates"].items():
+        draws = facts.get("draws", [facts])
+        for number, draw in enumerate(draws, start=1):
+            update = name if len(draws) == 1 else f"{name}, draw {number}"
+            gains = [f"{draw['mean_gain']:.3g}", f"{draw['share_gaining']:.1%}"]
+            rows.append([update, *gains, f"{draw['update_norm']:.3g}"])
+    return [
+        grid(title, ("update", "mean gain [nats]", "positions that gain", "update norm"), rows),
+        *(_measured_ladder(results["ladder"]) if "ladder" in results else []),
+        f"noise floor (99th percentile of |gain| when nothing changes): {results['noise_floor']:.2g} nats",
+    ]
+
+
+def _measured_ladder(ladder: Mapping[str, Any]) -> list[Grid | str]:
+    rows = []
+    for rung in ladder["rungs"]:
+        r2 = "cannot tell" if rung["r2"] is None else f"{rung['r2']:.4f}"
+        step = [f"{rung['share']:g}", f"{rung['learning_rate']:g}", f"{rung['mean_gain']:.3g}"]
+        rows.append([*step, r2, f"{rung['noise']:.1e}"])
+    fits = {True: "is short enough", False: "is too long", None: "cannot be told from rounding"}[ladder["short_enough"]]
+    longest = "" if ladder["longest"] is None else f"; the longest that is: --learning-rate {ladder['longest']:g}"
+    title = f"the step at shorter lengths: short enough is one with R2 from {SHORT_ENOUGH:g} on"
+    return [
+        grid(title, ("share", "learning rate", "mean gain [nats]", "R2 of first order", "rounding"), rows),
+        f"the step that was taken, at learning rate {ladder['learning_rate']:g}, {fits}{longest}",
+    ]
 
 
 def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
