@@ -6,13 +6,10 @@ RUN ?= runs/demo
 
 PAIRS := demo privileged
 CAPTURE_privileged := --teacher-prompt privileged --bank-prompts 32
-PROBES_privileged := one_step isolated predicted placebo selectors
-PROBES_demo := $(PROBES_privileged) lds
-FIGURES_privileged := plane saturation coefficients q3_contrast proxies validity gain_surface deciles buckets top_n \
-  position_profile isolated predicted placebo_panel budget_curve
-FIGURES_demo := $(FIGURES_privileged) lds
-TABLES := q3_contrast support_proxies balance selectors top_n decomposition inference buckets residual_bins robust_gains \
-  position_profile validity placebo_panel saturation predicted isolated
+PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
+PROBES_privileged := $(filter-out lds,$(PROBES_demo))
+# Names of the figures or tables of the bank, of a step, and of some kinds of probe.
+LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
 .PHONY: demo figures testbed sweep vllm-cpu test-vllm $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
@@ -30,8 +27,9 @@ runs/comparison/comparison.png: $(PAIRS:%=runs/%/analyze.json)
 define PAIR
 # analyze draws and prints everything; what is missing or older than it afterwards is made one by one.
 figures-$(1): runs/$(1)/analyze.json
-	@$$(MAKE) --no-print-directory drawn-$(1)
-drawn-$(1): $(FIGURES_$(1):%=runs/$(1)/figures/%.png) $(TABLES:%=runs/$(1)/tables/%.md) runs/$(1)/report.html
+	@$$(MAKE) --no-print-directory drawn-$(1) \
+	  FIGURES="$$(call LISTED,figure,$(PROBES_$(1)))" TABLES="$$(call LISTED,table,$(PROBES_$(1)))"
+drawn-$(1): $(FIGURES:%=runs/$(1)/figures/%.png) $(TABLES:%=runs/$(1)/tables/%.md) runs/$(1)/report.html
 runs/$(1)/.made/capture: | .venv/installed
 	$$(BIN)/teachdiag capture --run runs/$(1) $(CAPTURE_$(1))
 	@mkdir -p $$(@D) && touch $$@
@@ -42,7 +40,7 @@ runs/$(1)/analyze.json: $(PROBES_$(1):%=runs/$(1)/.made/%)
 	$$(BIN)/teachdiag analyze runs/$(1)
 runs/$(1)/figures/%.png runs/$(1)/tables/%.md: runs/$(1)/analyze.json
 	$$(BIN)/teachdiag figures runs/$(1) --only $$*
-runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES_$(1):%=runs/$(1)/figures/%.png)
+runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES:%=runs/$(1)/figures/%.png)
 	$$(BIN)/teachdiag report runs/$(1)
 endef
 $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.markdown import markdown_table
+from teachdiag.plots import BANK, STEP
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.tables import write_parquet_and_csv, write_text
 
@@ -30,6 +31,16 @@ class Printed:
     rows: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How one table is laid out: of what (the bank, a step, or a kind of probe), and its rows from a run's analysis."""
+
+    of: str
+    paper: str
+    what: str
+    rows: Callable[[RunTables], pd.DataFrame]
+
+
 def print_tables(run: Path, tables: RunTables, only: str = "") -> list[Path]:
     """Write every table that the run gives something to into `tables/` of the run; return the files.
 
@@ -39,10 +50,11 @@ def print_tables(run: Path, tables: RunTables, only: str = "") -> list[Path]:
         only: a table's name; all of them by default.
     """
     files: list[Path] = []
-    for name, (paper, what, make) in TABLES.items():
-        rows = make(tables) if only in ("", name) else pd.DataFrame()
+    for name, layout in TABLES.items():
+        rows = layout.rows(tables) if only in ("", name) else pd.DataFrame()
         if len(rows):
-            files += write_printed(run / "tables", Printed(name, paper, what, rows), f"Bank: {tables.population}")
+            printed = Printed(name, layout.paper, layout.what, rows)
+            files += write_printed(run / "tables", printed, f"Bank: {tables.population}")
     return files
 
 
@@ -138,75 +150,90 @@ _DECOMPOSED = (
     "fit_nested",
     "fit_interaction",
 )
-TABLES: dict[str, tuple[str, str, Callable[[RunTables], pd.DataFrame]]] = {
-    "q3_contrast": (
+TABLES = {
+    "q3_contrast": Layout(
+        STEP,
         "Table 1, Figures 3C and 5A",
         "Inside Q3, mean gain (nats) where C is high less where it is low, by thirds and by pairs of one prompt.",
         lambda t: _contrasts(t, of_c=True),
     ),
-    "support_proxies": (
+    "support_proxies": Layout(
+        STEP,
         "Table 6, Figures 4C and 5B",
         "The same contrast with C's proxies in its place.",
         lambda t: _contrasts(t, of_c=False),
     ),
-    "balance": ("", "Covariates before and after matching, in standard deviations.", lambda t: t.balance),
-    "selectors": (
+    "balance": Layout(STEP, "", "Covariates before and after matching, in standard deviations.", lambda t: t.balance),
+    "selectors": Layout(
+        "selectors",
         "Tables 2 and 10, Figure 3B",
         "Steps on the selected positions of the update batch: what each selector gains on the bank (nats).",
         lambda t: _selection(t, _SELECTED, masks=False),
     ),
-    "q3_masks": (
+    "q3_masks": Layout(
+        "selectors",
         "Table 7",
         "Masks inside Q3 of the update batch: what they gain, and what they keep.",
         lambda t: _selection(t, (*_SELECTED, *_MASKS), masks=True),
     ),
-    "top_n": (
+    "top_n": Layout(
+        STEP,
         "Table 8, Figures 4A and 4B",
         "Exactly the best-scored ceil(budget N) positions of the bank: their mean gain (nats), and what they are.",
         _top,
     ),
-    "decomposition": (
+    "decomposition": Layout(
+        STEP,
         "Table 9, Figure 3A",
         "Standardised coefficients of gain on D^L and D^I, and what the models explain.",
         lambda t: _estimates(t, _DECOMPOSED),
     ),
-    "inference": (
+    "inference": Layout(
+        STEP,
         "Table 9, with other errors",
         "Cluster-robust errors and p-values of the coefficients.",
         lambda t: _of_gain(t.inference),
     ),
-    "buckets": (
+    "buckets": Layout(
+        STEP,
         "Figures 4D and 5C",
         "Gain (nats) by quarter of each score, everywhere and inside Q3.",
         lambda t: _buckets(t, "", ("mean", "median", "trimmed mean")),
     ),
-    "residual_bins": (
+    "residual_bins": Layout(
+        STEP,
         "Appendix F",
         "What is left of gain (nats) beside entropies, D and position, by tenth of each score.",
         lambda t: _buckets(t, "", ("residual mean",)),
     ),
-    "robust_gains": (
+    "robust_gains": Layout(
+        STEP,
         "Appendix F",
         "Medians, trimmed and winsorised means of every outcome.",
         lambda t: _estimates(t, ("mean", "robust_gain"), every_outcome=True),
     ),
-    "position_profile": (
+    "position_profile": Layout(
+        STEP,
         "",
         "Gain (nats) by response position, and its share of the bank's total.",
         lambda t: _buckets(t, "position", ("mean", "share of total")),
     ),
-    "validity": (
+    "validity": Layout(
+        STEP,
         "",
         "How well each set of signals predicts gain on prompts not seen, and how much better than raw KL.",
         lambda t: _estimates(t, ("cv_r2", "cv_r2_difference", "cv_rank", "cv_rank_difference", "spearman")),
     ),
-    "placebo_panel": ("", "Headline statistics of a step beside their placebo draws.", _panel),
-    "saturation": ("", "What clipping and ties decide of every normalised score.", lambda t: t.saturation),
-    "predicted": ("Equation 2", "First-order gain against measured gain.", lambda t: _startswith(t, "predicted")),
-    "isolated": (
+    "placebo_panel": Layout("placebo", "", "Headline statistics of a step beside their placebo draws.", _panel),
+    "saturation": Layout(BANK, "", "What clipping and ties decide of every normalised score.", lambda t: t.saturation),
+    "predicted": Layout(
+        "predicted", "Equation 2", "First-order gain against measured gain.", lambda t: _startswith(t, "predicted")
+    ),
+    "isolated": Layout(
+        "isolated",
         "Equation 2",
         "What single positions' steps do, and what predicts it.",
         lambda t: _startswith(t, "isolated"),
     ),
-    "token_lds": ("", "Token-LDS of every predictor.", lambda t: _startswith(t, "token_lds")),
+    "token_lds": Layout("lds", "", "Token-LDS of every predictor.", lambda t: _startswith(t, "token_lds")),
 }

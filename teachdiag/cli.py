@@ -171,8 +171,8 @@ def _print_names(wanted: bool) -> None:
 
     for plot in PLOTS.values():
         print(f"{plot.name} figure {plot.of}")
-    for name in TABLES:
-        print(f"{name} table")
+    for name, layout in TABLES.items():
+        print(f"{name} table {layout.of}")
     raise typer.Exit
 
 
@@ -182,8 +182,7 @@ _LIST = {
             bool,
             typer.Option(
                 "--list",
-                help="Print the name of every figure, with what it is of (the bank, a step, a kind of probe), and of "
-                "every table, and exit",
+                help="Print the name of every figure and table, and what it is of (the bank, a step, a kind of probe)",
                 callback=_print_names,
                 is_eager=True,
             ),

@@ -72,7 +72,13 @@ def test_the_names_of_all_figures_and_tables(
     with pytest.raises(SystemExit, match="0"):
         main()
     listed = capsys.readouterr().out.splitlines()
-    assert {"plane figure bank", "coefficients figure step", "lds figure lds", "q3_contrast table"} <= set(listed)
+    assert {
+        "plane figure bank",
+        "coefficients figure step",
+        "lds figure lds",
+        "q3_contrast table step",
+        "token_lds table lds",
+    } <= set(listed)
     modules = {path.stem for path in Path(plots.__file__).parent.glob("*.py")}
     drawn = {line.split()[0] for line in listed if " figure " in line}
     assert modules - drawn == {"__init__", "grid", "forest", "training"}  # what figures share, and that of a training
