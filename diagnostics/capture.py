@@ -26,19 +26,10 @@ from teachdiag.diagnostics.models.pair import PairOutline, outline_pair, pinned,
 from teachdiag.diagnostics.models.sharding import load_over_processes
 from teachdiag.diagnostics.models.sources import Sources
 from teachdiag.diagnostics.models.vocabulary import vocabulary_table
-from teachdiag.diagnostics.processes.devices import machine_facts
-from teachdiag.diagnostics.processes.ranks import (
-    agree,
-    in_step,
-    is_mine,
-    joined,
-    many,
-    on_first,
-    own_device,
-    refuse_sharding_alone,
-    timed_by_first,
-    writing_first,
-)
+from teachdiag.diagnostics.processes.collectives import in_step, joined, on_first
+from teachdiag.diagnostics.processes.devices import machine_facts, process_device
+from teachdiag.diagnostics.processes.group import in_share, many, refuse_sharding_alone
+from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.diagnostics.scoring.positions_table import Measure, by_models, score_contexts
 from teachdiag.diagnostics.scoring.tiles import Columns, score, score_listed
 from teachdiag.errors import ModelError, SettingsError
@@ -85,31 +76,31 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
     """
     agree(settings.as_dict())
     _refuse_what_is_missing(settings)
-    stage = Stage(run, "capture", tables=("contexts", "positions", "vocabulary"))
-    with writing_first(run):
+    stage = SharedStage(run, "capture", tables=("contexts", "positions", "vocabulary"))
+    with stage.held():
         # Prompts and devices before models, which may be fetched or made: a typo costs nothing.
-        prompts = on_first(lambda: _prompts(settings))
-        device = settings.device if settings.engine == "ray" else own_device(settings.device)
-        sources = on_first(lambda: resolve_pair(settings, reporter))
+        prompts = on_first(_prompts)(settings)
+        device = settings.device if settings.engine == "ray" else process_device(settings.device)
+        sources = on_first(resolve_pair)(settings, reporter)
         with joined():
             pair = outline_pair(sources, reporter)
-        groups, prompted = on_first(lambda: _planned(stage, settings, pair, prompts, reporter))
-        same = on_first(lambda: _same_prompts(settings, groups))
+        groups, prompted = on_first(_planned)(stage, settings, pair, prompts, reporter)
+        same = on_first(_same_prompts)(settings, groups)
         refuse_nothing_to_learn(sources, settings.teacher_prompt, same)
         inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | prompted | recorded_columns()
         with _cluster(settings, sources, reporter) as cluster:
             facts = cluster.facts if cluster else machine_facts(device)
-            if on_first(lambda: stage.claim(settings.as_dict(), inputs, facts, settings.defaults())):
+            if stage.claim(settings.as_dict(), inputs, facts, settings.defaults()):
                 reporter.say(f"{run}: capture is complete")
-                return dict(on_first(stage.require)["results"])
-            with timed_by_first(stage):
+                return dict(stage.require()["results"])
+            with stage.timed():
                 job = Job(run, settings, sources, pair, device, reporter, cluster)
-                _sample_and_score(job, on_first(lambda: _prepare(job, groups)))
+                _sample_and_score(job, on_first(_prepare)(job, groups))
                 results: dict[str, Any] = {"shared_vocabulary": job.pair.known.count, "same_prompts": same}
-                results |= on_first(lambda: _summary(run))
+                results |= on_first(_summary)(run)
                 results["warnings"] = doubts(results, prompts is not None and not pair.student.tokenizer.chat_template)
                 results["warnings"] += of_import(inputs.get(IMPORTED, {}))
-                on_first(lambda: stage.complete(results))
+                stage.complete(results)
                 for doubt in results["warnings"]:
                     reporter.say(f"Beware: {doubt}")
     return results
@@ -280,7 +271,7 @@ def _write_rollouts(job: Job, groups: list[Group], sampled: RollOut) -> None:
     Raises:
         ModelError: the engine ended before it had sampled them all.
     """
-    mine = [group for group in groups if is_mine(group.index)]
+    mine = [group for group in groups if in_share(group.index)]
     written = 0
     with job.reporter.bar("Rollouts", total=sum(len(group.rows) for group in mine)) as advance:
         for group, rollouts in sampled(mine):

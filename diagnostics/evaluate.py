@@ -1,6 +1,6 @@
 """Answers to held-out prompts, sampled and graded: the table `eval_scores`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from teachdiag.diagnostics.contexts.templates import (
 from teachdiag.diagnostics.grading.extraction import THINKING, without_thinking
 from teachdiag.diagnostics.grading.grader import SECONDS, Grader, grader_of
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
-from teachdiag.diagnostics.models.sources import Outline, outline
+from teachdiag.diagnostics.models.sources import ModelSource, Outline, outline
 from teachdiag.diagnostics.models.vocabulary import refuse_short_head, special_tokens
 from teachdiag.diagnostics.models.weights import resolve_whole
+from teachdiag.diagnostics.processes.collectives import gathered, on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
-from teachdiag.diagnostics.processes.ranks import shared_out, together
+from teachdiag.diagnostics.processes.group import share_of
+from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.errors import RunError
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
-from teachdiag.runs import Stage, writing
+from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import EvaluateSettings, ProtocolSettings
 from teachdiag.tables import is_intact, refuse_strays, write_shard
@@ -37,7 +39,7 @@ _ENDING = 16  # tokens of a prompt that the beginning of its thinking takes at m
 
 
 @dataclass(frozen=True)
-class Examination:
+class Benchmark:
     """The held-out prompts of a protocol, and how answers to them are sampled and judged."""
 
     settings: ProtocolSettings
@@ -46,7 +48,7 @@ class Examination:
     grader: Grader
     options: Options
 
-    def asked(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
+    def prompt_ids(self, tokenizer: Any, reporter: Reporter | None = None) -> list[tuple[int, ...]]:  # noqa: ANN401
         """Token ids of every held-out prompt, by a model's tokenizer and chat template.
 
         Raises:
@@ -61,10 +63,10 @@ class Examination:
         Raises:
             ContextError: one does not, or cannot be rendered.
         """
-        asked = self.asked(model.tokenizer, reporter)
-        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, asked, strict=True)]
+        rendered = self.prompt_ids(model.tokenizer, reporter)
+        named = [(prompt.prompt_id, ids) for prompt, ids in zip(self.held_out, rendered, strict=True)]
         check_prompts_fit(named, model, self.settings.eval_max_new_tokens, "--eval-max-new-tokens")
-        return asked
+        return rendered
 
     def facts(self, prompts: Iterable[Sequence[int]]) -> dict[str, Any]:
         """What a stage records of its prompts, `prompts` being their token ids."""
@@ -84,16 +86,16 @@ class Examination:
             ContextError: a prompt is too long for the model.
         """
         settings = self.settings
-        asked = [
+        questions = [
             (prompt, ids, number, derive_seed(settings.prompt_seed, "answer", prompt.prompt_id, number))
             for prompt, ids in zip(self.held_out, self.fitting(model), strict=True)
             for number in range(settings.eval_samples)
         ]
-        mine = shared_out(asked)
+        share = share_of(questions)
         rows: list[Row] = []
-        with reporter.bar(f"Answers of {label}", total=len(mine)) as advance:
-            for start in range(0, len(mine), settings.eval_batch):
-                group = mine[start : start + settings.eval_batch]
+        with reporter.bar(f"Answers of {label}", total=len(share)) as advance:
+            for start in range(0, len(share), settings.eval_batch):
+                group = share[start : start + settings.eval_batch]
                 _, prompts, _, seeds = zip(*group, strict=True)
                 rollouts = sample(model, prompts, seeds, settings.answering)
                 for (prompt, ids, number, seed), rollout in zip(group, rollouts, strict=True):
@@ -112,7 +114,7 @@ class Examination:
                         }
                     )
                 advance(len(group))
-        rows = together(rows, lambda row: (row["prompt_id"], row["sample"]))
+        rows = gathered(rows, lambda row: (row["prompt_id"], row["sample"]))
         if given_up := sum(row["given_up"] for row in rows):
             reporter.say(f"{label}: {given_up} answers could not be judged within {SECONDS:g} s, and are unparseable")
         return rows
@@ -124,8 +126,8 @@ def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[
     Thinking that never ends leaves nothing.
     """
     written = tokenizer.decode(answer_ids, skip_special_tokens=False)
-    asked = tokenizer.decode(prompt_ids[-_ENDING:], skip_special_tokens=False).rstrip()
-    begun = next((opening for opening, _ in THINKING if asked.endswith(opening)), "")
+    ending = tokenizer.decode(prompt_ids[-_ENDING:], skip_special_tokens=False).rstrip()
+    begun = next((opening for opening, _ in THINKING if ending.endswith(opening)), "")
     if not begun and not any(mark in written for marks in THINKING for mark in marks):
         return str(tokenizer.decode(answer_ids, skip_special_tokens=True))
     text = without_thinking(begun + written)
@@ -134,7 +136,7 @@ def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[
     return text
 
 
-def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Examination:
+def draw_benchmark(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Benchmark:
     """Draw the held-out prompts, the same ones for the same `prompt_seed` whatever else is drawn.
 
     Raises:
@@ -144,11 +146,36 @@ def examination(settings: ProtocolSettings, prompts: PromptSet, options: Options
     held_out, _ = prompts.draw(settings.eval_prompts, 0, settings.prompt_seed)
     grader = grader_of(prompts.manifest)
     grader.check(held_out)
-    return Examination(settings, prompts, held_out, grader, options)
+    return Benchmark(settings, prompts, held_out, grader, options)
+
+
+def resolve_benchmark(
+    stage: Stage, settings: ProtocolSettings, prompts: PromptSet, tokenizers: Mapping[str, Any], reporter: Reporter
+) -> Benchmark:
+    """Draw the held-out prompts, with the options of the chat templates that a stage recorded, or that are asked for.
+
+    Args:
+        stage: whose earlier start may have recorded the date.
+        settings: the protocol.
+        prompts: the source.
+        tokenizers: of the models that are to answer, by their names.
+        reporter: told of questions that are left out, and of models without a chat template.
+
+    Raises:
+        InputError: as `resolve_options` and `draw_benchmark`.
+    """
+    say_contradictory(prompts, reporter)
+    for name, tokenizer in tokenizers.items():
+        say_without_template(name, tokenizer, reporter)
+    defaults, recorded = prompts.manifest.template_options, recorded_options(stage, settings)
+    options = resolve_options(settings.template_options, tokenizers, defaults, recorded, reporter)
+    return draw_benchmark(settings, prompts, options)
 
 
 def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) -> dict[str, Any]:
     """Let models answer the held-out prompts and grade them; continue where a killed run stopped.
+
+    Works under `torchrun` and `accelerate launch`: the processes share the answers out.
 
     Returns:
         The stage's summary: for each model the shares of right and unparseable answers.
@@ -156,49 +183,83 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
     Raises:
         InputError: anything that the user can mend; nothing already computed is lost.
     """
-    stage = Stage(run, "evaluate", tables=("eval_scores",))
-    with writing(run):
+    agree(settings.as_dict())
+    stage = SharedStage(run, "evaluate", tables=("eval_scores",))
+    with stage.held():
         refuse_beside(run, "train")
-        prompts = load_prompts(read_manifest(settings.prompts), settings.data_file)
         device = pick_device(settings.device)
-        sources = {
-            name: resolve_whole(name, settings.revision, (), reporter, settings.trust_remote_code)
-            for name in settings.models
-        }
-        outlines = {name: outline(source) for name, source in sources.items()}
-        for model in outlines.values():
-            refuse_short_head(model)
-        speakers = {name: model.tokenizer for name, model in outlines.items()}
-        say_contradictory(prompts, reporter)
-        for name, tokenizer in speakers.items():
-            say_without_template(name, tokenizer, reporter)
-        defaults, before = prompts.manifest.template_options, recorded_options(stage, settings)
-        options = resolve_options(settings.template_options, speakers, defaults, before, reporter)
-        exam = examination(settings, prompts, options)
-        inputs = {
-            "models": {name: source.digest for name, source in sources.items()},
-            "prompts": exam.facts(ids for model in outlines.values() for ids in exam.fitting(model, reporter)),
-        }
+        prompts = on_first(load_prompts)(read_manifest(settings.prompts), settings.data_file)
+        sources = on_first(_resolve_models)(settings, reporter)
+        benchmark, inputs = on_first(_plan)(stage, settings, prompts, sources, reporter)
         if stage.claim(settings.as_dict(), inputs, machine_facts(device)):
             reporter.say(f"{run}: evaluation is complete")
             return dict(stage.require()["results"])
-        paths = [run / "eval_scores" / f"model-{place:03d}.parquet" for place in range(len(sources))]
-        refuse_strays(run / "eval_scores", paths)
+        paths = [run / "eval_scores" / f"model-{number:03d}.parquet" for number in range(len(sources))]
+        on_first(refuse_strays)(run / "eval_scores", paths)
         with stage.timed():
             for path, (name, source) in zip(paths, sources.items(), strict=True):
-                if not is_intact(path):
-                    write_scores(exam.answers(load(source, settings.dtype, device), reporter, name), path, name)
+                columns = {"arm": name, "budget": None, "seed": None}
+                evaluate_model(benchmark, source, device, path, name, columns, reporter)
             results = {"models": shares(run)}
             stage.complete(results)
     return results
 
 
-def write_scores(rows: list[Row], path: Path, arm: str, budget: float | None = None, seed: int | None = None) -> None:
-    """Write one model's answers as a shard of `eval_scores`."""
-    named = {"arm": arm, "budget": budget, "seed": seed}
-    write_shard(EVAL_SCORES.build_rows([named | row for row in rows]), path)
+def _resolve_models(settings: EvaluateSettings, reporter: Reporter) -> dict[str, ModelSource]:
+    trusted = settings.trust_remote_code
+    return {name: resolve_whole(name, settings.revision, (), reporter, trusted) for name in settings.models}
 
 
+def _plan(
+    stage: Stage,
+    settings: EvaluateSettings,
+    prompts: PromptSet,
+    sources: Mapping[str, ModelSource],
+    reporter: Reporter,
+) -> tuple[Benchmark, dict[str, Any]]:
+    """Draw the held-out prompts; return them with what goes into the stage."""
+    outlines = {name: outline(source) for name, source in sources.items()}
+    for model in outlines.values():
+        refuse_short_head(model)
+    tokenizers = {name: model.tokenizer for name, model in outlines.items()}
+    benchmark = resolve_benchmark(stage, settings, prompts, tokenizers, reporter)
+    return benchmark, {
+        "models": {name: source.digest for name, source in sources.items()},
+        "prompts": benchmark.facts(ids for model in outlines.values() for ids in benchmark.fitting(model, reporter)),
+    }
+
+
+def evaluate_model(
+    benchmark: Benchmark,
+    source: ModelSource,
+    device: str,
+    path: Path,
+    name: str,
+    columns: Row,
+    reporter: Reporter,
+    further_ends: frozenset[int] = frozenset(),
+) -> None:
+    """Let a model answer, unless it has, and write its shard of `eval_scores`; several processes share its answers.
+
+    Args:
+        benchmark: the held-out prompts.
+        source: the model.
+        device: where it answers.
+        path: of the shard.
+        name: what its progress bar calls it.
+        columns: `arm`, `budget` and `seed` of its rows.
+        reporter: progress.
+        further_ends: tokens that end an answer, beside the model's own.
+    """
+    if on_first(is_intact)(path):
+        return
+    model = load(source, benchmark.settings.dtype, device)
+    model.end_with(model.end_ids | further_ends)
+    rows = benchmark.answers(model, reporter, name)
+    on_first(write_shard)(EVAL_SCORES.build_rows([row | columns for row in rows]), path)
+
+
+@on_first
 def refuse_beside(run: Path, other: str) -> None:
     """Refuse a run that holds the answers of another stage, which would be taken for this one's.
 
@@ -209,11 +270,12 @@ def refuse_beside(run: Path, other: str) -> None:
         raise RunError(f"{run} holds the answers of `teachdiag {other}`: choose another --run")
 
 
+@on_first
 def shares(run: Path) -> list[Row]:
     """Return the share of right and of unparseable answers of each arm, budget and seed of a run."""
     scores = EVAL_SCORES.read(run / "eval_scores", ["arm", "budget", "seed", "outcome"])
     by = scores.groupby(["arm", "budget", "seed"], dropna=False, sort=False)["outcome"]
-    found = by.agg(right=lambda o: (o == "right").mean(), unparseable=lambda o: (o == "unparseable").mean())
-    rows = found.reset_index()
+    counted = by.agg(right=lambda o: (o == "right").mean(), unparseable=lambda o: (o == "unparseable").mean())
+    rows = counted.reset_index()
     rows[["budget", "seed"]] = rows[["budget", "seed"]].astype(object).where(rows[["budget", "seed"]].notna(), None)
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]

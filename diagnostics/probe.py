@@ -23,15 +23,10 @@ from teachdiag.diagnostics.probes.steps import (
     student_after,
 )
 from teachdiag.diagnostics.probes.workbench import Check, Workbench, set_up
-from teachdiag.diagnostics.processes.devices import machine_facts
-from teachdiag.diagnostics.processes.ranks import (
-    agree,
-    on_first,
-    own_device,
-    refuse_sharding_alone,
-    timed_by_first,
-    writing_first,
-)
+from teachdiag.diagnostics.processes.collectives import on_first
+from teachdiag.diagnostics.processes.devices import machine_facts, process_device
+from teachdiag.diagnostics.processes.group import refuse_sharding_alone
+from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.losses import LOSSES
 from teachdiag.progress import Reporter
@@ -81,26 +76,26 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     agree(settings.as_dict())
     if settings.shard_model:
         refuse_sharding_alone("probe")
-    captured = on_first(lambda: Stage(run, "capture").require(*_READ))
-    on_first(lambda: POSITIONS.require(run / "positions", _NEEDED))
+    captured = SharedStage(run, "capture").require(*_READ)
+    on_first(POSITIONS.require)(run / "positions", _NEEDED)
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     probe_id = settings.name or _default_name(settings)
-    stage = Stage(run, f"probes/{probe_id}", _tables(settings, probe_id), scratch=f"scratch/{probe_id}")
-    with writing_first(run):
-        device = own_device(settings.device)
-        sources = on_first(lambda: resolve_pair(capture, reporter))
+    stage = SharedStage(run, f"probes/{probe_id}", _tables(settings, probe_id), scratch=f"scratch/{probe_id}")
+    with stage.held():
+        device = process_device(settings.device)
+        sources = on_first(resolve_pair)(capture, reporter)
         _refuse_other_models(run, captured, sources)
-        further = on_first(lambda: _further_inputs(run, settings, capture, reporter))
+        further = on_first(_further_inputs)(run, settings, capture, reporter)
         inputs = captured["inputs"] | captured["tables"] | further
-        if on_first(lambda: stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults())):
+        if stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults()):
             reporter.say(f"{run}: probe {probe_id} is complete")
-            return dict(on_first(stage.require)["results"])
-        with timed_by_first(stage):
+            return dict(stage.require()["results"])
+        with stage.timed():
             kind, made = _KINDS[settings.kind], partial(further_contexts, settings)
             bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, made)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
-            on_first(lambda: stage.complete(results))
+            stage.complete(results)
     return results
 
 

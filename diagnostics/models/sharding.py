@@ -17,8 +17,9 @@ from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair
 from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.processes.collectives import joined
+from teachdiag.diagnostics.processes.group import processes
 from teachdiag.diagnostics.processes.parameters import add_to_gradient, whole
-from teachdiag.diagnostics.processes.ranks import joined, processes
 from teachdiag.errors import ModelError
 
 

@@ -23,7 +23,8 @@ from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched,
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import Direction, Theta0, inner
-from teachdiag.diagnostics.processes.ranks import is_mine, whole
+from teachdiag.diagnostics.processes.collectives import gathered_rows
+from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.scoring.position_loss import PositionLoss
 from teachdiag.diagnostics.scoring.tiles import tiles
 from teachdiag.errors import EstimationError, ModelError, cause
@@ -142,13 +143,13 @@ def derivatives(
     found = []
     with reporter.bar("First-order predictions", total=len(contexts)) as advance:
         for number, group in enumerate(in_shards(contexts, _GROUP)):
-            if not is_mine(number):
+            if not in_share(number):
                 continue
             for batch, tangent in along.tangents(batched(group, settings.batch_tokens)):
                 columns = _contracted(along, batch, tangent, teacher, functions, settings.tile_positions)
                 found.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
                 advance(len(batch.contexts))
-    return whole(found).sort_by(KEY)
+    return gathered_rows(found).sort_by(KEY)
 
 
 def choose_step(

@@ -21,7 +21,8 @@ from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient
 from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
-from teachdiag.diagnostics.processes.ranks import is_mine, joined, on_first
+from teachdiag.diagnostics.processes.collectives import joined, on_first
+from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import quantile_bins
@@ -50,17 +51,17 @@ def measure_isolated(bench: Workbench) -> dict[str, Any]:
     by_context = {c.context_id: c for c in contexts}
     ids = drawn["context_id"].to_numpy()
     groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
-    compared = on_first(lambda: bench.compare_with_capture(_at_theta0(bench, [context for context, _ in groups])))
+    compared = on_first(bench.compare_with_capture)(_at_theta0(bench, [context for context, _ in groups]))
     held = hold_out(bench)
     with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
         for place, (context, rows) in enumerate(groups):
             path = shard_path(bench.scratch / "steps", place)
-            if is_mine(place) and not is_intact(path):
+            if in_share(place) and not is_intact(path):
                 write_shard(steps_in_context(bench, context, rows, held), path)
             advance(rows.num_rows)
     bench.theta0.verify()
     relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-    results = on_first(lambda: _assemble(bench, len(groups)))
+    results = on_first(_assemble)(bench, len(groups))
     return compared | results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
 
 

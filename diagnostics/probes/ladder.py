@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.workbench import Workbench
-from teachdiag.diagnostics.processes.ranks import on_first, processes
+from teachdiag.diagnostics.processes.collectives import on_first
+from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import EstimationError
 from teachdiag.notes import OBJECT, read_note, recall, write_note
 from teachdiag.settings import SHORT_ENOUGH
@@ -53,7 +54,7 @@ def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
     note, folder = bench.scratch / "ladder.json", f"ladder-{processes().num_processes}"  # which decide last digits
     half, bench.student.half = bench.student.half, None
     direction = bench.theta0.displacement()
-    facts = on_first(lambda: recall(note, _FACTS))
+    facts = on_first(recall)(note, _FACTS)
     if facts is None:
         theta0 = bench.forward_kl(before).astype(np.float64)
         noise = float(np.square(theta0 - bench.forward_kl(again)).mean())
@@ -65,13 +66,13 @@ def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
             return np.asarray(theta0 - bench.forward_kl(f"{folder}/{share}"))
 
         facts = judged(*measured(gain_at, noise), noise, bench.settings.step_size)
-        on_first(lambda: write_note(facts, note))
+        on_first(write_note)(facts, note)
     share = _wanted(facts, bench.settings.learning_rate == "auto")
     bench.theta0.displace(direction, share)
     bench.student.half = half
     rung = bench.scratch / folder / str(share)
-    if half is None and on_first(rung.exists):
-        on_first(lambda: shutil.copytree(rung, bench.scratch / taken, dirs_exist_ok=True))
+    if half is None and on_first(rung.exists)():
+        on_first(shutil.copytree)(rung, bench.scratch / taken, dirs_exist_ok=True)
     return share
 
 

@@ -16,7 +16,7 @@ import torch
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.sources import ModelSource, Sources, read_config
 from teachdiag.diagnostics.models.weights import without_weights
-from teachdiag.diagnostics.processes.ranks import processes
+from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import SettingsError
 from teachdiag.planning import BYTES, LIVE
 from teachdiag.progress import Reporter

@@ -5,7 +5,6 @@ gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.theta0 import Direction
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor
-from teachdiag.diagnostics.processes.ranks import on_first
+from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
@@ -41,19 +40,19 @@ def measure_predicted(bench: Workbench) -> dict[str, Any]:
 
     losses = {"kl": position_loss("forward_kl", {})}
     bench.rescore_shards("theta0", bench.batched, "theta0")
-    compared = on_first(lambda: bench.compare_with_capture(pa.concat_tables(bench.shards("theta0"))))
+    compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards("theta0")))
     slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
     bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
     for shrink in SHRINKS:
         state = _state(shrink)
-        if on_first(partial(bench.unscored, state)):
+        if on_first(bench.unscored)(state):
             bench.theta0.displace(step(), shrink)
             bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
             bench.theta0.restore()
     direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
     fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
     bench.theta0.verify()
-    measured = on_first(lambda: _assemble(bench, -slopes["kl"].to_numpy(), fix))
+    measured = on_first(_assemble)(bench, -slopes["kl"].to_numpy(), fix)
     return compared | measured | {"step": slope_facts, "fix": fix_facts}
 
 
@@ -87,7 +86,7 @@ def slopes_along(
     """
     path, note = bench.scratch / f"{name}.parquet", bench.scratch / f"{name}.json"
     schema = {"central_step": float | None, "change_when_halved": float | None}
-    if on_first(lambda: kept(path, note, schema)) is None:
+    if on_first(kept)(path, note, schema) is None:
         exact = Along(bench.student, bench.theta0, direction(), None)
         step, change = None, None
         if bench.settings.method == "central":
@@ -95,7 +94,7 @@ def slopes_along(
             step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
         along = Along(bench.student, bench.theta0, exact.direction, step)
         found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
-        on_first(lambda: keep(found, path, {"central_step": step, "change_when_halved": change}, note))
+        on_first(keep)(found, path, {"central_step": step, "change_when_halved": change}, note)
     facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
     return read_parquet(path), facts
 

@@ -19,7 +19,8 @@ from teachdiag.diagnostics.probes.masks import EVERYTHING, Cell, mask_cells, sel
 from teachdiag.diagnostics.probes.predicted import inner_products, keep, kept, write_predictions
 from teachdiag.diagnostics.probes.updates import Step, optimize, step_objective
 from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor, rows_of
-from teachdiag.diagnostics.processes.ranks import on_first, shared_out, whole
+from teachdiag.diagnostics.processes.collectives import gathered_rows, on_first
+from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.notes import fields_schema
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
@@ -42,7 +43,7 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
     """Take every masked step and write `interventions`, `intervention_gains` and `predictions`; return the results."""
     bench.student.half = None  # selectors differ by less than half precision rounds
     before, floor = _at_theta0(bench)
-    compared = on_first(lambda: bench.compare_with_capture(before))
+    compared = on_first(bench.compare_with_capture)(before)
     began = time.perf_counter()
     predictions = _predictions(bench)
     cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, predictions)
@@ -55,7 +56,7 @@ def measure_interventions(bench: Workbench) -> dict[str, Any]:
             lengths[cell.seed] = step.update_norm
         rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
     bench.theta0.verify()
-    on_first(lambda: _write(bench, cells, rows, before))
+    on_first(_write)(bench, cells, rows, before)
     return compared | {
         "cells": len(cells),
         "noise_floor": floor,
@@ -76,17 +77,17 @@ def _predictions(bench: Workbench) -> pa.Table:
     fix, _ = inner_products(bench, "fix", bench.fix, bench.update)
     bank, _ = inner_products(bench, "bank", bench.bank, bench.update)
     columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
-    on_first(lambda: write_predictions(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id))
+    on_first(write_predictions)(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
     return pa.table({name: fix[name] for name in _KEYS} | columns)
 
 
 def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
     """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
     path = bench.scratch / "theta0.parquet"
-    if not on_first(lambda: is_intact(path)):
+    if not on_first(is_intact)(path):
         again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
         table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
-        on_first(lambda: write_shard(table, path))
+        on_first(write_shard)(table, path)
     table = read_parquet(path)
     floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
     facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
@@ -99,7 +100,7 @@ def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
 
     Several processes share the batches.
     """
-    scored = whole([bench.rescored(batch) for batch in shared_out(list(batches))]).sort_by(KEY)
+    scored = gathered_rows([bench.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
     return scored.select([*_KEYS, "forward_kl"])
 
 
@@ -124,7 +125,7 @@ def _measured(
         The step, and the gain of every rescored position, one column a way of matching steps.
     """
     note = path.with_suffix(".json")
-    done = on_first(lambda: kept(path, note, fields_schema(Step) | {"kept": str}))
+    done = on_first(kept)(path, note, fields_schema(Step) | {"kept": str})
     if done and done.pop("kept") == cell.digest:
         return Step(**done), read_parquet(path)
     mask = cell.draw.kept(cell.selection.kept)
@@ -137,7 +138,7 @@ def _measured(
             bench.theta0.stretch(length / step.update_norm)
             gains["norm"] = _gain(bench, before)
     bench.theta0.restore()
-    on_first(lambda: keep(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note))
+    on_first(keep)(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note)
     return step, pa.table(gains)
 
 

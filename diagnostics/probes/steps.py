@@ -32,8 +32,9 @@ from teachdiag.diagnostics.probes.updates import (
     step_objective,
 )
 from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor, rows_of
+from teachdiag.diagnostics.processes.collectives import on_first
+from teachdiag.diagnostics.processes.group import processes
 from teachdiag.diagnostics.processes.parameters import laid_out_like
-from teachdiag.diagnostics.processes.ranks import on_first, processes
 from teachdiag.errors import ContextError, ModelError
 from teachdiag.notes import fields_schema, recall, write_note
 from teachdiag.progress import Reporter
@@ -123,7 +124,7 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     placebos = [Update(name, draw) for name in placebo_names(settings) for draw in range(_draws(settings))]
     half = bench.student.half
     bench.rescore_shards(_BEFORE, bench.batched, "theta0")
-    compared = on_first(lambda: bench.compare_with_capture(pa.concat_tables(bench.shards(_BEFORE))))
+    compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards(_BEFORE)))
     bench.student.half = None  # the noise of a half-precision model shows against float32
     if half is not None and settings.laddered:
         bench.rescore_shards(_EXACT, bench.batched, "theta0, float32")
@@ -134,7 +135,7 @@ def measure_steps(bench: Workbench) -> dict[str, Any]:
     steps = {update: Step(0.0, 0.0, 0, 0.0) for update in placebos if update.name == NOTHING}
     for update in (real, *(p for p in placebos if p.name != NOTHING)):
         steps[update] = _take_and_rescore(bench, update, steps.get(real))
-    return compared | on_first(lambda: _assemble(bench, real, placebos, steps))
+    return compared | on_first(_assemble)(bench, real, placebos, steps)
 
 
 def _draws(settings: ProbeSettings) -> int:
@@ -148,12 +149,12 @@ def _own_id(probe_id: str, settings: ProbeSettings, name: str) -> str:
 def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> Step:
     """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
     note = bench.scratch / update.state / "step.json"
-    facts = on_first(lambda: recall(note, _STEP))
+    facts = on_first(recall)(note, _STEP)
     count = facts.pop("processes", None) if facts else None
-    if facts and on_first(lambda: bench.unscored(update.state)) == []:
+    if facts and on_first(bench.unscored)(update.state) == []:
         return Step(**facts)
     if count != processes().num_processes:  # the step's last digits hang on their number
-        on_first(lambda: shutil.rmtree(note.parent, ignore_errors=True))
+        on_first(shutil.rmtree)(note.parent, ignore_errors=True)
     step = _take(bench, update)
     try:
         if real is not None:
@@ -163,7 +164,7 @@ def _take_and_rescore(bench: Workbench, update: Update, real: Step | None) -> St
             share = climb(bench, _EXACT if bench.student.half else _BEFORE, Update(NOTHING).state, update.state)
             step = replace(step, share=share, update_norm=bench.theta0.distance() if share < 1 else step.update_norm)
         facts = asdict(step) | {"processes": processes().num_processes}
-        on_first(lambda: write_note(facts, note))
+        on_first(write_note)(facts, note)
         bench.rescore_shards(update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name)
     except ContextError as error:
         raise ContextError(f"after the update {update.name}: {error}, or a smaller --learning-rate") from error
@@ -214,7 +215,7 @@ def _take_fresh_steps(bench: Workbench) -> Step:
 
 
 def _fresh_objective(bench: Workbench, teacher: LanguageModel, batch: Sequence[Context], number: int) -> Objective:
-    sampled = on_first(lambda: _fresh_rollouts(bench, batch, number))
+    sampled = on_first(_fresh_rollouts)(bench, batch, number)
     contexts = [
         replace(c, context_id=place, response=rollout.token_ids[: bench.capture.positions])
         for place, (c, rollout) in enumerate(zip(batch, sampled, strict=True))

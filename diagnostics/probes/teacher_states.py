@@ -16,7 +16,8 @@ from torch import Tensor
 from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import LanguageModel
-from teachdiag.diagnostics.processes.ranks import in_step, joined, on_first, shared_out
+from teachdiag.diagnostics.processes.collectives import in_step, joined, on_first
+from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.errors import using
 from teachdiag.progress import Reporter
 from teachdiag.tables import CHECKSUM, is_intact, vouch
@@ -59,12 +60,12 @@ def compute_teacher_states(
     contexts = [c for group in groups for c in group]
     starts = np.cumsum([0] + [len(c.response) for c in contexts])
     first_row = {c.context_id: int(row) for c, row in zip(contexts, starts[:-1], strict=True)}
-    if not on_first(lambda: is_intact(file)):
+    if not on_first(is_intact)(file):
         part = file.with_name(file.name + ".part")  # one for all processes, which fill it together
-        on_first(lambda: _empty(part, (int(starts[-1]), teacher.head.weight.shape[1])))
+        on_first(_empty)(part, (int(starts[-1]), teacher.head.weight.shape[1]))
         start = int(np.load(part, mmap_mode="r").offset)  # behind the header
         batches = [batch for group in groups for batch in batched(group, batch_tokens)]
-        mine = shared_out(batches)
+        mine = share_of(batches)
         bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in mine))
         idle = partial(teacher.hidden_rows, batches[-1], "teacher")
         with joined(), in_step(idle, teacher.sharded) as step, bar as advance:
@@ -72,7 +73,7 @@ def compute_teacher_states(
                 states = step(partial(teacher.hidden_rows, batch, "teacher"))
                 _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
-        on_first(lambda: _finish(part, file))
+        on_first(_finish)(part, file)
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.processes.collectives import summed
 from teachdiag.diagnostics.processes.parameters import are_sharded, laid_out_like, local
-from teachdiag.diagnostics.processes.ranks import summed
 
 Direction = list[Tensor]
 

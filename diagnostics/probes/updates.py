@@ -12,8 +12,9 @@ from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import Direction, Theta0
+from teachdiag.diagnostics.processes.collectives import in_step, sum_gradients, summed
+from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.diagnostics.processes.parameters import whole
-from teachdiag.diagnostics.processes.ranks import in_step, shared_out, sum_gradients, summed
 from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.diagnostics.scoring.tiles import tiles
 from teachdiag.errors import SettingsError
@@ -150,7 +151,7 @@ def accumulate_gradient(
     positions would vanish. Several processes share the batches, and add up what each found.
     """
     batches = objective.batches(settings.batch_tokens)
-    mine = shared_out(batches)
+    mine = share_of(batches)
     loss_sum = 0.0
     bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in mine))
     with in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:

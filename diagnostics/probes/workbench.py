@@ -24,7 +24,8 @@ from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import Objective
-from teachdiag.diagnostics.processes.ranks import in_step, is_mine, joined, on_first
+from teachdiag.diagnostics.processes.collectives import in_step, joined, on_first
+from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.tiles import States, rescore
 from teachdiag.errors import RunError
@@ -104,7 +105,7 @@ class Workbench:
 
         Every process writes its own shards.
         """
-        missing = {index: path for index, path in on_first(lambda: self.unscored(state)) if is_mine(index)}
+        missing = {index: path for index, path in on_first(self.unscored)(state) if in_share(index)}
         idle = partial(self.rescored, Batch((self.bank[0],)))
         bar = self.reporter.bar(f"Rescoring: {label}", total=len(self.bank))
         with joined(), in_step(idle, self.student.sharded) as step, bar as advance:

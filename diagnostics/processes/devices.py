@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from teachdiag.diagnostics.processes.group import many, processes
 from teachdiag.errors import SettingsError, cause
 
 
@@ -20,6 +21,20 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingsError(f"--device {name!r} cannot be used here: {cause(error)}") from error
     return name
+
+
+def process_device(name: str) -> str:
+    """Resolve a --device for this process.
+
+    Raises:
+        SettingsError: it cannot be used here, or not by several processes, each of which has a device of its own.
+    """
+    device = pick_device(name)
+    if many() and device != processes().device.type:
+        raise SettingsError(
+            f"--device {name}: each process has a {processes().device.type} device of its own: leave it out"
+        )
+    return device
 
 
 def machine_facts(device: str) -> dict[str, Any]:

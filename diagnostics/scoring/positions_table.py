@@ -10,7 +10,7 @@ from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
-from teachdiag.diagnostics.processes.ranks import is_mine
+from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.scoring.tiles import Columns, score
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
@@ -33,7 +33,7 @@ def score_contexts(run: Path, settings: CaptureSettings, measure: Measure, repor
     with reporter.bar("Scoring contexts", total=total) as advance:
         for index, shard in enumerate(in_shards(read_contexts(run, settings.positions), settings.shard_contexts)):
             path = shard_path(run / "positions", index)
-            if not is_mine(index) or is_intact(path):
+            if not in_share(index) or is_intact(path):
                 advance(len(shard))
                 continue
             write_shard(score_shard(shard, settings, measure, lambda batch: advance(len(batch.contexts))), path)

@@ -18,7 +18,7 @@ from trl import DistillationConfig
 
 from teachdiag.artefacts.trained import DESCRIBED
 from teachdiag.diagnostics.models.pair import Pair
-from teachdiag.diagnostics.processes.ranks import is_first, processes
+from teachdiag.diagnostics.processes.group import processes
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.errors import SettingsError, cause
 from teachdiag.progress import Advance, Reporter
@@ -63,9 +63,8 @@ def distil(
         ContextError: a model gives NaN.
     """
     settings = cell.settings
-    heard = reporter if is_first() else Reporter(quiet=True)
     with (
-        heard.bar(f"Training {cell.name}", total=settings.steps) as advance,
+        reporter.bar(f"Training {cell.name}", total=settings.steps) as advance,
         warnings.catch_warnings(),
         _told(settings),
     ):
@@ -84,7 +83,7 @@ def distil(
             loss_mean=settings.loss_mean,
             tile_positions=settings.tile_positions,
             rollout_seed=derive_seed(settings.seed, "train"),
-            reporter=heard,
+            reporter=reporter,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)) if scratch.is_dir() else None)

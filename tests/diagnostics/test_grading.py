@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.arithmetic import problems
-from teachdiag.diagnostics.evaluate import answer_text, examination
+from teachdiag.diagnostics.evaluate import answer_text, draw_benchmark
 from teachdiag.diagnostics.grading import grader as grading
 from teachdiag.diagnostics.grading.grader import Grader, Verdict, _JudgingProcess, grader_of
 from teachdiag.errors import ManifestError
@@ -142,7 +142,7 @@ def test_gold_answers_are_checked_before_a_model_is_asked(tmp_path: Path) -> Non
     manifest = replace(manifest, source={**manifest.source, "file": str(tmp_path / "own.jsonl")})
     settings = EvaluateSettings(models=["none"], eval_prompts=6)
     with pytest.raises(ManifestError, match="of row 3 cannot be read as latex"):
-        examination(settings, load_prompts(manifest), {})
+        draw_benchmark(settings, load_prompts(manifest), {})
 
 
 def test_every_manifest_says_how_its_answers_are_read() -> None:

@@ -21,9 +21,9 @@ from teachdiag.diagnostics.contexts.templates import (
     options_read,
     resolve_options,
 )
-from teachdiag.diagnostics.evaluate import examination
+from teachdiag.diagnostics.evaluate import draw_benchmark
 from teachdiag.diagnostics.models.sources import outline, resolve
-from teachdiag.diagnostics.train import Classroom
+from teachdiag.diagnostics.train import Experiment
 from teachdiag.diagnostics.training.distillation import _dataset
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.errors import ContextError, InputError, RunError, SettingsError
@@ -272,14 +272,14 @@ def test_a_student_is_trained_and_judged_on_prompts_rendered_alike(
     options = {"enable_thinking": False, "strftime_now": "2030-01-02"}
     prompts = load_prompts(read_manifest(manifest_path))
     tokenizer = outline(resolve(clocked[0], "", (), Reporter(quiet=True))).tokenizer
-    held_out = examination(settings, prompts, options)
-    room = Classroom(Path(), settings, (), held_out, "cpu", frozenset())
-    lessons = room.lessons(tokenizer)
-    rows = _dataset(lessons, settings)["prompt"]
-    assert sorted(rows) == sorted(map(list, lessons))
+    benchmark = draw_benchmark(settings, prompts, options)
+    experiment = Experiment(Path(), settings, (), benchmark, "cpu", frozenset())
+    train_prompts = experiment.train_prompts(tokenizer)
+    rows = _dataset(train_prompts, settings)["prompt"]
+    assert sorted(rows) == sorted(map(list, train_prompts))
     ids, images, fields = SelectiveDistillationTrainer._tokenize_prompts(None, [*rows])
     assert (ids, images, fields) == ([*rows], None, {})
     drawn, trained = prompts.draw(5, 8, 0)
-    for own, asked in ((held_out.asked(tokenizer), drawn), (lessons, trained)):
-        expected = [f"02 Jan 2030<user>{prompt.question}</><assistant>-" for prompt in asked]
-        assert [tokenizer.decode(ids) for ids in own] == expected
+    for rendered, chosen in ((benchmark.prompt_ids(tokenizer), drawn), (train_prompts, trained)):
+        expected = [f"02 Jan 2030<user>{prompt.question}</><assistant>-" for prompt in chosen]
+        assert [tokenizer.decode(ids) for ids in rendered] == expected

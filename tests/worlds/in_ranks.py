@@ -12,8 +12,8 @@ from teachdiag import cli
 from teachdiag.diagnostics.models import pair
 from teachdiag.diagnostics.models.sharding import load_over_processes
 from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.processes.group import is_first
 from teachdiag.diagnostics.processes.parameters import local
-from teachdiag.diagnostics.processes.ranks import is_first
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
