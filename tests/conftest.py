@@ -19,6 +19,7 @@ from transformers import Qwen3ForCausalLM
 from teachdiag.cli import main
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.figures import style
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -122,6 +123,12 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return sentence
 
     return command
+
+
+@pytest.fixture
+def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures in one format, where the test is not about their files."""
+    monkeypatch.setattr(style, "_UNDATED", {"png": style._UNDATED["png"]})
 
 
 @pytest.fixture

@@ -271,6 +271,7 @@ def test_cells_of_another_bank_are_refused(tmp_path: Path, fault: str) -> None:
         run_analysis(run, QUICK, QUIET)
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_tables_sentences_and_figures_of_a_run_without_a_step(run: Path) -> None:
     assert _read(run, FINDINGS).empty
     assert _read(run, PLACEBO_PANEL).empty
@@ -283,6 +284,7 @@ def test_tables_sentences_and_figures_of_a_run_without_a_step(run: Path) -> None
     assert {file.stem for file in draw_figures(run, QUIET)} >= {"plane", "saturation", "budget_curve"}
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_a_run_of_many_kinds(full_run: Path) -> None:
     names = {file.stem for file in draw_figures(full_run, QUIET)}
     assert names >= {"plane", "coefficients", "q3_contrast", "deciles", "budget_curve", "lds", "placebo_panel"}
