@@ -13,6 +13,7 @@ from teachdiag.analysis.bank.normalised import Scores
 from teachdiag.analysis.resampling.bootstrap import Codes, Resampling
 from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.artefacts import (
+    BUCKETS,
     CONTRASTS,
     ESTIMATES,
     FINDINGS,
@@ -67,7 +68,7 @@ class Results:
     buckets: pd.DataFrame
 
 
-RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N)
+RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N, BUCKETS)
 
 
 def read_results(run: Path) -> Results:
