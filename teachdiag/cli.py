@@ -342,8 +342,8 @@ def released(
     from teachdiag.analysis.released.released_bank import import_bank
 
     with uninterrupted():
-        found = import_bank(before, after, run, k)
-    print(f"{run}: {found['positions']:,} positions of {found['contexts']} contexts, K={found['k']}")
+        counts = import_bank(before, after, run, k)
+    print(f"{run}: {counts['positions']:,} positions of {counts['contexts']} contexts, K={counts['k']}")
 
 
 def _import_command(form: "Format") -> Any:  # noqa: ANN401 (a command of Typer's)

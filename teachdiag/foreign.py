@@ -40,32 +40,32 @@ def how_imported(path: Path) -> dict[str, Any]:
     if lacking:
         raise ArtefactError(f"{files[0]} is no contexts table: it lacks the columns {', '.join(lacking)}; {convert}")
     for column in CONTEXTS.columns:
-        there = schema.field(column.name).type if column.name in schema.names else column.type
-        if not _is_like(there, column.type):
+        stored = schema.field(column.name).type if column.name in schema.names else column.type
+        if not _is_like(stored, column.type):
             raise ArtefactError(
-                f"{files[0]}: column {column.name} holds {there}, where {column.type} is meant; {convert}"
+                f"{files[0]}: column {column.name} holds {stored}, where {column.type} is meant; {convert}"
             )
     recorded = (schema.metadata or {}).get(IMPORTED.encode())
     if recorded is None:
         return {}
     try:
-        found = parse_json(recorded)
+        record = parse_json(recorded)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(fits(found.get(name), dict[str, int]) for name in COUNTS):
+        record = None
+    if not isinstance(record, dict) or not all(fits(record.get(name), dict[str, int]) for name in COUNTS):
         raise ArtefactError(f"{files[0]}: what it says of its import is damaged: import it again")
-    return {IMPORTED: found}
+    return {IMPORTED: record}
 
 
-def _is_like(there: pa.DataType, meant: pa.DataType) -> bool:
+def _is_like(stored: pa.DataType, meant: pa.DataType) -> bool:
     """Whether a column is of the kind that is meant, of whatever width: whole numbers, text, lists of whole numbers."""
-    if pa.types.is_dictionary(there):
-        there = there.value_type
+    if pa.types.is_dictionary(stored):
+        stored = stored.value_type
     if pa.types.is_list(meant):
-        lists = pa.types.is_list(there) or pa.types.is_large_list(there) or pa.types.is_fixed_size_list(there)
-        return lists and _is_like(there.value_type, meant.value_type)
-    if pa.types.is_null(there):
+        lists = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
+        return lists and _is_like(stored.value_type, meant.value_type)
+    if pa.types.is_null(stored):
         return True  # no value at all, which the table's own checks tell
     if pa.types.is_integer(meant):
-        return bool(pa.types.is_integer(there) or pa.types.is_floating(there))  # pandas makes floats of whole numbers
-    return bool(pa.types.is_integer(there) or pa.types.is_string(there) or pa.types.is_large_string(there))
+        return bool(pa.types.is_integer(stored) or pa.types.is_floating(stored))  # pandas makes floats of whole numbers
+    return bool(pa.types.is_integer(stored) or pa.types.is_string(stored) or pa.types.is_large_string(stored))

@@ -113,7 +113,7 @@ class Manifest:
         except KeyError as error:
             raise ManifestError(f"{self.path}: template.{name} uses {error}, which [columns] does not map") from error
         messages = [{"role": role, "content": content} for role, content in prompt.conversation]
-        asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
         if not asked:
             return [{"role": "user", "content": text}]
         messages[asked[-1]]["content"] = text
@@ -202,16 +202,16 @@ def _check_template(path: Path, name: str, text: str) -> None:
     """Refuse what is more than a text with fields: a format could read attributes, or pad without end."""
     rule = f"{path}: template.{name} may use {{question}}, {{solution}} and {{answer}}, with other braces doubled"
     try:
-        found = [parts for _, *parts in Formatter().parse(text) if parts[0] is not None]
+        fields = [parts for _, *parts in Formatter().parse(text) if parts[0] is not None]
     except ValueError as error:
         raise ManifestError(f"{rule} ({error})") from error
     if command := _COMMAND_OF_FIELD.search(text.replace("{{", "")):
         raise ManifestError(f"{rule} (LaTeX's {command[0]} would be filled in: write {{{{ and }}}})")
-    for field, spec, conversion in found:
+    for field, spec, conversion in fields:
         if field not in _FIELDS or spec or conversion:
             written = f"{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
             raise ManifestError(f"{rule} ({{{written[:40]}}} is wrong)")
-    if name == "prompt" and "question" not in [field for field, *_ in found]:
+    if name == "prompt" and "question" not in [field for field, *_ in fields]:
         raise ManifestError(f"{path}: template.prompt lacks {{question}}, so that all prompts would be the same")
 
 

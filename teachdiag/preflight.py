@@ -105,25 +105,25 @@ def before_import(settings: ImportSettings) -> None:
     Raises:
         InputError: one is not.
     """
-    for place in settings.files:
-        existing(Path(place))
+    for path in settings.files:
+        existing(Path(path))
     if not _on_hub(settings.student):
         settings.refuse_idle(_UNREAD_REVISION)
 
 
-def existing(place: Path) -> Path:
+def existing(path: Path) -> Path:
     """Return a file or folder of rollouts that is there.
 
     Raises:
         RolloutError: it is not, or cannot be.
     """
     try:
-        there = place.exists()
+        exists = path.exists()
     except (OSError, ValueError) as error:
-        raise RolloutError(f"{shown(str(place))} cannot be read: {cause(error)}") from error
-    if not there:
-        raise RolloutError(f"there is no file or folder {place}")
-    return place
+        raise RolloutError(f"{shown(str(path))} cannot be read: {cause(error)}") from error
+    if not exists:
+        raise RolloutError(f"there is no file or folder {path}")
+    return path
 
 
 def local_model(name: str) -> Path | None:
@@ -132,13 +132,13 @@ def local_model(name: str) -> Path | None:
     Raises:
         ModelError: a path is meant, and no folder is there.
     """
-    place = Path(name)
+    path = Path(name)
     if name == EMBEDDED:
         return None
-    if place.is_dir():
-        return place
-    if place.is_file() or place.suffix == ".gguf" or name.startswith(_PATH_LIKE):
-        why = "is a file" if place.is_file() else "does not exist"
+    if path.is_dir():
+        return path
+    if path.is_file() or path.suffix == ".gguf" or name.startswith(_PATH_LIKE):
+        why = "is a file" if path.is_file() else "does not exist"
         raise ModelError(f"model {name!r} {why}: {MODELS}")
     if _HUB_ID.fullmatch(name) is None or ".." in name:
         raise ModelError(f"model {shown(name)} is no folder here, and cannot be an id on the Hub: {MODELS}")

@@ -125,22 +125,22 @@ def _content(prompt: Prompt) -> Content:
     return prompt.conversation or prompt.question, prompt.solution, prompt.answer
 
 
-def _verify(manifest: Manifest, found: set[str], rows: int) -> None:
+def _verify(manifest: Manifest, hashes: set[str], rows: int) -> None:
     """Refuse rows that are not those recorded, and say which they are, or how to record them.
 
     Raises:
         ManifestError: their number or their hash is another.
     """
-    if manifest.rows in (None, rows) and (not manifest.sha256 or found & set(manifest.sha256)):
+    if manifest.rows in (None, rows) and (not manifest.sha256 or hashes & set(manifest.sha256)):
         return
-    told = f"{manifest.id}: the data has {rows} distinct rows and the hash {' or '.join(sorted(found))}"
+    facts = f"{manifest.id}: the data has {rows} distinct rows and the hash {' or '.join(sorted(hashes))}"
     for name in manifest_names():
-        if found & set(read_manifest(name).sha256):
-            raise ManifestError(f"{told}, which are those of {name}: use --prompts {name}")
+        if hashes & set(read_manifest(name).sha256):
+            raise ManifestError(f"{facts}, which are those of {name}: use --prompts {name}")
     recorded = f"{manifest.rows or 'any number of'} rows{' of another hash' * bool(manifest.sha256)}"
     raise ManifestError(
-        f"{told}, where {manifest.path} records {recorded}: another split, revision or an edited copy; if that is what "
-        "you want, copy the manifest to a .toml file of your own, put these rows and this hash into its rows and "
+        f"{facts}, where {manifest.path} records {recorded}: another split, revision or an edited copy; if that is "
+        "what you want, copy the manifest to a .toml file of your own, put these rows and this hash into its rows and "
         "sha256, and give its path as --prompts"
     )
 
@@ -151,10 +151,10 @@ def local_file(manifest: Manifest, data_file: str = "") -> Path | None:
     Raises:
         ManifestError: it is not there, or of no format that is read.
     """
-    place, kind = _copy(manifest, data_file), manifest.source["kind"]
-    if "://" in place or (not place and kind != "file"):
+    copy, kind = _copy(manifest, data_file), manifest.source["kind"]
+    if "://" in copy or (not copy and kind != "file"):
         return None
-    path = Path(place or manifest.source["file"])
+    path = Path(copy or manifest.source["file"])
     if not os.path.isfile(path):  # a name that no file can have is none
         raise ManifestError(f"{manifest.id}: no data file at {str(path)[:200]}: give --data-file")
     _format(path)
@@ -168,10 +168,10 @@ def _copy(manifest: Manifest, data_file: str) -> str:
 
 def _read_source(manifest: Manifest, data_file: str) -> tuple[Iterable[Row], str]:
     """Return the rows, and the SHA-256 of the file they came from ('' for generated rows)."""
-    place, kind = _copy(manifest, data_file), manifest.source["kind"]
-    if kind in _GENERATED and not place:
+    copy, kind = _copy(manifest, data_file), manifest.source["kind"]
+    if kind in _GENERATED and not copy:
         return _GENERATED[kind](manifest), ""
-    path = local_file(manifest, data_file) or (_fetch(manifest, place) if place else _download(manifest))
+    path = local_file(manifest, data_file) or (_fetch(manifest, copy) if copy else _download(manifest))
     return _format(path)(path, manifest), file_digest(path)
 
 
@@ -196,9 +196,9 @@ def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
 def _line_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
     """Yield the rows of a file with one JSON object a line."""
     with path.open("rb") as stream:  # as bytes: text would also be cut at the line ends that JSON strings may hold
-        for place, line in enumerate(stream, start=1):
+        for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield from _objects(f"{path}:{place}", line, many=False)
+                yield from _objects(f"{path}:{number}", line, many=False)
 
 
 def _json_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
@@ -210,10 +210,10 @@ def _json_rows(path: Path, manifest: Manifest) -> Iterator[Row]:
 
 def _objects(where: str, text: bytes, *, many: bool) -> list[Row]:
     try:
-        found = parse_json(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ManifestError(f"{where} is no JSON: {error}") from error
-    rows = found if many else [found]
+    rows = content if many else [content]
     if not all(isinstance(row, dict) for row in rows):
         raise ManifestError(f"{where} is no JSON object, which one prompt must be")
     return rows
@@ -239,13 +239,13 @@ def _download(manifest: Manifest) -> Path:
         ) from error
 
 
-def _fetch(manifest: Manifest, place: str) -> Path:
+def _fetch(manifest: Manifest, url: str) -> Path:
     """Bring a file that fsspec can reach to this machine, until the process ends."""
     fsspec = _require("fsspec")
     try:
-        return Path(fsspec.open_local(f"simplecache::{place}", simplecache={"same_names": True}))
+        return Path(fsspec.open_local(f"simplecache::{url}", simplecache={"same_names": True}))
     except Exception as error:  # each protocol has errors of its own
-        raise ManifestError(f"{manifest.id}: --data-file {place} cannot be fetched: {cause(error)}") from error
+        raise ManifestError(f"{manifest.id}: --data-file {url} cannot be fetched: {cause(error)}") from error
 
 
 def _generate(manifest: Manifest) -> list[dict[str, Any]]:
@@ -351,7 +351,7 @@ def _conversation(messages: list[Any], manifest: Manifest) -> tuple[tuple[str, s
     Raises:
         ManifestError: there is more in them than text, or they are no prompt; the message does not say where.
     """
-    found = []
+    spoken = []
     for message in messages:
         if not isinstance(message, dict):
             raise ManifestError("holds a list that is no list of messages: name the entry that is meant")
@@ -366,8 +366,8 @@ def _conversation(messages: list[Any], manifest: Manifest) -> tuple[tuple[str, s
             content = parts["text"] if parts.keys() == {"type", "text"} and parts["type"] == "text" else content
         if not isinstance(kept["role"], str) or not isinstance(content, str):
             raise ManifestError("holds a message of more than one text, such as an image: only text can be rendered")
-        found.append((_text(kept["role"], "role"), _text(content, "content")))
-    roles = [role for role, _ in found]
+        spoken.append((_text(kept["role"], "role"), _text(content, "content")))
+    roles = [role for role, _ in spoken]
     if "user" not in roles:
         raise ManifestError("holds no message of the user's")
     if roles[-1] == "assistant" and not manifest.prefilled:
@@ -377,7 +377,7 @@ def _conversation(messages: list[Any], manifest: Manifest) -> tuple[tuple[str, s
         )
     if roles[-1] not in ("user", "assistant"):
         raise ManifestError(f"ends with a message of the {roles[-1]}'s, so that nobody asks for an answer")
-    return tuple(found)
+    return tuple(spoken)
 
 
 def _require(package: str) -> Any:  # noqa: ANN401 (a module)

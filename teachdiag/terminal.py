@@ -139,6 +139,6 @@ def _console(width: int | None = None) -> Console:
 
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left")
     return table

@@ -52,7 +52,7 @@ def tagged(text: str) -> str | None:
 
 def whole_sentences(text: str) -> str:
     """Return a text that was cut at a length limit up to its last complete sentence."""
-    ends = [found.end() for found in _SENTENCE.finditer(text) if found.end() < len(text)]
+    ends = [match.end() for match in _SENTENCE.finditer(text) if match.end() < len(text)]
     return text[: ends[-1]] if ends else ""
 
 
@@ -62,17 +62,17 @@ def boxed(text: str) -> str | None:
     Raises:
         UnreadableError: a box never ends.
     """
-    found: list[str] = []
+    contents: list[str] = []
     after = len(text)
     for box in reversed(list(_BOX.finditer(text))[-_SOME:]):
         content, end = _braced(text, box.end())
         if end > after < len(text):  # around the box that was found
             continue
-        if found and not _BETWEEN_BOXES.fullmatch(text, end, max(end, after)):
+        if contents and not _BETWEEN_BOXES.fullmatch(text, end, max(end, after)):
             break
-        found.insert(0, content)
+        contents.insert(0, content)
         after = box.start()
-    return ", ".join(dict.fromkeys(found)) if found else None
+    return ", ".join(dict.fromkeys(contents)) if contents else None
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
@@ -80,11 +80,11 @@ def _braced(text: str, start: int) -> tuple[str, int]:
     if not text.startswith("{", start):
         return text[start : start + 1], start + 1
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] in "{}" and text[place - 1] != "\\":
-            depth += 1 if text[place] == "{" else -1
+    for index in range(start, len(text)):
+        if text[index] in "{}" and text[index - 1] != "\\":
+            depth += 1 if text[index] == "{" else -1
             if depth == 0:
-                return text[start + 1 : place], place + 1
+                return text[start + 1 : index], index + 1
     raise UnreadableError("a box that never ends")
 
 
@@ -103,13 +103,13 @@ def formulas(text: str) -> list[str]:
 
 def first_formula(sentence: str) -> str | None:
     """Return a sentence's first formula, or where it goes on through words (90 cm / 45 cm = 2) to, and None without."""
-    found = None
+    formula = None
     for stretch, goes_on in _stretches(sentence):
-        if found is None or goes_on:
-            found = stretch
+        if formula is None or goes_on:
+            formula = stretch
         else:
             break
-    return found
+    return formula
 
 
 def _stretches(text: str) -> Iterator[tuple[str, bool]]:
@@ -138,11 +138,11 @@ def _trimmed(run: list[str]) -> list[str]:
 
 def _tokens(text: str) -> list[str]:
     """Split at white space outside braces."""
-    depth, starts, found = 0, 0, []
-    for place, sign in enumerate(text):
+    depth, starts, tokens = 0, 0, []
+    for index, sign in enumerate(text):
         depth = max(0, depth + {"{": 1, "}": -1}.get(sign, 0))
-        glued = sign == ":" and text[max(0, place - 2) : place].isalpha()  # Total:12
+        glued = sign == ":" and text[max(0, index - 2) : index].isalpha()  # Total:12
         if (sign.isspace() or glued) and not depth:
-            found.append(text[starts:place])
-            starts = place + 1
-    return [token for token in (*found, text[starts:]) if token]
+            tokens.append(text[starts:index])
+            starts = index + 1
+    return [token for token in (*tokens, text[starts:]) if token]

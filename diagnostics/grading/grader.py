@@ -123,8 +123,8 @@ def grader_of(manifest: Manifest) -> Grader:
 
 
 def _exact(prompt: Prompt, text: str, mark: str) -> Outcome:
-    _, found, after = text.rpartition(mark)
-    if not found or not after.strip():
+    _, marked, after = text.rpartition(mark)
+    if not marked or not after.strip():
         return "unparseable"
     return "right" if after.split() == str(prompt.answer).split() else "wrong"
 

@@ -120,7 +120,7 @@ def _sentence(text: str, cut: bool) -> str:
 
 def _from_prose(kind: str, gold: Value, text: str, cut: bool) -> Value:
     """Read the first formula behind the last mark, else the text's last one."""
-    stretch = next((found for sentence in marked(text) if (found := first_formula(sentence))), None)
+    stretch = next((formula for sentence in marked(text) if (formula := first_formula(sentence))), None)
     listed = isinstance(gold, Collection)
     if stretch is None:
         everywhere = [] if cut else formulas(text)

@@ -295,21 +295,21 @@ def _related(parts: list[str], signs: list[str]) -> Value:
 
 def _interval(parts: list[str], signs: list[str]) -> Collection | None:
     """Read what rises, such as 1 < x <= 2, as an interval of its one variable."""
-    places = [place for place, part in enumerate(parts) if _VARIABLE.fullmatch(part)]
-    if len(places) != 1 or (len(parts), places[0]) not in ((2, 0), (2, 1), (3, 1)):
+    indices = [index for index, part in enumerate(parts) if _VARIABLE.fullmatch(part)]
+    if len(indices) != 1 or (len(parts), indices[0]) not in ((2, 0), (2, 1), (3, 1)):
         return None
-    place = places[0]
-    low = _read(parts[place - 1]) if place else Quantity(-sympy.oo, "")
-    high = _read(parts[place + 1]) if place + 1 < len(parts) else Quantity(sympy.oo, "")
-    opening = "[" if place and signs[place - 1] == r"\le" else "("
-    return Collection(opening + ("]" if signs[place:] == [r"\le"] else ")"), (low, high))
+    index = indices[0]
+    low = _read(parts[index - 1]) if index else Quantity(-sympy.oo, "")
+    high = _read(parts[index + 1]) if index + 1 < len(parts) else Quantity(sympy.oo, "")
+    opening = "[" if index and signs[index - 1] == r"\le" else "("
+    return Collection(opening + ("]" if signs[index:] == [r"\le"] else ")"), (low, high))
 
 
 def _quantity(latex: str) -> Quantity:
     unit, percent, written = "", False, latex
-    found = next((found for found in _UNIT.finditer(latex) if found.end() == len(latex)), None)
-    if found:
-        unit, latex = _unit_name(found), latex[: found.start()].strip()
+    unit_match = next((unit_match for unit_match in _UNIT.finditer(latex) if unit_match.end() == len(latex)), None)
+    if unit_match:
+        unit, latex = _unit_name(unit_match), latex[: unit_match.start()].strip()
     if re.match(r"[-+]?\s*(?:\\\$|€|£)", latex):
         unit, latex = unit or "dollar", re.sub(r"\\\$|€|£", "", latex)
     if latex.endswith(r"\%"):
@@ -324,11 +324,11 @@ def _quantity(latex: str) -> Quantity:
     return Quantity(value, said(written), decimal, unit, percent)
 
 
-def _unit_name(found: re.Match[str]) -> str:
+def _unit_name(match: re.Match[str]) -> str:
     name = (
-        next(name for name in found.group("wrapped", "plain", "rate", "letter", "known") if name).strip(" .").casefold()
+        next(name for name in match.group("wrapped", "plain", "rate", "letter", "known") if name).strip(" .").casefold()
     )
-    power = found["power"] or ""
+    power = match["power"] or ""
     for prefix, its in (("square ", "2"), ("sq ", "2"), ("sq. ", "2"), ("cubic ", "3"), ("cu ", "3")):
         if name.startswith(prefix):
             name, power = name.removeprefix(prefix), its
@@ -341,10 +341,10 @@ def _number(text: str) -> sympy.Rational | None:
         sign, whole, fixed, period = repeating.groups()
         tail = sympy.Rational(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
         return (-1 if sign else 1) * (sympy.Rational(f"{whole or 0}.{fixed or 0}") + tail)
-    found = _NUMBER.fullmatch(text)
-    if found is None or not re.search(r"\d", text):
+    match = _NUMBER.fullmatch(text)
+    if match is None or not re.search(r"\d", text):
         return None
-    part = found.groupdict()
+    part = match.groupdict()
     bottom = int(part["bottom"] or part["under"] or 1)
     if bottom == 0:
         raise UnreadableError("a division by zero")
@@ -362,7 +362,7 @@ def _expression(latex: str) -> tuple[Any, bool]:
     if re.search(r"[\d.]\s+[\d.]", latex):
         raise UnreadableError("two numbers without a sign between them")
     try:
-        found = parse(
+        parsed = parse(
             f"${latex}$",
             [_LATEX],
             fallback_mode="no_fallback",
@@ -372,9 +372,9 @@ def _expression(latex: str) -> tuple[Any, bool]:
         )
     except Exception as error:  # the parser's own and sympy's, of any class
         raise UnreadableError("no mathematics") from error
-    if not found or isinstance(found[0], str):
+    if not parsed or isinstance(parsed[0], str):
         raise UnreadableError("no mathematics")
-    value = found[0]
+    value = parsed[0]
     floats, calls = value.atoms(sympy.Float), value.atoms(AppliedUndef)
     value = value.xreplace({call: sympy.Symbol(str(call)) for call in calls})
     plain = {symbol: sympy.I if symbol.name == "i" else sympy.Symbol(symbol.name) for symbol in value.free_symbols}
@@ -383,15 +383,15 @@ def _expression(latex: str) -> tuple[Any, bool]:
 
 def _split(latex: str, separator: re.Pattern[str]) -> list[str]:
     """Split outside of brackets of every kind and of LaTeX environments."""
-    depth, place, start, parts = 0, 0, 0, []
-    while place < len(latex):
-        if depth == 0 and (found := separator.match(latex, place)):
-            parts.append(latex[start:place])
-            start = place = found.end()
+    depth, index, start, parts = 0, 0, 0, []
+    while index < len(latex):
+        if depth == 0 and (match := separator.match(latex, index)):
+            parts.append(latex[start:index])
+            start = index = match.end()
         else:
-            depth += _STEPS.get(latex[place], 0)
-            depth += latex.startswith(r"\begin", place) - latex.startswith(r"\end", place)
-            place += 1
+            depth += _STEPS.get(latex[index], 0)
+            depth += latex.startswith(r"\begin", index) - latex.startswith(r"\end", index)
+            index += 1
     return [*parts, latex[start:]]
 
 
@@ -489,10 +489,10 @@ def _with_names_resolved(value: Value) -> Collection:
 def _same_unordered(ours: tuple[Value, ...], theirs: tuple[Value, ...]) -> bool:
     left = list(theirs)
     for item in ours:
-        place = next((place for place, other in enumerate(left) if same(item, other)), None)
-        if place is None:
+        index = next((index for index, other in enumerate(left) if same(item, other)), None)
+        if index is None:
             return False
-        del left[place]
+        del left[index]
     return not left
 
 
@@ -556,11 +556,11 @@ _POINTS = ((1, 1), (-1, 2), (1, 3))  # sign and salt of where expressions are co
 def _at(expression: Any, point: tuple[int, int]) -> Any:  # noqa: ANN401 (sympy)
     """Return an expression's value, to at least 40 digits, where each variable has the place that its name gives it."""
     sign, salt = point
-    places = {
+    point_of = {
         symbol: sympy.Rational(sign * (1 + zlib.crc32(f"{salt}{symbol}".encode()) % 1999), 997)
         for symbol in expression.free_symbols
     }
-    value = expression.subs(places)
+    value = expression.subs(point_of)
     size = abs(sympy.N(value, 15))
     more = int(sympy.log(size, 10)) if size.is_finite and 1 < size < sympy.Float("1e2000") else 0
     return sympy.N(value, 40 + more)

@@ -183,11 +183,11 @@ class Encoder:
         if self._tokenizer.chat_template is not None:
             with suppress(BadRow):  # of a template that refuses even this
                 prompts.append(self._chat(({"role": "user", "content": "marker"},)))
-        found: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        usual: tuple[dict[int, int], dict[int, int]] = ({}, {})
         for ids in filter(None, prompts):
-            for counts, listed in zip(found, (ids, ids[::-1]), strict=True):
+            for counts, listed in zip(usual, (ids, ids[::-1]), strict=True):
                 counts[listed[0]] = max(counts.get(listed[0], 0), _first_run(listed))
-        return found
+        return usual
 
     @cached_property
     def _turn_end(self) -> int | None:
@@ -221,8 +221,8 @@ class Encoder:
                 "student's chat template leaves no trace that tells which",
             )
         return any(
-            mark.strip() and (text.startswith(mark) if place % 2 == 0 else text.endswith(mark))
-            for place, mark in enumerate(marks)
+            mark.strip() and (text.startswith(mark) if index % 2 == 0 else text.endswith(mark))
+            for index, mark in enumerate(marks)
         )
 
     def _without_template(self, text: str, form: Form) -> Ids:
@@ -255,18 +255,18 @@ class Encoder:
 
     def _recovered(self, text: str) -> Ids:
         """Render a stripped prompt anew: find the messages in it, and refuse where they could be others."""
-        found: set[Ids] = set()
+        readings: set[Ids] = set()
         for messages in self._readings(text):
             ids = self._chat(messages)
             if self._decode(ids, skip=True) == text:
-                found.add(ids)
-                if len(found) > 1 or any(self._may_be_turns(message["content"]) for message in messages):
+                readings.add(ids)
+                if len(readings) > 1 or any(self._may_be_turns(message["content"]) for message in messages):
                     raise BadRow(
                         "ambiguous",
                         f"the prompt, which begins {shown(text)}, lost its special tokens and can be read as more "
                         "than one conversation",
                     )
-        if not found:
+        if not readings:
             raise BadRow(
                 "no prompt of the template",
                 f"the prompt, which begins {shown(text)}, lost its special tokens and is not what the student's "
@@ -274,7 +274,7 @@ class Encoder:
                 + f"; of what it reads besides ({', '.join(self.options)}), --template-options tells"
                 * bool(self.options),
             )
-        return found.pop()
+        return readings.pop()
 
     def _readings(self, text: str) -> Iterator[Messages]:
         """Yield every conversation of `_CHATS` whose stripped rendering may be this text."""
@@ -285,8 +285,8 @@ class Encoder:
     @cached_property
     def _pieces(self) -> dict[tuple[str, ...], list[str]]:
         """What a stripped rendering has before, between and after the messages of each conversation of `_CHATS`."""
-        found = {roles: self._around(roles, skip=True) for roles in _CHATS}
-        return {roles: pieces for roles, pieces in found.items() if pieces}
+        around = {roles: self._around(roles, skip=True) for roles in _CHATS}
+        return {roles: pieces for roles, pieces in around.items() if pieces}
 
     def _may_be_turns(self, content: str) -> bool:
         """Whether a stripped message may be more than one: it holds what stands between turns, or nothing does."""
@@ -295,8 +295,8 @@ class Encoder:
     @cached_property
     def _openings(self) -> list[str]:
         """What a stripped rendering has between turns, behind a user's and behind the assistant's."""
-        found = [self._around(roles, skip=True) for roles in _TURNS]
-        return sorted({piece for pieces in found if pieces for piece in pieces[1:3]})
+        around = [self._around(roles, skip=True) for roles in _TURNS]
+        return sorted({piece for pieces in around if pieces for piece in pieces[1:3]})
 
     def _refuse_turns(self, text: str, skip: bool) -> None:
         """Refuse a response in which another turn begins: tools and users said part of it, not the student.
@@ -306,22 +306,22 @@ class Encoder:
             skip: which of the two.
         """
         for sign in self._signs[skip]:
-            if found := sign.search(text):
+            if match := sign.search(text):
                 raise BadRow(
                     "other turns in the response",
-                    f"the response holds {shown(found.group())}, with which the student's chat template begins another "
+                    f"the response holds {shown(match.group())}, with which the student's chat template begins another "
                     "turn: a tool's or a user's text is not the student's, and the file does not mask it",
                 )
 
     @cached_property
     def _signs(self) -> dict[bool, list[re.Pattern[str]]]:
         """How turns begin inside a response, special tokens skipped or written out."""
-        found: dict[bool, list[re.Pattern[str]]] = {}
+        signs: dict[bool, list[re.Pattern[str]]] = {}
         for skip in (True, False):
             around = [self._around(roles, skip) for roles in _TURNS]
             pieces = sorted({piece for listed in around if listed for piece in (listed[1], listed[2], listed[-1])})
-            found[skip] = [sign for piece in pieces if (sign := self._sign(piece))]
-        return found
+            signs[skip] = [sign for piece in pieces if (sign := self._sign(piece))]
+        return signs
 
     def _sign(self, piece: str) -> re.Pattern[str] | None:
         """What tells that a piece of the template, behind the token that ends a turn, stands in a response.
@@ -352,7 +352,7 @@ class Encoder:
 
     def _around(self, roles: Sequence[str], skip: bool) -> list[str] | None:
         """What a rendering has before, between and after messages of these roles; None where there is none."""
-        markers = [f"marker{place}" for place in range(len(roles))]
+        markers = [f"marker{number}" for number in range(len(roles))]
         try:
             ids = self._chat(tuple({"role": r, "content": m} for r, m in zip(roles, markers, strict=True)))
         except BadRow:
@@ -430,7 +430,7 @@ def _splits(text: str, pieces: Sequence[str]) -> Iterator[list[str]]:
         if text.endswith(rest[0]):
             yield [text[: len(text) - len(rest[0])]]
         return
-    place = text.find(rest[0])
-    while place >= 0:
-        yield from ([text[:place], *tail] for tail in _splits(text[place:], rest))
-        place = text.find(rest[0], place + 1)
+    start = text.find(rest[0])
+    while start >= 0:
+        yield from ([text[:start], *tail] for tail in _splits(text[start:], rest))
+        start = text.find(rest[0], start + 1)

@@ -76,7 +76,7 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
     }
     _tell(imported, reporter)
     _tell_options(settings, records, encoder, reporter)
-    table = CONTEXTS.build_rows([row | {"context_id": place} for place, row in enumerate(rows)])
+    table = CONTEXTS.build_rows([row | {"context_id": context_id} for context_id, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
     write_parquet(table, out)
     return {"file": settings.contexts} | _summary(rows) | {"imported": imported}
@@ -137,8 +137,10 @@ def _check_origins(records: list[Record], reporter: Reporter) -> None:
         if record.tokenizer is not None:
             first.setdefault(record.tokenizer, record.where)
     if len(first) > 1:
-        (one, here), (other, there), *_ = first.items()
-        raise RolloutError(f"{there}: was tokenised by {other}, but {here} by {one}: import one tokenizer's at a time")
+        (one, first_where), (other, other_where), *_ = first.items()
+        raise RolloutError(
+            f"{other_where}: was tokenised by {other}, but {first_where} by {one}: import one tokenizer's at a time"
+        )
     steps = {record.step for record in records if record.step is not None}
     if len(steps) > 1:
         reporter.say(
@@ -174,11 +176,11 @@ def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> d
 
 
 def _check_end(response: Ids, ends: frozenset[int]) -> None:
-    for place, token in enumerate(response[:-1]):
+    for position, token in enumerate(response[:-1]):
         if token in ends:
             raise BadRow(
                 "goes on behind its end",
-                f"the response goes on behind its end-of-text token (id {token} at position {place}): cut off what "
+                f"the response goes on behind its end-of-text token (id {token} at position {position}): cut off what "
                 "follows, which is padding (--strip-padding takes it off) or another turn",
             )
 
@@ -198,12 +200,12 @@ def _check_names(records: list[Record], rows: list[dict[str, Any]]) -> None:
         if record.opening is not None:
             continue
         prompt_id, prompt = row["prompt_id"], row["prompt_token_ids"]
-        name, there = names.setdefault(prompt, (prompt_id, record.where))
+        name, where = names.setdefault(prompt, (prompt_id, record.where))
         if name != prompt_id:
-            raise RolloutError(f"{record.where}: prompt_id {prompt_id} has the same prompt as {name} ({there})")
-        other, there = prompts.setdefault(prompt_id, (prompt, record.where))
+            raise RolloutError(f"{record.where}: prompt_id {prompt_id} has the same prompt as {name} ({where})")
+        other, where = prompts.setdefault(prompt_id, (prompt, record.where))
         if other != prompt:
-            raise RolloutError(f"{record.where}: prompt_id {prompt_id} stands for another prompt at {there}")
+            raise RolloutError(f"{record.where}: prompt_id {prompt_id} stands for another prompt at {where}")
 
 
 def _split(records: list[Record], rows: list[dict[str, Any]], settings: ImportSettings) -> None:
@@ -217,12 +219,12 @@ def _split(records: list[Record], rows: list[dict[str, Any]], settings: ImportSe
     if len(prompts) < 2:
         raise RolloutError(f"all {len(rows)} rollouts have the same prompt: bank and updates need at least one each")
     lacking = [record.where for record in records if record.split is None]
-    own = len(lacking) < len(records)
-    if own and lacking:
+    given = len(lacking) < len(records)
+    if given and lacking:
         raise RolloutError(f"{lacking[0]}: has no split, but other rows have: give it in every row or in none")
-    if own and settings.update_prompts:
+    if given and settings.update_prompts:
         raise SettingsError("--update-prompts cannot be used: the rows say which split they are in")
-    chosen = _given_splits(records, rows) if own else _drawn_splits(prompts, settings.update_prompts, settings.seed)
+    chosen = _given_splits(records, rows) if given else _drawn_splits(prompts, settings.update_prompts, settings.seed)
     for row in rows:
         row["split"] = chosen[row["prompt_id"]]
 
@@ -246,7 +248,7 @@ def _drawn_splits(prompts: list[str], update_prompts: int, seed: int) -> dict[st
             "aside for updates"
         )
     order = np.random.default_rng(derive_seed(seed, "import")).permutation(len(prompts))
-    return {prompts[i]: "update" if place < wanted else "bank" for place, i in enumerate(order)}
+    return {prompts[i]: "update" if rank < wanted else "bank" for rank, i in enumerate(order)}
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -161,14 +161,14 @@ def messages_of(value: Any, name: str) -> Messages:  # noqa: ANN401 (whatever th
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise malformed(f"{name} is neither text nor a list of messages")
-    found = tuple({key: part for key, part in message.items() if part is not None} for message in value)
-    for message in found:
+    messages = tuple({key: part for key, part in message.items() if part is not None} for message in value)
+    for message in messages:
         if set(message) != {"role", "content"} or not all(isinstance(part, str) for part in message.values()):
             raise malformed(
                 f"{name} holds a message with {names_of(dict.fromkeys(sorted(message, key=str)))}: only a role and a "
                 "content of plain text can be encoded exactly"
             )
-    return found
+    return messages
 
 
 def step_of(fields: Mapping[Any, Any]) -> int | None:

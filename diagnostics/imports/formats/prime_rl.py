@@ -14,8 +14,8 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     """
     ids = ids_of(field(fields, "token_ids"), "token_ids")
     kept = mask_of(field(fields, "loss_mask"), "loss_mask", len(ids))
-    places = fields.get("position_ids")
-    if places is not None and ids_of(places, "position_ids") != tuple(range(len(ids))):
+    positions = fields.get("position_ids")
+    if positions is not None and ids_of(positions, "position_ids") != tuple(range(len(ids))):
         raise malformed("position_ids do not count from 0: the row is more than one sequence, or none from its start")
     copied = fields.get("ce_weights")
     if isinstance(copied, list) and any(copied):
