@@ -7,13 +7,7 @@ import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from teachdiag.analysis.bank.measurements import (
-    finished_probes,
-    left_out_probes,
-    load_bank,
-    load_step,
-    select_outcomes,
-)
+from teachdiag.analysis.bank.measurements import finished_probes, left_out_probes, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
 from teachdiag.analysis.kinds.kind import RESULT_TABLES, Inputs, Results, analysis_of
 from teachdiag.analysis.report.caveats import caveats

@@ -10,18 +10,10 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from teachdiag.analysis.bank.measurements import (
-    OUTCOMES,
-    Bank,
-    Outcome,
-    Probe,
-    Step,
-    select_outcome,
-)
+from teachdiag.analysis.bank.measurements import OUTCOMES, Bank, Outcome, Probe, Step, select_outcome
 from teachdiag.analysis.bank.normalised import saturation_rows
 from teachdiag.analysis.bank.token_scores import scale_rows, token_table
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
-from teachdiag.analysis.resampling.bootstrap import Codes
 from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.beyond_placebos import beyond_rows
 from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
@@ -60,6 +52,7 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.progress import Reporter
+from teachdiag.scores import Codes
 from teachdiag.settings import KINDS, SUPPORT_SIZES
 from teachdiag.tables import Table
 

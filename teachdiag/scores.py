@@ -6,8 +6,8 @@ import numpy.typing as npt
 from teachdiag.errors import EstimationError
 
 Array = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Codes = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int64]  # whole numbers: groups, bins, ranks
 
 
 def quantile_range(values: Array, column: str) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def soft_or(a: Array, b: Array) -> Array:
     return a + b * (1 - a)
 
 
-def q3_mask(student_entropy: Array, forward_kl: Array) -> tuple[Flags, float, float]:
+def q3_mask(student_entropy: Array, forward_kl: Array) -> tuple[Mask, float, float]:
     """Return the mask of Q3 and the two medians that bound it, in nats: entropy <= its median, KL >= its median.
 
     Q3 is the confident student that is far from its teacher (arXiv 2604.14084; quadrants of arXiv 2605.26844).

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from teachdiag.analysis.bank.stored_columns import StoredColumns, position_key
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Codes, Interval
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval
 from teachdiag.artefacts import GAINS
 from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import HEADLINE_K, KINDS, SUPPORT_SIZES, ProbeSettings
 from teachdiag.signals import SUPPORT, Signal, added_signals, positions_of
 from teachdiag.tables import Table
-
-Mask = npt.NDArray[np.bool_]
 
 _LARGE = 500_000  # positions
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.formulas import stored_name
-from teachdiag.scores import clip_to, q3_mask, quantile_range
+from teachdiag.scores import Array, Codes, Mask, clip_to, q3_mask, quantile_range
 from teachdiag.settings import HEADLINE_K
 from teachdiag.signals import COMPARED, NORMALISED, SATURATION, SIGNALS, Signal, at_each_k, with_role
 
@@ -131,7 +130,7 @@ def _ranges(bank: Bank) -> Ranges:
     return cache(lambda column: quantile_range(bank.column(column), column))
 
 
-def in_q3(bank: Bank, rows: Codes | None = None) -> tuple[np.ndarray, float, float]:
+def in_q3(bank: Bank, rows: Codes | None = None) -> tuple[Mask, float, float]:
     """Return the Q3 mask and the medians that bound it: student entropy <= its median, forward KL >= its median.
 
     Args:

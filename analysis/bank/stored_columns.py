@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from teachdiag.analysis.resampling.bootstrap import Codes
 from teachdiag.errors import ArtefactError
+from teachdiag.scores import Codes
 from teachdiag.selectors.tokens import column_array
 from teachdiag.tables import Table
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from teachdiag.analysis.bank.measurements import Bank, Step, load_aligned
 from teachdiag.analysis.bank.normalised import Scores, in_q3
 from teachdiag.artefacts import PREDICTIONS, RANKED, TOKENS
-from teachdiag.scores import Array, Flags
+from teachdiag.scores import Array, Mask
 from teachdiag.selectors import SELECTORS, Tokens
 from teachdiag.selectors.choice import ranks
 from teachdiag.settings import HEADLINE_K as K
@@ -82,7 +82,7 @@ def scale_row(
     }
 
 
-def _upper(values: Array) -> Flags:
+def _upper(values: Array) -> Mask:
     return values >= np.quantile(values, _HIGH)
 
 

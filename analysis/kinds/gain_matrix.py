@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.bank.stored_columns import position_key
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
 from teachdiag.errors import ArtefactError
+from teachdiag.scores import Array, Codes
 
 CELL = ["selector", "budget", "seed", "match"]
 GROUP = ["selector", "budget", "match"]

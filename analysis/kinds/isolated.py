@@ -17,7 +17,7 @@ from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.bank.normalised import Key
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.kinds.rank_tables import extent, leading_rows, number, rank_sentences, rank_table, shown_number
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
     Sample,
@@ -30,6 +30,7 @@ from teachdiag.analysis.step.step_length import learning_rate
 from teachdiag.artefacts import ESTIMATES, ISOLATED
 from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
+from teachdiag.scores import Array, Codes
 from teachdiag.selectors import Tokens
 
 FIRST_ORDER = {"gain": "own_inner", "fix_gain": "fix_inner"}  # outcome: the inner product that foresees it

@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.measurements import Bank, Record, Step
 from teachdiag.analysis.bank.normalised import Scores
-from teachdiag.analysis.resampling.bootstrap import Codes, Resampling
+from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.artefacts import (
     BUCKETS,
@@ -24,6 +24,7 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.errors import SettingsError
+from teachdiag.scores import Codes
 from teachdiag.settings import KINDS, AnalyzeSettings
 from teachdiag.tables import Table
 

@@ -18,7 +18,7 @@ from teachdiag.analysis.bank.normalised import Key
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables
 from teachdiag.analysis.kinds.rank_tables import extent, leading_rows
 from teachdiag.analysis.kinds.selectors import measured_masks
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Interval, Resampling
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
     found_intervals,
@@ -30,6 +30,7 @@ from teachdiag.analysis.step.step_length import learning_rate
 from teachdiag.analysis.text.text_tables import named, readable, row_interval
 from teachdiag.artefacts import ESTIMATES, INTERVENTIONS, PREDICTIONS
 from teachdiag.errors import ArtefactError
+from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Tokens
 from teachdiag.signals import BASE, BASE_LABEL, versus_base

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome, Probe, load_draws, select_outcome
+from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, load_draws, select_outcome
 from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.rank_correlations import spearman
 from teachdiag.analysis.step.regression import point_estimates
 from teachdiag.analysis.step.released_gap import arms
 from teachdiag.analysis.step.support_contrast import fixed_gaps
 from teachdiag.analysis.step.validity import cross_validated, predictor_sets
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.signals import BASE, PLACEBO_RANKS, set_label
 

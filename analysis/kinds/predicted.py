@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from rich.table import Table as Grid
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, load_aligned
+from teachdiag.analysis.bank.measurements import Bank, load_aligned
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.kinds.rank_tables import number, rank_sentences, rank_table, shown_number
-from teachdiag.analysis.resampling.bootstrap import Array, Interval, Resampling, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.profiles import concentration_row
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
@@ -32,6 +32,7 @@ from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import ESTIMATES, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
+from teachdiag.scores import Array, Mask
 from teachdiag.settings import SHRINKS
 
 CLEAN = 3.0  # noise floors that an rms remainder must exceed to be more than rounding

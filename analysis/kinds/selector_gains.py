@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import Bank, Mask
+from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.bank.normalised import in_q3
 from teachdiag.analysis.kinds.gain_matrix import GROUP, Cells
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, Interval, Resampling, intervals, prompt_sums
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, prompt_sums
 from teachdiag.analysis.resampling.multiplicity import add_q_values, bootstrap_p
 from teachdiag.analysis.resampling.two_way import TwoWay, cell_means, over_seeds, seed_intervals, two_way
 from teachdiag.analysis.step.rank_correlations import spearman
 from teachdiag.analysis.step.released_gap import arms
 from teachdiag.analysis.step.support_contrast import fixed_gaps
 from teachdiag.errors import EstimationError
+from teachdiag.scores import Array, Mask
 from teachdiag.settings import HEADLINE_K, NOISE_SAFETY
 
 RANDOM, ALL = "random", "all"

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.analysis.bank.measurements import Mask
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.artefacts import RELEASED_BANK
 from teachdiag.artefacts.released import MEASURED
 from teachdiag.errors import ArtefactError, RunError, SettingsError, cause
 from teachdiag.runs import Stage, writing
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.tables import file_digest, shard_path, write_parquet
 
 _TABLE = "released_bank"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.analysis.step.support_contrast import fixed_gaps
+from teachdiag.scores import Array, Codes
 
 DRAWS = 1000
 

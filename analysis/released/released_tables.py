@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from teachdiag.analysis.bank.measurements import Mask
 from teachdiag.analysis.released.released_bank import ReleasedBank, norm_or_zero, quadrant, winsorised
 from teachdiag.analysis.released.released_contrasts import gap, match_nearest, mean_interval
-from teachdiag.analysis.resampling.bootstrap import Array
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.seeds import derive_seed
 
 _Q3 = "Q3_lowH_highD"
@@ -253,9 +252,9 @@ def _proxy_columns(bank: ReleasedBank) -> dict[str, Array]:
     }
 
 
-def _best(score: Array, keep: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _best(score: Array, keep: int) -> Codes:
     """The first `keep` rows in pandas' unstable descending order, which decides ties as the release does."""
-    order: np.ndarray[Any, np.dtype[np.int64]] = pd.Series(score).sort_values(ascending=False).index[:keep].to_numpy()
+    order: Codes = pd.Series(score).sort_values(ascending=False).index[:keep].to_numpy()
     return order
 
 

@@ -11,14 +11,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from teachdiag.errors import EstimationError
+from teachdiag.scores import Array, Codes
 from teachdiag.seeds import derive_seed
-
-Array = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
 
 MIN_PROMPTS = 8  # with fewer clusters, percentile intervals are far too short to be shown
 

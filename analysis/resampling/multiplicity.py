@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
-from teachdiag.analysis.resampling.bootstrap import Array
+from teachdiag.scores import Array
 
 
 def bootstrap_p(draws: Array) -> float | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.sparse import csr_array
 
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
+from teachdiag.scores import Array, Codes
 
 _MOST_BLOCKS = 512
 _TOGETHER = 1 << 19  # positions that are looked at row by row, over all draws, at the same time

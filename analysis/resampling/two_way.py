@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, intervals, ratio
+from teachdiag.scores import Array, Codes
 from teachdiag.seeds import derive_seed
 
 

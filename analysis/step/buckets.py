@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
+from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3, where_defined
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Resampling, intervals, ratio
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio
 from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
-from teachdiag.analysis.step.profiles import Bins, group_means, group_sums
-from teachdiag.scores import quantile_bins
+from teachdiag.analysis.step.profiles import group_means, group_sums
+from teachdiag.scores import Array, Codes, Mask, quantile_bins
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BUCKETS
 
@@ -32,7 +32,7 @@ class _Region(NamedTuple):
     """
 
     inside: Mask
-    codes: Bins
+    codes: Codes
     rows: list[Codes]
     facts: list[dict[str, Any]]
 
@@ -156,7 +156,7 @@ def _by_position(outcome: Outcome, cut: _Region, draws: _Draws) -> list[dict[str
     return rows + _rows(outcome, cut, "share of total", "1", shares, draws)
 
 
-def _shares(outcome: Outcome, codes: Bins, weights: Array) -> Array:
+def _shares(outcome: Outcome, codes: Codes, weights: Array) -> Array:
     """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets).
 
     Where a draw has a total of the other sign, shares of it mean nothing: NaN there, and so no interval.

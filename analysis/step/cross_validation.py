@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bank.normalised import Key
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, prompt_blocks
+from teachdiag.analysis.resampling.bootstrap import prompt_blocks
 from teachdiag.analysis.step.splines import Splines
 from teachdiag.errors import EstimationError
+from teachdiag.scores import Array, Codes
 from teachdiag.seeds import derive_seed
 
 _RANK_CUT = 1e-10  # of the largest eigenvalue of a cross-product

@@ -7,8 +7,9 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Outcome
 from teachdiag.analysis.bank.normalised import Parts, Scores, combined_score, parts_of
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, prompt_blocks
+from teachdiag.analysis.resampling.bootstrap import prompt_blocks
 from teachdiag.errors import EstimationError
+from teachdiag.scores import Array, Codes
 
 GAP = "learnable - incompatible"
 _CONTROLS = ("student_entropy", "teacher_entropy", "position")

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.stats import t
 
 from teachdiag.analysis.bank.measurements import Outcome
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Resampling, prompt_blocks, prompt_sums
+from teachdiag.analysis.resampling.bootstrap import Resampling, prompt_blocks, prompt_sums
 from teachdiag.analysis.step.design import GAP, MODELS, Sample, with_intercept
+from teachdiag.scores import Array, Codes
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import HEADLINE_OUTCOME
 

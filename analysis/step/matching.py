@@ -11,18 +11,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
+from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3
-from teachdiag.analysis.resampling.bootstrap import (
-    MIN_PROMPTS,
-    Array,
-    Codes,
-    Interval,
-    Resampling,
-    intervals,
-    resampled_means,
-)
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, resampled_means
 from teachdiag.analysis.step.support_contrast import Sizes, contrast_row, support_scores
+from teachdiag.scores import Array, Codes, Mask
 
 Design = Literal["matched", "matched once"]
 DESIGNS: tuple[Design, ...] = ("matched", "matched once")

@@ -4,48 +4,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, Step, select_outcome
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3
 from teachdiag.analysis.bank.token_scores import scale_row
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Interval, Resampling, intervals, ratio
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, intervals, ratio
 from teachdiag.artefacts import MIN_CELL
+from teachdiag.scores import Array, Codes
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.signals import DECILES, Signal, with_role
 
 N_BINS = 10
 _GAIN_SURFACE = "gain_by_learnable_incompatible"
 _CELLS_REACH = 0.95  # of a map's cells that lie within its colours: one extreme cell must not bleach all
-Bins = npt.NDArray[np.int64]
 
 
-def percentile_bins(values: Array) -> Bins:
+def percentile_bins(values: Array) -> Codes:
     """Cut into `N_BINS` bins of equal size, numbered from 0. Equal values share the bin of their mid-rank."""
     return np.floor(N_BINS * (rankdata(values) - 0.5) / len(values)).astype(np.int64)
 
 
-def decile_bins(raw: Scores, added: Sequence[Signal] = ()) -> dict[Key, Bins]:
+def decile_bins(raw: Scores, added: Sequence[Signal] = ()) -> dict[Key, Codes]:
     """Return the decile (from 0) of every bank position on each score that is profiled."""
     profiled = {signal.name for signal in with_role("deciles", DECILES, added)}
     return {key: percentile_bins(values) for key, values in raw.items() if key[0] in profiled}
 
 
-def group_means(values: Array, groups: Bins, n_groups: int, prompts: Codes, weights: Array) -> Array:
+def group_means(values: Array, groups: Codes, n_groups: int, prompts: Codes, weights: Array) -> Array:
     """Return the mean of each group in every draw, shape (draws, groups); NaN where a draw leaves a group empty."""
     sums, counts = (group_sums(column, groups, n_groups, prompts, weights.shape[1]) for column in (values, None))
     return ratio(weights @ sums, weights @ counts)
 
 
-def group_sums(values: Array | None, groups: Bins, n_groups: int, prompts: Codes, n_prompts: int) -> Array:
+def group_sums(values: Array | None, groups: Codes, n_groups: int, prompts: Codes, n_prompts: int) -> Array:
     """Return each prompt's sum in each group, shape (prompts, groups); counts where no values are given."""
     sums = np.bincount(prompts * n_groups + groups, values, minlength=n_prompts * n_groups)
     return sums.reshape(n_prompts, n_groups).astype(np.float64)
 
 
 def decile_rows(
-    outcome: Outcome, raw: Scores, bins: Mapping[Key, Bins], resampling: Resampling
+    outcome: Outcome, raw: Scores, bins: Mapping[Key, Codes], resampling: Resampling
 ) -> list[dict[str, Any]]:
     """Return the rows of the deciles table for one outcome: mean outcome by decile of each score."""
     weights = resampling.weights("deciles")
@@ -131,7 +130,7 @@ def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
     ]
 
 
-def _profile(outcome: Outcome, key: Key, score: Array, bins: Bins, weights: Array) -> list[dict[str, Any]]:
+def _profile(outcome: Outcome, key: Key, score: Array, bins: Codes, weights: Array) -> list[dict[str, Any]]:
     score, bins = outcome.of(score), outcome.of(bins)
     found = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights))
     counts = group_sums(None, bins, N_BINS, outcome.prompts, weights.shape[1])
@@ -168,7 +167,7 @@ def _grid(x: Array, y: Array, values: Array) -> list[dict[str, Any]]:
     ]
 
 
-def _edges(axis: str, values: Array, bins: Bins) -> dict[int, dict[str, float]]:
+def _edges(axis: str, values: Array, bins: Codes) -> dict[int, dict[str, float]]:
     groups = {int(number): values[bins == number] for number in np.unique(bins)}
     return {
         number: {f"{axis}_low": float(own.min()), f"{axis}_high": float(own.max())} for number, own in groups.items()

@@ -14,17 +14,9 @@ from scipy.stats import rankdata
 
 from teachdiag.analysis.bank.measurements import Outcome
 from teachdiag.analysis.bank.normalised import Key
-from teachdiag.analysis.resampling.bootstrap import (
-    MIN_PROMPTS,
-    Array,
-    Codes,
-    Interval,
-    Resampling,
-    intervals,
-    prompt_sums,
-    ratio,
-)
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, prompt_sums, ratio
 from teachdiag.errors import ArtefactError
+from teachdiag.scores import Array, Codes
 from teachdiag.selectors import Selector, Tokens
 from teachdiag.selectors.registry import selectors_of
 from teachdiag.settings import HEADLINE_K

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank
-from teachdiag.analysis.resampling.bootstrap import Array
 from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
 from teachdiag.analysis.step.design import Sample, standardised, variables, with_intercept
-from teachdiag.scores import clip_to
+from teachdiag.scores import Array, clip_to
 
 _CUTS = (0.05, 0.95)
 _CUT = ("student_entropy", "teacher_entropy", "disagreement", "compatibility")  # parts that are normalised

@@ -11,11 +11,12 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Scores
-from teachdiag.analysis.resampling.bootstrap import Array, Resampling, intervals, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
 from teachdiag.analysis.step.design import BASES, MODELS, Sample, make_sample
 from teachdiag.analysis.step.inference import contrasts_of, crv1, model_of
 from teachdiag.analysis.step.redrawn_cuts import Redrawn, redraw_cuts
 from teachdiag.errors import EstimationError
+from teachdiag.scores import Array
 
 
 class Fit(NamedTuple):

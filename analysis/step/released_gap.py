@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import Mask
-from teachdiag.analysis.resampling.bootstrap import Array
 from teachdiag.analysis.step.support_contrast import THIRDS
+from teachdiag.scores import Array, Mask
 
 
 @dataclass(frozen=True)

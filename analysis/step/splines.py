@@ -12,9 +12,8 @@ import numpy.typing as npt
 from scipy.interpolate import BSpline
 
 from teachdiag.analysis.bank.normalised import Key, label
-from teachdiag.analysis.resampling.bootstrap import Array, Codes
 from teachdiag.errors import EstimationError
-from teachdiag.scores import mid_places
+from teachdiag.scores import Array, Codes, mid_places
 
 _KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the interior knots
 _DEGREE = 3

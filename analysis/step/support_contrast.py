@@ -11,21 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
+from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, LazyScores, Scores, in_q3
-from teachdiag.analysis.resampling.bootstrap import (
-    MIN_PROMPTS,
-    Array,
-    Codes,
-    Interval,
-    Resampling,
-    intervals,
-    ratio,
-    resampled_means,
-)
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, ratio, resampled_means
 from teachdiag.analysis.resampling.multiplicity import bootstrap_p
 from teachdiag.analysis.resampling.redrawn_order import Ordered, Population, Region, Whole, redrawn_quantiles
 from teachdiag.formulas import stored_name
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import SUPPORT
 

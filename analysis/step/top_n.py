@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from teachdiag.analysis.bank.measurements import Bank, Mask, Outcome
+from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
-from teachdiag.analysis.resampling.bootstrap import Array, Resampling, resampled_means
+from teachdiag.analysis.resampling.bootstrap import Resampling, resampled_means
 from teachdiag.analysis.step.rank_correlations import scored
+from teachdiag.scores import Array, Mask
 from teachdiag.selectors import Selector, Tokens
 from teachdiag.selectors.choice import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES

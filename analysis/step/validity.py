@@ -12,10 +12,10 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores
-from teachdiag.analysis.resampling.bootstrap import Array, Codes, Resampling, intervals, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
 from teachdiag.analysis.step.cross_validation import Data, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.step.splines import rank_splines
-from teachdiag.scores import mid_places
+from teachdiag.scores import Array, Codes, mid_places
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 

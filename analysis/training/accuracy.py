@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Array, intervals
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, intervals
 from teachdiag.analysis.resampling.multiplicity import add_q_values, bootstrap_p
 from teachdiag.artefacts import EVAL_SCORES, PROBE_VERSUS_TRAINING, SELECTION, TRAIN_STEPS, TRAINING
 from teachdiag.runs import Stage, joining
+from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.tables import write_parquet_and_csv
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.workbench import Workbench
@@ -22,6 +21,7 @@ from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import EstimationError
 from teachdiag.notes import OBJECT, read_note, recall, write_note
+from teachdiag.scores import Array
 from teachdiag.settings import SHORT_ENOUGH
 
 RUNGS = tuple(2.0**-k for k in range(11))  # shares of the nominal step
@@ -29,8 +29,6 @@ _SETTLED = (1 - SHORT_ENOUGH) / 4
 _NOISE = 0.01  # share of a gain's variance that may be rounding where the slope is taken
 
 _FACTS = {"longest": float | None, "rungs": [OBJECT]}
-
-Gain = npt.NDArray[np.float64]
 
 
 def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
@@ -59,7 +57,7 @@ def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
         theta0 = bench.forward_kl(before).astype(np.float64)
         noise = float(np.square(theta0 - bench.forward_kl(again)).mean())
 
-        def gain_at(share: float) -> Gain:
+        def gain_at(share: float) -> Array:
             if share < 1:  # as taken, to the last digit, otherwise
                 bench.theta0.displace(direction, share)
             bench.rescore_shards(f"{folder}/{share}", bench.batched, f"{share:g} of the step")
@@ -83,7 +81,7 @@ def ladder_results(bench: Workbench, share: float) -> dict[str, Any]:
     return {"learning_rate": rung["learning_rate"], "short_enough": rung["short_enough"]} | facts
 
 
-def measured(gain_at: Callable[[float], Gain], noise: float) -> tuple[dict[float, Gain], Gain | None]:
+def measured(gain_at: Callable[[float], Array], noise: float) -> tuple[dict[float, Array], Array | None]:
     """Measure rungs from the longest down until they settle; then the gain of the last one backwards.
 
     Args:
@@ -93,7 +91,7 @@ def measured(gain_at: Callable[[float], Gain], noise: float) -> tuple[dict[float
     Returns:
         The gains by share, and those at minus the last share: None where rounding, or the last rung, came first.
     """
-    gains: dict[float, Gain] = {}
+    gains: dict[float, Array] = {}
     for share in RUNGS:
         gains[share] = gain_at(share)
         if 2 * share in gains:
@@ -106,7 +104,7 @@ def measured(gain_at: Callable[[float], Gain], noise: float) -> tuple[dict[float
     return gains, None
 
 
-def judged(gains: Mapping[float, Gain], behind: Gain | None, noise: float, rate: float) -> dict[str, Any]:
+def judged(gains: Mapping[float, Array], behind: Array | None, noise: float, rate: float) -> dict[str, Any]:
     """Say of each rung what first order explains of it.
 
     Where rungs did not settle there is no slope. One whose half was still clear of rounding is too long even so: had it
@@ -133,13 +131,13 @@ def judged(gains: Mapping[float, Gain], behind: Gain | None, noise: float, rate:
     return {"longest": longest, "rungs": rungs}
 
 
-def _slope(longer: Gain, gain: Gain, behind: Gain, share: float) -> Gain:
+def _slope(longer: Array, gain: Array, behind: Array, share: float) -> Array:
     """The derivative at 0, from the gains at twice a share, at the share, and at minus the share."""
     odd, even = (gain - behind) / 2, (gain + behind) / 2
     return np.asarray((4 * odd - (longer - 4 * even) / 2) / (3 * share))
 
 
-def rounding(gain: Gain, noise: float) -> float:
+def rounding(gain: Array, noise: float) -> float:
     """Share of the variance of a gain that rounding makes up; 1 where the gain does not vary at all."""
     return min(1.0, noise / max(float(gain.var()), 1e-30)) if gain.var() > 0 else 1.0
 

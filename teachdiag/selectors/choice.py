@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 
 from teachdiag.errors import SettingsError
-from teachdiag.scores import Array, Codes, Flags
+from teachdiag.scores import Array, Codes, Mask
 from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import Normalisation, Scope, Ties
@@ -99,7 +99,7 @@ def places(budget: float, sizes: Codes) -> Codes:
     return counts
 
 
-def best(groups: Codes, wanted: Codes, keys: Sequence[Key], ties_from: int) -> tuple[Flags, float]:
+def best(groups: Codes, wanted: Codes, keys: Sequence[Key], ties_from: int) -> tuple[Mask, float]:
     """Take the best `wanted[g]` rows of every group g.
 
     Args:
@@ -131,7 +131,7 @@ def best(groups: Codes, wanted: Codes, keys: Sequence[Key], ties_from: int) -> t
     return taken, tied / max(int(wanted.sum()), 1)
 
 
-def top_up(kept: Flags, contexts: Codes, minimum: int, keys: Sequence[Key]) -> int:
+def top_up(kept: Mask, contexts: Codes, minimum: int, keys: Sequence[Key]) -> int:
     """Add to `kept` the best of what each context with fewer than `minimum` has left; return how many were added."""
     have, size = np.bincount(contexts[kept], minlength=contexts.max() + 1), np.bincount(contexts)
     lacking = np.maximum(np.minimum(minimum, size) - have, 0)

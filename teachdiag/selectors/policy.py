@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teachdiag.errors import SettingsError
-from teachdiag.scores import Array, Flags
+from teachdiag.scores import Array, Mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors.choice import check_rules, known_scores, places, select
 from teachdiag.selectors.registry import resolve_selector
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
     """
 
     weights: Array
-    kept: Flags
+    kept: Mask
     tied: float
     topped_up: int
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teachdiag.scores import Array, Flags
+from teachdiag.scores import Array, Mask
 
 Ids = npt.NDArray[Any]
 Logs = npt.NDArray[Any]
@@ -133,7 +133,7 @@ def early_weight(context_id: Ids, position: Ids, log_ratio: Array, gamma: float 
     return weights
 
 
-def members(ids: Ids, others: Ids) -> Flags:
+def members(ids: Ids, others: Ids) -> Mask:
     """Say which ids are among the others of the same position; shapes (K, B) and (any, B), result (K, B)."""
     found = np.zeros(ids.shape, bool)
     for other in others:
@@ -141,7 +141,7 @@ def members(ids: Ids, others: Ids) -> Flags:
     return found
 
 
-def _unions(lists: Lists, realised: Realised | None = None) -> Iterator[tuple[slice, Block, Block, Flags]]:
+def _unions(lists: Lists, realised: Realised | None = None) -> Iterator[tuple[slice, Block, Block, Mask]]:
     """Yield blocks of positions with p, renormalised on the set, c = log p/q, and membership, shape (entries, B) each.
 
     The set is U, or U | {y} where the realised token is given. S comes first, whole; what repeats an id in T and y is

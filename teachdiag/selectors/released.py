@@ -13,7 +13,7 @@ import numpy as np
 
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import Score
-from teachdiag.scores import Array, Flags
+from teachdiag.scores import Array, Mask
 from teachdiag.selectors.choice import Key, best, context_codes, top_up
 from teachdiag.selectors.published import blocks, members
 from teachdiag.selectors.selector import Kept, Selector
@@ -39,7 +39,7 @@ class _Live:
     dc: Array
 
     @property
-    def q3(self) -> Flags:
+    def q3(self) -> Mask:
         """Mask of its Q3: H strictly below the median of H, D at least at its own."""
         return (self.h < np.median(self.h)) & (self.d >= np.median(self.d))
 
@@ -192,12 +192,12 @@ def _quantile(ordered: Array, share: float) -> float:
     return float(ordered[below] * (1 - (place - below)) + ordered[above] * (place - below))
 
 
-def _masked(tokens: Tokens, live: _Live, mask: _Mask, n: int) -> tuple[Flags, float]:
+def _masked(tokens: Tokens, live: _Live, mask: _Mask, n: int) -> tuple[Mask, float]:
     competing = live.q3 if mask.in_q3 else np.ones(len(tokens), bool)
     return _take(tokens, mask.score(live), competing, min(n, int(competing.sum())), mask.lowest)
 
 
-def _split(tokens: Tokens, live: _Live, n: int, entropy_share: float) -> tuple[Flags, float]:
+def _split(tokens: Tokens, live: _Live, n: int, entropy_share: float) -> tuple[Mask, float]:
     """Give a share of the budget to H, half rounded to even, and what remains to (1 - H) DC among the rest."""
     by_entropy = min(max(round(entropy_share * n), 0), n)
     first, tied = _take(tokens, live.h, np.ones(len(tokens), bool), by_entropy)
@@ -205,7 +205,7 @@ def _split(tokens: Tokens, live: _Live, n: int, entropy_share: float) -> tuple[F
     return first | second, (tied * by_entropy + tied_too * (n - by_entropy)) / n
 
 
-def _take(tokens: Tokens, score: Array, competing: Flags, n: int, lowest: bool = False) -> tuple[Flags, float]:
+def _take(tokens: Tokens, score: Array, competing: Mask, n: int, lowest: bool = False) -> tuple[Mask, float]:
     return best(np.where(competing, 0, -1), np.array([n]), _keys(tokens, score, lowest), ties_from=1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import Score, stored_name
-from teachdiag.scores import Array, Flags
+from teachdiag.scores import Array, Mask
 from teachdiag.selectors.tokens import KEYS, Tokens
 
 
@@ -21,7 +21,7 @@ class Kept:
         tied: share of the budget's places, in [0, 1], that only the tie rule decided.
     """
 
-    kept: Flags
+    kept: Mask
     topped_up: int
     tied: float
 
