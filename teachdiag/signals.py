@@ -49,6 +49,7 @@ class Signal:
         words: what it is called in full, as 'student entropy'.
         colour: of its lines and points in figures.
         scaled: how it is made within [0, 1] for regressions, where its values are not yet; quantiles are the bank's.
+        signed: whether its values lie to both sides of 0.
         selector: name of the selector that keeps its highest values, or ''.
         source: where it is from.
         column: what an installed package adds to the table `positions`; `score` is then the column, unless given.
@@ -66,6 +67,7 @@ class Signal:
     words: str = ""
     colour: str = "0.5"
     scaled: Score | None = None
+    signed: bool = False
     selector: str = ""
     source: str = ""
     column: Column | None = None
@@ -98,9 +100,17 @@ class Signal:
     @property
     def title(self) -> str:
         """Symbol and words, for a panel or a line of a figure."""
-        if self.symbol == self.name:
+        return self._with_words(self.symbol)
+
+    @property
+    def heading(self) -> str:
+        """Label and words, for a list to choose from."""
+        return self._with_words(self.label)
+
+    def _with_words(self, short: str) -> str:
+        if short == self.name:
             return self.words
-        return self.symbol if self.words in self.symbol else f"{self.symbol} {self.words}"
+        return short if self.words in short else f"{short} {self.words}"
 
 
 def _measured(name: str, unit: str, **facts: Any) -> Signal:  # noqa: ANN401
@@ -175,7 +185,15 @@ _DECLARED = (
         selector="learnable_entropy",
         source=f"{TA_OPD}, Eq. 16",
     ),
-    _measured("logit_alignment", "nats", symbol="A", colour="#56b4e9", selector="logit_alignment", source=OURS),
+    _measured(
+        "logit_alignment",
+        "nats",
+        symbol="A",
+        colour="#56b4e9",
+        signed=True,
+        selector="logit_alignment",
+        source=OURS,
+    ),
     Signal(
         name="hidden x logit_alignment",
         score=product(column("hidden_norm_sq"), column("logit_alignment")),
@@ -183,6 +201,7 @@ _DECLARED = (
         label="hidden^2 x logit_alignment",
         symbol="$|h|^2$ A",
         words="$|h|^2$ A",
+        signed=True,
         selector="hidden_x_logit_alignment",
         source=OURS,
     ),
@@ -214,6 +233,7 @@ SUPPORT = (
     *("compatibility", "bhattacharyya", "overlap", "jaccard", "teacher_top1_in_support"),
     "compatibility_bound",
 )
+SHOWN = ("learnable", "incompatible", "compatibility", "forward_kl", "student_entropy", "logit_alignment")  # of tokens
 COMPOSITION = ("student_entropy", "disagreement", "compatibility", "learnable", "incompatible")
 
 

@@ -11,12 +11,15 @@ import pyarrow as pa
 from teachdiag.analysis.bank.measurements import Bank, Step, load_aligned
 from teachdiag.analysis.bank.normalised import Scores, in_q3
 from teachdiag.artefacts import PREDICTIONS, RANKED, TOKENS
+from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, Mask
 from teachdiag.selectors import SELECTORS, Tokens
 from teachdiag.selectors.choice import ranks
 from teachdiag.settings import HEADLINE_K as K
+from teachdiag.signals import SHOWN, SIGNALS
 
 _HIGH = 0.9  # 'high' D^L or D^I: the upper tenth of the bank
+_LOWEST = 0.02  # where the scale of C begins
 _REACH = 0.98  # the outer 2% share the colour at the end of the scale
 
 
@@ -52,11 +55,13 @@ def scale_rows(
     Raises:
         ArtefactError: predictions are missing, or are not of this bank.
     """
-    c = bank.column(f"compatibility_k{K}")
-    rows = [scale_row(name, "", "1", normalised[name, K]) for name in ("learnable", "incompatible")]
-    rows.append(scale_row("compatibility", "", "1", c) | {"low": float(np.quantile(c, 0.02))})
-    rows += [scale_row(name, "", "nats", bank.column(name)) for name in ("forward_kl", "student_entropy")]
-    rows.append(scale_row("logit_alignment", "", "nats", bank.column("logit_alignment"), diverging=True))
+    rows = []
+    for signal in [*(SIGNALS[name] for name in SHOWN), *(signal for signal in bank.added if signal.column)]:
+        column = stored_name(signal.name, K)
+        values = bank.column(column) if column in bank.positions else normalised[signal.name, K]
+        rows.append(scale_row(signal.name, "", signal.unit, values, diverging=signal.signed))
+        if signal.name == "compatibility":  # nearly 1 almost everywhere
+            rows[-1]["low"] = float(np.quantile(values, _LOWEST))
     for step in steps:
         rows.append(scale_row("gain", step.real.probe_id, "nats", step.real.column("gain"), diverging=True))
     for probe_id in predicted:

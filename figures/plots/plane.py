@@ -10,8 +10,9 @@ from teachdiag.figures.plots.grid import draw_grid, shown_cells
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import SEQUENTIAL, add_caption, add_colour_bar, blank_figure
 from teachdiag.settings import HEADLINE_K
+from teachdiag.signals import BASE_LABEL, SIGNALS
 
-_MAPS = (("learnable_on_plane", "$D^L$ learnable"), ("incompatible_on_plane", "$D^I$ incompatible"))
+_MAPS = ("learnable", "incompatible")
 
 
 def draw_plane(cells: pd.DataFrame, ax: Axes, highest: float) -> QuadMesh:
@@ -30,12 +31,12 @@ def plane_figure(tables: RunTables) -> Figure:
     """Draw both maps of the bank; every step of a run shares them."""
     figure = blank_figure(4.0)
     panels = figure.subplots(1, 2, sharey=True)
-    maps = [tables.bank_surface(surface, HEADLINE_K) for surface, _ in _MAPS]
+    maps = [tables.bank_surface(f"{name}_on_plane", HEADLINE_K) for name in _MAPS]
     highest = max(float(shown_cells(cells)["value"].max()) for cells in maps)
-    for ax, cells, (_, title) in zip(panels, maps, _MAPS, strict=True):
+    for ax, cells, name in zip(panels, maps, _MAPS, strict=True):
         mesh = draw_plane(cells, ax, highest)
-        ax.set_title(title)
-    panels[0].set_ylabel("percentile of raw KL")
+        ax.set_title(SIGNALS[name].title)
+    panels[0].set_ylabel(f"percentile of {BASE_LABEL}")
     add_colour_bar(figure, mesh, list(panels), "mean score", shrink=0.85)
     add_caption(
         figure,

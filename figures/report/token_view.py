@@ -9,32 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
+from teachdiag.artefacts import CONTEXTS, GAINS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.formulas import stored_name
 from teachdiag.selectors.choice import places
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import ReportSettings
+from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of
 from teachdiag.tables import Table
 
 _CANDIDATES = 5
-_NUMBERS = {  # what a card calls each, by its name in the table `scales`
-    "learnable": "D^L",
-    "incompatible": "D^I",
-    "compatibility": "C",
-    "forward_kl": "forward KL",
-    "gain": "gain",
-    "predicted_gain": "predicted gain",
-    "student_entropy": "student entropy",
-    "logit_alignment": "logit alignment",
-}
+_GAINS = {"gain": "gain", "predicted_gain": "predicted gain"}  # what a card calls each, by its name in `scales`
 _REGIONS = ["in_q3", "high_learnable", "high_incompatible"]
 _SIDES = ("student", "teacher")
 _SIDE_COLUMNS = [f"{side}_{what}" for side in _SIDES for what in ("topk_ids", "topk_logp", "logp")]
-_STORED = {  # columns of `positions`, by what `scales` calls them
-    stored_name(name, K): name for name in ("compatibility", "forward_kl", "student_entropy", "logit_alignment")
-}
 _KEY = ["context_id", "position"]
 
 
@@ -73,22 +62,22 @@ def token_view(tables: RunTables, settings: ReportSettings) -> View:
     ids = list(map(int, bank.unique()))
     # Of several probes that have a quantity, the first one.
     scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
-    rows = _rows(run, scales, ids[: settings.contexts])
+    numbers = _numbers(scales)
+    rows = _rows(run, scales, list(numbers), ids[: settings.contexts])
     n_taken = int(places(settings.budget, np.array([len(bank)]))[0])
     words = VOCABULARY.read(run / "vocabulary")
     texts = _Texts(zip(map(int, words["token_id"]), words["text"], strict=True))
     prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": ids})
     prompt_ids = prompts.set_index("context_id")["prompt_token_ids"]
-    quantities = [name for name in _NUMBERS if name in scales]
     contexts = [
         {
             "id": context_id,
             "prompt": texts.of(prompt_ids[context_id]),
-            "tokens": [_token(row, quantities, n_taken, texts) for row in positions.to_dict("records")],
+            "tokens": [_token(row, list(numbers), n_taken, texts) for row in positions.to_dict("records")],
         }
         for context_id, positions in rows.groupby("context_id")
     ]
-    columns = [_column(_NUMBERS[name], scales[name]) for name in quantities]
+    columns = [_column(heading, scales[name]) for name, heading in numbers.items()]
     budget = f"{100 * settings.budget:g}% of the bank"
     columns += [
         {"name": f"selected by {name}", "unit": budget, "kind": "selected", "low": 0, "high": 1} for name in RANKED
@@ -106,10 +95,21 @@ class _Texts(dict[int, str]):
         return "".join(self[int(token_id)] for token_id in token_ids)
 
 
-def _rows(run: Path, scales: Mapping[str, Mapping[Hashable, Any]], ids: Sequence[int]) -> pd.DataFrame:
+def _numbers(scales: Mapping[str, Mapping[Hashable, Any]]) -> dict[str, str]:
+    """Return the numbers that a card shows, those of signals of installed packages included, and what it calls them."""
+    signals = [*(SIGNALS[name] for name in SHOWN), *added_signals().values()]
+    named = {signal.name: signal.heading for signal in signals} | _GAINS
+    return {name: text for name, text in named.items() if name in scales}
+
+
+def _rows(
+    run: Path, scales: Mapping[str, Mapping[Hashable, Any]], quantities: Sequence[str], ids: Sequence[int]
+) -> pd.DataFrame:
     """Return what is shown of the positions of some contexts, side by side from every table."""
-    measured = [*_SIDE_COLUMNS, "token_id", *_STORED]
-    parts = [(POSITIONS, "positions", measured)]
+    positions = positions_of(run / "positions")
+    there = {column.name for column in positions.columns}
+    stored = {stored_name(name, K): name for name in quantities if stored_name(name, K) in there}
+    parts = [(positions, "positions", [*_SIDE_COLUMNS, "token_id", *stored])]
     for name, table in (("gain", GAINS), ("predicted_gain", PREDICTIONS)):
         if name in scales:
             parts.append((table, f"{table.name}/{scales[name]['probe_id']}", [name]))
@@ -121,7 +121,7 @@ def _rows(run: Path, scales: Mapping[str, Mapping[Hashable, Any]], ids: Sequence
                 f"{run / folder} holds other positions than were analysed: run `teachdiag analyze` again"
             )
         rows = rows.assign(**{name: part[name] for name in columns})
-    return rows.rename(columns=_STORED)
+    return rows.rename(columns=stored)
 
 
 def _read(table: Table, path: Path, columns: Sequence[str] | None, ids: Sequence[int]) -> pd.DataFrame:

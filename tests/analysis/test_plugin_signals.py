@@ -4,6 +4,7 @@ The truth is a float64 brute force over both models' whole distributions, one co
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,7 +147,14 @@ def test_the_selector_keeps_what_it_scores_highest(run: Path, teacher_path: str,
 def test_figures_and_report_show_it_by_its_names(run: Path, toys: None) -> None:
     assert set_symbol("forward_kl + margin") == "raw KL + m"
     page = (run / "report.html").read_text()
-    assert "the margin" in page
+    content = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert content
+    data = json.loads(content[1])
+    place = [column["name"] for column in data["columns"]].index("the margin")
+    stored = positions_of(run / "positions").read(run / "positions").set_index(["context_id", "position"])["margin"]
+    for context in data["contexts"]:
+        for position, token in enumerate(context["tokens"]):
+            assert token["v"][place] == pytest.approx(stored[context["id"], position], rel=1e-3)
     assert (run / "figures/deciles.svg").exists()
 
 

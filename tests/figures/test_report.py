@@ -53,8 +53,8 @@ def test_tokens_carry_the_numbers_of_the_tables(analysed: Path, quiet: Reporter)
         for position, token in enumerate(context["tokens"]):
             row = positions.loc[context["id"], position]
             assert token["t"] == texts[row["token_id"]]
-            assert token["v"][place["forward KL"]] == pytest.approx(row["forward_kl"], rel=1e-3)
-            assert token["v"][place["C"]] == pytest.approx(row["compatibility_k16"], rel=1e-3)
+            assert token["v"][place["raw KL"]] == pytest.approx(row["forward_kl"], rel=1e-3)
+            assert token["v"][place["C compatibility"]] == pytest.approx(row["compatibility_k16"], rel=1e-3)
             assert token["v"][place["gain"]] == pytest.approx(gains[context["id"], position], rel=1e-3)
             for side, key in (("student", "s"), ("teacher", "q")):
                 assert [text for text, _ in token[key]] == [texts.get(i, f"<{i}>") for i in row[f"{side}_topk_ids"][:5]]

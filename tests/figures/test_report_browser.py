@@ -58,7 +58,7 @@ def test_a_reader_with_a_mouse(opened: tuple[Path, "sync_api.Page"]) -> None:
     bank = positions[positions["split"] == "bank"].sort_values(["context_id", "position"])
     assert page.locator(".token").count() == len(bank)
     by_learnable = [_background(page, place) for place in range(10)]
-    page.select_option("#column", label="forward KL")
+    page.select_option("#column", label="raw KL")
     by_kl = [_background(page, place) for place in range(10)]
     assert by_learnable != by_kl
     assert len(set(by_kl)) > 3
@@ -67,7 +67,7 @@ def test_a_reader_with_a_mouse(opened: tuple[Path, "sync_api.Page"]) -> None:
     card = page.locator("#card")
     card.wait_for(state="visible")
     row = bank.iloc[7]
-    assert f"forward KL: {float(f'{row.forward_kl:.3g}'):g} nats" in card.inner_text()
+    assert f"raw KL: {float(f'{row.forward_kl:.3g}'):g} nats" in card.inner_text()
     shares = [float(share) for share in re.findall(r"([\d.e-]+)%", card.inner_text())]
     np.testing.assert_allclose(shares[:5], 100 * np.exp(row["student_topk_logp"][:5]), rtol=0.02, atol=0.06)
     np.testing.assert_allclose(shares[6:11], 100 * np.exp(row["teacher_topk_logp"][:5]), rtol=0.02, atol=0.06)
