@@ -14,6 +14,8 @@ from teachdiag.diagnostics.probe import run_probe
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "analysis/notebooks/review.py"
 
 

@@ -55,6 +55,7 @@ def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run(tmp_path_factory.mktemp("effect"), EFFECT)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_full_analysis(effect_run: Path) -> None:
     """The real step and draw 0 of a placebo, analysed as a step of their own, give the same point estimates."""
     panel = _read(effect_run, PLACEBO_PANEL)
@@ -156,6 +157,7 @@ def test_an_effect_of_c_survives_and_holds(effect_run: Path) -> None:
     assert table.set_index("statistic")["survives"][GAP] == "yes"
 
 
+@pytest.mark.slow
 def test_without_an_effect_of_c_neither_says_there_is_one(tmp_path: Path) -> None:
     """Gain rises with D alone: both coefficients are real, and their difference is nothing."""
     run = _run(tmp_path, NO_EFFECT_OF_C)

@@ -238,6 +238,7 @@ def test_the_released_statistic_is_ranked_against_mean_gain(run: Path) -> None:
     assert rows["estimate"]["spearman (norm)"] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_bank_is_enough_but_not_too_small_a_part(tmp_path: Path) -> None:
     run = tmp_path / "run"
     plant_selectors(run, plant_bank(run, WORLD), replace(WHAT, contexts=9))
@@ -271,6 +272,7 @@ def test_cells_of_another_bank_are_refused(tmp_path: Path, fault: str) -> None:
         run_analysis(run, QUICK, QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("png_alone")
 def test_tables_sentences_and_figures_of_a_run_without_a_step(run: Path) -> None:
     assert _read(run, FINDINGS).empty
@@ -284,6 +286,7 @@ def test_tables_sentences_and_figures_of_a_run_without_a_step(run: Path) -> None
     assert {file.stem for file in draw_figures(run, QUIET)} >= {"plane", "saturation", "budget_curve"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("png_alone")
 def test_a_run_of_many_kinds(full_run: Path) -> None:
     names = {file.stem for file in draw_figures(full_run, QUIET)}

@@ -75,12 +75,14 @@ def test_a_planted_effect_holds(effect_run: Path) -> None:
     assert any(s.startswith("Holds at K=16: gain rises more with learnable than with incompatible") for s in sentences)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_a_planted_reverse_is_reversed(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", World(slope_learnable=0.0, slope_incompatible=0.06))
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["reversed"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> None:
     # Every claim has 2.5% to be found by chance, so some are found: the rate is what is promised.
@@ -93,6 +95,7 @@ def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> N
     assert headline.count("holds") <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.06))
@@ -102,6 +105,7 @@ def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     assert "a placebo shows it too: random_direction" in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path) -> None:
     """Per unit of norm: the placebo's slope is clear of 0, and a fifteenth of the real one."""
@@ -114,6 +118,7 @@ def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path
     assert "beyond every placebo, the nearest being" in finding["sentence"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_an_effect_that_a_noisy_placebo_may_have_too_is_unclear(tmp_path: Path) -> None:
     """The placebo has the same slope under more noise: its interval holds 0, and so does the difference."""
@@ -163,6 +168,7 @@ def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:
     return [status["the step helps"]], set(status.drop("the step helps")), verdict
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
     """Whatever else the tables show: first order does not explain the step, and the rate to use is said."""
@@ -175,6 +181,7 @@ def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
     assert not any("Holds" in sentence for sentence in verdict)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 @pytest.mark.parametrize(
     ("ladder", "said", "status"),
@@ -199,6 +206,7 @@ def test_nothing_is_judged_on_a_step_that_does_harm(
     assert len(verdict) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
@@ -209,6 +217,7 @@ def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
     assert "First order explains 96.2% of the variance of its gain" in (run / "summary.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("claims_alone")
 def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:
     # Far from 0 by its interval, but smaller than what rescoring in another layout moves (1e-5 nats).
@@ -216,6 +225,7 @@ def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:
     assert _status(run, "the step helps", None) == "not shown"
 
 
+@pytest.mark.slow
 def test_a_constant_outcome_is_said_and_skipped(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", replace(EFFECT, null_theta0=True))
     sentences = run_analysis(run, QUICK, QUIET)["verdict"]
@@ -231,6 +241,7 @@ def test_a_constant_outcome_is_said_and_skipped(tmp_path: Path) -> None:
     assert coefficient_table(estimates, "step").loc[lambda t: t["update"] == "theta0", "beta_L"].tolist() == ["-"] * 3
 
 
+@pytest.mark.slow
 def test_saturation_is_reported_where_it_was_planted(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", World(saturated=True))
     audit = _read(run, SATURATION).set_index(["score", "k"])
@@ -242,6 +253,7 @@ def test_saturation_is_reported_where_it_was_planted(tmp_path: Path) -> None:
         assert row["tied_at_05pct"] == 1
 
 
+@pytest.mark.slow
 def test_two_steps_are_both_judged(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
     plant_probe(run, POSITIONS.read(run / "positions"), World(), np.random.default_rng(9), "idle")
@@ -296,6 +308,7 @@ def test_surfaces_average_to_the_whole(effect_run: Path) -> None:
     assert (cells["x_low"] <= cells["x_high"]).all()
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_row_order_changes_nothing(effect_run: Path, tmp_path: Path) -> None:
     shuffled = tmp_path / "shuffled"
     plant(shuffled, EFFECT)
@@ -336,6 +349,7 @@ def test_every_estimate_is_explained(effect_run: Path) -> None:
     assert {name for name in names if f"`{name}`" not in page} == set()
 
 
+@pytest.mark.slow
 def test_an_unfinished_or_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="has no capture stage"):
         run_analysis(tmp_path / "nothing", QUICK, QUIET)
@@ -383,6 +397,7 @@ def test_gains_of_another_bank_are_refused(tmp_path: Path, fault: str) -> None:
         run_analysis(run, QUICK, QUIET)
 
 
+@pytest.mark.slow
 def test_the_update_positions_are_left_alone(effect_run: Path, tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
     positions = POSITIONS.read(run / "positions")

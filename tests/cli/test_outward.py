@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from stages import WORLDS, options
 
 from teachdiag.settings import CaptureSettings
+
+pytestmark = pytest.mark.slow
 
 
 def test_nothing_looks_outside_and_nobody_is_asked(tmp_path: Path, tiny_settings: CaptureSettings) -> None:

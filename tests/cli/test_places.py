@@ -55,6 +55,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(
     disk: Callable[..., Path], refused: Refused, analysed: Path, tiny_settings: CaptureSettings
 ) -> None:
@@ -103,6 +104,7 @@ def test_no_run_directory(tmp_path: Path, refused: Refused, command: str, fault:
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "file"]
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_run(analysed: Path, refused: Refused) -> None:
     with _held_elsewhere(analysed):
         for command in ("analyze", "figures", "report"):

@@ -257,6 +257,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, refused: Call
         assert message in refused(*arguments)
 
 
+@pytest.mark.slow
 def test_a_process_says_so_too(tmp_path: Path) -> None:
     done = teachdiag("analyze", tmp_path / "none")
     assert done.returncode == 2

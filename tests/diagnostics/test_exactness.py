@@ -64,6 +64,7 @@ def truths(z: Tensor, w: Tensor) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["real", "wide"])
 @pytest.mark.parametrize(
     ("apart", "divergence", "mass"),
@@ -127,6 +128,7 @@ def scored(pair: Pair, batches: list[Batch], tile: int) -> Columns:
     return {name: np.concatenate([columns[name] for columns in found])[order] for name in found[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "tile"), [("alone", 256), ("together", 7), ("together", 1), ("relaid", 256)])
 def test_layouts_move_nothing_by_more_than_a_tenth_of_a_millinat(
     pair: Pair, contexts: list[Context], layout: str, tile: int

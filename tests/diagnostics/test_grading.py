@@ -154,6 +154,7 @@ def test_every_manifest_says_how_its_answers_are_read() -> None:
 TOWERS = [r"9^{9^{9^{9^9}}}", r"((((9!)!)!)!)!", r"\frac{1}{1+" * 20 + "1" + "}" * 20 + r"^{9^{9^{9^9}}}"]
 
 
+@pytest.mark.slow
 def test_judging_ends_in_time_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     process = _JudgingProcess()
     monkeypatch.setattr(grading, "SECONDS", 1.0)
@@ -197,6 +198,7 @@ def test_one_process_judges_for_all_threads() -> None:
     assert grading._judging._process is process
 
 
+@pytest.mark.slow
 def test_an_interrupted_question_leaves_no_reply_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     grader = grader_of(read_manifest("gsm8k"))
     assert grader(_asked("1"), "1") == "right"

@@ -349,6 +349,7 @@ def true_of(writer: str, said: Said) -> Pairs:
     return [(before, ids[:-1] if ids[-1] == ends else ids) for before, ids in turns]  # of a text that lost its end
 
 
+@pytest.mark.slow
 @given(said=talks(), writer=st.sampled_from(sorted(WRITERS)))
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_what_is_imported_is_what_was_sampled(said: list[Said], writer: str, student: dict[str, Any]) -> None:
@@ -422,6 +423,7 @@ PICKLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_whatever_a_field_holds_is_a_sentence_or_does_not_matter(writer: str, student: dict[str, Any]) -> None:
     said = ordinary("chatml")

@@ -280,6 +280,7 @@ def test_rollouts_of_many_students_are_told_of(marked: str, tmp_path: Path, caps
     assert "training steps 0 to 15" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["marked", "bare", "embedded"])
 @settings(deadline=None)
 @given(question=st.text(max_size=30), answer=st.text(max_size=30), form=st.sampled_from(["stripped", "written"]))

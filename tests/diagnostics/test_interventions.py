@@ -81,6 +81,7 @@ def test_kept_positions_are_the_best_scored_and_described_as_such(probed: Path) 
         assert cell.q3_share == pytest.approx(q3.mean())
 
 
+@pytest.mark.slow
 def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: CaptureSettings) -> None:
     """Float64 models, one backward pass a kept position, the mean gradient, an SGD step, the bank scored anew."""
     contexts = {c.context_id: c for c in read_contexts(probed, tiny_settings.positions)}
@@ -120,6 +121,7 @@ def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: C
         assert cell.mean_gain == pytest.approx(truth.mean(), rel=1e-2, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_continues_at_the_next_cell(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_random_masks_are_of_one_size_and_one_batch(run: Path, quiet: Reporter) 
         assert cell.first_order_gain == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_oracle_needs_isolated_gains_and_ranks_by_them(run: Path, quiet: Reporter) -> None:
     settings = SELECTORS | {"selector": "oracle", "budgets": "0.2"}
     part = ProbeSettings(**SMALL, kind="isolated", name="part", sample_from="update", sample=35)
@@ -208,6 +211,7 @@ def test_saturated_compatibility_is_fine_under_ranks(run: Path, quiet: Reporter)
         resolve_choosers(run, replace(by_rank, normalisation="quantile"))[0].choose(Tokens(tokens.columns | more), 0.1)
 
 
+@pytest.mark.slow
 def test_a_selector_of_ones_own_and_a_misspelt_one(
     run: Path, quiet: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

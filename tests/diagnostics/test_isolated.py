@@ -102,6 +102,7 @@ def dot(a: list[Tensor], b: list[Tensor]) -> float:
     return sum((x * y).sum().item() for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "match"), [("reverse_kl", "rate"), ("sampled_reverse_kl", "norm")])
 def test_every_number_is_that_of_an_explicit_step(
     run: Path, tiny_settings: CaptureSettings, quiet: Reporter, loss: str, match: str
@@ -148,6 +149,7 @@ def test_l_fix_shares_no_prompt_with_a_loss_term(run: Path, quiet: Reporter) -> 
     assert set(rows["weight"]) == {1.0}
 
 
+@pytest.mark.slow
 def test_a_killed_probe_continues_at_the_next_context(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_smaller_rate_is_a_shorter_step_with_weight_decay_too(run: Path, quiet
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("far")
 def test_a_killed_ladder_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, tiny_settings: CaptureSettings

@@ -23,6 +23,8 @@ from teachdiag.runs import table_digest
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_files, shard_path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings: CaptureSettings) -> CaptureSettings:

@@ -45,6 +45,7 @@ def edited(run: Path, tmp_path: Path, **columns: object) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_bad_foreign_contexts_are_refused(
     run: Path, tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
 ) -> None:
@@ -265,6 +266,7 @@ def test_another_theta0_than_the_captured_one_is_refused_before_any_step(
         run_probe(run, given, quiet)
 
 
+@pytest.mark.slow
 def test_a_theta0_that_is_a_little_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "doubts" not in run_probe(run, replace(PROBE, name="sound"), quiet)
     _shifted(monkeypatch, 2e-4)
@@ -274,6 +276,7 @@ def test_a_theta0_that_is_a_little_off_is_said(run: Path, quiet: Reporter, monke
     assert found["doubts"][0] in run_analysis(run, AnalyzeSettings(draws=100), quiet)["verdict"][0]
 
 
+@pytest.mark.slow
 def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter) -> None:
     run_probe(run, replace(PROBE, name="sound"), quiet)
     before = sorted(run.rglob("*"))
@@ -291,6 +294,7 @@ def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter) -> None:
     run_analysis(run, AnalyzeSettings(draws=100), quiet)
 
 
+@pytest.mark.slow
 def test_an_interrupted_probe_is_left_out_by_name_with_what_continues_it(
     run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def test_the_loss_is_the_mean_over_what_the_selector_keeps(
         assert logged["selection/ends_kept"] == pytest.approx(np.isin(np.flatnonzero(ends), best).mean())
 
 
+@pytest.mark.slow
 def test_two_processes_select_and_step_as_one(models: tuple[str, str], tmp_path: Path) -> None:
     found = []
     for ranks in (1, 2):

@@ -19,6 +19,8 @@ from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 1e-5  # of KLs of a few nats in float32, after steps that change them by a hundred times as much and more
 PLACEBOS = replace(PROBE, kind="placebo", draws=1)
 

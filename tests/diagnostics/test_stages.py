@@ -113,6 +113,7 @@ def test_a_killed_capture_ends_with_the_same_bytes(
     assert (tmp_path / "killed/capture.json").read_bytes() == (run / "capture.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 6, 9, 12, 17, 20])
 def test_a_killed_probe_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
@@ -165,6 +166,7 @@ def test_a_step_of_nothing_gains_exactly_nothing(run: Path, quiet: Reporter, mon
         run_probe(run, replace(PROBE, name="q", learning_rate="auto"), quiet)
 
 
+@pytest.mark.slow
 def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
     first = run_probe(run, replace(PROBE, name=""), quiet)["probe_id"]
     before = tables(run)

@@ -17,6 +17,8 @@ from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"batch_tokens": 100, "tile_positions": 7}
 PLACEBOS = {"theta0", "shuffled_teacher", "shuffled_rollouts", "random_direction"}
 

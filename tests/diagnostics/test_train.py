@@ -30,7 +30,10 @@ from teachdiag.settings import EvaluateSettings, TrainSettings
 from teachdiag.settings.training import TRL_KEYS_TAKEN
 from teachdiag.sweeps import plan
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning", "ignore::FutureWarning"),
+]
 
 SWEEP = """
 [sweep]

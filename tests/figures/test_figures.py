@@ -27,6 +27,8 @@ from teachdiag.figures.run_tables import StepTables, load_tables, steps_of
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
+pytestmark = pytest.mark.slow
+
 STEP_FIGURES = (
     *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
     "position_profile",

@@ -22,6 +22,8 @@ from teachdiag.runs import table_digest
 from teachdiag.settings import AnalyzeSettings, ReportSettings
 from teachdiag.tables import shard_path, write_parquet
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><b>&\"'\n"
 
 

@@ -19,7 +19,10 @@ from teachdiag.settings import AnalyzeSettings, ReportSettings
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("TEACHDIAG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in TEACHDIAG_CHROMIUM")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in TEACHDIAG_CHROMIUM"),
+]
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--no-first-run"),

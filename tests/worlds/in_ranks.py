@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from stages import dying
 
 from teachdiag import cli
 from teachdiag.diagnostics.models import pair
+from teachdiag.diagnostics.models.embedded import embedded_model
 from teachdiag.diagnostics.models.sharding import load_over_processes
 from teachdiag.diagnostics.probes import workbench
 from teachdiag.diagnostics.processes.group import is_first
@@ -47,6 +49,12 @@ def command_without_memory_in_one(*words: str) -> None:
 
     pair.load = load
     command(*words)
+
+
+def print_where_the_embedded_model_is(cache: Path) -> None:
+    """Print the folder of the embedded model, which is made where it is missing."""
+    os.environ["TEACHDIAG_CACHE"] = str(cache)
+    print(embedded_model(Reporter())[0])
 
 
 def print_what_is_held(settings: CaptureSettings) -> None:
