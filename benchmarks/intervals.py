@@ -49,7 +49,7 @@ def _held(prompts: int, seed: int) -> list[bool]:
         rows = regressions(sample, bank, resampling, redraw=redraw)
         row = next(r for r in rows if r["analysis"] == "slope_decomposition" and r["term"] == GAP)
         held.append(row["ci_low"] <= truth <= row["ci_high"])
-    columns = sample.places(_MODEL, 0)
+    columns = sample.columns(_MODEL, 0)
     model = model_of(sample.by_prompt, columns)
     contrast = np.r_[0.0, contrasts_of(_MODEL)[0][-1] * sample.spread[columns[-1]] / sample.spread[columns[:-1]]]
     reach = t.ppf(0.975, prompts - 1)

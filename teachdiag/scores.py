@@ -66,9 +66,9 @@ def mid_places(values: Array) -> Array:
     ordered = values[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     counts = np.diff(np.r_[starts, len(values)])
-    places = np.empty(len(values))
-    places[order] = np.repeat(starts + counts / 2, counts)
-    return places
+    middle = np.empty(len(values))
+    middle[order] = np.repeat(starts + counts / 2, counts)
+    return middle
 
 
 def quantile_bins(values: Array, n: int) -> Codes:

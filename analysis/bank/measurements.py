@@ -282,15 +282,15 @@ def load_aligned(table: Table, folder: Path, names: tuple[str, ...], bank: Bank,
     Raises:
         ArtefactError: the table is missing, or its rows are not of this bank.
     """
-    found = StoredColumns(table, folder, names, **equal)
-    known, prompts = found.texts("prompt_id")
+    columns = StoredColumns(table, folder, names, **equal)
+    known, prompts = columns.texts("prompt_id")
     # One prompt_id or another is missing where the names differ, and their numbers mean nothing.
-    if not (np.array_equal(found.key, bank.key) and known == list(bank.names) and (prompts == bank.prompts).all()):
+    if not (np.array_equal(columns.key, bank.key) and known == list(bank.names) and (prompts == bank.prompts).all()):
         raise ArtefactError(
-            f"{folder} holds {table.name} of {found.n_rows} positions that are not the bank's {len(bank)}, by "
+            f"{folder} holds {table.name} of {columns.n_rows} positions that are not the bank's {len(bank)}, by "
             "context, position and prompt: run the probe again in this run directory"
         )
-    return found
+    return columns
 
 
 def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:

@@ -49,7 +49,7 @@ class LazyScores(Mapping[Key, Array]):
 
 def where_defined(scores: Scores, outcome: Outcome) -> Scores:
     """Return the same scores, at the positions where an outcome is defined."""
-    return LazyScores({key: partial(lambda own: outcome.of(scores[own]), key) for key in scores})
+    return LazyScores({key: partial(lambda name: outcome.of(scores[name]), key) for key in scores})
 
 
 class BankStatistics:
@@ -153,8 +153,8 @@ def decided_by_tie(values: Array, percent: int) -> float:
     """
     budget = -(-percent * len(values) // 100)
     edge = np.partition(values, -budget)[-budget]
-    places = budget - int((values > edge).sum())
-    return places / budget if int((values == edge).sum()) > places else 0.0
+    left = budget - int((values > edge).sum())
+    return left / budget if int((values == edge).sum()) > left else 0.0
 
 
 def _saturation_row(bank: Bank, normalised: Scores, signal: Signal, k: int | None) -> dict[str, Any]:

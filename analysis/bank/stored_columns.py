@@ -109,6 +109,6 @@ class StoredColumns(Mapping[str, npt.NDArray[Any]]):
         fit = 8 * self.n_rows * len(self._together) <= HELD_BYTES
         names = self._together if fit and name in self._together else (name,)
         table = self._table.read_arrow(self._folder, names)
-        self._held |= {own: column_array(table[own])[self._rows] for own in names}
+        self._held |= {column: column_array(table[column])[self._rows] for column in names}
         while len(self._held) > 1 and sum(column.nbytes for column in self._held.values()) > HELD_BYTES:
             self._held.popitem(last=False)

@@ -134,7 +134,7 @@ class Block(NamedTuple):
 
     def products(self, columns: Array) -> Array:
         """Return the cross-products of each prompt, (r, q) to (p, q, q)."""
-        return np.stack([own.T @ own for own in np.split(columns, self.cuts)])
+        return np.stack([rows.T @ rows for rows in np.split(columns, self.cuts)])
 
 
 def prompt_blocks(prompts: Codes) -> Iterator[Block]:
@@ -142,9 +142,9 @@ def prompt_blocks(prompts: Codes) -> Iterator[Block]:
     order = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
-    for own in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // _BLOCK)) + 1):
-        rows = order[starts[own[0]] : ends[own[-1]]]
-        yield Block(prompts[order[starts[own]]], rows, starts[own[1:]] - starts[own[0]])
+    for numbers in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // _BLOCK)) + 1):
+        rows = order[starts[numbers[0]] : ends[numbers[-1]]]
+        yield Block(prompts[order[starts[numbers]]], rows, starts[numbers[1:]] - starts[numbers[0]])
 
 
 def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:

@@ -51,7 +51,7 @@ class Whole(NamedTuple):
         """Sum columns within groups in every draw."""
         n_prompts = self.weights.shape[1]
         cells = self.prompts * n_groups + groups
-        by_prompt = [np.bincount(cells, own, n_prompts * n_groups).reshape(n_prompts, -1) for own in columns.T]
+        by_prompt = [np.bincount(cells, column, n_prompts * n_groups).reshape(n_prompts, -1) for column in columns.T]
         return (self.weights @ np.hstack(by_prompt)).reshape(len(self.weights), -1, n_groups)
 
 
@@ -74,10 +74,12 @@ class Region(NamedTuple):
         """Return the region, and the rows of `whole` that are inside in any draw: its positions, in that order."""
         (low_x, low_y), (high_x, high_y) = borders.min(axis=0), borders.max(axis=0)
         rows = np.flatnonzero((x <= high_x) & (y >= low_y))
-        x, y, own = x[rows], y[rows], Whole(whole.prompts[rows], whole.weights)
+        x, y, positions = x[rows], y[rows], Whole(whole.prompts[rows], whole.weights)
         sometimes = np.flatnonzero((x > low_x) | (y < high_y))
         inside = (x[sometimes] <= borders[:, :1]) & (y[sometimes] >= borders[:, 1:])
-        return cls(own, x, y, borders, sometimes, own.weights[:, own.prompts[sometimes]] * inside), rows
+        return cls(
+            positions, x, y, borders, sometimes, positions.weights[:, positions.prompts[sometimes]] * inside
+        ), rows
 
     @property
     def size(self) -> int:
@@ -94,11 +96,11 @@ class Region(NamedTuple):
         """Sum columns within groups in every draw: of positions always inside by prompt, of the others one by one."""
         always = columns.copy()
         always[self.sometimes] = 0
-        found = self.whole.sums(always, groups, n_groups)
-        n, places = len(self.sometimes), groups[self.sometimes]
-        for column, own in enumerate(columns[self.sometimes].T):
-            found[:, column] += self.counted @ csr_array((own, (np.arange(n), places)), shape=(n, n_groups))
-        return found
+        totals = self.whole.sums(always, groups, n_groups)
+        n, group = len(self.sometimes), groups[self.sometimes]
+        for number, column in enumerate(columns[self.sometimes].T):
+            totals[:, number] += self.counted @ csr_array((column, (np.arange(n), group)), shape=(n, n_groups))
+        return totals
 
 
 class Ordered:
@@ -126,30 +128,30 @@ class Ordered:
     def quantile(self, p: float) -> Array:
         """Return np.quantile (type 7) of the repeated scores, shape (draws,); NaN where a draw holds none."""
         sizes = self.total[:, 0]
-        place = p * np.maximum(sizes - 1, 0)
-        whole = np.floor(place)
+        rank = p * np.maximum(sizes - 1, 0)
+        whole = np.floor(rank)
         lower, upper = (self.score[self._row_at(np.minimum(whole + more, sizes - 1))] for more in (0, 1))
-        return np.where(sizes > 0, interpolate(lower, upper, place - whole), np.nan)
+        return np.where(sizes > 0, interpolate(lower, upper, rank - whole), np.nan)
 
     def before(self, edges: Codes) -> Array:
         """Return count and sums of the positions before an edge in the order, of one for each draw: (draws, 1 + m)."""
         block = np.minimum(edges // self.width, self.up_to.shape[2] - 2)
-        found: Array = self.up_to[np.arange(len(edges)), :, block]
-        for draws, places, counts in self._blocks(block):
-            counts *= places < edges[draws, None]
-            found[draws] += np.einsum("dj,djm->dm", counts, self.columns[self._rows(places)])
-        return found
+        totals: Array = self.up_to[np.arange(len(edges)), :, block]
+        for draws, ranks, counts in self._blocks(block):
+            counts *= ranks < edges[draws, None]
+            totals[draws] += np.einsum("dj,djm->dm", counts, self.columns[self._rows(ranks)])
+        return totals
 
-    def _row_at(self, place: Array) -> Codes:
+    def _row_at(self, rank: Array) -> Codes:
         """Return where in the order the position stands that is at a place (from 0) among a draw's, or the last."""
         ends = self.up_to[:, 0, 1:]
-        block = np.minimum((ends <= place[:, None]).sum(axis=1), ends.shape[1] - 1)
-        start = self.up_to[np.arange(len(place)), 0, block]
-        found: Codes = block * self.width
+        block = np.minimum((ends <= rank[:, None]).sum(axis=1), ends.shape[1] - 1)
+        start = self.up_to[np.arange(len(rank)), 0, block]
+        ranks: Codes = block * self.width
         for draws, _, counts in self._blocks(block):
             reached = start[draws, None] + counts.cumsum(axis=1)
-            found[draws] += np.minimum((reached <= place[draws, None]).sum(axis=1), self.width - 1)
-        last: Codes = np.minimum(found, len(self.score) - 1)
+            ranks[draws] += np.minimum((reached <= rank[draws, None]).sum(axis=1), self.width - 1)
+        last: Codes = np.minimum(ranks, len(self.score) - 1)
         return last
 
     def _blocks(self, block: Codes) -> Iterator[tuple[slice, Codes, Array]]:
@@ -160,11 +162,11 @@ class Ordered:
         step = max(1, _TOGETHER // self.width)
         for first in range(0, len(block), step):
             draws = slice(first, first + step)
-            places = block[draws, None] * self.width + np.arange(self.width)
-            yield draws, places, self.population.counts(draws, self._rows(places)) * (places < len(self.score))
+            ranks = block[draws, None] * self.width + np.arange(self.width)
+            yield draws, ranks, self.population.counts(draws, self._rows(ranks)) * (ranks < len(self.score))
 
-    def _rows(self, places: Codes) -> Codes:
-        return self.order[np.minimum(places, len(self.order) - 1)]
+    def _rows(self, ranks: Codes) -> Codes:
+        return self.order[np.minimum(ranks, len(self.order) - 1)]
 
 
 def redrawn_quantiles(values: Array, prompts: Codes, weights: Array, probabilities: Sequence[float]) -> Array:

@@ -94,5 +94,5 @@ def over_seeds(values: Array, groups: Codes, seeds: Codes, weights: Array) -> Ar
 
 def seed_intervals(samples: Array, n_seeds: int) -> list[Interval]:
     """Turn samples that only seeds move, shape (1 + draws, m), into intervals; with one seed there are none."""
-    found = intervals(samples)
-    return found if n_seeds > 1 else [Interval(i.estimate, np.nan, np.nan, i.draws) for i in found]
+    measured = intervals(samples)
+    return measured if n_seeds > 1 else [Interval(i.estimate, np.nan, np.nan, i.draws) for i in measured]

@@ -41,11 +41,11 @@ class _Region(NamedTuple):
         """Cut the marked positions by codes that may leave numbers out."""
         dense = np.unique(codes, return_inverse=True)[1].astype(np.int64)
         rows = np.split(np.argsort(dense, kind="stable"), np.bincount(dense).cumsum()[:-1])
-        own, owners = score[inside], prompts[inside]
+        scores, prompts_inside = score[inside], prompts[inside]
         facts = [
             {"region": region, "score": key[0], "k": key[1], "bucket": number}
-            | {"score_low": float(own[members].min()), "score_high": float(own[members].max())}
-            | {"n_positions": len(members), "n_prompts": len(np.unique(owners[members]))}
+            | {"score_low": float(scores[members].min()), "score_high": float(scores[members].max())}
+            | {"n_positions": len(members), "n_prompts": len(np.unique(prompts_inside[members]))}
             for number, members in enumerate(rows, start=1)
         ]
         return cls(inside, dense, rows, facts)
@@ -74,15 +74,15 @@ def bucket_rows(
     q3, prompts = first.of(in_q3(bank)[0]), first.prompts
     position = first.of(bank.column("position"))
     draws = _Draws(resampling, resampling.weights("buckets"))
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for k in SUPPORT_SIZES:
         for name in BUCKETS:
-            found += _by_quarter(outcomes, (name, k), defined[name, k], q3, prompts, draws)
-        found += _residuals(outcomes, defined, k, prompts, draws)
-    places = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
+            rows += _by_quarter(outcomes, (name, k), defined[name, k], q3, prompts, draws)
+        rows += _residuals(outcomes, defined, k, prompts, draws)
+    buckets = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
     everywhere = np.ones(len(prompts), bool)
-    by_position = _Region.of("all", ("position", None), position, everywhere, places, prompts)
-    return found + [row for outcome in outcomes for row in _by_position(outcome, by_position, draws)]
+    by_position = _Region.of("all", ("position", None), position, everywhere, buckets, prompts)
+    return rows + [row for outcome in outcomes for row in _by_position(outcome, by_position, draws)]
 
 
 def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]]:
@@ -111,18 +111,18 @@ def _by_quarter(
     outcomes: Sequence[Outcome], key: Key, score: Array, q3: Mask, prompts: Codes, draws: _Draws
 ) -> list[dict[str, Any]]:
     """Mean with its interval, median and trimmed mean of every quarter, over all positions and inside Q3."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for region, inside in (("all", np.ones_like(q3)), ("q3", q3)):
         if inside.any():
             cut = _Region.of(region, key, score, inside, quantile_bins(score[inside], _QUARTERS), prompts)
             for outcome in outcomes:
                 values = outcome.values[inside]
                 groups = [values[members] for members in cut.rows]
-                found += _rows(outcome, cut, "mean", outcome.unit, _means(values, outcome, cut, draws), draws)
+                rows += _rows(outcome, cut, "mean", outcome.unit, _means(values, outcome, cut, draws), draws)
                 for name, point in (("median", np.median), ("trimmed mean", _trimmed)):
-                    points = np.array([[point(own) for own in groups]])
-                    found += _rows(outcome, cut, name, outcome.unit, points, draws)
-    return found
+                    points = np.array([[point(group) for group in groups]])
+                    rows += _rows(outcome, cut, name, outcome.unit, points, draws)
+    return rows
 
 
 def _residuals(
@@ -133,17 +133,17 @@ def _residuals(
     everywhere = np.ones(len(prompts), bool)
     design = [everywhere.astype(np.float64), *(scores[key] for key in (*controls, ("teacher_entropy", None)))]
     gram = np.array([[a @ b for b in design] for a in design])
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name in BUCKETS:
-        own = scores[name, k]
-        cut = _Region.of("all", (name, k), own, everywhere, quantile_bins(own, _TENTHS), prompts)
+        score = scores[name, k]
+        cut = _Region.of("all", (name, k), score, everywhere, quantile_bins(score, _TENTHS), prompts)
         for outcome in outcomes:
             moments = np.array([column @ outcome.values for column in design])
             fitted = np.linalg.lstsq(gram, moments, rcond=None)[0]
             residual = outcome.values - sum(b * column for b, column in zip(fitted, design, strict=True))
             means = _means(residual, outcome, cut, draws)
-            found += _rows(outcome, cut, "residual mean", outcome.unit, means, draws)
-    return found
+            rows += _rows(outcome, cut, "residual mean", outcome.unit, means, draws)
+    return rows
 
 
 def _by_position(outcome: Outcome, cut: _Region, draws: _Draws) -> list[dict[str, Any]]:
@@ -174,16 +174,16 @@ def _rows(
     outcome: Outcome, cut: _Region, statistic: str, unit: str, samples: Array, draws: _Draws
 ) -> list[dict[str, Any]]:
     """One row a bucket from samples of shape (1 + draws, buckets), or (1, buckets) of a statistic without interval."""
-    own = {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
-    own |= {"statistic": statistic, "unit": unit}
+    shared = {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name}
+    shared |= {"statistic": statistic, "unit": unit}
     if len(samples) == 1:
         method = {"ci_low": None, "ci_high": None, "method": f"{statistic}; no interval is made"}
-        found = [{"estimate": float(point), **method} for point in samples[0]]
+        estimates = [{"estimate": float(point), **method} for point in samples[0]]
     else:
         n_prompts = [facts["n_prompts"] for facts in cut.facts]
         what, undefined = f"{statistic}; buckets fixed", _UNDEFINED.get(statistic, "leave the bucket empty")
-        found = draws.resampling.columns(samples, n_prompts, what, undefined)
-    return [own | facts | columns for facts, columns in zip(cut.facts, found, strict=True)]
+        estimates = draws.resampling.columns(samples, n_prompts, what, undefined)
+    return [shared | facts | columns for facts, columns in zip(cut.facts, estimates, strict=True)]
 
 
 def _whole(values: Array, prompts: Codes, weights: Array) -> Array:

@@ -116,7 +116,7 @@ def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array
     return total, unexplained
 
 
-def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], place: int) -> Array:
+def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], number: int) -> Array:
     """Predict every row by the fits of one set that have not seen its prompt, averaged over fold assignments.
 
     What is predicted is the outcome beyond the mean of the other folds: that mean falls as a fold's own mean rises, so
@@ -126,22 +126,22 @@ def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], place: int) -> Arra
         data: predictors and outcomes.
         fits: of all sets.
         keys: the scores of the set.
-        place: of the set among all.
+        number: of the set among all.
 
     Returns:
         Shape (n, m), unit of the outcomes.
     """
     splines = data.splines.only(data.members(keys))
-    found = np.empty((len(data.prompts), len(data.values)))
+    predicted = np.empty((len(data.prompts), len(data.values)))
     for block in prompt_blocks(data.prompts):
-        assigned = zip(fits.coefficients[place], data.folds[:, block.prompts], strict=True)
-        mean = np.mean([own[folds] for own, folds in assigned], axis=0)
+        assigned = zip(fits.coefficients[number], data.folds[:, block.prompts], strict=True)
+        mean = np.mean([fitted[folds] for fitted, folds in assigned], axis=0)
         designs = np.split(splines.design(block.rows), block.cuts)
-        found[block.rows] = np.vstack([design @ own for design, own in zip(designs, mean, strict=True)])
-    return found
+        predicted[block.rows] = np.vstack([design @ fitted for design, fitted in zip(designs, mean, strict=True)])
+    return predicted
 
 
 def _errors(gram: Array, with_y: Array, squares: Array, coefficients: Array) -> Array:
     """Sums of (y - X b)^2 from X'X (p, c, c), X'y and b (p, c, m), and y'y (p, m): shape (p, m)."""
-    found: Array = squares + (coefficients * (gram @ coefficients - 2 * with_y)).sum(axis=1)
-    return found
+    errors: Array = squares + (coefficients * (gram @ coefficients - 2 * with_y)).sum(axis=1)
+    return errors

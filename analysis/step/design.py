@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     spread: Array
     by_prompt: Array
 
-    def places(self, terms: Sequence[str], outcome: int) -> list[int]:
+    def columns(self, terms: Sequence[str], outcome: int) -> list[int]:
         """Return the columns of some predictors and then of one outcome."""
         return [*(PREDICTORS.index(term) for term in terms), len(PREDICTORS) + outcome]
 
@@ -81,20 +81,20 @@ def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: 
     width = len(PREDICTORS) + len(outcomes)
     raw, lowest, highest = np.zeros((n_prompts, 1 + width, 1 + width)), np.full(width, np.inf), np.full(width, -np.inf)
     for block in prompt_blocks(first.prompts):
-        own = {name: values[block.rows] for name, values in parts.items()}
-        columns = variables(own, [outcome.values[block.rows] for outcome in outcomes])
+        in_block = {name: values[block.rows] for name, values in parts.items()}
+        columns = variables(in_block, [outcome.values[block.rows] for outcome in outcomes])
         raw[block.prompts] = block.products(with_intercept(columns))
         lowest, highest = np.minimum(lowest, columns.min(axis=0)), np.maximum(highest, columns.max(axis=0))
-    for place in np.flatnonzero((lowest == highest)[: len(PREDICTORS)]):
-        name = PREDICTORS[place]
+    for index in np.flatnonzero((lowest == highest)[: len(PREDICTORS)]):
+        name = PREDICTORS[index]
         raise EstimationError(
-            f"predictor {name}{'' if (name, None) in scores else f' (K={k})'} is {lowest[place]:g} at every position "
+            f"predictor {name}{'' if (name, None) in scores else f' (K={k})'} is {lowest[index]:g} at every position "
             f"that has {first.name}: capture another pair, or more and later positions"
         )
     mean, spread, total = standardised(raw.sum(axis=0))
     for terms in MODELS.values():
-        places = [1 + PREDICTORS.index(term) for term in terms]
-        _refuse_collinear(total[np.ix_(places, places)] / total[0, 0], terms, k)
+        indices = [1 + PREDICTORS.index(term) for term in terms]
+        _refuse_collinear(total[np.ix_(indices, indices)] / total[0, 0], terms, k)
     return Sample(outcomes, k, parts, mean, spread, rescaled(raw, mean, spread))
 
 
@@ -125,8 +125,8 @@ def rescaled(moments: Array, mean: Array, spread: Array) -> Array:
     """Turn moments of [1, x] into those of [1, (x - mean) / spread], shape (..., 1 + m, 1 + m)."""
     change = np.diag(np.append(1.0, 1 / spread))
     change[0, 1:] = -mean / spread
-    found: Array = change.T @ moments @ change
-    return found
+    product: Array = change.T @ moments @ change
+    return product
 
 
 def _refuse_collinear(correlations: Array, terms: tuple[str, ...], k: int) -> None:

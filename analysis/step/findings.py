@@ -132,8 +132,8 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
                 rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id})
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
-    if found := obstacle(record, str(helps.interval), harmed=helps.side < 0):
-        status, sentence = found
+    if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0):
+        status, sentence = verdict
         rows[0] |= {"status": status, "sentence": sentence}
         for row in rows[1:]:
             row |= {
@@ -154,10 +154,10 @@ def lookup(
         & (estimates["outcome"] == outcome)
         & (estimates["k"].isna() if k is None else estimates["k"] == k)
     )
-    found = estimates.loc[wanted, ["estimate", "ci_low", "ci_high"]]
-    if found.empty:
+    rows = estimates.loc[wanted, ["estimate", "ci_low", "ci_high"]]
+    if rows.empty:
         return None
-    estimate, low, high = (float(x) for x in found.iloc[0])
+    estimate, low, high = (float(x) for x in rows.iloc[0])
     return Interval(estimate, low, high)
 
 
@@ -175,14 +175,14 @@ def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
 
 def at_headline(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return one real step's findings on gain at the headline K, and those without K, in the order of the claims."""
-    mine = findings[(findings["probe_id"] == probe_id) & (findings["outcome"] == OUTCOME)]
-    return mine[mine["k"].isna() | (mine["k"] == HEADLINE_K)]
+    judged = findings[(findings["probe_id"] == probe_id) & (findings["outcome"] == OUTCOME)]
+    return judged[judged["k"].isna() | (judged["k"] == HEADLINE_K)]
 
 
 def judged_sentences(findings: pd.DataFrame, probe_id: str) -> list[str]:
     """Return the verdict on one real step: the sentences of its findings at the headline K that were judged."""
-    mine = at_headline(findings, probe_id)
-    return list(mine.loc[mine["status"] != NOT_JUDGED, "sentence"])
+    rows = at_headline(findings, probe_id)
+    return list(rows.loc[rows["status"] != NOT_JUDGED, "sentence"])
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,16 @@ class Model(NamedTuple):
         return self.with_outcome - self.gram @ self.coefficients
 
 
-def model_of(by_prompt: Array, places: Sequence[int]) -> Model:
+def model_of(by_prompt: Array, columns: Sequence[int]) -> Model:
     """Fit the variable at the last place on those before it.
 
     Args:
         by_prompt: shape (prompts, 1 + q, 1 + q), cross-products of [1, variables]. Prompts without positions drop out.
-        places: of predictors and outcome among the variables.
+        columns: of predictors and outcome among the variables.
     """
     by_prompt = by_prompt[by_prompt[:, 0, 0] > 0]
-    design = [0, *(place + 1 for place in places[:-1])]
-    gram, with_outcome = by_prompt[:, design][:, :, design], by_prompt[:, design, places[-1] + 1]
+    design = [0, *(column + 1 for column in columns[:-1])]
+    gram, with_outcome = by_prompt[:, design][:, :, design], by_prompt[:, design, columns[-1] + 1]
     bread = np.linalg.inv(gram.sum(axis=0))
     return Model(gram, with_outcome, bread, bread @ with_outcome.sum(axis=0), int(by_prompt[:, 0, 0].sum()))
 
@@ -72,13 +72,13 @@ def crv3(model: Model) -> Array:
 
 
 def two_way(
-    models: Sequence[Model], places: Sequence[Sequence[int]], variables: Variables, prompts: Codes, tokens: Codes
+    models: Sequence[Model], columns_of: Sequence[Sequence[int]], variables: Variables, prompts: Codes, tokens: Codes
 ) -> list[Array]:
     """Covariances clustered by prompt and by token id, shape (k, k): by each, less that by their intersection.
 
     Args:
         models: some regressions over the same n positions.
-        places: of each regression's predictors and outcome among the variables.
+        columns_of: of each regression's predictors and outcome among the variables.
         variables: gives these at some positions, (r,) to (r, q).
         prompts: shape (n,).
         tokens: shape (n,), token id of each position.
@@ -86,21 +86,21 @@ def two_way(
     by_token = [np.zeros((int(tokens.max()) + 1, len(model.coefficients))) for model in models]
     within, n_within = [np.zeros_like(model.bread) for model in models], 0
     for block in prompt_blocks(prompts):
-        columns, own = with_intercept(variables(block.rows)), tokens[block.rows]
-        numbers = np.searchsorted(block.cuts, np.arange(len(own)), "right")
-        pairs = np.unique(numbers * len(by_token[0]) + own, return_inverse=True)[1].astype(np.int64)
+        values, ids = with_intercept(variables(block.rows)), tokens[block.rows]
+        numbers = np.searchsorted(block.cuts, np.arange(len(ids)), "right")
+        pairs = np.unique(numbers * len(by_token[0]) + ids, return_inverse=True)[1].astype(np.int64)
         n_pairs = int(pairs.max()) + 1
         n_within += n_pairs
-        for model, wanted, token_scores, squares in zip(models, places, by_token, within, strict=True):
-            design = columns[:, [0, *(place + 1 for place in wanted[:-1])]]
-            scores = design * (columns[:, wanted[-1] + 1] - design @ model.coefficients)[:, None]
-            token_scores += prompt_sums(scores, own, len(token_scores))
+        for model, wanted, token_scores, squares in zip(models, columns_of, by_token, within, strict=True):
+            design = values[:, [0, *(column + 1 for column in wanted[:-1])]]
+            scores = design * (values[:, wanted[-1] + 1] - design @ model.coefficients)[:, None]
+            token_scores += prompt_sums(scores, ids, len(token_scores))
             paired = prompt_sums(scores, pairs, n_pairs)
             squares += paired.T @ paired
     n_tokens = len(np.unique(tokens))
     return [
-        crv1(model) + _sandwich(model, own.T @ own, n_tokens) - _sandwich(model, squares, n_within)
-        for model, own, squares in zip(models, by_token, within, strict=True)
+        crv1(model) + _sandwich(model, token_scores.T @ token_scores, n_tokens) - _sandwich(model, squares, n_within)
+        for model, token_scores, squares in zip(models, by_token, within, strict=True)
     ]
 
 
@@ -146,17 +146,17 @@ def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> lis
         resampling: gives the seed of the wild bootstrap.
     """
     fitted = [
-        (outcome, name, sample.places(terms, place))
-        for place, outcome in enumerate(sample.outcomes)
+        (outcome, name, sample.columns(terms, index))
+        for index, outcome in enumerate(sample.outcomes)
         if outcome.name == HEADLINE_OUTCOME
         for name, terms in MODELS.items()
         if "learnable" in terms
     ]
     if not fitted:
         return []
-    places = [columns for _, _, columns in fitted]
-    models = [model_of(sample.by_prompt, columns) for columns in places]
-    both = two_way(models, places, sample.scaled, sample.outcomes[0].prompts, tokens)
+    columns_of = [columns for _, _, columns in fitted]
+    models = [model_of(sample.by_prompt, columns) for columns in columns_of]
+    both = two_way(models, columns_of, sample.scaled, sample.outcomes[0].prompts, tokens)
     n_tokens = len(np.unique(tokens))
     return [
         row | {"n_tokens": n_tokens}
@@ -199,5 +199,5 @@ def _sandwich(model: Model, squares: Array, groups: int) -> Array:
     """Put the sum of the clusters' squared scores, shape (k, k), between two breads, for so many clusters."""
     k = len(squares)
     factor = groups / (groups - 1) * (model.n - 1) / (model.n - k)
-    found: Array = factor * model.bread @ squares @ model.bread
-    return found
+    covariance: Array = factor * model.bread @ squares @ model.bread
+    return covariance

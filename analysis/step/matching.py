@@ -53,7 +53,7 @@ def match_pairs(sides: Array, covariates: Array, prompts: Codes, design: Design,
             their distances sum to the least.
         caliper: largest difference of a pair in any covariate.
     """
-    found: list[tuple[Codes, Codes]] = []
+    matched: list[tuple[Codes, Codes]] = []
     n_high = 0
     for rows in _by_prompt(np.flatnonzero(~np.isnan(sides)), prompts):
         high, low = rows[sides[rows] == 1], rows[sides[rows] == 0]
@@ -61,12 +61,12 @@ def match_pairs(sides: Array, covariates: Array, prompts: Codes, design: Design,
         if len(high) and len(low):
             distances = cdist(covariates[high], covariates[low])
             distances[cdist(covariates[high], covariates[low], "chebyshev") > caliper] = np.inf
-            places = _nearest(distances) if design == "matched" else _assigned(distances)
-            near = np.isfinite(distances[places])
-            found.append((high[places[0][near]], low[places[1][near]]))
-    if not found:
+            rows_and_columns = _nearest(distances) if design == "matched" else _assigned(distances)
+            near = np.isfinite(distances[rows_and_columns])
+            matched.append((high[rows_and_columns[0][near]], low[rows_and_columns[1][near]]))
+    if not matched:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), n_high)
-    matched_high, matched_low = (np.concatenate(part) for part in zip(*found, strict=True))
+    matched_high, matched_low = (np.concatenate(part) for part in zip(*matched, strict=True))
     return Pairs(matched_high, matched_low, n_high - len(matched_high))
 
 
@@ -135,7 +135,7 @@ def _by_prompt(rows: Codes, prompts: Codes) -> Iterator[Codes]:
 
 def _scaled_covariates(scores: Scores, first: Outcome, q3: Mask, key: Key) -> Array:
     keys: tuple[Key, ...] = (("student_entropy", None), ("disagreement", key[1]), ("position", None))
-    columns = np.column_stack([first.of(scores[own]) for own in keys])
+    columns = np.column_stack([first.of(scores[covariate]) for covariate in keys])
     spread = columns[q3].std(axis=0) if q3.any() else np.ones(len(keys))
     return columns / np.where(spread > 0, spread, 1.0)
 
@@ -172,7 +172,7 @@ def _balance(sides: Array, covariates: Array, pairs: Pairs, key: Key, design: De
         return []
     return [
         {"score": key[0], "k": key[1], "design": design, "covariate": name}
-        | {"before": float(before[place]), "after": None if after is None else float(after[place])}
+        | {"before": float(before[index]), "after": None if after is None else float(after[index])}
         | {"n_pairs": len(pairs.high)}
-        for place, name in enumerate(COVARIATES)
+        for index, name in enumerate(COVARIATES)
     ]

@@ -132,7 +132,7 @@ def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
 
 def _profile(outcome: Outcome, key: Key, score: Array, bins: Codes, weights: Array) -> list[dict[str, Any]]:
     score, bins = outcome.of(score), outcome.of(bins)
-    found = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights))
+    means = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights))
     counts = group_sums(None, bins, N_BINS, outcome.prompts, weights.shape[1])
     sizes, totals = counts.sum(axis=0), np.bincount(bins, score, N_BINS)
     return [
@@ -144,7 +144,7 @@ def _profile(outcome: Outcome, key: Key, score: Array, bins: Codes, weights: Arr
             "k": key[1],
             "decile": int(number) + 1,
             "score_mean": float(totals[number] / sizes[number]),
-            **found[number].columns(),
+            **means[number].columns(),
             "n_positions": int(sizes[number]),
             "n_prompts": int((counts[:, number] > 0).sum()),
         }
@@ -170,5 +170,6 @@ def _grid(x: Array, y: Array, values: Array) -> list[dict[str, Any]]:
 def _edges(axis: str, values: Array, bins: Codes) -> dict[int, dict[str, float]]:
     groups = {int(number): values[bins == number] for number in np.unique(bins)}
     return {
-        number: {f"{axis}_low": float(own.min()), f"{axis}_high": float(own.max())} for number, own in groups.items()
+        number: {f"{axis}_low": float(group.min()), f"{axis}_high": float(group.max())}
+        for number, group in groups.items()
     }

@@ -152,13 +152,13 @@ def weighted_spearman(observed: Array, scores: Array, weights: Array, prompts: C
     below, up_to = (_places(columns, order, side) for side in ("left", "right"))
     n_outcomes = observed.shape[1]
     heaped = np.zeros((len(columns), columns.shape[1] + 1))  # weight of the first rows in order
-    found = np.empty((len(counts), n_outcomes, scores.shape[1]))
+    correlations = np.empty((len(counts), n_outcomes, scores.shape[1]))
     for draw, count in enumerate(counts):
-        own = weights * count[prompts]
-        np.cumsum(own[order], axis=1, out=heaped[:, 1:])
+        counted = weights * count[prompts]
+        np.cumsum(counted[order], axis=1, out=heaped[:, 1:])
         ranks = np.take_along_axis(heaped, below, axis=1) + np.take_along_axis(heaped, up_to, axis=1)
-        found[draw] = _correlations(ranks, own, n_outcomes)
-    return found
+        correlations[draw] = _correlations(ranks, counted, n_outcomes)
+    return correlations
 
 
 def spearman_rows(
@@ -182,8 +182,8 @@ def spearman_rows(
     columns = np.column_stack([scores[key] for key in keys])
     drawn = weighted_spearman(observed, columns, sample.stands_for, sample.prompts, sample.counts("ranks"))
     rows = []
-    for place, outcome in enumerate(outcomes):
-        alone = drawn[:, place]
+    for number, outcome in enumerate(outcomes):
+        alone = drawn[:, number]
         for key, interval in zip(keys, found_intervals(alone), strict=True):
             if key[0] != same.get(outcome):
                 rows.append(_spearman_row(sample, analysis, outcome, key, interval))

@@ -49,21 +49,23 @@ def redraw_cuts(sample: Sample, bank: Bank, weights: Array) -> Redrawn:
     steps = np.minimum(deviation, np.repeat(cuts[1::2] - cuts[::2], 2) / 4)
     moved = np.array([cuts + side * row for row in np.diag(steps) for side in (-1, 1)])
     scaled = np.divide(moves, steps, out=np.zeros_like(moves), where=steps > 0)
-    found = [standardised(total) for total in _moments(sample, [sample.outcomes[0].of(own) for own in raw], moved)]
-    spread, totals = (np.array([own[part] for own in found]) for part in (1, 2))
+    standardisations = [
+        standardised(total) for total in _moments(sample, [sample.outcomes[0].of(values) for values in raw], moved)
+    ]
+    spread, totals = (np.array([one[part] for one in standardisations]) for part in (1, 2))
     return Redrawn(scaled, totals.reshape(len(steps), 2, *totals.shape[1:]), spread.reshape(len(steps), 2, -1))
 
 
 def _moments(sample: Sample, raw: Sequence[Array], cuts: Array) -> Array:
     """Total moments of [1, variables] with the scores normalised at other cuts, (c, 8) to (c, 1 + q + m, 1 + q + m)."""
     n, width = len(raw[0]), 1 + len(sample.mean)
-    found = np.zeros((len(cuts), width, width))
+    moments = np.zeros((len(cuts), width, width))
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
         outcomes = [outcome.values[rows] for outcome in sample.outcomes]
-        for total, own in zip(found, cuts.reshape(len(cuts), -1, 2), strict=True):
-            parts = {name: clip_to(values[rows], *ends) for name, values, ends in zip(_CUT, raw, own, strict=True)}
+        for total, bounds in zip(moments, cuts.reshape(len(cuts), -1, 2), strict=True):
+            parts = {name: clip_to(values[rows], *ends) for name, values, ends in zip(_CUT, raw, bounds, strict=True)}
             parts["position"] = sample.parts["position"][rows]
             extended = with_intercept(variables(parts, outcomes))
             total += extended.T @ extended
-    return found
+    return moments

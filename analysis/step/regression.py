@@ -64,33 +64,33 @@ def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) ->
     """
     sample = make_sample([outcome], normalised, k, bank.n_prompts)
     totals = sample.by_prompt.sum(axis=0)[None]
-    found: dict[tuple[str, str], float] = {}
+    estimates: dict[tuple[str, str], float] = {}
     for model, terms in MODELS.items():
-        columns = sample.places(terms, 0)
+        columns = sample.columns(terms, 0)
         estimate, (contrasts, names) = fit(totals, columns), contrasts_of(terms)
         slopes = estimate.slopes * sample.spread[columns[-1]] / sample.spread[columns[:-1]]
         for scale, coefficients in (("standardized", estimate.standardized), ("slope", slopes)):
             values = (coefficients @ contrasts.T)[0]
-            found |= {(f"{scale}_{model}", name): float(value) for name, value in zip(names, values, strict=True)}
-    return found
+            estimates |= {(f"{scale}_{model}", name): float(value) for name, value in zip(names, values, strict=True)}
+    return estimates
 
 
-def fit(totals: Array, places: Sequence[int]) -> Fit:
+def fit(totals: Array, columns: Sequence[int]) -> Fit:
     """Least squares of the variable at the last place on those before it, in every draw.
 
     Args:
         totals: total moments of [1, variables], shape (draws, 1 + q, 1 + q). A draw in which a variable does not vary
             gives NaN.
-        places: among the variables.
+        columns: of the predictors and then the outcome, among the variables.
 
     Raises:
         EstimationError: some draw's predictors are exactly collinear.
     """
-    wanted = [0, *(place + 1 for place in places)]
+    wanted = [0, *(column + 1 for column in columns)]
     correlations, spread = _correlations(totals[:, wanted][:, :, wanted])
     usable = ~np.isnan(correlations).any(axis=(1, 2))
     within, with_outcome = correlations[usable][:, :-1, :-1], correlations[usable][:, :-1, -1]
-    standardized, r2 = np.full((len(totals), len(places) - 1), np.nan), np.full(len(totals), np.nan)
+    standardized, r2 = np.full((len(totals), len(columns) - 1), np.nan), np.full(len(totals), np.nan)
     try:
         standardized[usable] = np.linalg.solve(within, with_outcome[..., None])[..., 0]
     except np.linalg.LinAlgError:
@@ -99,10 +99,10 @@ def fit(totals: Array, places: Sequence[int]) -> Fit:
     return Fit(standardized, standardized * ratio(spread[:, -1:], spread[:, :-1]), r2)
 
 
-def _rows(sample: Sample, place: int, draws: Draws) -> list[dict[str, Any]]:
-    outcome = sample.outcomes[place]
-    fits = {model: _fit_draws(sample, sample.places(terms, place), draws) for model, terms in MODELS.items()}
-    rows = [row for model in MODELS for row in _coefficient_rows(sample, place, model, fits[model], draws)]
+def _rows(sample: Sample, index: int, draws: Draws) -> list[dict[str, Any]]:
+    outcome = sample.outcomes[index]
+    fits = {model: _fit_draws(sample, sample.columns(terms, index), draws) for model, terms in MODELS.items()}
+    rows = [row for model in MODELS for row in _coefficient_rows(sample, index, model, fits[model], draws)]
     shares = [("r2", model, fits[model].r2) for model in MODELS]
     shares += [("delta_r2", model, fits[model].r2 - fits[base].r2) for model, base in BASES.items()]
     return rows + [
@@ -115,25 +115,25 @@ def _rows(sample: Sample, place: int, draws: Draws) -> list[dict[str, Any]]:
 def _fit_draws(sample: Sample, columns: list[int], draws: Draws) -> Fit:
     """Fit one model in every draw, slopes in the variables' own units, and let it follow the redrawn cuts."""
     plain = fit(draws.totals, columns)
-    found = plain._replace(slopes=plain.slopes * sample.spread[columns[-1]] / sample.spread[columns[:-1]])
+    unscaled = plain._replace(slopes=plain.slopes * sample.spread[columns[-1]] / sample.spread[columns[:-1]])
     if draws.redrawn is None:
-        return found
+        return unscaled
     cuts = draws.redrawn
     sides = [fit(cuts.moments[:, side], columns) for side in (0, 1)]
     slopes = [
-        own.slopes * cuts.spread[:, side, columns[-1:]] / cuts.spread[:, side][:, columns[:-1]]
-        for side, own in enumerate(sides)
+        moved.slopes * cuts.spread[:, side, columns[-1:]] / cuts.spread[:, side][:, columns[:-1]]
+        for side, moved in enumerate(sides)
     ]
     return Fit(
-        found.standardized + cuts.moves @ (sides[1].standardized - sides[0].standardized) / 2,
-        found.slopes + cuts.moves @ (slopes[1] - slopes[0]) / 2,
-        found.r2 + cuts.moves @ (sides[1].r2 - sides[0].r2) / 2,
+        unscaled.standardized + cuts.moves @ (sides[1].standardized - sides[0].standardized) / 2,
+        unscaled.slopes + cuts.moves @ (slopes[1] - slopes[0]) / 2,
+        unscaled.r2 + cuts.moves @ (sides[1].r2 - sides[0].r2) / 2,
     )
 
 
-def _coefficient_rows(sample: Sample, place: int, model: str, estimate: Fit, draws: Draws) -> list[dict[str, Any]]:
+def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, draws: Draws) -> list[dict[str, Any]]:
     """Return each coefficient and the gap, standardised and per unit, with both kinds of uncertainty."""
-    outcome, columns = sample.outcomes[place], sample.places(MODELS[model], place)
+    outcome, columns = sample.outcomes[index], sample.columns(MODELS[model], index)
     per_unit = sample.spread[columns[-1]] / sample.spread[columns[:-1]]  # of z-scored coefficients of the full sample
     contrasts, names = contrasts_of(MODELS[model])
     covariance = crv1(model_of(sample.by_prompt, columns))[1:, 1:]

@@ -22,19 +22,19 @@ _DEGREE = 3
 class Splines(NamedTuple):
     """The splines of some scores over the same positions.
 
-    `places`: shape (n,) each, twice the mid-places: whole numbers that are a rank in (0, 1) over 2 n. `knots`: one
-    sequence a score. `owners`: shape (q,), the score that each column of the design belongs to, in their order; -1 is
-    the intercept.
+    `doubled_ranks`: shape (n,) each, twice the mid-ranks: whole numbers that are a rank in (0, 1) over 2 n. `knots`:
+    one sequence a score. `owners`: shape (q,), the score that each column of the design belongs to, in their order; -1
+    is the intercept.
     """
 
-    places: Sequence[npt.NDArray[np.int32]]
+    doubled_ranks: Sequence[npt.NDArray[np.int32]]
     knots: tuple[Array, ...]
     owners: Codes
 
     def only(self, members: list[int]) -> "Splines":
         """Return the splines of some scores."""
         owners, members = self.owners[self.columns(members)], sorted(members)
-        return Splines([self.places[own] for own in members], tuple(self.knots[own] for own in members), owners)
+        return Splines([self.doubled_ranks[i] for i in members], tuple(self.knots[i] for i in members), owners)
 
     def columns(self, members: list[int]) -> Codes:
         """Return the design's columns of an intercept and some scores."""
@@ -45,13 +45,13 @@ class Splines(NamedTuple):
 
         The first function of each score is left out: beside an intercept, the others span the same curves.
         """
-        found = np.ones((len(rows), len(self.owners)))
+        design = np.ones((len(rows), len(self.owners)))
         end = 1
-        for own, knots in zip(self.places, self.knots, strict=True):
+        for ranks, knots in zip(self.doubled_ranks, self.knots, strict=True):
             basis = BSpline(knots, np.eye(len(knots) - _DEGREE - 1), _DEGREE)
             start, end = end, end + len(knots) - _DEGREE - 2
-            found[:, start:end] = basis(own[rows] / (2 * len(own)))[:, 1:]
-        return found
+            design[:, start:end] = basis(ranks[rows] / (2 * len(ranks)))[:, 1:]
+        return design
 
 
 def rank_splines(keys: Sequence[Key], score: Callable[[Key], Array]) -> Splines:
@@ -60,13 +60,13 @@ def rank_splines(keys: Sequence[Key], score: Callable[[Key], Array]) -> Splines:
     Raises:
         EstimationError: a score has one value everywhere; the message names it.
     """
-    places, knots = [], []
+    doubled, knots = [], []
     for key in keys:
-        middle = mid_places(score(key))
-        places.append((2 * middle).astype(np.int32))
-        knots.append(_knots(middle / len(middle), key))
-    widths = [len(own) - _DEGREE - 2 for own in knots]
-    return Splines(places, tuple(knots), np.repeat(np.arange(-1, len(knots)), [1, *widths]))
+        ranks = mid_places(score(key))
+        doubled.append((2 * ranks).astype(np.int32))
+        knots.append(_knots(ranks / len(ranks), key))
+    widths = [len(sequence) - _DEGREE - 2 for sequence in knots]
+    return Splines(doubled, tuple(knots), np.repeat(np.arange(-1, len(knots)), [1, *widths]))
 
 
 def _knots(ranks: Array, key: Key) -> Array:

@@ -26,8 +26,8 @@ def length_text(record: Record) -> str:
     rung = _taken(ladder)
     if rung["r2"] is None:
         known = rung["short_enough"] is None
-        found = f"cannot be told: rounding makes up {rung['noise']:.0%} of that" if known else "is none"
-        return f" What first order explains of the variance of its gain {found}."
+        answer = f"cannot be told: rounding makes up {rung['noise']:.0%} of that" if known else "is none"
+        return f" What first order explains of the variance of its gain {answer}."
     longest = ", the longest such step of its ladder" if record.settings["learning_rate"] == "auto" else ""
     return f" First order explains {_share(rung['r2'])} of the variance of its gain{longest}."
 
@@ -47,12 +47,12 @@ def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | 
         `TOO_LONG`, or `REVERSED` where no shorter step would help, and a sentence; None of a step that can be judged.
     """
     ladder, steps = record.results.get("ladder"), record.settings.get("steps", 1)
-    at, told = f"learning rate {learning_rate(record)}", f"mean gain {mean_gain} nats"
+    at, effect = f"learning rate {learning_rate(record)}", f"mean gain {mean_gain} nats"
     if ladder is not None and ladder["short_enough"] is False:
         r2 = _taken(ladder)["r2"]
         return TOO_LONG, (
             f"The step was too long to judge teachability on it: at {at} first order explains "
-            f"{'none' if r2 is None else _share(r2)} of the variance of the gain ({_NEEDED} are needed; {told}): "
+            f"{'none' if r2 is None else _share(r2)} of the variance of the gain ({_NEEDED} are needed; {effect}): "
             f"{_longest(ladder)}."
         )
     if not harmed or not kind_reads(record.kind, "learning_rate"):
@@ -63,17 +63,17 @@ def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | 
             shorter = f"take fewer of the {steps} steps, or shorter ones, or a single one with `--learning-rate auto`"
         return (
             TOO_LONG,
-            f"The step was too long: at {at} it takes the student away from the teacher ({told}): {shorter}.",
+            f"The step was too long: at {at} it takes the student away from the teacher ({effect}): {shorter}.",
         )
     rung = _taken(ladder)
     first = rung["first_order_gain"]
     if first is not None and first <= 0:
         return REVERSED, (
-            f"The step takes the student away from the teacher ({told}), and no shorter one along it would help: first "
-            f"order alone foresees {first:.3g} nats. Teachability is not judged on it."
+            f"The step takes the student away from the teacher ({effect}), and no shorter one along it would help: "
+            f"first order alone foresees {first:.3g} nats. Teachability is not judged on it."
         )
     return TOO_LONG, (
-        f"The step was too long: at {at} it takes the student away from the teacher ({told}"
+        f"The step was too long: at {at} it takes the student away from the teacher ({effect}"
         f"{'' if first is None else f', where first order alone foresees {first:.3g}'}): use `--learning-rate "
         f"{_helping(rung):g}`."
     )
@@ -98,8 +98,8 @@ def ladder_table(record: Record) -> pd.DataFrame:
 
 
 def _taken(ladder: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(r for r in ladder["rungs"] if r["learning_rate"] == ladder["learning_rate"])
-    return found
+    rung: Mapping[str, Any] = next(r for r in ladder["rungs"] if r["learning_rate"] == ladder["learning_rate"])
+    return rung
 
 
 def _share(r2: float) -> str:

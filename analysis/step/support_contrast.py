@@ -75,7 +75,7 @@ def contrast_rows(
     draws = _Draws.of(outcomes, bank, resampling, redraw=redraw)
     cuts = "medians and thirds redrawn" if redraw else "medians and thirds fixed"
     method = resampling.method(f"upper less lower third of the score inside Q3; {cuts}")
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     seen: dict[bytes, str] = {}
     for key, score in support_scores(bank).items():
         arms = cut_thirds(q3, first.of(score))
@@ -83,11 +83,11 @@ def contrast_rows(
         note = note or _twin(arms, key, seen)
         n_prompts = len(np.unique(draws.prompts[arms.q3]))
         sizes = Sizes(int(arms.high.sum()), int(arms.low.sum()), 0, int(arms.q3.sum()), n_prompts)
-        found += [
+        rows += [
             contrast_row(outcome, key, "thirds", interval, sizes, method, note)
             for outcome, interval in zip(outcomes, drawn, strict=True)
         ]
-    return found
+    return rows
 
 
 def cut_thirds(q3: Mask, score: Array) -> Arms:

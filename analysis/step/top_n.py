@@ -70,7 +70,7 @@ def top_rows(
             samples = resampled_means(values, bank.prompts[defined], weights)
             counts = {"n_positions": int(defined.sum()), "n_prompts": len(np.unique(bank.prompts[defined]))}
             counts["n_dropped"] = int(taken.kept.sum()) - counts["n_positions"]
-            found = resampling.columns(
+            estimates = resampling.columns(
                 samples, [counts["n_prompts"]] * len(outcomes), f"{what}; selection fixed", "take none of them"
             )
             rows += [
@@ -79,7 +79,7 @@ def top_rows(
                 | {"gain_per_keep": columns["estimate"] / facts["share_taken"]}
                 | facts
                 | counts
-                for outcome, columns in zip(outcomes, found, strict=True)
+                for outcome, columns in zip(outcomes, estimates, strict=True)
             ]
     return rows
 
@@ -96,7 +96,9 @@ def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator
             continue
         read = {column: columns[column] for column in selector.columns(k or HEADLINE_K)}
         chosen = select_each(Tokens(read, k or HEADLINE_K), selector, BUDGETS)
-        yield from (_Taken(name, k, b, own.kept, own.tied) for b, own in zip(BUDGETS, chosen, strict=True))
+        yield from (
+            _Taken(name, k, b, selection.kept, selection.tied) for b, selection in zip(BUDGETS, chosen, strict=True)
+        )
 
 
 def _reads_lists(selector: Selector) -> bool:

@@ -75,25 +75,25 @@ def cross_validated(
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
     splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
     step = max(1, _TOGETHER // len(outcomes[0].prompts))
-    found: list[dict[str, Array]] = []
+    samples: list[dict[str, Array]] = []
     for first in range(0, len(outcomes), step):
         values = [outcome.values for outcome in outcomes[first : first + step]]
-        found += _cross_validate(Data(splines, used, values, outcomes[0].prompts, folds), sets, weights)
-    return found
+        samples += _cross_validate(Data(splines, used, values, outcomes[0].prompts, folds), sets, weights)
+    return samples
 
 
 def _cross_validate(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Array) -> list[dict[str, Array]]:
     fits = fit_other_folds(data, sets)
     total, unexplained = squared_errors(data, fits, weights.shape[1])
-    ranks = [centred_ranks(own) for own in data.values]
+    ranks = [centred_ranks(sample) for sample in data.values]
     drawn = np.empty((len(ranks), len(weights), len(sets)))
-    for place, keys in enumerate(sets.values()):
-        predicted = out_of_fold(data, fits, keys, place)
-        for own, y, column in zip(drawn, ranks, predicted.T, strict=True):
-            own[:, place] = rank_correlation(y, centred_ranks(column), data.prompts, weights)[:, 0]
+    for number, keys in enumerate(sets.values()):
+        predicted = out_of_fold(data, fits, keys, number)
+        for sample, y, column in zip(drawn, ranks, predicted.T, strict=True):
+            sample[:, number] = rank_correlation(y, centred_ranks(column), data.prompts, weights)[:, 0]
     return [
-        {"cv_r2": explained(total[:, place], unexplained[..., place], weights), "cv_rank": own}
-        for place, own in enumerate(drawn)
+        {"cv_r2": explained(total[:, number], unexplained[..., number], weights), "cv_rank": sample}
+        for number, sample in enumerate(drawn)
     ]
 
 
@@ -129,7 +129,7 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
         weights: shape (draws, prompts).
     """
     columns = (None, observed, observed**2, score, score**2, score * observed)
-    totals = weights @ np.column_stack([np.bincount(prompts, own, weights.shape[1]) for own in columns])
+    totals = weights @ np.column_stack([np.bincount(prompts, column, weights.shape[1]) for column in columns])
     n, sum_y, squares_y, sum_x, squares_x, products = np.split(totals, len(columns), axis=1)
     covariance = ratio(products, n) - ratio(sum_x, n) * ratio(sum_y, n)
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))

@@ -19,7 +19,7 @@ from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, places, resolve_selector, select
+from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, counts_at, resolve_selector, select
 from teachdiag.selectors.choice import check_rules
 from teachdiag.selectors.registry import selectors_of
 from teachdiag.selectors.tokens import FROM_PROBES
@@ -149,7 +149,7 @@ def mask_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
     """Random masks of one and the same update batch, all of one size."""
     tokens = Tokens.from_table(_statistics(bench, [], inner_products))
     draw = Draw(sorted(bench.update, key=lambda c: c.context_id), tokens)
-    size = int(places(bench.settings.mask_budget, np.array([len(tokens)]))[0])
+    size = int(counts_at(bench.settings.mask_budget, np.array([len(tokens)]))[0])
     cells = []
     for seed in range(bench.settings.masks):
         rng = np.random.default_rng(derive_seed(bench.settings.seed, RANDOM_MASK, seed))
@@ -202,7 +202,7 @@ def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
     def choose(tokens: Tokens, budget: float) -> Kept | None:
         if selector.mask is None:
             known = int((~np.isnan(selector.scores(tokens.under(settings.normalisation)))).sum())
-            if known < int(places(budget, np.array([len(tokens)]))[0]):
+            if known < int(counts_at(budget, np.array([len(tokens)]))[0]):
                 return None
         return select(tokens, selector, budget, *rules)
 

@@ -13,7 +13,7 @@ from teachdiag.artefacts import CONTEXTS, GAINS, PREDICTIONS, RANKED, TOKENS, VO
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.formulas import stored_name
-from teachdiag.selectors.choice import places
+from teachdiag.selectors.choice import counts_at
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import ReportSettings
 from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of
@@ -64,7 +64,7 @@ def token_view(tables: RunTables, settings: ReportSettings) -> View:
     scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
     numbers = _numbers(scales)
     rows = _rows(run, scales, list(numbers), ids[: settings.contexts])
-    n_taken = int(places(settings.budget, np.array([len(bank)]))[0])
+    n_taken = int(counts_at(settings.budget, np.array([len(bank)]))[0])
     words = VOCABULARY.read(run / "vocabulary")
     texts = _Texts(zip(map(int, words["token_id"]), words["text"], strict=True))
     prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": ids})

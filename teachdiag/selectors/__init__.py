@@ -5,7 +5,7 @@
 `policy` what a training run does with them.
 """
 
-from teachdiag.selectors.choice import places, select
+from teachdiag.selectors.choice import counts_at, select
 from teachdiag.selectors.policy import Selection
 from teachdiag.selectors.registry import SELECTORS, resolve_selector
 from teachdiag.selectors.selector import Kept, Selector
@@ -17,7 +17,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Tokens",
-    "places",
+    "counts_at",
     "resolve_selector",
     "select",
 ]

@@ -53,7 +53,7 @@ def select(
     keys = _ranking(tokens, selector, normalisation, ties)
     ties_from = len(keys) - _TIE_KEYS[ties]
     competing = np.zeros(len(tokens), np.int64) if scope == "global" else context_codes(tokens)
-    kept, tied = best(competing, places(budget, np.bincount(competing)), keys, ties_from)
+    kept, tied = best(competing, counts_at(budget, np.bincount(competing)), keys, ties_from)
     topped_up = top_up(kept, context_codes(tokens), minimum, keys) if minimum else 0
     return Kept(kept, topped_up, tied)
 
@@ -75,14 +75,14 @@ def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) ->
     """Like `select` under its default rules at several budgets, with scores computed once."""
     keys = _ranking(tokens, selector, "quantile", "random")
     everywhere, size = np.zeros(len(tokens), np.int64), np.array([len(tokens)])
-    found = [best(everywhere, places(budget, size), keys, len(keys) - _TIE_KEYS["random"]) for budget in budgets]
-    return [Kept(kept, 0, tied) for kept, tied in found]
+    chosen = [best(everywhere, counts_at(budget, size), keys, len(keys) - _TIE_KEYS["random"]) for budget in budgets]
+    return [Kept(kept, 0, tied) for kept, tied in chosen]
 
 
 def ranks(tokens: Tokens, selector: Selector) -> Codes:
     """Rank positions in the order in which `select` takes them under its default rules, shape (N,), from 1.
 
-    At any budget, it takes those up to `places` of that budget.
+    At any budget, it takes those up to `counts_at` of that budget.
     """
     keys = _ranking(tokens, selector, "quantile", "random")
     ranks = np.empty(len(tokens), np.int64)
@@ -90,7 +90,7 @@ def ranks(tokens: Tokens, selector: Selector) -> Codes:
     return ranks
 
 
-def places(budget: float, sizes: Codes) -> Codes:
+def counts_at(budget: float, sizes: Codes) -> Codes:
     """Return ceil(budget * size) for each group size, at least 1; shape (groups,).
 
     A product that only rounding lifts above a whole number counts as that number: 0.1 of 30 is 3.
@@ -177,8 +177,8 @@ def known_scores(tokens: Tokens, selector: Selector) -> Array:
 def _edges(codes: Codes, values: Array, wanted: Codes) -> Array:
     """Return the `wanted[g]`-th largest value of every group, shape (groups,); infinity where none is wanted."""
     if len(wanted) == 1:
-        place = len(values) - int(wanted[0])
-        return np.partition(values, place)[place : place + 1] if wanted[0] else np.array([np.inf])
+        index = len(values) - int(wanted[0])
+        return np.partition(values, index)[index : index + 1] if wanted[0] else np.array([np.inf])
     order = np.lexsort((values, codes))
     ends = np.cumsum(np.bincount(codes, minlength=len(wanted)))
     return np.where(wanted > 0, values[order[np.maximum(ends - wanted, 0).clip(max=len(order) - 1)]], np.inf)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Mask
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors.choice import check_rules, known_scores, places, select
+from teachdiag.selectors.choice import check_rules, counts_at, known_scores, select
 from teachdiag.selectors.registry import resolve_selector
 from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import Tokens
@@ -111,12 +111,12 @@ class Selection:
             return Weights(np.ones(n), np.ones(n, bool), 0.0, 0)
         tokens = Tokens(columns, self.k, derive_seed(self.seed, "selection", step), self.normalisation)
         if self.soft:
-            weights = _in_proportion(known_scores(tokens, self._resolved), int(places(budget, np.array([n]))[0]))
+            weights = _in_proportion(known_scores(tokens, self._resolved), int(counts_at(budget, np.array([n]))[0]))
             return Weights(weights, weights > 0, 0.0, 0)
-        found = select(
+        chosen = select(
             tokens, self._resolved, budget, self.normalisation, self.scope, minimum=self.minimum, ties=self.ties
         )
-        return Weights(found.kept.astype(np.float64), found.kept, found.tied, found.topped_up)
+        return Weights(chosen.kept.astype(np.float64), chosen.kept, chosen.tied, chosen.topped_up)
 
     @property
     def _resolved(self) -> Selector:

@@ -135,10 +135,10 @@ def early_weight(context_id: Ids, position: Ids, log_ratio: Array, gamma: float 
 
 def members(ids: Ids, others: Ids) -> Mask:
     """Say which ids are among the others of the same position; shapes (K, B) and (any, B), result (K, B)."""
-    found = np.zeros(ids.shape, bool)
+    member = np.zeros(ids.shape, bool)
     for other in others:
-        found |= ids == other
-    return found
+        member |= ids == other
+    return member
 
 
 def _unions(lists: Lists, realised: Realised | None = None) -> Iterator[tuple[slice, Block, Block, Mask]]:

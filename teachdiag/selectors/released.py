@@ -170,7 +170,7 @@ def _live_block(
 
 
 def _normalised(tokens: Tokens) -> _Live:
-    h, d, c = (tokens.column(live if live in tokens.columns else ours) for live, ours in LIVE.items())
+    h, d, c = (tokens.column(live if live in tokens.columns else column) for live, column in LIVE.items())
     return _Live(*(_norm(values) for values in (h, d, c, d * c)))
 
 
@@ -187,9 +187,9 @@ def _norm(values: Array) -> Array:
 
 def _quantile(ordered: Array, share: float) -> float:
     """Interpolate linearly in the order of operations of the release: its rounding decides what ties at the clip."""
-    place = share * (len(ordered) - 1)
-    below, above = math.floor(place), math.ceil(place)
-    return float(ordered[below] * (1 - (place - below)) + ordered[above] * (place - below))
+    rank = share * (len(ordered) - 1)
+    below, above = math.floor(rank), math.ceil(rank)
+    return float(ordered[below] * (1 - (rank - below)) + ordered[above] * (rank - below))
 
 
 def _masked(tokens: Tokens, live: _Live, mask: _Mask, n: int) -> tuple[Mask, float]:

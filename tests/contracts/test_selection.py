@@ -10,7 +10,7 @@ from token_worlds import COLUMNS, TOKENS, by, rearranged, small
 
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.formulas import Score, column, complement, normed, soft_or
-from teachdiag.selectors.choice import places, ranks, select
+from teachdiag.selectors.choice import counts_at, ranks, select
 from teachdiag.selectors.registry import SELECTORS
 from teachdiag.selectors.tokens import Tokens
 
@@ -56,16 +56,18 @@ def test_budgets_are_exact_under_ties(seed, n, distinct, budget, scope, ties, no
 def test_ranks_say_what_every_budget_selects(name: str, budget: float) -> None:
     order = ranks(TOKENS, SELECTORS[name])
     assert sorted(order) == list(range(1, 61))
-    assert (order <= places(budget, np.array([60]))).tolist() == select(TOKENS, SELECTORS[name], budget).kept.tolist()
+    assert (order <= counts_at(budget, np.array([60]))).tolist() == select(
+        TOKENS, SELECTORS[name], budget
+    ).kept.tolist()
 
 
 def test_budgets_forgive_rounding() -> None:
     sizes = np.array([30, 100, 1, 1_000_000, 7])
-    assert places(0.1, sizes).tolist() == [3, 10, 1, 100_000, 1]
-    assert places(0.1 + 0.2, sizes).tolist() == [9, 30, 1, 300_000, 3]
-    assert places(0.07, sizes).tolist() == [3, 7, 1, 70_000, 1]
-    assert places(1 / 3, sizes).tolist() == [10, 34, 1, 333_334, 3]
-    assert places(1.0, sizes).tolist() == sizes.tolist()
+    assert counts_at(0.1, sizes).tolist() == [3, 10, 1, 100_000, 1]
+    assert counts_at(0.1 + 0.2, sizes).tolist() == [9, 30, 1, 300_000, 3]
+    assert counts_at(0.07, sizes).tolist() == [3, 7, 1, 70_000, 1]
+    assert counts_at(1 / 3, sizes).tolist() == [10, 34, 1, 333_334, 3]
+    assert counts_at(1.0, sizes).tolist() == sizes.tolist()
 
 
 @given(NAMES, st.sampled_from(["rank", "none"]))
