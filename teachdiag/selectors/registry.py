@@ -213,6 +213,34 @@ chosen.kept  # one boolean a position
   (`teachdiag.signals`) is a selector of its name.
 {released}
 
+## A statistic of your own
+
+An installed package adds a per-token statistic by an entry point of its name in the group `teachdiag.signals`:
+
+```python
+import pyarrow as pa
+from teachdiag.signals import Signal
+from teachdiag.tables import Column
+
+MARGIN = Signal(
+    name="margin",
+    column=Column("margin", pa.float32(), "nats", "log-probability of the teacher's first choice less its second"),
+    measure="my_package.tensors:margin",
+)
+
+
+def margin(student_logp, teacher_logp, tokens):  # float32 (N, V), float32 (N, V), int64 (N,) -> (N,)
+    first, second = teacher_logp.topk(2).values.unbind(-1)
+    return first - second
+```
+
+Capture stores it in `positions` and records that it did. It is a selector of its name, in probes and in training, and
+is analysed like the built-in ones: deciles, cross-validated prediction alone and on top of raw KL, rank correlations,
+the best-scored positions, and the report's token view. A `Signal` with a `score` made of `teachdiag.formulas` needs no
+column. A run without the column is analysed without it; a column that another package wrote under the name is refused.
+
+## The built-in selectors
+
 p is the student, q the teacher, y the realised token, U the union of both top-K lists. `disagreement`, `compatibility`
 and U are those of the chosen K. Q3 holds the positions whose student entropy is at most its median and whose forward KL
 is at least its median. `predicted` reads `fix_inner`, the inner product of the gradient of a position's loss with that
