@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
+from teachdiag.analysis.bank.lookup import lookup
 from teachdiag.analysis.bank.measurements import finished_probes, left_out_probes, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
 from teachdiag.analysis.kinds.kind import RESULT_TABLES, Inputs, Results, analysis_of
@@ -15,13 +16,13 @@ from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.design import GAP
-from teachdiag.analysis.step.findings import finding_rows, lookup, obstacle_sentences
+from teachdiag.analysis.step.findings import finding_rows, obstacle_sentences
 from teachdiag.analysis.tasks import estimate_tables
 from teachdiag.artefacts import ESTIMATES, FINDINGS, TOKENS
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
-from teachdiag.settings import HEADLINE_K, KINDS, AnalyzeSettings
-from teachdiag.tables import Table, write_parquet_and_csv, write_table, write_text
+from teachdiag.settings import HEADLINE_K, HEADLINE_OUTCOME, KINDS, AnalyzeSettings
+from teachdiag.tables import Table, rows_where, write_parquet_and_csv, write_table, write_text
 
 Rows = list[dict[str, Any]]
 
@@ -104,11 +105,9 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
 
 def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | None]]:
     terms = {"beta_L": "learnable", "beta_I": "incompatible", "gap": GAP}
-    found = {
-        name: lookup(estimates, probe_id, "standardized_decomposition", term, HEADLINE_K)
-        for name, term in terms.items()
-    }
-    return {name: list(interval.columns().values()) for name, interval in found.items() if interval is not None}
+    rows = rows_where(estimates, probe_id=probe_id, analysis="standardized_decomposition", outcome=HEADLINE_OUTCOME)
+    intervals = {name: lookup(rows, term=term, k=HEADLINE_K) for name, term in terms.items()}
+    return {name: list(interval.columns().values()) for name, interval in intervals.items() if interval is not None}
 
 
 def _write(run: Path, table: Table, content: pa.Table) -> list[str]:

@@ -168,6 +168,13 @@ class Table:
                 raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
 
 
+def rows_where(table: pd.DataFrame, **held: object) -> pd.DataFrame:
+    """Return the rows of a table that hold these values, by column; None is null."""
+    for column, value in held.items():
+        table = table[table[column].isna() if value is None else table[column] == value]
+    return table
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield where a file is to be written first; it takes its name when that has ended well, and else leaves nothing.

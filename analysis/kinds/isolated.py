@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import lookup, lookup_text
 from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.bank.normalised import Key
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
-from teachdiag.analysis.kinds.rank_tables import extent, leading_rows, number, rank_sentences, rank_table, shown_number
+from teachdiag.analysis.kinds.rank_tables import extent, leading_rows, rank_sentences, rank_table
 from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
@@ -261,15 +262,15 @@ def first_order_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return mean, share above 0, R2 of the first order and relative remainder of both isolated gains, as text."""
     mine = estimates[estimates["probe_id"] == probe_id]
     columns = {
-        "mean [nats]": ("isolated_mean", None),
-        "share above 0": ("isolated_share", LOWERS),
-        "R2 of first order": ("isolated_r2", None),
-        "mean absolute remainder / gain": ("isolated_remainder", None),
+        "mean [nats]": {"analysis": "isolated_mean"},
+        "share above 0": {"analysis": "isolated_share", "term": LOWERS},
+        "R2 of first order": {"analysis": "isolated_r2"},
+        "mean absolute remainder / gain": {"analysis": "isolated_remainder"},
     }
     return pd.DataFrame(
         [
             {"outcome": _HEADINGS[outcome]}
-            | {heading: shown_number(mine, analysis, outcome, term) for heading, (analysis, term) in columns.items()}
+            | {heading: lookup_text(mine, outcome=outcome, **held) for heading, held in columns.items()}
             for outcome in FIRST_ORDER
         ]
     )
@@ -279,7 +280,10 @@ def _effect_sentences(mine: pd.DataFrame) -> list[str]:
     """Say how many isolated steps help, and by how much on average."""
     facts = []
     for outcome, what in (("gain", "the KL at its own context"), ("fix_gain", "L_fix")):
-        share, mean = number(mine, "isolated_share", outcome, LOWERS), number(mine, "isolated_mean", outcome)
+        share, mean = (
+            lookup(mine, analysis="isolated_share", outcome=outcome, term=LOWERS),
+            lookup(mine, analysis="isolated_mean", outcome=outcome),
+        )
         if share is not None and mean is not None:
             facts.append(f"lowers {what} in {_percent(share)} of positions (mean gain {mean} nats)")
     if not facts:
@@ -289,7 +293,10 @@ def _effect_sentences(mine: pd.DataFrame) -> list[str]:
         f"A step on one position's loss alone {' and '.join(facts)}: {row['n_positions']} probed positions of "
         f"{row['n_prompts']} prompts, weighted to stand for the whole {row['term']} split."
     ]
-    noise = {name: number(mine, "isolated_share", outcome, WITHIN_NOISE) for outcome, name in GAINS.items()}
+    noise = {
+        name: lookup(mine, analysis="isolated_share", outcome=outcome, term=WITHIN_NOISE)
+        for outcome, name in GAINS.items()
+    }
     within = [
         f"{name} is within the noise floor in {_percent(x)} of positions" for name, x in noise.items() if x is not None
     ]
@@ -300,10 +307,13 @@ def _linear_sentences(mine: pd.DataFrame) -> list[str]:
     """Say how far first order explains the isolated gains."""
     parts = []
     for outcome, what in GAINS.items():
-        r2, remainder = number(mine, "isolated_r2", outcome), number(mine, "isolated_remainder", outcome)
+        r2, remainder = (
+            lookup(mine, analysis="isolated_r2", outcome=outcome),
+            lookup(mine, analysis="isolated_remainder", outcome=outcome),
+        )
         if r2 is not None:
             size = "" if remainder is None else f", mean absolute remainder {remainder} of the mean absolute gain"
-            rest = number(mine, "isolated_r2", outcome, WITHOUT_LARGEST)
+            rest = lookup(mine, analysis="isolated_r2", outcome=outcome, term=WITHOUT_LARGEST)
             parts.append(f"{what}: R2 {r2} ({rest} without the position that it misses most){size}")
     return [f"What first order (step size times inner product) explains of {'; of '.join(parts)}."] if parts else []
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.bank.normalised import Key
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables
 from teachdiag.analysis.kinds.rank_tables import extent, leading_rows
@@ -27,13 +28,14 @@ from teachdiag.analysis.step.rank_correlations import (
     weighted_spearman,
 )
 from teachdiag.analysis.step.step_length import learning_rate
-from teachdiag.analysis.text.text_tables import named, readable, row_interval
+from teachdiag.analysis.text.text_tables import named, readable
 from teachdiag.artefacts import ESTIMATES, INTERVENTIONS, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Tokens
 from teachdiag.signals import BASE, BASE_LABEL, versus_base
+from teachdiag.tables import rows_where
 
 ENOUGH_MASKS = 100
 FIRST_ORDER = "first_order"  # the predictor that is <grad L_bank, grad l_t>: it has seen the outcome's own positions
@@ -229,7 +231,7 @@ def lds_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"predictor": named(row), "token-LDS": str(row_interval(row))}
-            | {f"less {BASE_LABEL}'s": _shown_difference(estimates, probe_id, str(row["term"]))}
+            | {f"less {BASE_LABEL}'s": lookup_text(_difference(estimates, probe_id, str(row["term"])))}
             for _, row in rows.iterrows()
         ]
     )
@@ -269,23 +271,13 @@ def _lds(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return rows.sort_values("estimate", ascending=False, kind="stable")
 
 
-def _difference(estimates: pd.DataFrame, probe_id: str, term: str) -> Interval | None:
-    rows = estimates[
-        (estimates["probe_id"] == probe_id)
-        & (estimates["analysis"] == "token_lds_difference")
-        & (estimates["term"] == versus_base(term))
-    ]
-    return None if rows.empty else row_interval(rows.iloc[0])
-
-
-def _shown_difference(estimates: pd.DataFrame, probe_id: str, term: str) -> str:
-    found = _difference(estimates, probe_id, term)
-    return "-" if found is None else str(found)
+def _difference(estimates: pd.DataFrame, probe_id: str, term: str) -> pd.DataFrame:
+    return rows_where(estimates, probe_id=probe_id, analysis="token_lds_difference", term=versus_base(term))
 
 
 def _against_base(estimates: pd.DataFrame, probe_id: str, term: str) -> str:
-    found = _difference(estimates, probe_id, term)
-    if found is None:
+    difference = lookup(_difference(estimates, probe_id, term))
+    if difference is None:
         return ""
-    verdict = {1: "higher", -1: "lower", 0: "not told apart"}[found.side()]
-    return f"{term} {found} ({'no interval' if np.isnan(found.low) else verdict})"
+    verdict = {1: "higher", -1: "lower", 0: "not told apart"}[difference.side()]
+    return f"{term} {difference} ({verdict if difference.known else 'no interval'})"

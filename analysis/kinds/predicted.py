@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.bank.measurements import Bank, load_aligned
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
-from teachdiag.analysis.kinds.rank_tables import number, rank_sentences, rank_table, shown_number
+from teachdiag.analysis.kinds.rank_tables import rank_sentences, rank_table
 from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.profiles import concentration_row
 from teachdiag.analysis.step.rank_correlations import (
@@ -28,7 +29,6 @@ from teachdiag.analysis.step.rank_correlations import (
     weighted_spearman,
 )
 from teachdiag.analysis.step.step_length import learning_rate
-from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import ESTIMATES, PREDICTIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
@@ -263,7 +263,7 @@ def predicted_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
         [
             {"share of the step": share_name(share)}
             | {
-                heading: shown_number(mine, analysis, "gain", share_name(share))
+                heading: lookup_text(mine, analysis=analysis, outcome="gain", term=share_name(share))
                 for analysis, heading in _SHARE_COLUMNS.items()
             }
             for share in SHRINKS
@@ -273,19 +273,22 @@ def predicted_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
 
 def _fit_sentences(mine: pd.DataFrame) -> list[str]:
     """Say how far the first-order prediction explains the measured gain at each share of the step."""
-    found = {share: number(mine, "predicted_r2", "gain", share_name(share)) for share in SHRINKS}
+    found = {share: lookup(mine, analysis="predicted_r2", outcome="gain", term=share_name(share)) for share in SHRINKS}
     known = {share: r2 for share, r2 in found.items() if r2 is not None}
     if not known:
         return ["The step changes no position, so that there is nothing for the first order to explain."]
     told = ", ".join(f"{r2} at {share_name(share)}" for share, r2 in known.items())
-    held = number(mine, "concentration", "gain")
+    held = lookup(mine, analysis="concentration", outcome="gain")
     aside = "" if held is None else f" Ten positions hold {held.estimate:.0%} of the whole step's sum of squares."
     return [f"First order explains of the measured gain, by share of the step: R2 {told}.{aside}"]
 
 
 def _exponent_sentences(mine: pd.DataFrame) -> list[str]:
     """Say by which power of the share the remainder falls, with and without what rounding makes of it."""
-    found = {term: number(mine, "predicted_exponent", "gain", term) for term in ("above noise", "all shares")}
+    found = {
+        term: lookup(mine, analysis="predicted_exponent", outcome="gain", term=term)
+        for term in ("above noise", "all shares")
+    }
     told = [f"{slope} ({term})" for term, slope in found.items() if slope is not None]
     if not told:
         return ["Too few shares of the step leave a remainder above the noise to say by which power it falls."]

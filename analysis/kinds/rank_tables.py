@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.kinds.kind import CONTENDER
-from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.rank_correlations import PREDICTED
-from teachdiag.analysis.text.text_tables import named, readable, row_interval
+from teachdiag.analysis.text.text_tables import named, readable
 from teachdiag.signals import BASE, BASE_LABEL, versus_base
 
 _TOP = 6  # selectors and predictors that are shown, beside those that are always
@@ -52,7 +52,7 @@ def _order_sentence(rows: pd.DataFrame, what: str) -> str:
 
 def _versus(mine: pd.DataFrame, analysis: str, outcome: str, rival: str) -> str:
     """Say whether one predictor's correlation can be told from raw KL's."""
-    gap = number(mine, f"{analysis}_difference", outcome, versus_base(rival))
+    gap = lookup(mine, analysis=f"{analysis}_difference", outcome=outcome, term=versus_base(rival))
     if gap is None:
         return ""
     if np.isnan(gap.low):
@@ -81,10 +81,13 @@ def rank_table(
     return pd.DataFrame(
         [
             {"predictor": named(row)}
-            | {headings[outcome]: shown_number(mine, analysis, outcome, row["term"]) for outcome in outcomes}
             | {
-                f"{headings[leading]} vs {BASE_LABEL}": shown_number(
-                    mine, f"{analysis}_difference", leading, versus_base(row["term"])
+                headings[outcome]: lookup_text(mine, analysis=analysis, outcome=outcome, term=row["term"])
+                for outcome in outcomes
+            }
+            | {
+                f"{headings[leading]} vs {BASE_LABEL}": lookup_text(
+                    mine, analysis=f"{analysis}_difference", outcome=leading, term=versus_base(row["term"])
                 )
             }
             for _, row in predictors.iterrows()
@@ -96,19 +99,6 @@ def _ranked(mine: pd.DataFrame, analysis: str, outcome: str) -> pd.DataFrame:
     """Return the correlations with one outcome, highest first."""
     rows = mine[(mine["analysis"] == analysis) & (mine["outcome"] == outcome)]
     return rows.sort_values("estimate", ascending=False, kind="stable")
-
-
-def number(mine: pd.DataFrame, analysis: str, outcome: str, term: str | None = None) -> Interval | None:
-    """Return one number of one probe, or None where it could not be estimated; without term, the first there is."""
-    rows = mine[(mine["analysis"] == analysis) & (mine["outcome"] == outcome)]
-    rows = rows if term is None else rows[rows["term"] == term]
-    return None if rows.empty else row_interval(rows.iloc[0])
-
-
-def shown_number(mine: pd.DataFrame, analysis: str, outcome: str, term: str | None = None) -> str:
-    """Return the same as text; '-' where it could not be estimated."""
-    interval = number(mine, analysis, outcome, term)
-    return "-" if interval is None else str(interval)
 
 
 def leading_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import lookup, lookup_text
 from teachdiag.analysis.kinds.gain_matrix import load_cells
 from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.kinds.rank_tables import extent, leading_rows
@@ -22,11 +23,11 @@ from teachdiag.analysis.kinds.selector_gains import (
 )
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.step_length import learning_rate
-from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import ESTIMATES, SELECTION
 from teachdiag.runs import Stage
 from teachdiag.settings import MATCHES
 from teachdiag.signals import BASE, SIGNALS
+from teachdiag.tables import rows_where
 
 _DESCRIBED = ("disagreement", "compatibility", "learnable", "incompatible", "student_entropy", "position")
 _HEADLINE_BUDGET = 0.1
@@ -124,17 +125,22 @@ def selection_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd
     matches = [match for match in MATCHES if match in set(mine["match"])]
     leading = matches[0]
     shown = [(s, budget) for s in _ranked(mine, budget, leading)] + [(ALL, 1.0)] * (ALL in set(mine["selector"]))
-    return pd.DataFrame(
-        [
-            {"selector": selector if own == budget else f"{selector} (budget 1)"}
-            | {f"{m}: mean gain": _shown(mine, selector, own, m, "mean_gain") for m in matches}
-            | {f"{m}: less random's": _shown(mine, selector, own, m, "mean_gain_vs_random") for m in matches}
-            | {"first-order form": _point(mine, selector, own, leading, "first_order_gain")}
-            | {"Q3 share": _point(mine, selector, own, leading, "q3_share")}
-            | {"released gap": _shown(mine, selector, own, leading, "released_gap")}
-            for selector, own in shown
-        ]
-    )
+    return pd.DataFrame([_selection_row(mine, selector, share, budget, matches) for selector, share in shown])
+
+
+def _selection_row(
+    mine: pd.DataFrame, selector: str, share: float, budget: float, matches: Sequence[str]
+) -> dict[str, str]:
+    rows = rows_where(mine, selector=selector, budget=share)
+    leading = rows_where(rows, match=matches[0])
+    return {
+        "selector": selector if share == budget else f"{selector} (budget 1)",
+        **{f"{m}: mean gain": lookup_text(rows, match=m, statistic="mean_gain") for m in matches},
+        **{f"{m}: less random's": lookup_text(rows, match=m, statistic="mean_gain_vs_random") for m in matches},
+        "first-order form": _point(leading, statistic="first_order_gain"),
+        "Q3 share": _point(leading, statistic="q3_share"),
+        "released gap": lookup_text(leading, statistic="released_gap"),
+    }
 
 
 def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
@@ -152,8 +158,15 @@ def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> 
     return pd.DataFrame(
         [
             {"selector": selector}
-            | {heading: _point(mine, selector, budget, leading, name) for heading, name in columns.items()}
-            | {"update norm, equal rate": _point(mine, selector, budget, "rate", "update_norm")}
+            | {
+                heading: _point(mine, selector=selector, budget=budget, match=leading, statistic=name)
+                for heading, name in columns.items()
+            }
+            | {
+                "update norm, equal rate": _point(
+                    mine, selector=selector, budget=budget, match="rate", statistic="update_norm"
+                )
+            }
             for selector in _ranked(mine, budget, leading)
         ]
     )
@@ -196,8 +209,8 @@ def _contender_sentence(mine: pd.DataFrame, budget: float) -> str:
     """Compare the contender with random, paired, at both matches."""
     told = []
     for match, how in MATCHES.items():
-        less = _interval(mine, CONTENDER, budget, match, "mean_gain_vs_random")
-        gain = _interval(mine, CONTENDER, budget, match, "mean_gain")
+        less = lookup(mine, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain_vs_random")
+        gain = lookup(mine, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain")
         if less is not None and gain is not None:
             told.append(f"{_judged(less, _n_seeds(mine))} random positions at {how} ({gain} nats, difference {less})")
     whole = f"At {_percent(budget)} of the batch, `{CONTENDER}` (TA-OPD) "
@@ -212,7 +225,7 @@ def _leader_sentence(mine: pd.DataFrame, budget: float) -> str:
         if len(ranked) < 2:
             continue
         places = [f"`{name}` is number {ranked.index(name) + 1}" for name in _followed(ranked)]
-        best = _interval(mine, ranked[0], budget, match, "mean_gain")
+        best = lookup(mine, selector=ranked[0], budget=budget, match=match, statistic="mean_gain")
         told.append(f"at {how} `{ranked[0]}` ({best} nats){''.join(f', {place}' for place in places)}")
     if not told:
         return ""
@@ -233,7 +246,10 @@ def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
     for match, how in MATCHES.items():
         better, compared = [], 0
         for budget in budgets:
-            known = {s: _interval(mine, s, budget, match, "mean_gain_vs_all") for s in _ranked(mine, budget, match)}
+            known = {
+                s: lookup(mine, selector=s, budget=budget, match=match, statistic="mean_gain_vs_all")
+                for s in _ranked(mine, budget, match)
+            }
             compared += sum(less is not None for less in known.values())
             better += [
                 f"`{s}` at {_percent(budget)}" for s, less in known.items() if less is not None and less.side() > 0
@@ -254,7 +270,8 @@ def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
     told = []
     for match, how in MATCHES.items():
         rank, r2 = (
-            _estimate(estimates, probe_id, "first_order_agreement", f"{name} ({match})") for name in ("spearman", "r2")
+            lookup(estimates, probe_id=probe_id, analysis="first_order_agreement", term=f"{name} ({match})")
+            for name in ("spearman", "r2")
         )
         if rank is not None and r2 is not None:
             told.append(f"Spearman {rank}, R2 {r2} at {how}")
@@ -265,18 +282,11 @@ def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
 def _released_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
     told = []
     for match, how in MATCHES.items():
-        rank = _estimate(estimates, probe_id, "released_agreement", f"spearman ({match})")
+        rank = lookup(estimates, probe_id=probe_id, analysis="released_agreement", term=f"spearman ({match})")
         if rank is not None:
             told.append(f"{rank} at {how}")
     opening = "The released statistic (gap of relative gain inside Q3) against mean gain, over selectors and budgets"
     return f"{opening}: Spearman {'; '.join(told)}." if told else ""
-
-
-def _estimate(estimates: pd.DataFrame, probe_id: str, analysis: str, term: str) -> Interval | None:
-    rows = estimates[
-        (estimates["probe_id"] == probe_id) & (estimates["analysis"] == analysis) & (estimates["term"] == term)
-    ]
-    return None if rows.empty else row_interval(rows.iloc[0])
 
 
 def _judged(less: Interval, n_seeds: int) -> str:
@@ -304,23 +314,8 @@ def _ranked(mine: pd.DataFrame, budget: float, match: str) -> list[str]:
     return [str(s) for s in rows.sort_values("estimate", ascending=False, kind="stable")["selector"]]
 
 
-def _interval(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> Interval | None:
-    rows = mine[
-        (mine["selector"] == selector)
-        & (mine["budget"] == budget)
-        & (mine["match"] == match)
-        & (mine["statistic"] == statistic)
-    ]
-    return None if rows.empty else row_interval(rows.iloc[0])
-
-
-def _shown(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
-    interval = _interval(mine, selector, budget, match, statistic)
-    return "-" if interval is None else str(interval)
-
-
-def _point(mine: pd.DataFrame, selector: str, budget: float, match: str, statistic: str) -> str:
-    interval = _interval(mine, selector, budget, match, statistic)
+def _point(rows: pd.DataFrame, **held: object) -> str:
+    interval = lookup(rows, **held)
     return "-" if interval is None else f"{interval.estimate:.3g}"
 
 

@@ -6,17 +6,18 @@ from typing import Any
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import lookup_text, row_interval
 from teachdiag.analysis.bank.measurements import OUTCOMES, Record
 from teachdiag.analysis.kinds.kind import KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.step.design import GAP
-from teachdiag.analysis.step.findings import judged_sentences, lookup
+from teachdiag.analysis.step.findings import judged_sentences
 from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text
 from teachdiag.analysis.step.validity import predictor_sets
-from teachdiag.analysis.text.text_tables import row_interval
 from teachdiag.artefacts import probes_by_step
 from teachdiag.settings import HEADLINE_K, SHORT_ENOUGH, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, added_signals, set_label, versus_base
+from teachdiag.tables import rows_where
 
 _COEFFICIENTS = (
     ("beta_L", "standardized_decomposition", "learnable"),
@@ -128,14 +129,17 @@ def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
         estimates: the estimates table.
         probe_id: a real step.
     """
-    ids = steps_of(estimates)[probe_id]
+    ids, rows = steps_of(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
     return pd.DataFrame(
         [
             {"K": str(k), "update": update}
-            | {name: shown(estimates, own_id, analysis, term, k) for name, analysis, term in _COEFFICIENTS}
-            | {"CRV1 error of the gap": _gap_error(estimates, own_id, k)}
+            | {
+                name: lookup_text(rows, probe_id=update_id, analysis=analysis, term=term, k=k)
+                for name, analysis, term in _COEFFICIENTS
+            }
+            | {"CRV1 error of the gap": _gap_error(rows, update_id, k)}
             for k in SUPPORT_SIZES
-            for update, own_id in ids.items()
+            for update, update_id in ids.items()
         ]
     )
 
@@ -148,14 +152,21 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
         probe_id: a real step.
         k: support size of the signals that have one.
     """
-    ids = steps_of(estimates)[probe_id]
+    ids, rows = steps_of(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
     real = next(iter(ids))
     added = [signal for name, signal in added_signals().items() if (estimates["term"] == name).any()]
     return pd.DataFrame(
         [
             {"measure": measure, "signals": set_label(name)}
-            | {update: shown(estimates, own_id, analysis, name, size) for update, own_id in ids.items()}
-            | {f"{real} vs {BASE_LABEL}": shown(estimates, probe_id, f"{analysis}_difference", versus_base(name), size)}
+            | {
+                update: lookup_text(rows, probe_id=update_id, analysis=analysis, term=name, k=size)
+                for update, update_id in ids.items()
+            }
+            | {
+                f"{real} vs {BASE_LABEL}": lookup_text(
+                    rows, probe_id=probe_id, analysis=f"{analysis}_difference", term=versus_base(name), k=size
+                )
+            }
             for analysis, measure in _MEASURES
             for name, size in predictor_sets(added)
             if size in (None, k)
@@ -165,12 +176,13 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
 
 def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
     """Return the standardised gap beta_L - beta_I on each outcome, real step and placebos side by side."""
+    rows = rows_where(estimates, analysis="standardized_decomposition", term=GAP, k=k)
     return pd.DataFrame(
         [
             {"outcome": outcome}
             | {
-                update: shown(estimates, own_id, "standardized_decomposition", GAP, k, outcome)
-                for update, own_id in steps_of(estimates)[probe_id].items()
+                update: lookup_text(rows, probe_id=update_id, outcome=outcome)
+                for update, update_id in steps_of(estimates)[probe_id].items()
             }
             for outcome in OUTCOMES
         ]
@@ -179,16 +191,17 @@ def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -
 
 def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return each update's mean gain over the bank and inside Q3, its noise, and how few positions carry it."""
+    rows = rows_where(estimates, outcome=OUTCOME)
     return pd.DataFrame(
         [
             {
                 "update": update,
-                "mean gain [nats]": shown(estimates, own_id, "mean", "bank", None),
-                "inside Q3": shown(estimates, own_id, "mean", "q3", None),
-                "mean noise": shown(estimates, own_id, "noise_floor", "bank", None),
-                "variance in ten positions": shown(estimates, own_id, "concentration", "ten positions", None),
+                "mean gain [nats]": lookup_text(rows, probe_id=update_id, analysis="mean", term="bank"),
+                "inside Q3": lookup_text(rows, probe_id=update_id, analysis="mean", term="q3"),
+                "mean noise": lookup_text(rows, probe_id=update_id, analysis="noise_floor"),
+                "variance in ten positions": lookup_text(rows, probe_id=update_id, analysis="concentration"),
             }
-            for update, own_id in steps_of(estimates)[probe_id].items()
+            for update, update_id in steps_of(estimates)[probe_id].items()
         ]
     )
 
@@ -280,20 +293,6 @@ def _contrast(row: "pd.Series[Any]") -> str:
     return "; ".join([*number, str(row["note"])] if row["note"] else number)
 
 
-def _gap_error(estimates: pd.DataFrame, probe_id: str, k: int) -> str:
-    rows = estimates[
-        (estimates["probe_id"] == probe_id)
-        & (estimates["analysis"] == "standardized_decomposition")
-        & (estimates["term"] == GAP)
-        & (estimates["outcome"] == OUTCOME)
-        & (estimates["k"] == k)
-    ]
+def _gap_error(rows: pd.DataFrame, probe_id: str, k: int) -> str:
+    rows = rows_where(rows, probe_id=probe_id, analysis="standardized_decomposition", term=GAP, k=k)
     return "-" if rows.empty else f"{rows['std_error'].iloc[0]:.3g}"
-
-
-def shown(
-    estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None, outcome: str = OUTCOME
-) -> str:
-    """Return one number of the estimates table as text with its interval."""
-    interval = lookup(estimates, probe_id, analysis, term, k, outcome)
-    return "-" if interval is None else str(interval)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from teachdiag.analysis.bank.lookup import lookup
 from teachdiag.analysis.bank.measurements import OUTCOMES, Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.beyond_placebos import beyond
@@ -26,6 +27,7 @@ from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL, JUDGED, members_of, on_top_of_base, set_label, versus_base
+from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
 STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
@@ -143,24 +145,6 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
     return rows
 
 
-def lookup(
-    estimates: pd.DataFrame, probe_id: str, analysis: str, term: str, k: int | None, outcome: str = OUTCOME
-) -> Interval | None:
-    """Return one number of the estimates table, or None where it could not be estimated."""
-    wanted = (
-        (estimates["probe_id"] == probe_id)
-        & (estimates["analysis"] == analysis)
-        & (estimates["term"] == term)
-        & (estimates["outcome"] == outcome)
-        & (estimates["k"].isna() if k is None else estimates["k"] == k)
-    )
-    rows = estimates.loc[wanted, ["estimate", "ci_low", "ci_high"]]
-    if rows.empty:
-        return None
-    estimate, low, high = (float(x) for x in rows.iloc[0])
-    return Interval(estimate, low, high)
-
-
 def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
     """Say which outcomes of which probes no model could be fitted to, and why."""
     affected: dict[tuple[str, str], list[str]] = {}
@@ -210,7 +194,7 @@ class _Placebo:
 
 
 def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | None) -> _Evidence | None:
-    interval = lookup(estimates, probe_id, claim.analysis, claim.term, k, claim.outcome)
+    interval = lookup(_of(estimates, probe_id, claim), analysis=claim.analysis, term=claim.term, k=k)
     if interval is None:
         return None
     side = interval.side(_noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0)
@@ -218,16 +202,22 @@ def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | Non
         return _Evidence(interval, 0, "it costs fit")
     if side and claim.rivals:
         better = claim.rivals[0] if side > 0 else claim.rivals[1]
-        level = lookup(estimates, probe_id, claim.level, better, None if better == BASE else k, claim.outcome)
+        level = lookup(
+            _of(estimates, probe_id, claim), analysis=claim.level, term=better, k=None if better == BASE else k
+        )
         if level is None or level.side() <= 0:
             return _Evidence(interval, 0, "but neither predicts by itself")
     return _Evidence(interval, side)
 
 
+def _of(estimates: pd.DataFrame, probe_id: str, claim: Claim) -> pd.DataFrame:
+    return rows_where(estimates, probe_id=probe_id, outcome=claim.outcome)
+
+
 def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None) -> _Placebo:
-    own_id = f"{probe_id}.{name}"
-    margin = lookup(estimates, own_id, beyond(claim.analysis), claim.term, k, claim.outcome)
-    return _Placebo(name, _evidence(estimates, own_id, claim, k), margin)
+    placebo_id = f"{probe_id}.{name}"
+    margin = lookup(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k)
+    return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin)
 
 
 def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_Placebo]) -> dict[str, Any]:
@@ -267,6 +257,6 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
 
 def _noise_floor(estimates: pd.DataFrame, probe_id: str) -> float:
     """Return the mean gain, in nats, that rounding alone can reach; a mean inside it counts as 0."""
-    floor = lookup(estimates, probe_id, "noise_floor", "bank", None)
+    floor = lookup(estimates, probe_id=probe_id, analysis="noise_floor", outcome=OUTCOME)
     assert floor is not None, "every probe has a noise floor"
     return floor.estimate

@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
 from teachdiag.analysis.bank.normalised import label
-from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.settings import EMBEDDED
 from teachdiag.signals import BASE, BASE_LABEL
-
-_ENDS = ("estimate", "ci_low", "ci_high")
 
 
 def rich_table(title: str, table: pd.DataFrame) -> Table:
@@ -33,12 +29,6 @@ def model_name(name: str) -> str:
 def without_layers(dropped: Sequence[int]) -> str:
     """Return what to say of a student behind its name: which decoder layers it lacks, nothing where it is whole."""
     return f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
-
-
-def row_interval(row: pd.Series) -> Interval:
-    """Return the estimate of one row with its interval; reads estimate, ci_low and ci_high, which may be missing."""
-    estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)
-    return Interval(estimate, low, high)
 
 
 def named(row: pd.Series) -> str:

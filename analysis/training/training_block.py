@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from teachdiag.analysis.text.text_tables import row_interval, without_layers
+from teachdiag.analysis.bank.lookup import row_interval
+from teachdiag.analysis.text.text_tables import without_layers
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
 from teachdiag.markdown import bullets, markdown_table
 from teachdiag.notes import recall
