@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teachdiag.artefacts import POSITIONS
+from teachdiag.artefacts.columns import DOUBLE, REAL
 from teachdiag.errors import ArtefactError, SettingsError
 from teachdiag.formulas import PER_SUPPORT, Score, column, complement, normed, product, soft_or
 from teachdiag.registry import Registry
@@ -229,7 +229,7 @@ JUDGED = ("compatibility", "decomposition", "logit_alignment")  # sets that the 
 DECILES = ("forward_kl", "compatibility", "learnable", "incompatible", "logit_alignment")
 PLACEBO_RANKS = ("forward_kl", "compatibility", "learnable", "incompatible", "logit_alignment")
 BUCKETS = ("compatibility", "learnable", "incompatible", "disagreement", "tip", "learnable_entropy")
-SUPPORT = (
+SUPPORT = (  # C and its proxies
     *("compatibility", "bhattacharyya", "overlap", "jaccard", "teacher_top1_in_support"),
     "compatibility_bound",
 )
@@ -241,20 +241,23 @@ def _check(label: str, loaded: object) -> Signal:
     """Return an installed signal, or say what is wrong with it."""
     if not isinstance(loaded, Signal):
         raise SettingsError(f"{label} is of type {type(loaded).__name__}: it must be a teachdiag.signals.Signal")
-    stored, lacking = loaded.column, set(loaded.score.columns) - {c.name for c in POSITIONS.columns} - PER_SUPPORT
+    stored, readable = loaded.column, {c.name for c in POSITIONS.columns} | PER_SUPPORT
+    if not isinstance(loaded.score, Score) or not isinstance(stored, Column | None):
+        raise SettingsError(f"{label} has no teachdiag.formulas.Score as its score, or no teachdiag.tables.Column")
+    unknown = set(loaded.score.columns) - readable - {loaded.name if stored else ""}
     faults = {
         f"is called {loaded.name!r}: its name must be that of its entry point": f"signal {loaded.name}" != label,
         "has a name that is no identifier": not loaded.name.isidentifier(),
+        "has the name of a column of the table positions": loaded.name in readable,
         f"has roles {loaded.roles}: they must be among {', '.join(ROLES)}": not set(loaded.roles) <= set(ROLES),
+        f"reads {', '.join(sorted(unknown))}: these are no columns of the table positions": bool(unknown),
     }
     if stored:
-        lacking -= {stored.name}
         faults |= {
             f"has a column {stored.name!r}: it must have the signal's name": stored.name != loaded.name,
-            f"has a column of {stored.type}: it must be float32 or float64": not pa.types.is_floating(stored.type),
+            f"has a column of {stored.type}: it must be float32 or float64": stored.type not in (REAL, DOUBLE),
             f"has a measure {loaded.measure!r}: it must be 'module:function'": ":" not in loaded.measure,
         }
-    faults[f"reads {', '.join(sorted(lacking))}: these are no columns of the table positions"] = bool(lacking)
     for sentence, holds in faults.items():
         if holds:
             raise SettingsError(f"{label} {sentence}")
@@ -275,7 +278,11 @@ def added_signals() -> dict[str, Signal]:
 
 def added_columns() -> dict[str, tuple[Column, str]]:
     """Return the columns of `positions` that installed packages add, each with the function that computes it."""
-    return {s.name: (replace(s.column, optional=True), s.measure) for s in added_signals().values() if s.column}
+    return {
+        s.name: (replace(s.column, optional=True, nullable=False), s.measure)
+        for s in added_signals().values()
+        if s.column
+    }
 
 
 def recorded_columns() -> dict[str, dict[str, str]]:
@@ -329,8 +336,8 @@ def with_role(role: Role, names: Iterable[str], added: Iterable[Signal] = ()) ->
 
 
 def members_of(name: str) -> tuple[Signal, ...]:
-    """Return the signals of a set of predictors, or the one signal of that name."""
-    return tuple(_REGISTRY[member] for member in VALIDITY.get(name, (name,)))
+    """Return the signals of one of the compared sets."""
+    return tuple(SIGNALS[member] for member in VALIDITY[name])
 
 
 def at_each_k(signals: Iterable[Signal]) -> list[tuple[Signal, int | None]]:
@@ -378,4 +385,4 @@ def _together(name: str, text: Callable[[Signal], str], several: str) -> str:
     return " + ".join(parts)
 
 
-BASE_LABEL = set_label(BASE)
+BASE_LABEL = SIGNALS[BASE].label

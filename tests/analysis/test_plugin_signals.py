@@ -201,9 +201,20 @@ def test_another_statistic_of_the_same_name_is_refused(run: Path, plug_in: Calla
         load_bank(run)
 
 
+def test_a_signal_with_the_name_of_a_selector_is_refused(plug_in: Callable[..., Path]) -> None:
+    text = TEXT.replace('"both"', '"random"')
+    plug_in("toy_random", text, {"teachdiag.signals": {"random": "BOTH"}})
+    with pytest.raises(
+        SettingsError, match=r"^the name random of entry-point group teachdiag\.selectors is taken twice"
+    ):
+        resolve_selector("entropy")
+
+
 _FAULTY = {  # what replaces what in the toy -> the sentence
     "no_signal": ("MARGIN = Signal(", "MARGIN = dict(", "is of type dict: it must be a teachdiag.signals.Signal"),
     "other_name": ('name="margin"', 'name="other"', "is called 'other': its name must be that of its entry point"),
+    "taken": ('"margin"', '"jsd"', "has the name of a column of the table positions"),
+    "no_score": ('symbol="m"', "score=3", r"has no teachdiag\.formulas\.Score as its score"),
     "column": ('Column("margin"', 'Column("other"', "has a column 'other'"),
     "type": ("pa.float32()", "pa.int32()", "has a column of int32: it must be float32 or float64"),
     "measure": ('"toy_faulty:margin"', '"toy_faulty"', "has a measure 'toy_faulty': it must be 'module:function'"),
@@ -223,7 +234,8 @@ def test_what_a_package_does_wrong_is_a_sentence_that_names_the_signal(
 ) -> None:
     old, new, sentence = _FAULTY[fault]
     text = TEXT.replace("toy_signals:", "toy_faulty:").replace(old, new)
-    plug_in("toy_faulty", text, {"teachdiag.signals": {"margin": "MARGIN"}})
+    name = "jsd" if fault == "taken" else "margin"
+    plug_in("toy_faulty", text, {"teachdiag.signals": {name: "MARGIN"}})
     logits = torch.randn(3, 60)
-    with pytest.raises(SettingsError, match=f"^signal margin {sentence}"):
+    with pytest.raises(SettingsError, match=f"^signal {name} {sentence}"):
         statistics(logits, logits, torch.zeros(3, dtype=torch.int64))
