@@ -1,4 +1,7 @@
-"""The bootstrap's parts: the draws, the sums, and draws that leave a number undefined."""
+"""The bootstrap's parts: the draws, the sums, and draws that leave a number undefined.
+
+The truth: sums by pandas' groupby, and cases worked by hand.
+"""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,7 @@
-"""The review notebook, run from top to bottom on a run of the tiny pair."""
+"""The review notebook, run from top to bottom on a run of the tiny pair.
+
+The answer to its question is computed here by pandas, from the tables.
+"""
 
 import runpy
 from pathlib import Path

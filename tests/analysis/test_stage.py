@@ -1,4 +1,7 @@
-"""The whole stage on planted worlds: does the verdict say what was planted, and does bad input get its sentence?"""
+"""The whole stage on planted worlds: does the verdict say what was planted, and does bad input get its sentence?
+
+The truth is what was planted; means, deciles and differences are computed again by pandas and numpy.
+"""
 
 import json
 from dataclasses import replace

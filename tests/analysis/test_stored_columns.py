@@ -1,4 +1,7 @@
-"""Columns on demand: order, selection and limits of memory change no number."""
+"""Columns on demand: order, selection and limits of memory change no number.
+
+The truth is the same analysis of a bank that memory holds whole.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""What messages, help texts and docstrings tell people to type exists: every command, and every option of it."""
+"""What messages, help texts and docstrings tell people to type exists: every command, and every option of it.
+
+The truth is the command line itself: its commands, and their parameters.
+"""
 
 import ast
 import re

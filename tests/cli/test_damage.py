@@ -1,4 +1,7 @@
-"""A finished run that was damaged: whatever bit is flipped, whatever a note is made into, a later stage says so."""
+"""A finished run that was damaged: whatever bit is flipped, whatever a note is made into, a later stage says so.
+
+The truth is the undamaged run: its tables, page and pictures.
+"""
 
 import json
 import os

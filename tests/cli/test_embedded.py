@@ -1,4 +1,7 @@
-"""The embedded pair end to end through the command line, and a capture that is killed half-way for real."""
+"""The embedded pair end to end through the command line, and a capture that is killed half-way for real.
+
+The truth: a capture that ran through, gguf's own dequantisation, and ranges that dozens of prompts gave.
+"""
 
 import json
 import signal

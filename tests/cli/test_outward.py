@@ -1,4 +1,7 @@
-"""A run without Hub models looks nothing up, connects to nothing and asks nothing, in any of its stages."""
+"""A run without Hub models looks nothing up, connects to nothing and asks nothing, in any of its stages.
+
+The truth is kept by sockets and a standard input that note whoever touches them.
+"""
 
 import json
 import os

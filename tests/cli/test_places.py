@@ -1,4 +1,7 @@
-"""Places that fail, and processes that meet: one sentence that names the place, exit code 2, nothing half-written."""
+"""Places that fail, and processes that meet: one sentence that names the place, exit code 2, nothing half-written.
+
+The truth is the operating system's: disks that are full or read-only, limits, locks, signals.
+"""
 
 import re
 import resource

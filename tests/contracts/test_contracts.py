@@ -1,4 +1,7 @@
-"""Schemas, the run directory, the command line and the package: what users and other programs rely on."""
+"""Schemas, the run directory, the command line and the package: what users and other programs rely on.
+
+The truth is what is declared (schemas, settings) and what stands in the checkout.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""JSON of strangers, and the options of a chat template that are given as JSON."""
+"""JSON of strangers, and the options of a chat template that are given as JSON.
+
+Cases and sentences are written by hand.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Prompt sources: what ships, what is verified, and how prompts are drawn."""
+"""Prompt sources: what ships, what is verified, and how prompts are drawn.
+
+Files, hashes, prompts and answers are made here, and what becomes of each is written by hand.
+"""
 
 import json
 from dataclasses import replace

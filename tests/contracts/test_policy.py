@@ -1,4 +1,7 @@
-"""What a training run does with selectors: budgets, warm-up, soft weights, and what cannot choose while training."""
+"""What a training run does with selectors: budgets, warm-up, soft weights, and what cannot choose while training.
+
+The truth: budgets and weights worked by hand, and what selection keeps outside training.
+"""
 
 import numpy as np
 import pytest

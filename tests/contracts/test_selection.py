@@ -1,4 +1,7 @@
-"""What no selection may break: the order of rows, exact budgets, ties, minimum and scope."""
+"""What no selection may break: the order of rows, exact budgets, ties, minimum and scope.
+
+The truth: counts and masks by plain sorting, and selections of the same rows in other orders.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""What settings and recipes refuse, by the annotations of their fields: other types, and numbers that mean nothing."""
+"""What settings and recipes refuse, by the annotations of their fields: other types, and numbers that mean nothing.
+
+The truth is the annotation of each field, and values and sentences written by hand.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""Graders against answers whose judgement is plain."""
+"""Graders against answers whose judgement is plain.
+
+Outcomes are judged by hand (`grading_pairs`), or by reasoning-gym's own scorer.
+"""
 
 import json
 import re

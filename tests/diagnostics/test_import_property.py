@@ -2,6 +2,8 @@
 
 What no text tells is left out of the conversations that are written as text: ids that the tokenizer would not choose,
 and, where special tokens are skipped, special tokens inside a message.
+
+The truth: the ids that were drawn to be written.
 """
 
 import gzip

@@ -1,4 +1,7 @@
-"""Rollouts from elsewhere: every format gives back exactly the ids that were sampled."""
+"""Rollouts from elsewhere: every format gives back exactly the ids that were sampled.
+
+The truth: the ids that TRL's trainers sampled, or that were encoded here.
+"""
 
 import json
 from collections.abc import Callable

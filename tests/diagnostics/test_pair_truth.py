@@ -1,4 +1,7 @@
-"""What a run says of its pair is what was used: whose prompts differ, what was dropped, and whether it can answer."""
+"""What a run says of its pair is what was used: whose prompts differ, what was dropped, and whether it can answer.
+
+The truth: what each run was given here, and sentences written by hand.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""A real Ray cluster on this machine: rollouts and scoring by workers, one of whom is killed (`make test-vllm`)."""
+"""A real Ray cluster on this machine: rollouts and scoring by workers, one of whom is killed (`make test-vllm`).
+
+The truth: what one process captures without Ray.
+"""
 
 import importlib.util
 import re

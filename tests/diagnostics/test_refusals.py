@@ -1,4 +1,7 @@
-"""What bad input gets from capture and probe: one sentence, and nothing lost."""
+"""What bad input gets from capture and probe: one sentence, and nothing lost.
+
+Faults and sentences are written by hand; the truth of what is not lost is a run that met no fault.
+"""
 
 import itertools
 import shlex

@@ -1,4 +1,7 @@
-"""Capture and probe as stages on the tiny pair: what they write, and resuming to the same bytes."""
+"""Capture and probe as stages on the tiny pair: what they write, and resuming to the same bytes.
+
+The truth: a run that was not killed, distributions by plain transformers, and a step of nothing.
+"""
 
 import json
 import shutil

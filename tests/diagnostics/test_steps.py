@@ -1,4 +1,7 @@
-"""Kinds one_step, placebo and checkpoint: sizes, draws, several steps, and a student trained elsewhere."""
+"""Kinds one_step, placebo and checkpoint: sizes, draws, several steps, and a student trained elsewhere.
+
+The truth: lengths and draws that are asked for, other probes of the same step, and weights saved here.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Chat templates: options, the clock, prefilled answers, and prompts that stay what they were when a run began."""
+"""Chat templates: options, the clock, prefilled answers, and prompts that stay what they were when a run began.
+
+The truth: texts rendered by hand, and runs that were not interrupted.
+"""
 
 from datetime import datetime
 from pathlib import Path

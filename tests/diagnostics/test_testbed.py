@@ -1,4 +1,7 @@
-"""The testbed's models: taught by a recipe, the same bytes twice, judged by whole solutions."""
+"""The testbed's models: taught by a recipe, the same bytes twice, judged by whole solutions.
+
+The truth: solutions checked as sums, and a second run.
+"""
 
 from dataclasses import replace
 from pathlib import Path

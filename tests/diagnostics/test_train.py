@@ -1,4 +1,7 @@
-"""Training stage: sweeps that are paired, resume, and are judged; the real pair; what is refused."""
+"""Training stage: sweeps that are paired, resume, and are judged; the real pair; what is refused.
+
+The truth: sweeps that were not killed, one process, and models judged again on their own.
+"""
 
 import json
 import os

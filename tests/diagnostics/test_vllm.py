@@ -1,4 +1,7 @@
-"""vLLM, a real engine on the CPU: rollouts, and the teacher behind it (`make test-vllm` has one)."""
+"""vLLM, a real engine on the CPU: rollouts, and the teacher behind it (`make test-vllm` has one).
+
+The truth: the same capture and distributions by transformers.
+"""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""The report in a real browser: it renders, recolours, shows the right card, and a keyboard reaches everything."""
+"""The report in a real browser: it renders, recolours, shows the right card, and a keyboard reaches everything.
+
+The truth: the run's tables, read by pandas.
+"""
 
 import os
 import re
