@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from teachdiag.errors import SettingsError, cause
-from teachdiag.selectors.policy import FULL, Selection
+from teachdiag.selectors.weighting import FULL, Selection
 from teachdiag.settings import TrainSettings
 from teachdiag.settings.base import COUNTABLE, fits, in_words, shown
 

@@ -14,7 +14,7 @@ from teachdiag.artefacts import PREDICTIONS, RANKED, TOKENS
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, Mask
 from teachdiag.selectors import SELECTORS, Tokens
-from teachdiag.selectors.choice import ranks
+from teachdiag.selectors.budget import ranks
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.signals import SHOWN, SIGNALS
 

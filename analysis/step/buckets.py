@@ -12,7 +12,7 @@ import numpy as np
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores, in_q3, where_defined
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio
-from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
+from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
 from teachdiag.analysis.step.profiles import group_means, group_sums
 from teachdiag.scores import Array, Codes, Mask, quantile_bins
 from teachdiag.settings import SUPPORT_SIZES

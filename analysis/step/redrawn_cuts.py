@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank
-from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
+from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
 from teachdiag.analysis.step.design import Sample, standardised, variables, with_intercept
 from teachdiag.scores import Array, clip_to
 

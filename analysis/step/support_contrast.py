@@ -15,7 +15,7 @@ from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, LazyScores, Scores, in_q3
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, ratio, resampled_means
 from teachdiag.analysis.resampling.multiplicity import bootstrap_p
-from teachdiag.analysis.resampling.redrawn_order import Ordered, Population, Region, Whole, redrawn_quantiles
+from teachdiag.analysis.resampling.redrawn_quantiles import Ordered, Population, Region, Whole, redrawn_quantiles
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import SUPPORT_SIZES

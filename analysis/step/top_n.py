@@ -17,7 +17,7 @@ from teachdiag.analysis.resampling.bootstrap import Resampling, resampled_means
 from teachdiag.analysis.step.rank_correlations import scored
 from teachdiag.scores import Array, Mask
 from teachdiag.selectors import Selector, Tokens
-from teachdiag.selectors.choice import select_each
+from teachdiag.selectors.budget import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.signals import COMPOSITION
 

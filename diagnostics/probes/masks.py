@@ -20,7 +20,7 @@ from teachdiag.runs import Stage
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, counts_at, resolve_selector, select
-from teachdiag.selectors.choice import check_rules
+from teachdiag.selectors.budget import check_rules
 from teachdiag.selectors.registry import selectors_of
 from teachdiag.selectors.tokens import FROM_PROBES
 from teachdiag.settings import HEADLINE_K, ProbeSettings

@@ -9,7 +9,7 @@ from teachdiag.errors import EstimationError
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array
 from teachdiag.selectors import Tokens, resolve_selector
-from teachdiag.selectors.policy import Weights
+from teachdiag.selectors.weighting import Weights
 
 MEASURED = tuple(name for name in DESCRIBED if name != "learnable")  # columns; D^L is made of two of them
 _SATURATED = 1 - 1e-4  # teacher's mass on the student's top K from which C is called saturated

@@ -41,7 +41,7 @@ from teachdiag.progress import Reporter
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Selection
-from teachdiag.selectors.policy import Weights
+from teachdiag.selectors.weighting import Weights
 from teachdiag.settings import LossMean
 
 _DEGENERATE = 0.5  # share of places decided by ties, or of empty rollouts, that is worth a warning

@@ -13,7 +13,7 @@ from teachdiag.artefacts import CONTEXTS, GAINS, PREDICTIONS, RANKED, TOKENS, VO
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.formulas import stored_name
-from teachdiag.selectors.choice import counts_at
+from teachdiag.selectors.budget import counts_at
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import ReportSettings
 from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of

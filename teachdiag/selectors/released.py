@@ -1,6 +1,6 @@
 """The selection arithmetic of the code released with TA-OPD (arXiv 2605.26844), to reproduce its masks.
 
-It differs from `choice` on purpose: ties go to the earliest positions, Q3 masks fall short of the budget when Q3 is
+It differs from `budget` on purpose: ties go to the earliest positions, Q3 masks fall short of the budget when Q3 is
 small, every sequence keeps at least one token beyond the budget, TA-OPD+Ent normalises D C after the product, and a
 score without spread is zero.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import Score
 from teachdiag.scores import Array, Mask
-from teachdiag.selectors.choice import Key, best, context_codes, top_up
+from teachdiag.selectors.budget import Key, best, context_codes, top_up
 from teachdiag.selectors.published import blocks, members
 from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teachdiag.analysis.resampling import redrawn_order
-from teachdiag.analysis.resampling.redrawn_order import interpolate, redrawn_quantiles
+from teachdiag.analysis.resampling.redrawn_quantiles import interpolate, redrawn_quantiles
 
 PROBABILITIES = (0.0, 0.05, 1 / 3, 0.5, 2 / 3, 0.95, 1.0)
 

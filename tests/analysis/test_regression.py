@@ -12,7 +12,7 @@ from planted import World, plant
 from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import normalised_scores
 from teachdiag.analysis.resampling.bootstrap import Resampling
-from teachdiag.analysis.resampling.redrawn_order import redrawn_quantiles
+from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
 from teachdiag.analysis.step.design import BASES, GAP, MODELS, make_sample
 from teachdiag.analysis.step.redrawn_cuts import redraw_cuts
 from teachdiag.analysis.step.regression import point_estimates, regressions

@@ -23,7 +23,7 @@ from teachdiag.formulas import Score, column, product, stored_name, within_q3
 from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
 from teachdiag.scores import soft_or as either_suffices
 from teachdiag.selectors import Selection
-from teachdiag.selectors.choice import select
+from teachdiag.selectors.budget import select
 from teachdiag.selectors.registry import SELECTORS, resolve_selector, selectors_page
 from teachdiag.selectors.tokens import KEYS, Tokens
 

@@ -14,7 +14,7 @@ from trl import DistillationConfig
 
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.selectors import Selection
-from teachdiag.selectors.policy import Weights
+from teachdiag.selectors.weighting import Weights
 
 PROMPTS = [f"What is {a} + {a % 7}?" + "!" * (a % 5) for a in range(8)]
 ENDS = [256]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Mask
 from teachdiag.seeds import derive_seed
-from teachdiag.selectors.choice import check_rules, counts_at, known_scores, select
+from teachdiag.selectors.budget import check_rules, counts_at, known_scores, select
 from teachdiag.selectors.registry import resolve_selector
 from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import Tokens
