@@ -42,12 +42,12 @@ from teachdiag.artefacts import (
     CONTRASTS,
     DECILES,
     ESTIMATES,
+    FINDINGS,
     INFERENCE,
-    PLACEBO_PANEL,
     SATURATION,
     SCALES,
-    SELECTION,
     SURFACES,
+    TABLES,
     TOKENS,
     TOP_N,
 )
@@ -59,26 +59,13 @@ from teachdiag.tables import Table
 Task = Callable[[], Estimates]
 Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
-_WRITTEN = (
-    ESTIMATES,
-    INFERENCE,
-    CONTRASTS,
-    BALANCE,
-    TOP_N,
-    BUCKETS,
-    DECILES,
-    SURFACES,
-    SCALES,
-    SATURATION,
-    SELECTION,
-    PLACEBO_PANEL,
-)
+_GATHERED = [table for table in TABLES if table.written_by == "analyze" and table not in (FINDINGS, TOKENS)]
 
 
 def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
     """Compute every table but the findings."""
     bank, steps = inputs.bank, inputs.steps
-    found: Estimates = {table: [] for table in _WRITTEN}
+    found: Estimates = {table: [] for table in _GATHERED}
     found[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
     found[SATURATION] += saturation_rows(bank, inputs.normalised)
     tasks = _step_tasks(inputs)

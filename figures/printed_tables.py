@@ -140,7 +140,7 @@ def _buckets(tables: RunTables, score: str, statistics: Sequence[str]) -> pd.Dat
 
 def _panel(tables: RunTables) -> pd.DataFrame:
     columns = ["probe_id", "statistic", "unit", "estimate", "update", "n_draws", "draw_mean", "draw_sd"]
-    return tables.panel[[*columns, "range_low", "range_high", "survives"]]
+    return tables.placebo_panel[[*columns, "range_low", "range_high", "survives"]]
 
 
 _DECOMPOSED = (

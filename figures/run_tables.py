@@ -1,26 +1,12 @@
 """What the figures read: the analysis tables of a run, of one real step, and of its other probes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from teachdiag.artefacts import (
-    BALANCE,
-    BUCKETS,
-    CONTRASTS,
-    DECILES,
-    ESTIMATES,
-    INFERENCE,
-    PLACEBO_PANEL,
-    SATURATION,
-    SCALES,
-    SELECTION,
-    SURFACES,
-    TOP_N,
-    probes_by_step,
-)
+from teachdiag.artefacts import TABLES, probes_by_step
 from teachdiag.errors import RunError
 from teachdiag.notes import read_note
 from teachdiag.runs import SUMMARY, Stage
@@ -47,7 +33,7 @@ class RunTables:
     deciles: pd.DataFrame
     surfaces: pd.DataFrame
     selection: pd.DataFrame
-    panel: pd.DataFrame
+    placebo_panel: pd.DataFrame
     contrasts: pd.DataFrame
     balance: pd.DataFrame
     top_n: pd.DataFrame
@@ -72,7 +58,7 @@ class RunTables:
 
     def probes(self, kind: str) -> list[str]:
         """Return the probes of a kind of which the analysis has numbers."""
-        measured = {*self.estimates["probe_id"], *self.selection["probe_id"], *self.panel["probe_id"]}
+        measured = {*self.estimates["probe_id"], *self.selection["probe_id"], *self.placebo_panel["probe_id"]}
         return [probe_id for probe_id, own in self.kinds.items() if own == kind and probe_id in measured]
 
     @property
@@ -126,21 +112,8 @@ def load_tables(run: Path) -> RunTables:
         ArtefactError: a table is missing.
     """
     Stage(run, "analyze").require()
-    tables = {
-        "estimates": ESTIMATES,
-        "deciles": DECILES,
-        "surfaces": SURFACES,
-        "selection": SELECTION,
-        "panel": PLACEBO_PANEL,
-        "contrasts": CONTRASTS,
-        "balance": BALANCE,
-        "top_n": TOP_N,
-        "buckets": BUCKETS,
-        "inference": INFERENCE,
-        "saturation": SATURATION,
-        "scales": SCALES,
-    }
-    frames = {name: t.read(run / t.place / f"{t.name}.parquet") for name, t in tables.items()}
+    wanted = {entry.name for entry in fields(RunTables)}
+    frames = {table.name: table.read(table.file(run)) for table in TABLES if table.name in wanted}
     kinds = {section["probe_id"]: section["kind"] for section in read_summary(run)["sections"]}
     return RunTables(run=run, kinds=kinds, **frames)
 

@@ -67,6 +67,10 @@ class Table:
             metadata={"table": self.name, "meaning": self.meaning, "key": ", ".join(self.key)},
         )
 
+    def file(self, run: Path) -> Path:
+        """Return the file of a table that a stage writes whole, in a run directory."""
+        return run / self.place / f"{self.name}.parquet"
+
     def build(self, values: Mapping[str, Any]) -> pa.Table:
         """Make an Arrow table of this schema from one array (or sequence) a column.
 

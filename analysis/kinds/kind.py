@@ -78,7 +78,7 @@ def read_results(run: Path) -> Results:
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    return Results(*(table.read(run / table.place / f"{table.name}.parquet") for table in RESULT_TABLES))
+    return Results(*(table.read(table.file(run)) for table in RESULT_TABLES))
 
 
 class KindAnalysis:

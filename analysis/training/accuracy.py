@@ -62,8 +62,8 @@ def analyze_training(run: Path) -> pd.DataFrame:
     frame: pd.DataFrame = table.to_pandas()
     with joining(run):
         write_parquet_and_csv(table, run / "analysis/training")
-        if (run / "analysis" / "selection.parquet").exists():
-            compared = compare_with_probe(frame, SELECTION.read(run / "analysis" / "selection.parquet"))
+        if SELECTION.file(run).exists():
+            compared = compare_with_probe(frame, SELECTION.read(SELECTION.file(run)))
             write_parquet_and_csv(PROBE_VERSUS_TRAINING.build_rows(compared), run / "analysis/probe_versus_training")
     return frame
 

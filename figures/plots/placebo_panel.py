@@ -31,7 +31,7 @@ def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 def panel_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw one panel a statistic of one probe of kind placebo; shaded are those that survive every null placebo."""
-    mine = tables.panel[tables.panel["probe_id"] == probe_id]
+    mine = tables.placebo_panel[tables.placebo_panel["probe_id"] == probe_id]
     names = list(mine["statistic"].unique())
     n_rows = -(-len(names) // _COLUMNS)
     figure = blank_figure(0.9 + _ROW * n_rows)

@@ -35,7 +35,7 @@ def publish_training(run: Path) -> list[Path]:
     Raises:
         ArtefactError: the training has not been analysed.
     """
-    rows = TRAINING.read(run / TRAINING.place / "training.parquet")
+    rows = TRAINING.read(TRAINING.file(run))
     answered = rows.iloc[0]
     population = (
         f"Held-out prompts of {', '.join(rows['benchmark'].unique())}: {answered['n_prompts']}, with "
@@ -97,7 +97,7 @@ def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
     ]  # fmt: skip
     columns = ["benchmark", "arm", "budget", "measure", "against", *_NUMBERS]
     shown = [Printed(p.name, p.paper, p.what, p.rows[columns]) for p in found if len(p.rows)]
-    compared = run / PROBE_VERSUS_TRAINING.place / "probe_versus_training.parquet"
+    compared = PROBE_VERSUS_TRAINING.file(run)
     if compared.exists():
         what = "What one step on a selector's positions gained in the probe (nats), beside what training on them gave."
         shown.append(Printed("probe_versus_training", "", what, PROBE_VERSUS_TRAINING.read(compared)))

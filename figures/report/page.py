@@ -48,7 +48,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
 
 def _verdict(run: Path, content: dict[str, Any]) -> str:
     """Claims of every real step with their status, then what the other probes say."""
-    findings = FINDINGS.read(run / "analysis/findings.parquet")
+    findings = FINDINGS.read(FINDINGS.file(run))
     mine = findings[(findings["outcome"] == OUTCOME) & (findings["k"].isna() | (findings["k"] == K))]
     mine = mine[mine["status"] != "not judged"]
     parts = []

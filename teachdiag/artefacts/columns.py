@@ -47,3 +47,12 @@ SEED = Column("seed", INT, "1", "draw of the update batch (kind lds: of the mask
 MATCH = Column(
     "match", TEXT, "", "'rate': step at the probe's learning rate; 'norm': scaled to the norm of the unselective step"
 )
+
+UNIT = Column("unit", TEXT, "", "unit of the estimate")
+SCORE = Column("score", TEXT, "", "score at theta0")
+METHOD = Column("method", TEXT, "", "how estimate and interval were made")
+METHOD_OR_WHY = Column("method", TEXT, "", "how estimate and interval were made, or why there is no interval")
+OF_AN_OUTCOME = (PROBE_ID, UPDATE, OUTCOME)
+COUNTS = (N_POSITIONS, N_PROMPTS)
+OF_A_LOSS_TERM = (PROBE_ID, LOSS, CONTEXT_ID, POSITION, PROMPT_ID, SPLIT)
+CELL = (SELECTOR, BUDGET, SEED, MATCH)

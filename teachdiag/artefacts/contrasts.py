@@ -2,22 +2,20 @@
 
 from teachdiag.artefacts.columns import (
     CI,
+    COUNTS,
     DOUBLE,
     INT,
     LONG,
-    N_POSITIONS,
-    N_PROMPTS,
-    OUTCOME,
+    METHOD,
+    METHOD_OR_WHY,
+    OF_AN_OUTCOME,
     P_VALUES,
-    PROBE_ID,
+    SCORE,
     TEXT,
-    UPDATE,
+    UNIT,
     K,
 )
 from teachdiag.tables import Column, Table
-
-_METHOD = Column("method", TEXT, "", "how estimate and interval were made")
-_SCORE = Column("score", TEXT, "", "score at theta0")
 
 CONTRASTS = Table(
     name="contrasts",
@@ -26,9 +24,7 @@ CONTRASTS = Table(
     meaning="Inside Q3, mean outcome where support is high less that where it is low: by thirds, and by matched pairs.",
     key=("probe_id", "outcome", "score", "k", "design"),
     columns=(
-        PROBE_ID,
-        UPDATE,
-        OUTCOME,
+        *OF_AN_OUTCOME,
         Column("score", TEXT, "", "the support score that is cut"),
         K,
         Column(
@@ -38,16 +34,15 @@ CONTRASTS = Table(
             "'thirds': upper less lower third of the score; 'matched': pairs of one prompt, a low one used any number "
             "of times; 'matched once': a low one used at most once",
         ),
-        Column("unit", TEXT, "", "unit of the estimate"),
+        UNIT,
         Column("estimate", DOUBLE, "see unit", "the contrast; null where the note says why", nullable=True),
         *CI,
         *P_VALUES,
         Column("n_high", LONG, "positions", "positions on the high side, or pairs"),
         Column("n_low", LONG, "positions", "positions on the low side, or pairs"),
         Column("n_unmatched", LONG, "positions", "high positions without a partner within the caliper; 0 for thirds"),
-        N_POSITIONS,
-        N_PROMPTS,
-        _METHOD,
+        *COUNTS,
+        METHOD,
         Column(
             "note",
             TEXT,
@@ -81,13 +76,11 @@ TOP_N = Table(
     meaning="The bank's positions with the highest scores, exactly ceil(budget N): their gain, and what they are.",
     key=("probe_id", "outcome", "selector", "k", "budget"),
     columns=(
-        PROBE_ID,
-        UPDATE,
-        OUTCOME,
+        *OF_AN_OUTCOME,
         Column("selector", TEXT, "", "score by which positions are ranked: see docs/selectors.md"),
         K,
         Column("budget", DOUBLE, "1", "share of the bank that was asked for"),
-        Column("unit", TEXT, "", "unit of the estimate"),
+        UNIT,
         Column("estimate", DOUBLE, "see unit", "mean outcome of the taken positions; of all for 'random'"),
         *CI,
         Column("share_taken", DOUBLE, "1", "ceil(budget N) / N"),
@@ -104,10 +97,9 @@ TOP_N = Table(
             )
         ),
         Column("tied", DOUBLE, "1", "share of the places that ties decided"),
-        N_POSITIONS,
-        N_PROMPTS,
+        *COUNTS,
         Column("n_dropped", LONG, "positions", "taken positions left out: the outcome is under the noise floor"),
-        Column("method", TEXT, "", "how estimate and interval were made, or why there is no interval"),
+        METHOD_OR_WHY,
     ),
 )
 
@@ -118,21 +110,18 @@ BUCKETS = Table(
     meaning="Outcome by quarter of a score, residual by tenth of a score, and outcome by response position.",
     key=("probe_id", "outcome", "region", "score", "k", "statistic", "bucket"),
     columns=(
-        PROBE_ID,
-        UPDATE,
-        OUTCOME,
+        *OF_AN_OUTCOME,
         Column("region", TEXT, "", "'all' positions, or 'q3'"),
-        _SCORE,
+        SCORE,
         K,
         Column("bucket", INT, "1", "from 1, lowest scores first; equal scores share a bucket, so there may be fewer"),
         Column("score_low", DOUBLE, "as score", "lowest score in the bucket"),
         Column("score_high", DOUBLE, "as score", "highest score in the bucket"),
         Column("statistic", TEXT, "", "'mean', 'median', 'trimmed mean', 'residual mean', or 'share of total'"),
-        Column("unit", TEXT, "", "unit of the estimate"),
+        UNIT,
         Column("estimate", DOUBLE, "see unit", "the statistic"),
         *CI,
-        N_POSITIONS,
-        N_PROMPTS,
-        Column("method", TEXT, "", "how estimate and interval were made, or why there is no interval"),
+        *COUNTS,
+        METHOD_OR_WHY,
     ),
 )

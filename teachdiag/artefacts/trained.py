@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from teachdiag.artefacts.columns import CI, DOUBLE, INT, LONG, P_VALUES, PROBE_ID, PROMPT_ID, TEXT
+from teachdiag.artefacts.columns import CI, DOUBLE, FLAG, INT, LONG, METHOD, P_VALUES, PROBE_ID, PROMPT_ID, TEXT
 from teachdiag.tables import Column, Table
 
 ARM = Column("arm", TEXT, "", "what is compared: a selector, an arm of a sweep, a model's name, or 'base' or 'teacher'")
@@ -65,7 +65,7 @@ EVAL_SCORES = Table(
         PROMPT_ID,
         Column("sample", INT, "1", "number of the answer to this prompt, from 0; equal numbers share random numbers"),
         Column("outcome", TEXT, "", "'right', 'wrong', or 'unparseable'"),
-        Column("given_up", pa.bool_(), "", "'unparseable' because judging took too long or broke down", optional=True),
+        Column("given_up", FLAG, "", "'unparseable' because judging took too long or broke down", optional=True),
         Column("answer_tokens", INT, "tokens", "length of the answer"),
         Column("finish_reason", TEXT, "", "'stop': end-of-text was sampled; 'length': cut"),
         Column("sampling_seed", pa.int64(), "1", "seed of this answer's own random stream"),
@@ -87,7 +87,7 @@ TRAINING = Table(
         Column("estimate", DOUBLE, "1", "share of answers (of positions for 'keep'), or difference of shares"),
         *CI,
         *P_VALUES,
-        Column("method", TEXT, "", "how estimate and interval were made"),
+        METHOD,
         Column("n_seeds", LONG, "1", "training seeds behind the number; 0 for a model not trained here"),
         Column("n_prompts", LONG, "prompts", "held-out prompts behind the number"),
         Column("n_samples", LONG, "answers", "answers to each prompt: the k of mean@k"),

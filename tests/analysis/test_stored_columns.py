@@ -68,7 +68,7 @@ def test_a_bank_that_memory_cannot_hold_gives_the_same_tables(tmp_path: Path, mo
         run = plant(tmp_path / name, replace(WORLD, seed=3))
         _scatter(run)
         run_analysis(run, QUICK, QUIET)
-        found.append([table.read(run / table.place / f"{table.name}.parquet") for table in tables])
+        found.append([table.read(table.file(run)) for table in tables])
         monkeypatch.setattr(stored_columns, "HELD_BYTES", 1)
         monkeypatch.setattr(measurements, "_LARGE", 1)
     for small, large in zip(*found, strict=True):
