@@ -41,8 +41,8 @@ def reverse_kl(logp: "Tensor", logq: "Tensor") -> "Tensor":
 
 
 def forward_kl(logp: "Tensor", logq: "Tensor") -> "Tensor":
-    """KL(q || p) = sum_v q_v (log q_v - log p_v), full vocabulary. (N, V) to (N,)."""
-    return (logq.exp() * (logq - logp)).sum(-1)
+    """KL(q || p), full vocabulary: the same with the models exchanged. (N, V) to (N,)."""
+    return reverse_kl(logq, logp)
 
 
 def generalised_jsd(logp: "Tensor", logq: "Tensor", beta: float) -> "Tensor":

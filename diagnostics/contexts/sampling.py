@@ -90,6 +90,14 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 
 
 @torch.no_grad()
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return prompts that end side by side, as generation wants them: ids and attention mask, (N, longest), int64."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
 def sample(
     student: LanguageModel,
     prompts: Sequence[tuple[int, ...]],
@@ -110,15 +118,13 @@ def sample(
     Raises:
         ContextError: a logit is NaN, so that nothing can be sampled.
     """
-    width = max(map(len, prompts))
     pad = student.tokenizer.pad_token_id or 0
-    ids = torch.tensor([(pad,) * (width - len(p)) + tuple(p) for p in prompts], device=student.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=student.device)
+    ids, mask = left_padded(prompts, pad, student.device)
     uniforms = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
     config = GenerationConfig(
         do_sample=False, max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(student.end_ids), pad_token_id=pad
     )
-    drawing = SeededSampling(uniforms, width, student.device)
+    drawing = SeededSampling(uniforms, ids.shape[1], student.device)
     bent = warpers(sampling.temperature, sampling.top_k, sampling.top_p)
     output = student.model.generate(
         input_ids=ids,
@@ -131,7 +137,7 @@ def sample(
         raise ContextError(
             f"the student gives NaN logits at token {drawing.broken} of a rollout: {nan_advice(student.computes_in)}"
         )
-    return [ended(row, student.end_ids) for row in output[:, width:].tolist()]
+    return [ended(row, student.end_ids) for row in output[:, ids.shape[1] :].tolist()]
 
 
 def sample_group(student: LanguageModel, group: Group, sampling: Sampling, *, sharded: bool = False) -> list[Rollout]:

@@ -160,7 +160,8 @@ def _divergences(both: _Compared) -> tuple[Tensor, Tensor]:
     """KL(q || p) and KL(p || q), shape (N,).
 
     Summed as q log(q/p) + p - q, of which no term is negative: nothing cancels, so that small divergences keep their
-    digits, and an error of a normaliser counts to second order only.
+    digits, and an error of a normaliser counts to second order only. For measuring: cut off at 0, it has no gradient
+    where the models agree, so that steps differentiate the plain sums of `teachdiag.losses`.
     """
     excess = both.gap.sum(-1)
     forward_kl = (excess - _dot(both.q, both.log_ratio)).clamp_min(0)

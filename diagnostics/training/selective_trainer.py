@@ -27,7 +27,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from teachdiag.diagnostics.contexts.sampling import KnownAlone, SeededSampling, ended, warpers
+from teachdiag.diagnostics.contexts.sampling import KnownAlone, SeededSampling, ended, left_padded, warpers
 from teachdiag.diagnostics.models.head import head_of
 from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.diagnostics.processes.parameters import local
@@ -150,10 +150,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             derive_seed(self.rollout_seed, "rollout", self.state.global_step, first + row)
             for row in range(len(prompt_ids))
         ]
-        width, pad = max(map(len, prompt_ids)), self._tokenizer.pad_token_id
-        device = self.accelerator.device
-        ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompt_ids], device=device)
-        mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompt_ids], device=device)
+        pad, device = self._tokenizer.pad_token_id, self.accelerator.device
+        ids, mask = left_padded(prompt_ids, pad, device)
         uniforms = np.stack([np.random.default_rng(seed).random(self.max_completion_length) for seed in seeds])
         # Greedy, because the last processor has already drawn: it leaves one token a row.
         config = GenerationConfig(
@@ -177,10 +175,10 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList(
-                    [KnownAlone(self._known), *bent, SeededSampling(uniforms, width, device)]
+                    [KnownAlone(self._known), *bent, SeededSampling(uniforms, ids.shape[1], device)]
                 ),
             )
-        return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, width:].tolist()]
+        return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, ids.shape[1] :].tolist()]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Sample a rollout batch and weigh its positions: `position_weights`, shape (sequences, completion)."""
