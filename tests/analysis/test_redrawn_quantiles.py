@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachdiag.analysis.resampling import redrawn_order
+from teachdiag.analysis.resampling import redrawn_quantiles as module
 from teachdiag.analysis.resampling.redrawn_quantiles import interpolate, redrawn_quantiles
 
 PROBABILITIES = (0.0, 0.05, 1 / 3, 0.5, 2 / 3, 0.95, 1.0)
@@ -32,8 +32,8 @@ def test_redrawn_quantiles_are_exact_where_positions_are_many(
     monkeypatch: pytest.MonkeyPatch, blocks: int, together: int
 ) -> None:
     """Prompts of their own level, the paper's number of positions in a prompt: no neighbour is passed over."""
-    monkeypatch.setattr(redrawn_order, "_MOST_BLOCKS", blocks)
-    monkeypatch.setattr(redrawn_order, "_TOGETHER", together)
+    monkeypatch.setattr(module, "_MOST_BLOCKS", blocks)
+    monkeypatch.setattr(module, "_TOGETHER", together)
     rng = np.random.default_rng(3)
     prompts = np.repeat(np.arange(60), 192)
     values = rng.normal(size=60)[prompts] + rng.lognormal(size=len(prompts))
