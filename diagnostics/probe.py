@@ -2,27 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.pair import pinned, resolve_pair
 from teachdiag.diagnostics.models.sources import Sources
-from teachdiag.diagnostics.probes.isolated import check_sample, measure_isolated
-from teachdiag.diagnostics.probes.masks import oracle_probe, resolve_choosers
-from teachdiag.diagnostics.probes.predicted import measure_predicted
-from teachdiag.diagnostics.probes.selectors import measure_interventions
-from teachdiag.diagnostics.probes.steps import (
-    check_steps,
-    further_contexts,
-    gains_folders,
-    measure_steps,
-    student_after,
-)
-from teachdiag.diagnostics.probes.workbench import Check, Workbench, set_up
+from teachdiag.diagnostics.probes.measurement import measurement
+from teachdiag.diagnostics.probes.workbench import set_up
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import refuse_sharding_alone
@@ -30,32 +17,7 @@ from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.losses import LOSSES
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings, ProbeSettings
-
-
-def _no_check(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
-    pass
-
-
-class _Measurement(NamedTuple):
-    """How a kind of probe works: what it does on the bench, which folders it fills, and what it refuses at once."""
-
-    measure: Callable[[Workbench], dict[str, Any]]
-    folders: tuple[str, ...] = ()
-    check: Check = _no_check
-
-
-_KINDS: dict[str, _Measurement] = {
-    "one_step": _Measurement(measure_steps, check=check_steps),
-    "placebo": _Measurement(measure_steps, check=check_steps),
-    "checkpoint": _Measurement(measure_steps),
-    "isolated": _Measurement(measure_isolated, ("isolated",), check_sample),
-    "predicted": _Measurement(measure_predicted, ("predictions",)),
-    "selectors": _Measurement(measure_interventions, ("interventions", "intervention_gains", "predictions")),
-    "lds": _Measurement(measure_interventions, ("interventions", "predictions")),
-}
-
 
 _READ = (  # of the capture's note
     *("settings.student", "settings.teacher", "settings.prompts", "settings.positions"),
@@ -81,39 +43,22 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     probe_id = settings.name or _default_name(settings)
-    stage = SharedStage(run, f"probes/{probe_id}", _tables(settings, probe_id), scratch=f"scratch/{probe_id}")
+    kind = measurement(settings)
+    stage = SharedStage(run, f"probes/{probe_id}", kind.folders(probe_id), scratch=f"scratch/{probe_id}")
     with stage.held():
         device = process_device(settings.device)
         sources = on_first(resolve_pair)(capture, reporter)
         _refuse_other_models(run, captured, sources)
-        further = on_first(_further_inputs)(run, settings, capture, reporter)
+        further = on_first(kind.inputs)(run, capture, reporter)
         inputs = captured["inputs"] | captured["tables"] | further
         if stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults()):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            kind, made = _KINDS[settings.kind], partial(further_contexts, settings)
-            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind.check, made)
+            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind)
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
             stage.complete(results)
     return results
-
-
-def _further_inputs(run: Path, settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
-    """What goes into a probe beside the capture; a change of it between two processes is a change of the probe."""
-    if settings.kind == "checkpoint":
-        return {"student_after": student_after(settings, capture, reporter).digest}
-    if settings.kind == "selectors" and any(
-        "isolated_gain" in chooser.columns for chooser in resolve_choosers(run, settings)
-    ):
-        oracle = oracle_probe(run, settings)
-        return {"oracle": Stage(run, f"probes/{oracle}").require()["tables"]}
-    return {}
-
-
-def _tables(settings: ProbeSettings, probe_id: str) -> tuple[str, ...]:
-    folders = _KINDS[settings.kind].folders
-    return tuple(f"{folder}/{probe_id}" for folder in folders) or gains_folders(settings, probe_id)
 
 
 def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:

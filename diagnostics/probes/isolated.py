@@ -18,6 +18,7 @@ from torch import Tensor
 
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.models.alignment import Batch, Context
+from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient
 from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
@@ -43,40 +44,42 @@ class Held(NamedTuple):
     gradient: Direction
 
 
-def measure_isolated(bench: Workbench) -> dict[str, Any]:
-    """Step on every sampled position's loss alone, and write the `isolated` table; return the probe's results."""
-    bench.student.half = None  # in half precision, rounding exceeds what one position does
-    contexts = bench.bank if bench.settings.sample_from == "bank" else bench.update
-    drawn = _drawn(bench.run, bench.settings, contexts)
-    by_context = {c.context_id: c for c in contexts}
-    ids = drawn["context_id"].to_numpy()
-    groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
-    compared = on_first(bench.compare_with_capture)(_at_theta0(bench, [context for context, _ in groups]))
-    held = hold_out(bench)
-    with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
-        for place, (context, rows) in enumerate(groups):
-            path = shard_path(bench.scratch / "steps", place)
-            if in_share(place) and not is_intact(path):
-                write_shard(steps_in_context(bench, context, rows, held), path)
-            advance(rows.num_rows)
-    bench.theta0.verify()
-    relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-    results = on_first(_assemble)(bench, len(groups))
-    return compared | results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+class Isolated(Measurement):
+    """Steps on one position's loss at a time."""
+
+    def check(self, run: Path, bank: list[Context], update: list[Context]) -> None:
+        """Refuse a sample that cannot be drawn.
+
+        Raises:
+            EstimationError: too few or too many positions are asked for.
+        """
+        _drawn(run, self.settings, bank if self.settings.sample_from == "bank" else update)
+
+    def measure(self, bench: Workbench) -> dict[str, Any]:
+        """Step on every sampled position's loss alone, and write the `isolated` table; return the probe's results."""
+        bench.student.half = None  # in half precision, rounding exceeds what one position does
+        contexts = bench.bank if bench.settings.sample_from == "bank" else bench.update
+        drawn = _drawn(bench.run, bench.settings, contexts)
+        by_context = {c.context_id: c for c in contexts}
+        ids = drawn["context_id"].to_numpy()
+        groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
+        compared = on_first(bench.compare_with_capture)(_at_theta0(bench, [context for context, _ in groups]))
+        held = hold_out(bench)
+        with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
+            for index, (context, rows) in enumerate(groups):
+                path = shard_path(bench.scratch / "steps", index)
+                if in_share(index) and not is_intact(path):
+                    write_shard(steps_in_context(bench, context, rows, held), path)
+                advance(rows.num_rows)
+        bench.theta0.verify()
+        relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
+        results = on_first(_assemble)(bench, len(groups))
+        return compared | results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
 
 
 def _at_theta0(bench: Workbench, contexts: list[Context]) -> pa.Table:
     """Rescore the first contexts that steps are taken in, enough to tell whether theta0 is what was captured."""
     return pa.concat_tables([bench.rescored(batch) for batch in bench.batched(contexts[:_COMPARED])])
-
-
-def check_sample(run: Path, settings: ProbeSettings, bank: list[Context], update: list[Context]) -> None:
-    """Refuse a sample that cannot be drawn.
-
-    Raises:
-        EstimationError: too few or too many positions are asked for.
-    """
-    _drawn(run, settings, bank if settings.sample_from == "bank" else update)
 
 
 def hold_out(bench: Workbench) -> Held:

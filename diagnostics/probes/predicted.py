@@ -15,6 +15,7 @@ from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
 from teachdiag.diagnostics.probes.gains import explained
+from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.theta0 import Direction
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor
@@ -25,35 +26,40 @@ from teachdiag.settings import SHRINKS
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
 
 
-def measure_predicted(bench: Workbench) -> dict[str, Any]:
-    """Predict every bank position's gain, take the step at several lengths, and write the `predictions` table."""
-    bench.student.half = None  # in half precision, rounding exceeds a difference quotient
-    direction: list[Direction] = []  # made at most once, and only if something is still to be computed
+class Predicted(Measurement):
+    """First-order gains of every position; the update batch is that of a one_step probe, contexts of L_fix included."""
 
-    def step() -> Direction:
-        if not direction:
-            objective = step_objective(bench.update, bench.teacher, bench.settings)
-            optimize(bench.student, [objective], bench.settings, bench.theta0, bench.reporter)
-            direction.append(bench.theta0.displacement())
-            bench.theta0.restore()
-        return direction[0]
+    fix_apart = False
 
-    losses = {"kl": position_loss("forward_kl", {})}
-    bench.rescore_shards("theta0", bench.batched, "theta0")
-    compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards("theta0")))
-    slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
-    bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
-    for shrink in SHRINKS:
-        state = _state(shrink)
-        if on_first(bench.unscored)(state):
-            bench.theta0.displace(step(), shrink)
-            bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
-            bench.theta0.restore()
-    direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
-    fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
-    bench.theta0.verify()
-    measured = on_first(_assemble)(bench, -slopes["kl"].to_numpy(), fix)
-    return compared | measured | {"step": slope_facts, "fix": fix_facts}
+    def measure(self, bench: Workbench) -> dict[str, Any]:
+        """Predict every bank position's gain, take the step at several lengths, and write the `predictions` table."""
+        bench.student.half = None  # in half precision, rounding exceeds a difference quotient
+        direction: list[Direction] = []  # made at most once, and only if something is still to be computed
+
+        def step() -> Direction:
+            if not direction:
+                objective = step_objective(bench.update, bench.teacher, bench.settings)
+                optimize(bench.student, [objective], bench.settings, bench.theta0, bench.reporter)
+                direction.append(bench.theta0.displacement())
+                bench.theta0.restore()
+            return direction[0]
+
+        losses = {"kl": position_loss("forward_kl", {})}
+        bench.rescore_shards("theta0", bench.batched, "theta0")
+        compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards("theta0")))
+        slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
+        bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
+        for shrink in SHRINKS:
+            state = _state(shrink)
+            if on_first(bench.unscored)(state):
+                bench.theta0.displace(step(), shrink)
+                bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
+                bench.theta0.restore()
+        direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
+        fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
+        bench.theta0.verify()
+        measured = on_first(_assemble)(bench, -slopes["kl"].to_numpy(), fix)
+        return compared | measured | {"step": slope_facts, "fix": fix_facts}
 
 
 def inner_products(

@@ -1,196 +1,62 @@
-"""Kinds selectors and lds: steps whose loss is restricted to selected positions, and what each gains on the bank.
+"""Kind selectors: a step on the positions that each selector keeps of the same update batches."""
 
-All selectors see the same update batches, and each masked step is measured twice: at the learning rate, and stretched
-to the length of the step that keeps everything. A cell is one selection from one draw of the update batch.
-"""
-
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS
-from teachdiag.diagnostics.models.alignment import KEY
-from teachdiag.diagnostics.probes.masks import EVERYTHING, Cell, mask_cells, selector_cells
-from teachdiag.diagnostics.probes.predicted import inner_products, keep, kept, write_predictions
-from teachdiag.diagnostics.probes.updates import Step, optimize, step_objective
-from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor, rows_of
-from teachdiag.diagnostics.processes.collectives import gathered_rows, on_first
-from teachdiag.diagnostics.processes.group import share_of
-from teachdiag.notes import fields_schema
+from teachdiag.artefacts import INTERVENTION_GAINS
+from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.probes.interventions import InterventionMeasurement, gains_path
+from teachdiag.diagnostics.probes.masks import Cell, oracle_probe, resolve_choosers, selector_cells
+from teachdiag.diagnostics.probes.workbench import Workbench
 from teachdiag.progress import Reporter
-from teachdiag.scores import q3_mask
-from teachdiag.tables import (
-    is_intact,
-    read_parquet,
-    refuse_strays,
-    shard_path,
-    shard_paths,
-    write_parquet,
-    write_shard,
-    write_table,
-)
-
-_MATCHES = {"selectors": ("rate", "norm"), "lds": ("rate",)}
-_KEYS = [name for name, _ in KEY]
+from teachdiag.runs import Stage
+from teachdiag.settings import CaptureSettings
+from teachdiag.tables import read_parquet, refuse_strays, shard_paths, write_parquet
 
 
-def measure_interventions(bench: Workbench) -> dict[str, Any]:
-    """Take every masked step and write `interventions`, `intervention_gains` and `predictions`; return the results."""
-    bench.student.half = None  # selectors differ by less than half precision rounds
-    before, floor = _at_theta0(bench)
-    compared = on_first(bench.compare_with_capture)(before)
-    began = time.perf_counter()
-    predictions = _predictions(bench)
-    cells = (mask_cells if bench.settings.kind == "lds" else selector_cells)(bench, predictions)
-    bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {time.perf_counter() - began:.0f} s")
-    lengths: dict[int, float] = {}
-    rows: list[dict[str, Any]] = []
-    for place, cell in enumerate(bench.reporter.track(cells, "Masked steps")):
-        step, gains = _measured(bench, cell, _place(bench, place), lengths.get(cell.seed), before)
-        if cell.selector == EVERYTHING:
-            lengths[cell.seed] = step.update_norm
-        rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
-    bench.theta0.verify()
-    on_first(_write)(bench, cells, rows, before)
-    return compared | {
-        "cells": len(cells),
-        "noise_floor": floor,
-        "fix_contexts": sorted(c.context_id for c in bench.fix),
-        "bank_positions": before.num_rows,
-        "selectors": _summary(rows),
-    }
+class Selectors(InterventionMeasurement):
+    """Steps restricted to selected positions."""
 
+    matches = ("rate", "norm")
 
-def _write(bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
-    write_table(INTERVENTIONS.build_rows(rows), bench.run / "interventions" / bench.probe_id)
-    if bench.settings.kind == "selectors":
+    def inputs(self, run: Path, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
+        """Return the digests of the isolated gains that an oracle selects by."""
+        if not any("isolated_gain" in chooser.columns for chooser in resolve_choosers(run, self.settings)):
+            return {}
+        oracle = oracle_probe(run, self.settings)
+        return {"oracle": Stage(run, f"probes/{oracle}").require()["tables"]}
+
+    def batch(self, contexts: list[Context]) -> list[Context]:
+        """Return all contexts: every draw takes its update batch from them."""
+        return contexts
+
+    def cells(self, bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+        """Return every selection that a step is taken on, of each draw the unselective one first."""
+        return selector_cells(bench, inner_products)
+
+    def write(self, bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
+        """Write the steps, and the gain of every rescored position."""
+        super().write(bench, cells, rows, before)
         _write_gains(bench, cells, before)
-
-
-def _predictions(bench: Workbench) -> pa.Table:
-    """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
-    fix, _ = inner_products(bench, "fix", bench.fix, bench.update)
-    bank, _ = inner_products(bench, "bank", bench.bank, bench.update)
-    columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
-    on_first(write_predictions)(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
-    return pa.table({name: fix[name] for name in _KEYS} | columns)
-
-
-def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
-    """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
-    path = bench.scratch / "theta0.parquet"
-    if not on_first(is_intact)(path):
-        again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
-        table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
-        on_first(write_shard)(table, path)
-    table = read_parquet(path)
-    floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
-    facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
-    q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
-    return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), floor
-
-
-def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
-    """Forward KL of the rescored bank at the student's present weights, by (context_id, position).
-
-    Several processes share the batches.
-    """
-    scored = gathered_rows([bench.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
-    return scored.select([*_KEYS, "forward_kl"])
-
-
-def _place(bench: Workbench, number: int) -> Path:
-    """Where a cell's gains lie until the probe ends."""
-    return shard_path(bench.scratch / "cells", number)
-
-
-def _measured(
-    bench: Workbench, cell: Cell, path: Path, length: float | None, before: pa.Table
-) -> tuple[Step, pa.Table]:
-    """Take a cell's step and keep what it gained, or read what an earlier process did.
-
-    Args:
-        bench: the student at theta0, where it is again afterwards.
-        cell: what is kept.
-        path: where its gains lie.
-        length: norm that the step is stretched to for the second measurement; None takes none.
-        before: the bank at theta0.
-
-    Returns:
-        The step, and the gain of every rescored position, one column a way of matching steps.
-    """
-    note = path.with_suffix(".json")
-    done = on_first(kept)(path, note, fields_schema(Step) | {"kept": str})
-    if done and done.pop("kept") == cell.digest:
-        return Step(**done), read_parquet(path)
-    mask = cell.draw.kept(cell.selection.kept)
-    objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, mask)
-    step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
-    gains = {"rate": _gain(bench, before)}
-    if "norm" in _MATCHES[bench.settings.kind]:
-        gains["norm"] = gains["rate"]
-        if length is not None and step.update_norm > 0:
-            bench.theta0.stretch(length / step.update_norm)
-            gains["norm"] = _gain(bench, before)
-    bench.theta0.restore()
-    on_first(keep)(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note)
-    return step, pa.table(gains)
-
-
-def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:
-    after = _bank_kl(bench, bench.batched(bench.bank))["forward_kl"].to_numpy()
-    gain: np.ndarray = before["forward_kl"].to_numpy() - after
-    return gain
-
-
-def _rows(
-    bench: Workbench, cell: Cell, step: Step, gains: pa.Table, length: float | None, before: pa.Table
-) -> list[dict[str, Any]]:
-    """Rows of `interventions`: one for each way of matching steps."""
-    inside = before["q3"].to_numpy()
-    common = {"probe_id": bench.probe_id, "loss": bench.settings.loss} | cell.facts()
-    rows = []
-    for match in gains.column_names:
-        norm = step.update_norm if match == "rate" or length is None else length
-        gain = gains[match].to_numpy().astype(np.float64)
-        first_order = norm / step.gradient_norm * cell.mean("bank_inner") if step.gradient_norm else 0.0
-        rows.append(
-            common
-            | {"match": match, "step_loss": step.loss, "gradient_norm": step.gradient_norm, "update_norm": norm}
-            | {"mean_gain": gain.mean(), "gain_q3": gain[inside].mean(), "first_order_gain": first_order}
-        )
-    return rows
 
 
 def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> None:
     """Write the gain of every rescored position, one shard a cell."""
     shards = shard_paths(bench.run / "intervention_gains" / bench.probe_id, len(cells))
     refuse_strays(shards[0].parent, shards)
-    for place, (cell, shard) in enumerate(zip(cells, shards, strict=True)):
-        gains = read_parquet(_place(bench, place))
+    for index, (cell, shard) in enumerate(zip(cells, shards, strict=True)):
+        gains = read_parquet(gains_path(bench, index))
         n = before.num_rows
         keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.seed}
         shared = {name: [value] * n for name, value in keys.items()}
-        shared |= {name: before[name] for name in (*_KEYS, "prompt_id")} | {"forward_kl_before": before["forward_kl"]}
+        shared |= {name: before[name] for name in ("context_id", "position", "prompt_id")} | {
+            "forward_kl_before": before["forward_kl"]
+        }
         tables = [
             INTERVENTION_GAINS.build(shared | {"match": [match] * n, "gain": gains[match]})
             for match in gains.column_names
         ]
         write_parquet(pa.concat_tables(tables), shard)
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean gain and its first-order form of each selector, budget and match, over the draws."""
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["selector"], row["budget"], row["match"]), []).append(row)
-    return [
-        {"selector": selector, "budget": budget, "match": match}
-        | {name: float(np.mean([row[name] for row in group])) for name in ("keep", "mean_gain", "first_order_gain")}
-        for (selector, budget, match), group in groups.items()
-    ]

@@ -20,6 +20,7 @@ from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched,
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.sharding import load_over_processes
 from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0
@@ -42,7 +43,6 @@ _ROUNDING: dict[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float16":
 _FAR = 5.0  # times that, it is no rounding
 
 Layout = Callable[[Sequence[Context]], list[Batch]]
-Check = Callable[[Path, ProbeSettings, list[Context], list[Context]], None]
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,7 @@ def set_up(
     sources: Sources,
     device: str,
     reporter: Reporter,
-    check: Check,
-    further: Callable[[list[Context], int], list[Context]],
+    kind: Measurement,
 ) -> Workbench:
     """Load the pair, store the teacher's states of every context, and keep only its head unless it is needed again.
 
@@ -199,19 +198,17 @@ def set_up(
         sources: student and teacher.
         device: torch device.
         reporter: progress.
-        check: what the kind of probe refuses before a model is loaded, from the bank and the update batch.
-        further: makes the contexts that the kind of probe needs beside the run's, from the update batch and the longest
-            sequence that both models can read.
+        kind: the probe, as its kind measures it.
     """
     contexts = list(read_contexts(stage.run, capture.positions))
     bank = [c for c in contexts if c.split == "bank"]
     if settings.bank_contexts > len(bank):
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
-    fix, update = update_contexts(stage.run, settings, contexts)
-    check(stage.run, settings, bank, update)
+    fix, update = update_contexts(stage.run, kind, contexts)
+    kind.check(stage.run, bank, update)
     refuse_what_cannot_fit(settings, capture, sources, update, device, reporter)
     pair = load_over_processes(sources, capture.dtype, device, shard=settings.shard_model, master=True)
-    more = further(update, min(pair.student.limit, pair.teacher.limit))
+    more = kind.further_contexts(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch
     teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, scratch / "teacher.npy", reporter)
@@ -233,19 +230,18 @@ def set_up(
     )
 
 
-def update_contexts(
-    run: Path, settings: ProbeSettings, contexts: Sequence[Context]
-) -> tuple[list[Context], list[Context]]:
-    """Return the contexts set aside for L_fix, and those that an update may use.
+def update_contexts(run: Path, kind: Measurement, contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:
+    """Return the contexts set aside for L_fix, and the update batch.
 
     Raises:
         RunError: there are too few.
     """
+    settings = kind.settings
     chosen = [c for c in contexts if c.split == settings.update_on]
     fix: list[Context] = []
     if settings.reads("fix_contexts"):
         fix = _set_aside(run, settings, [c for c in contexts if c.split == "update"])
-    if settings.kind != "predicted":  # there the update batch is that of a one_step probe
+    if kind.fix_apart:
         aside = {c.context_id for c in fix}
         chosen = [c for c in chosen if c.context_id not in aside]
     wanted = settings.update_contexts or len(chosen)
@@ -254,8 +250,7 @@ def update_contexts(
             f"{run} has {len(chosen)} contexts to update on ({settings.update_on}{', L_fix aside' if fix else ''}), "
             f"--update-contexts asks for {wanted or 'some'}: capture more --update-prompts, or ask for fewer contexts"
         )
-    drawn = settings.kind == "selectors" or settings.steps > 1  # these draw --update-contexts at a time themselves
-    return fix, chosen if drawn else chosen[:wanted]
+    return fix, kind.batch(chosen)
 
 
 def noise_floor(before: np.ndarray, again: np.ndarray) -> float:

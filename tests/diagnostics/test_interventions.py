@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS, POSITIONS, PREDICTIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import selectors as interventions_kind
+from teachdiag.diagnostics.probes import interventions, selectors
 from teachdiag.diagnostics.probes.masks import resolve_choosers
 from teachdiag.errors import EstimationError, RunError, SettingsError
 from teachdiag.progress import Reporter
@@ -132,12 +132,12 @@ def test_a_killed_experiment_continues_at_the_next_cell(
     shutil.copytree(run, whole)
     run_probe(whole, probe, quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(interventions_kind, "optimize", dying(interventions_kind.optimize, 7))
+        patch.setattr(interventions, "optimize", dying(interventions.optimize, 7))
         with pytest.raises(Killed):
             run_probe(run, probe, quiet)
     taken: list[int] = []
-    optimize = interventions_kind.optimize
-    monkeypatch.setattr(interventions_kind, "optimize", lambda *a: taken.append(1) or optimize(*a))
+    optimize = interventions.optimize
+    monkeypatch.setattr(interventions, "optimize", lambda *a: taken.append(1) or optimize(*a))
     run_probe(run, probe, quiet)
     assert len(taken) == 18 - 7
     assert tables(run) == tables(whole)
@@ -187,7 +187,7 @@ def test_cells_of_another_selection_are_not_taken_up(
     settings = ProbeSettings(**(SELECTORS | {"selector": "edited:score", "budgets": "0.2", "seeds": 1}))
     own.write_text("def score(tokens):\n    return tokens.column('position')\n")
     with monkeypatch.context() as patch:
-        patch.setattr(interventions_kind, "_write_gains", dying(interventions_kind._write_gains, 0))
+        patch.setattr(selectors, "_write_gains", dying(selectors._write_gains, 0))
         with pytest.raises(Killed):
             run_probe(run, settings, quiet)
     own.write_text("def score(tokens):\n    return -1.0 * tokens.column('position')  # the other way round\n")

@@ -31,7 +31,7 @@ from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import isolated, predicted, selectors, steps, workbench
+from teachdiag.diagnostics.probes import interventions, isolated, predicted, steps, workbench
 from teachdiag.diagnostics.probes.updates import Step, optimize
 from teachdiag.diagnostics.train import run_train
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
@@ -259,7 +259,7 @@ def test_another_theta0_than_the_captured_one_is_refused_before_any_step(
     run: Path, student_path: str, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     _shifted(monkeypatch, 0.05)
-    for module in (steps, predicted, selectors):
+    for module in (steps, predicted, interventions):
         monkeypatch.setattr(module, "optimize", None)
     monkeypatch.setattr(isolated, "hold_out", None)
     after = {"student_after": student_path} if kind == "checkpoint" else {}

@@ -1,0 +1,17 @@
+"""Kind lds: a step on each of many random masks of one update batch."""
+
+import pyarrow as pa
+
+from teachdiag.diagnostics.probes.interventions import InterventionMeasurement
+from teachdiag.diagnostics.probes.masks import Cell, mask_cells
+from teachdiag.diagnostics.probes.workbench import Workbench
+
+
+class Lds(InterventionMeasurement):
+    """Steps restricted to random positions."""
+
+    matches = ("rate",)
+
+    def cells(self, bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+        """Return the random masks."""
+        return mask_cells(bench, inner_products)
