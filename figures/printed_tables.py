@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.run_tables import RunTables, steps_of
 from teachdiag.markdown import markdown_table
 from teachdiag.plots import BANK, STEP
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -102,7 +102,7 @@ def _contrasts(tables: RunTables, of_c: bool) -> pd.DataFrame:
 
 def _top(tables: RunTables) -> pd.DataFrame:
     drawn = _of_gain(tables.top_n)
-    drawn = drawn[drawn["update"].isin(["one_step", "multi_step", "checkpoint"])]
+    drawn = drawn[drawn["probe_id"].isin([step.probe_id for step in steps_of(tables)])]
     facts = ["q3_share", *(c for c in map(str, drawn) if c.startswith("mean_")), "tied"]
     return drawn[["probe_id", "selector", "k", "budget", *_NUMBER, "gain_per_keep", *facts, *_COUNTS, "method"]]
 
