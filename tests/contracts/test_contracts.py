@@ -41,6 +41,7 @@ from teachdiag.settings import (
     ReportSettings,
     TrainSettings,
 )
+from teachdiag.settings.base import help_texts
 from teachdiag.tables import Column, Table, write_parquet
 
 SMALL = Table(
@@ -226,10 +227,10 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
         own = {f.name for f in fields(settings)}
         place = "runs" if name in ("analyze", "figures", "report") else "run"
         assert {p.name for p in commands[name].params} - {"help", "list"} == own | {place, "recipe", "quiet", "json"}
-        assert all(p.help for p in commands[name].params)
+        assert all(p.help or help_texts(settings)[p.name] for p in commands[name].params)
     planned = {f.name for f in fields(PlanSettings)}
     assert {p.name for p in commands["plan"].params} - {"help"} == planned | {"recipe", "json"}
-    assert all(p.help for p in commands["plan"].params)
+    assert all(p.help or help_texts(PlanSettings)[p.name] for p in commands["plan"].params)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, refused: Callable[..., str]) -> None:
