@@ -47,10 +47,10 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     capture.record()
     stage = Stage(run, "analyze")
     with joining(run):
-        capture.require()
+        digests = capture.require().get("tables", {})
         inputs = _load(run, settings)
         measured = dict.fromkeys(folder for kind in KINDS.values() for folder in kind.folders)
-        read = {name: table_digest(run / name) for name in ("positions", *measured)}
+        read = {name: digests.get(name) or table_digest(run / name) for name in ("positions", *measured)}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
             tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
@@ -113,6 +113,8 @@ def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | 
 def _write(run: Path, table: Table, content: pa.Table) -> list[str]:
     """Write one table; return its files, or its folder, relative to the run."""
     if table is TOKENS:  # as long as the bank, which no CSV is for
-        write_table(content, run / table.place)
+        write_table(content, run / table.folder)
         return [table.name]
-    return [file.relative_to(run).as_posix() for file in write_parquet_and_csv(content, run / table.place / table.name)]
+    return [
+        file.relative_to(run).as_posix() for file in write_parquet_and_csv(content, run / table.folder / table.name)
+    ]

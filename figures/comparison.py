@@ -49,19 +49,19 @@ def _rows(run: Path) -> pd.DataFrame:
     pair["without_layers"] = ", ".join(map(str, capture["inputs"]["student"]["dropped_layers"]))
     pair |= {"teacher_prompt": teacher_prompt(capture), "prompts": bank_prompts(capture)}
     tables = load_tables(run)
-    found = []
+    contrasts = []
     for step in steps_of(tables):
         note = Stage(run, f"probes/{step.probe_id}").record()
         ladder: dict[str, Any] = note["results"].get("ladder", {})
         settings: dict[str, Any] = note["settings"] | {n: v for n, v in ladder.items() if n == "learning_rate"}
-        mine = tables.contrasts
-        mine = mine[(mine["probe_id"] == step.probe_id) & (mine["outcome"] == OUTCOME)]
-        mine = mine[(mine["score"] == "compatibility") & mine["design"].isin(_DESIGNS)]
+        rows = tables.contrasts
+        rows = rows[(rows["probe_id"] == step.probe_id) & (rows["outcome"] == OUTCOME)]
+        rows = rows[(rows["score"] == "compatibility") & rows["design"].isin(_DESIGNS)]
         facts = {name: pair[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
         columns = ["k", "design", "estimate", "ci_low", "ci_high", "n_high", "n_low", "n_positions", "n_prompts"]
-        table = mine[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
-        found.append(table[["run", "probe_id", *facts, *columns, "note", "method"]])
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        table = rows[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
+        contrasts.append(table[["run", "probe_id", *facts, *columns, "note", "method"]])
+    return pd.concat(contrasts, ignore_index=True) if contrasts else pd.DataFrame()
 
 
 def _figure(rows: pd.DataFrame, what: str) -> Figure:
@@ -71,9 +71,10 @@ def _figure(rows: pd.DataFrame, what: str) -> Figure:
     sizes = sorted(rows["k"].unique(), key=lambda k: (k != K, k))  # the headline K first
     colours = [REAL, *shades(len(sizes) - 1)]
     for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
-        own = rows[(rows["design"] == design) & rows["estimate"].notna()]
+        of_design = rows[(rows["design"] == design) & rows["estimate"].notna()]
         series = [
-            (f"K={k:g}", colour, own[own["k"] == k].set_index("run")) for k, colour in zip(sizes, colours, strict=True)
+            (f"K={k:g}", colour, of_design[of_design["k"] == k].set_index("run"))
+            for k, colour in zip(sizes, colours, strict=True)
         ]
         draw_forest(ax, labels, series)
         ax.set_title(title)

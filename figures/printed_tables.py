@@ -132,8 +132,8 @@ def _startswith(tables: RunTables, prefix: str) -> pd.DataFrame:
 
 def _buckets(tables: RunTables, score: str, statistics: Sequence[str]) -> pd.DataFrame:
     rows = _of_gain(tables.buckets)
-    own = rows["score"] == "position"
-    rows = rows[(own if score == "position" else ~own) & rows["statistic"].isin(statistics)]
+    by_position = rows["score"] == "position"
+    rows = rows[(by_position if score == "position" else ~by_position) & rows["statistic"].isin(statistics)]
     columns = ["probe_id", "update", "region", "score", "k", "statistic", "bucket", "score_low", "score_high"]
     return rows[[*columns, *_NUMBER, *_COUNTS, "method"]]
 

@@ -59,7 +59,7 @@ class RunTables:
     def probes(self, kind: str) -> list[str]:
         """Return the probes of a kind of which the analysis has numbers."""
         measured = {*self.estimates["probe_id"], *self.selection["probe_id"], *self.placebo_panel["probe_id"]}
-        return [probe_id for probe_id, own in self.kinds.items() if own == kind and probe_id in measured]
+        return [probe_id for probe_id, its_kind in self.kinds.items() if its_kind == kind and probe_id in measured]
 
     @property
     def population(self) -> str:

@@ -41,8 +41,8 @@ def problems(size: int, seed: int) -> Iterator[Problem]:
 def _worked(numbers: list[int], signs: list[str]) -> Problem:
     value, steps, asked = numbers[0], [], [str(numbers[0])]
     for sign, number in zip(signs, numbers[1:], strict=True):
-        found = {"+": value + number, "-": value - number, "*": value * number}[sign] % MODULUS
-        steps.append(f"{value} {sign} {number} = {found} ;")
+        result = {"+": value + number, "-": value - number, "*": value * number}[sign] % MODULUS
+        steps.append(f"{value} {sign} {number} = {result} ;")
         asked += [sign, str(number)]
-        value = found
+        value = result
     return Problem(f"{' '.join(asked)} =", f"{' '.join(steps)} {ANSWER} {value}", str(value))

@@ -72,23 +72,23 @@ _REMEDIES = {
 }
 
 
-def place_error(error: BaseException, place: Path | str = "") -> PlaceError | None:
+def place_error(error: BaseException, path: Path | str = "") -> PlaceError | None:
     """Return what to tell of a file or folder that cannot be used, or None where an exception is something else.
 
     Args:
         error: the exception; of libraries in Rust, whose errors carry the system's number as text, too.
-        place: what was being read or written, where the exception does not say.
+        path: what was being read or written, where the exception does not say.
     """
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
     if number not in _REMEDIES:
-        return place_error(error.__cause__, place) if error.__cause__ else None
-    told = place or getattr(error, "filename", None) or "a file"
-    return PlaceError(f"{told} cannot be used: {os.strerror(number)}: {_REMEDIES[number]}")
+        return place_error(error.__cause__, path) if error.__cause__ else None
+    name = path or getattr(error, "filename", None) or "a file"
+    return PlaceError(f"{name} cannot be used: {os.strerror(number)}: {_REMEDIES[number]}")
 
 
 @contextmanager
-def using(place: Path | str) -> Iterator[None]:
+def using(path: Path | str) -> Iterator[None]:
     """Tell of a place that cannot be read or written in one sentence that names it.
 
     Raises:
@@ -97,7 +97,7 @@ def using(place: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        refused = place_error(error, place)
+        refused = place_error(error, path)
         if refused is None:
             raise
         raise refused from error

@@ -23,14 +23,14 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:  # noqa: ANN40
         text = text.decode("utf-8-sig")
     numbers = _finite if finite else None
     try:
-        found = json.loads(text, object_pairs_hook=_distinct, parse_float=numbers, parse_constant=numbers)
+        content = json.loads(text, object_pairs_hook=_distinct, parse_float=numbers, parse_constant=numbers)
         if "\\ud" in text.lower():  # an escape of a surrogate, which need not be half of a pair
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:
         raise ValueError("it holds half of a surrogate pair, which is no valid Unicode") from error
-    return found
+    return content
 
 
 def is_written_messages(text: str) -> bool:
@@ -46,8 +46,8 @@ def _finite(number: str) -> float:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands in one object twice")
-    return found
+    return mapping

@@ -266,9 +266,9 @@ class Stage:
     def _refuse_mixture(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         parts = ["settings", "inputs"] + (["made_with"] if before["status"] != "complete" else [])
         differing = ([*_differences(before.get(part, {}), ours[part])] for part in parts)
-        found = next(filter(None, differing), None)  # what settings change of the inputs goes without saying
-        if found:
-            changes = [f"{name} was {theirs!r}, now {mine!r}" for name, theirs, mine in found]
+        changed = next(filter(None, differing), None)  # what settings change of the inputs goes without saying
+        if changed:
+            changes = [f"{name} was {theirs!r}, now {ours!r}" for name, theirs, ours in changed]
             elsewhere = "--name" if self.name.startswith("probes/") else "--run"
             raise RunError(
                 f"{self.note} was made with another configuration ({'; '.join(changes)}): choose another {elsewhere}, "
@@ -336,8 +336,8 @@ def writing(run: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{run} is in use by another teachdiag process: wait for it, or choose another --run") from None
     except OSError as error:
-        told = place_error(error, run) or error.strerror
-        raise RunError(f"{run} cannot be used as a run directory, which is written to: {told}") from error
+        reason = place_error(error, run) or error.strerror
+        raise RunError(f"{run} cannot be used as a run directory, which is written to: {reason}") from error
     _HELD.add(run.resolve())
     try:
         yield
@@ -406,9 +406,9 @@ def table_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted(theirs.keys() | mine.keys()):
-        old, new = theirs.get(name), mine.get(name)
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(theirs.keys() | ours.keys()):
+        old, new = theirs.get(name), ours.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:

@@ -37,18 +37,18 @@ class Cell:
     @property
     def selection(self) -> Selection:
         """Which positions carry the loss."""
-        own = self.settings
+        settings = self.settings
         return Selection(
-            selector=own.selector,
-            budget=own.budget,
-            k=own.k,
-            normalisation=own.normalisation,
-            scope=own.scope,
-            minimum=own.min_keep,
-            ties=own.ties,
-            soft=own.soft,
-            warmup=own.warmup,
-            seed=own.seed,
+            selector=settings.selector,
+            budget=settings.budget,
+            k=settings.k,
+            normalisation=settings.normalisation,
+            scope=settings.scope,
+            minimum=settings.min_keep,
+            ties=settings.ties,
+            soft=settings.soft,
+            warmup=settings.warmup,
+            seed=settings.seed,
         )
 
 
@@ -78,10 +78,10 @@ def _sweep(settings: TrainSettings) -> list[Cell]:
         for budget in budgets:
             for arm, options in arms.items():
                 try:
-                    own = replace(settings, sweep="", workers=1, budget=budget, seed=seed, **options)
+                    varied = replace(settings, sweep="", workers=1, budget=budget, seed=seed, **options)
                 except (SettingsError, TypeError) as error:
                     raise SettingsError(f"{path}: arm {arm} at budget {budget}: {error}") from error
-                cell = Cell(arm, own)
+                cell = Cell(arm, varied)
                 kept = cells.setdefault(cell.name.casefold(), cell)  # full OPD has no budget: it is one cell a seed
                 if (kept.arm, kept.budget) != (arm, cell.budget):
                     raise SettingsError(

@@ -50,7 +50,7 @@ class Table:
     """One kind of table: what it holds, which columns identify a row, and where it lies in a run directory."""
 
     name: str
-    place: str
+    folder: str
     written_by: str
     meaning: str
     key: tuple[str, ...]
@@ -69,7 +69,7 @@ class Table:
 
     def file(self, run: Path) -> Path:
         """Return the file of a table that a stage writes whole, in a run directory."""
-        return run / self.place / f"{self.name}.parquet"
+        return run / self.folder / f"{self.name}.parquet"
 
     def build(self, values: Mapping[str, Any]) -> pa.Table:
         """Make an Arrow table of this schema from one array (or sequence) a column.
@@ -160,8 +160,8 @@ class Table:
                 "not give exactly: capture with --teacher-engine transformers, or --teacher-gives states"
             )
         if lacking:
-            told = ", ".join(c.name for c in lacking if not c.optional)
-            raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {told}")
+            names = ", ".join(c.name for c in lacking if not c.optional)
+            raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {names}")
 
     def _refuse_gaps(self, table: pa.Table) -> None:
         for c in self.columns:
@@ -332,11 +332,11 @@ def _first_gap(values: pa.ChunkedArray, column: Column) -> int | None:
 
 
 def _first_bad(values: pa.Array, nulls_allowed: bool) -> int | None:
-    """Return the first place that is null (where none is allowed), NaN or infinite."""
+    """Return the first row that is null (where none is allowed), NaN or infinite."""
     good = pc.is_valid(values)
     if pa.types.is_floating(values.type):
         good = pc.and_(good, pc.fill_null(pc.is_finite(values), True))
     if nulls_allowed:
         good = pc.or_(good, pc.is_null(values))
-    place = pc.index(good, False).as_py()
-    return None if place < 0 else int(place)
+    row = pc.index(good, False).as_py()
+    return None if row < 0 else int(row)

@@ -25,9 +25,9 @@ def training_block(run: Path) -> str:
     Raises:
         ArtefactError: the training has not been analysed.
     """
-    rows = TRAINING.read(run / TRAINING.place / "training.parquet")
+    rows = TRAINING.read(TRAINING.file(run))
     parts = [_told(run, rows), bullets(training_sentences(rows)), markdown_table(accuracy_table(rows))]
-    compared = run / PROBE_VERSUS_TRAINING.place / "probe_versus_training.parquet"
+    compared = PROBE_VERSUS_TRAINING.file(run)
     if compared.exists():
         both = PROBE_VERSUS_TRAINING.read(compared)
         parts += ["**Does the selector that one step ranks first also train best?**", bullets(probe_sentences(both))]

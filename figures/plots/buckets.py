@@ -20,10 +20,10 @@ def buckets_figure(step: StepTables) -> Figure:
     rows = rows[(rows["statistic"] == "mean") & (rows["k"] == K)]
     for ax, score in zip(panels, BUCKETS, strict=True):
         for side, (region, (name, colour, marker)) in zip((-0.5, 0.5), _REGIONS.items(), strict=True):
-            mine = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")
-            x = mine["bucket"] + side * _APART
-            ax.vlines(x, mine["ci_low"], mine["ci_high"], color=colour, linewidth=1.2)
-            ax.plot(x, mine["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)
+            curve = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")
+            x = curve["bucket"] + side * _APART
+            ax.vlines(x, curve["ci_low"], curve["ci_high"], color=colour, linewidth=1.2)
+            ax.plot(x, curve["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)
         ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)
         ax.set_title(SIGNALS[score].title)
         ax.set_xticks([1, 2, 3, 4])

@@ -19,15 +19,15 @@ def draw_budgets(rows: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one curve a selector, ending at the whole batch; reads selector, budget, estimate, ci_low and ci_high."""
     whole = rows[rows["selector"] == _ALL]
     others = [name for name in rows["selector"].unique() if name not in (*_FOLLOWED, _ALL)]
-    for place, name in enumerate(others):
+    for index, name in enumerate(others):
         curve = _curve(rows, name, whole)
-        label = "other selectors" if place == 0 else None
+        label = "other selectors" if index == 0 else None
         ax.plot(curve["budget"], curve["estimate"], "-", color=_OTHERS, linewidth=0.8, label=label, zorder=1)
-    for place, (name, marker) in enumerate(_FOLLOWED.items()):
+    for index, (name, marker) in enumerate(_FOLLOWED.items()):
         curve, signal = _curve(rows, name, whole), signal_named(name)
         colour, label = _COLOURS.get(name, signal.colour), signal.title
         if (curve["selector"] == name).any():
-            x = curve["budget"] * _APART ** (place - 1.5)
+            x = curve["budget"] * _APART ** (index - 1.5)
             ax.vlines(x, curve["ci_low"].astype(float), curve["ci_high"].astype(float), color=colour, linewidth=1.2)
             ax.plot(x, curve["estimate"], "-", marker=marker, color=colour, markersize=4, linewidth=1.2, label=label)
     ax.axhline(0, color="0.3", linewidth=0.7, zorder=0)

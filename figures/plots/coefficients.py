@@ -43,7 +43,7 @@ def coefficients_figure(step: StepTables) -> Figure:
         ax.set_title(TITLES.get(update, update))
         ax.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("standardised coefficient")
-    handles, names = next((found for ax in panels if (found := ax.get_legend_handles_labels())[0]), ([], []))
+    handles, names = next((legend for ax in panels if (legend := ax.get_legend_handles_labels())[0]), ([], []))
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     add_caption(
         figure,

@@ -32,4 +32,4 @@ def draw_forest(ax: Axes, labels: Sequence[str], series: Sequence[tuple[str, obj
 
 def shades(count: int) -> list[str]:
     """Return greys for so many placebos, dark enough to be told apart from the page."""
-    return [str(round(float(PLACEBO) - 0.3 + 0.45 * place / max(count - 1, 1), 2)) for place in range(count)]
+    return [str(round(float(PLACEBO) - 0.3 + 0.45 * number / max(count - 1, 1), 2)) for number in range(count)]

@@ -22,7 +22,7 @@ def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
     ax.scatter(shown["estimate"], y, c=colours, s=14, zorder=3)
     ax.axvline(0, color="0.3", linewidth=0.7, zorder=0)
     ax.set_ylim(-len(order) + 0.4, 0.6)
-    ax.set_yticks([-place for place in range(len(order))], [signal_named(term).title for term in order])
+    ax.set_yticks([-row for row in range(len(order))], [signal_named(term).title for term in order])
     ax.set_xlabel("Spearman correlation")
     return ax
 

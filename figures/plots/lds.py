@@ -7,6 +7,7 @@ from teachdiag.figures.plots.isolated import draw_correlations
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import add_caption, blank_figure, mark_missing
 from teachdiag.signals import BASE_LABEL, versus_base
+from teachdiag.tables import rows_where
 
 _ROW = 0.155  # inches a predictor
 _PANELS = {"token_lds": "token-LDS", "token_lds_difference": f"less {BASE_LABEL}'s"}
@@ -14,12 +15,12 @@ _PANELS = {"token_lds": "token-LDS", "token_lds_difference": f"less {BASE_LABEL}
 
 def lds_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw both panels of one probe of kind lds."""
-    mine = tables.estimates[(tables.estimates["probe_id"] == probe_id)]
-    alone = mine[mine["analysis"] == "token_lds"].sort_values("estimate", ascending=False, kind="stable")
+    estimates = rows_where(tables.estimates, probe_id=probe_id)
+    alone = estimates[estimates["analysis"] == "token_lds"].sort_values("estimate", ascending=False, kind="stable")
     order = list(alone["term"])
     figure = blank_figure(1.35 + _ROW * max(len(order), 8))
     for ax, (analysis, title) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
-        rows = mine[mine["analysis"] == analysis]
+        rows = estimates[estimates["analysis"] == analysis]
         if rows.empty:
             mark_missing(ax)
         else:

@@ -18,10 +18,10 @@ def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:
     y = range(len(rows), 0, -1)
     ax.axvline(0, color="0.85", linewidth=0.7, zorder=0)
     ax.axvline(rows["estimate"].iloc[0], color=REAL, linewidth=1.4, label="real step", zorder=3)
-    for place, (_, row) in zip(y, rows.iterrows(), strict=True):
+    for height, (_, row) in zip(y, rows.iterrows(), strict=True):
         if not pd.isna(row["range_low"]):
-            ax.hlines(place, row["range_low"], row["range_high"], color=PLACEBO, linewidth=4, alpha=0.35)
-        ax.plot(row["draws"], [place] * len(row["draws"]), "|", color="0.2", markersize=6, markeredgewidth=0.9)
+            ax.hlines(height, row["range_low"], row["range_high"], color=PLACEBO, linewidth=4, alpha=0.35)
+        ax.plot(row["draws"], [height] * len(row["draws"]), "|", color="0.2", markersize=6, markeredgewidth=0.9)
     ax.set_yticks(list(y), [TITLES.get(u, u).removeprefix("placebo:\n") for u in rows["update"]])
     ax.set_ylim(0.4, len(rows) + 0.6)
     ax.locator_params(axis="x", nbins=3)
@@ -31,13 +31,13 @@ def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 def panel_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw one panel a statistic of one probe of kind placebo; shaded are those that survive every null placebo."""
-    mine = tables.placebo_panel[tables.placebo_panel["probe_id"] == probe_id]
-    names = list(mine["statistic"].unique())
+    statistics = tables.placebo_panel[tables.placebo_panel["probe_id"] == probe_id]
+    names = list(statistics["statistic"].unique())
     n_rows = -(-len(names) // _COLUMNS)
     figure = blank_figure(0.9 + _ROW * n_rows)
     panels = figure.subplots(n_rows, _COLUMNS, squeeze=False, sharey=True).ravel()
     for ax, name in zip(panels, names, strict=False):
-        rows = mine[mine["statistic"] == name]
+        rows = statistics[statistics["statistic"] == name]
         draw_statistic(rows, ax)
         known = rows["survives"].dropna().astype(bool)
         survives = len(known) > 0 and bool(known.all())

@@ -29,9 +29,9 @@ def proxies_figure(step: StepTables) -> Figure:
     ]
     draw_forest(ax, labels, series)
     thirds = rows[rows["design"] == "thirds"]
-    for place, label in enumerate(labels):
+    for line, label in enumerate(labels):
         note = str(thirds["note"][label])
-        y = place - 0.3 * float(pd.notna(thirds["estimate"][label]))  # just above the numbers, or in their place
+        y = line - 0.3 * float(pd.notna(thirds["estimate"][label]))  # just above the numbers, or in their place
         ax.text(0.99, y, note, transform=ax.get_yaxis_transform(), ha="right", va="center", color="0.4", fontsize=7)
     ax.set_xlabel("difference of mean gain inside Q3 [nats]")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)

@@ -39,5 +39,5 @@ def q3_contrast_figure(step: StepTables) -> Figure:
 
 
 def _of(rows: pd.DataFrame, probe_id: str, design: str) -> pd.DataFrame:
-    mine = rows[(rows["probe_id"] == probe_id) & (rows["design"] == design) & rows["estimate"].notna()]
-    return mine.assign(label=[f"K={k:g}" for k in mine["k"]]).set_index("label")
+    rows = rows[(rows["probe_id"] == probe_id) & (rows["design"] == design) & rows["estimate"].notna()]
+    return rows.assign(label=[f"K={k:g}" for k in rows["k"]]).set_index("label")

@@ -26,12 +26,12 @@ def top_n_figure(step: StepTables) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     rows = step.top_n[(step.top_n["probe_id"] == step.probe_id) & (step.top_n["outcome"] == OUTCOME)]
     rows = rows[rows["k"].isna() | (rows["k"] == K)].set_index("selector")
-    for place, name in enumerate(_SHOWN):
-        mine, signal = rows.loc[[name]].sort_values("budget"), signal_named(name)
-        x = 100 * mine["budget"] * _APART ** (place - (len(_SHOWN) - 1) / 2)
-        left.vlines(x, mine["ci_low"], mine["ci_high"], color=signal.colour, linewidth=1.2)
-        style = {"color": signal.colour, "marker": _MARKERS[place], "markersize": 3.5, "lw": 0.9}
-        left.plot(x, mine["estimate"], label=signal.title, **style)
+    for index, name in enumerate(_SHOWN):
+        curve, signal = rows.loc[[name]].sort_values("budget"), signal_named(name)
+        x = 100 * curve["budget"] * _APART ** (index - (len(_SHOWN) - 1) / 2)
+        left.vlines(x, curve["ci_low"], curve["ci_high"], color=signal.colour, linewidth=1.2)
+        style = {"color": signal.colour, "marker": _MARKERS[index], "markersize": 3.5, "lw": 0.9}
+        left.plot(x, curve["estimate"], label=signal.title, **style)
     left.axhline(0, color="0.3", linewidth=0.7, zorder=0)
     left.set_xlabel("positions taken [% of the bank]")
     left.set_ylabel("mean gain of the taken [nats]")

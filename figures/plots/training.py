@@ -80,7 +80,7 @@ def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
     headline = sparse[np.argmin(np.abs(np.log(sparse / _HEADLINE_BUDGET)))] if len(sparse) else None
     at = rows[(rows["budget"] == headline) | rows["budget"].isna() | (rows["arm"] == "full")]
     right = rows["measure"] == _LEADING
-    found = [
+    laid_out = [
         Printed(
             "training",
             "Tables 3 and 4",
@@ -96,7 +96,7 @@ def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
         Printed("training_ablations", "Table 12", "Further masks.", _ranked(at[at["arm"].isin(_FURTHER)])),
     ]  # fmt: skip
     columns = ["benchmark", "arm", "budget", "measure", "against", *_NUMBERS]
-    shown = [Printed(p.name, p.paper, p.what, p.rows[columns]) for p in found if len(p.rows)]
+    shown = [Printed(p.name, p.paper, p.what, p.rows[columns]) for p in laid_out if len(p.rows)]
     compared = PROBE_VERSUS_TRAINING.file(run)
     if compared.exists():
         what = "What one step on a selector's positions gained in the probe (nats), beside what training on them gave."
@@ -107,5 +107,5 @@ def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """Arms by their share of right answers, best first, each with its differences."""
     levels = rows[(rows["measure"] == _LEADING) & (rows["against"] == "")].set_index("arm")["estimate"]
-    place = rows["arm"].map(levels[~levels.index.duplicated()])
-    return rows.assign(place=place).sort_values(["place", "arm"], ascending=[False, True], kind="stable")
+    level = rows["arm"].map(levels[~levels.index.duplicated()])
+    return rows.assign(level=level).sort_values(["level", "arm"], ascending=[False, True], kind="stable")

@@ -26,8 +26,8 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         stages: notes of the run's stages.
         view: the token view's data.
     """
-    evidence = [own for own in content["sections"] if not KINDS[own["kind"]].placebos]
-    placebos = [own for own in content["sections"] if KINDS[own["kind"]].placebos]
+    evidence = [section for section in content["sections"] if not KINDS[section["kind"]].placebos]
+    placebos = [section for section in content["sections"] if KINDS[section["kind"]].placebos]
     # A literal '</script' inside the data would end it.
     data = json.dumps(view.as_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
@@ -37,8 +37,8 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         pair=_inline(content["pair"]),
         verdict=_verdict(run, content),
         made="".join(_stage(name, note) for name, note in stages.items()),
-        evidence="".join(_section(run, own) for own in evidence) + _figure(run, "plane"),
-        placebos="".join(_section(run, own) for own in placebos) or _no_placebos(),
+        evidence="".join(_section(run, section) for section in evidence) + _figure(run, "plane"),
+        placebos="".join(_section(run, section) for section in placebos) or _no_placebos(),
         caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
         ties=_table(content["saturation"]["columns"], content["saturation"]["rows"]) + _figure(run, "saturation"),
         tokens=_tokens(view),
@@ -49,29 +49,33 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
 def _verdict(run: Path, content: dict[str, Any]) -> str:
     """Claims of every real step with their status, then what the other probes say."""
     findings = FINDINGS.read(FINDINGS.file(run))
-    mine = findings[(findings["outcome"] == OUTCOME) & (findings["k"].isna() | (findings["k"] == K))]
-    mine = mine[mine["status"] != "not judged"]
+    judged = findings[(findings["outcome"] == OUTCOME) & (findings["k"].isna() | (findings["k"] == K))]
+    judged = judged[judged["status"] != "not judged"]
     parts = []
-    for probe_id, claims in mine.groupby("probe_id", sort=False):
+    for probe_id, claims in judged.groupby("probe_id", sort=False):
         items = "".join(
             f'<li><span class="status {status.replace(" ", "-")}">{escape(status)}</span> {escape(sentence)}</li>'
             for status, sentence in zip(claims["status"], claims["sentence"], strict=True)
         )
         parts.append(f'<h3>Step <code>{escape(str(probe_id))}</code></h3><ul class="claims">{items}</ul>')
-    for own in content["sections"]:
-        if own["probe_id"] not in set(mine["probe_id"]) and not KINDS[own["kind"]].placebos and own["sentences"]:
-            parts.append(f"<h3>{_heading(own)}</h3>{_list(own['sentences'])}")
+    for section in content["sections"]:
+        if (
+            section["probe_id"] not in set(judged["probe_id"])
+            and not KINDS[section["kind"]].placebos
+            and section["sentences"]
+        ):
+            parts.append(f"<h3>{_heading(section)}</h3>{_list(section['sentences'])}")
     return "".join(parts)
 
 
-def _section(run: Path, own: dict[str, Any]) -> str:
-    figures = "".join(_figure(run, name) for name in own["figures"])
+def _section(run: Path, section: dict[str, Any]) -> str:
+    figures = "".join(_figure(run, name) for name in section["figures"])
     tables = "".join(
         f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}</details>"
-        for table in own["tables"]
+        for table in section["tables"]
     )
-    said = _list(own["sentences"]) if KINDS[own["kind"]].placebos else ""
-    return f"<article><h3>{_heading(own)}</h3><p>{_inline(own['text'])}</p>{said}{figures}{tables}</article>"
+    said = _list(section["sentences"]) if KINDS[section["kind"]].placebos else ""
+    return f"<article><h3>{_heading(section)}</h3><p>{_inline(section['text'])}</p>{said}{figures}{tables}</article>"
 
 
 def _inline(text: str) -> str:
@@ -79,8 +83,8 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _heading(own: dict[str, Any]) -> str:
-    return f"{escape(own['title'])} <code>{escape(own['probe_id'])}</code>"
+def _heading(section: dict[str, Any]) -> str:
+    return f"{escape(section['title'])} <code>{escape(section['probe_id'])}</code>"
 
 
 def _figure(run: Path, name: str) -> str:

@@ -39,13 +39,13 @@ function showTokens(columns, contexts) {
       element.tabIndex = -1;
       element.setAttribute("role", "button");
       element.setAttribute("aria-label", `token ${readable(token.t)}, position ${position} of context ${context.id}`);
-      const place = spans.length;
+      const index = spans.length;
       spans.push({ element, token, context, position });
-      element.addEventListener("mouseenter", () => showCard(place));
+      element.addEventListener("mouseenter", () => showCard(index));
       element.addEventListener("mouseleave", hideUnlessFocused);
-      element.addEventListener("focus", () => { move(place); showCard(place); });
+      element.addEventListener("focus", () => { move(index); showCard(index); });
       element.addEventListener("blur", () => { card.hidden = true; });
-      element.addEventListener("keydown", (event) => walk(event, place));
+      element.addEventListener("keydown", (event) => walk(event, index));
       response.append(element);
     });
     box.append(prompt, response);
@@ -65,20 +65,20 @@ function showTokens(columns, contexts) {
     });
   }
 
-  function walk(event, place) {
+  function walk(event, index) {
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 };
     if (event.key in steps) {
       event.preventDefault();
-      const next = Math.min(Math.max(place + steps[event.key], 0), spans.length - 1);
+      const next = Math.min(Math.max(index + steps[event.key], 0), spans.length - 1);
       spans[next].element.focus();
     } else if (event.key === "Escape") {
       card.hidden = true;
     }
   }
 
-  function move(place) {
+  function move(index) {
     spans[current].element.tabIndex = -1;
-    current = place;
+    current = index;
     spans[current].element.tabIndex = 0;
   }
 
@@ -111,17 +111,17 @@ function showTokens(columns, contexts) {
     let shown = 0;
     spans.forEach(({ element, token, context }) => {
       const inside = region.value === "" || token.r[Number(region.value)] === 1;
-      const found = wanted !== "" && token.t.toLowerCase().includes(wanted);
-      const matching = wanted === "" || found || context.prompt.toLowerCase().includes(wanted);
+      const hit = wanted !== "" && token.t.toLowerCase().includes(wanted);
+      const matching = wanted === "" || hit || context.prompt.toLowerCase().includes(wanted);
       element.classList.toggle("out", !(inside && matching));
-      element.classList.toggle("found", found);
+      element.classList.toggle("hit", hit);
       shown += inside && matching;
     });
     byId("count").textContent = `${shown} of ${spans.length} tokens`;
   }
 
-  function showCard(place) {
-    const { element, token, context, position } = spans[place];
+  function showCard(index) {
+    const { element, token, context, position } = spans[index];
     card.replaceChildren(make("h4", "", `“${readable(token.t)}” at position ${position}, context ${context.id}`));
     const both = make("div", "columns");
     both.append(candidates("student", token.s, token.p[0]), candidates("teacher", token.q, token.p[1]));
@@ -192,9 +192,9 @@ function shade(x, kind) {
     diverging: [[179, 88, 6], [241, 163, 64], [247, 247, 247], [153, 142, 195], [84, 39, 136]],
     selected: [[206, 210, 217], [206, 210, 217], [206, 210, 217], [31, 95, 168], [31, 95, 168]],
   }[kind];
-  const place = Math.min(Math.floor(x * 4), 3);
-  const share = x * 4 - place;
-  return stops[place].map((from, i) => from + share * (stops[place + 1][i] - from));
+  const index = Math.min(Math.floor(x * 4), 3);
+  const share = x * 4 - index;
+  return stops[index].map((from, i) => from + share * (stops[index + 1][i] - from));
 }
 
 function css(rgb) {

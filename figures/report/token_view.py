@@ -58,7 +58,7 @@ def token_view(tables: RunTables, settings: ReportSettings) -> View:
     run = tables.run
     if not (run / "vocabulary").exists():
         return View(missing="This run was captured without token texts: capture again to see its tokens.")
-    bank = TOKENS.read(run / TOKENS.place, ["context_id"])["context_id"]
+    bank = TOKENS.read(run / TOKENS.folder, ["context_id"])["context_id"]
     ids = list(map(int, bank.unique()))
     # Of several probes that have a quantity, the first one.
     scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
@@ -113,7 +113,7 @@ def _rows(
     for name, table in (("gain", GAINS), ("predicted_gain", PREDICTIONS)):
         if name in scales:
             parts.append((table, f"{table.name}/{scales[name]['probe_id']}", [name]))
-    rows = _read(TOKENS, run / TOKENS.place, None, ids)
+    rows = _read(TOKENS, run / TOKENS.folder, None, ids)
     for table, folder, columns in parts:
         part = _read(table, run / folder, [*_KEY, *columns], ids)
         if not part[_KEY].equals(rows[_KEY]):

@@ -118,7 +118,7 @@ def data_dictionary() -> str:
     """Return `docs/artefacts.md`: every table and column, made from the schemas above."""
     parts = ["# Artefacts\n", _PREAMBLE]
     for t in TABLES:
-        parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.place}`, written by `teachdiag {t.written_by}`; ")
+        parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.folder}`, written by `teachdiag {t.written_by}`; ")
         kinds = [str(c.type) + ", nullable" * c.nullable + ", optional" * c.optional for c in t.columns]
         columns = pd.DataFrame(
             {

@@ -19,7 +19,7 @@ from teachdiag.tables import Column, Table
 
 CONTRASTS = Table(
     name="contrasts",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Inside Q3, mean outcome where support is high less that where it is low: by thirds, and by matched pairs.",
     key=("probe_id", "outcome", "score", "k", "design"),
@@ -54,7 +54,7 @@ CONTRASTS = Table(
 
 BALANCE = Table(
     name="balance",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Covariates on the two sides of the matched contrasts, before and after matching.",
     key=("score", "k", "design", "covariate"),
@@ -71,7 +71,7 @@ BALANCE = Table(
 
 TOP_N = Table(
     name="top_n",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="The bank's positions with the highest scores, exactly ceil(budget N): their gain, and what they are.",
     key=("probe_id", "outcome", "selector", "k", "budget"),
@@ -105,7 +105,7 @@ TOP_N = Table(
 
 BUCKETS = Table(
     name="buckets",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Outcome by quarter of a score, residual by tenth of a score, and outcome by response position.",
     key=("probe_id", "outcome", "region", "score", "k", "statistic", "bucket"),

@@ -27,7 +27,7 @@ MIN_CELL = 5  # positions: cells of a map that hold fewer are not drawn
 
 ESTIMATES = Table(
     name="estimates",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Every number of the analysis, one a row, with its interval; real steps and placebos side by side.",
     key=("analysis", "term", "outcome", "k", "probe_id"),
@@ -54,7 +54,7 @@ ESTIMATES = Table(
 
 INFERENCE = Table(
     name="inference",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Cluster-robust errors and p-values of beta_L, beta_I and their gap, all variables z-scored.",
     key=("probe_id", "outcome", "k", "model", "term"),
@@ -88,7 +88,7 @@ INFERENCE = Table(
 
 DECILES = Table(
     name="deciles",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Mean outcome by decile of each score, with prompt-cluster bootstrap intervals.",
     key=("probe_id", "outcome", "score", "k", "decile"),
@@ -106,7 +106,7 @@ DECILES = Table(
 
 SURFACES = Table(
     name="surfaces",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Means over a grid of two percentile-binned quantities at theta0: what the map figures draw.",
     key=("surface", "probe_id", "k", "x_bin", "y_bin"),
@@ -130,7 +130,7 @@ SURFACES = Table(
 RANKED = ("learnable", "forward_kl", "entropy", "tip", "incompatible", "logit_alignment")  # selectors
 TOKENS = Table(
     name="tokens",
-    place="tokens/",
+    folder="tokens/",
     written_by="analyze",
     meaning="Scores of every bank position at theta0 (K=16), and the order in which selectors take them.",
     key=("context_id", "position"),
@@ -157,7 +157,7 @@ TOKENS = Table(
 
 SCALES = Table(
     name="scales",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="How quantities that are drawn in colour are spread over the bank: the ends of their colour scales.",
     key=("quantity", "probe_id"),
@@ -184,7 +184,7 @@ SCALES = Table(
 
 SATURATION = Table(
     name="saturation",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="How much of each normalised score is decided by clipping and ties rather than by the score.",
     key=("score", "k"),
@@ -205,7 +205,7 @@ SATURATION = Table(
 
 FINDINGS = Table(
     name="findings",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="The verdict, one claim a row: what holds, what does not, and what a placebo shows too.",
     key=("finding", "probe_id", "outcome", "k"),
@@ -232,7 +232,7 @@ FINDINGS = Table(
 
 SELECTION = Table(
     name="selection",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="The selector experiment: each statistic of each selector at each budget, mean over update seeds.",
     key=("probe_id", "selector", "budget", "match", "statistic"),
@@ -256,7 +256,7 @@ SELECTION = Table(
 
 PLACEBO_PANEL = Table(
     name="placebo_panel",
-    place="analysis/",
+    folder="analysis/",
     written_by="analyze",
     meaning="Every headline statistic of a real step beside the draws of each placebo.",
     key=("probe_id", "statistic", "update"),

@@ -35,7 +35,7 @@ IMPORTED = "imported"  # key of a contexts file's metadata: how it was imported,
 
 CONTEXTS = Table(
     name="contexts",
-    place="contexts/",
+    folder="contexts/",
     written_by="capture",
     meaning="Frozen rollouts: prompts, and responses sampled from the student at theta0.",
     key=("context_id",),
@@ -60,7 +60,7 @@ CONTEXTS = Table(
 
 VOCABULARY = Table(
     name="vocabulary",
-    place="vocabulary/",
+    folder="vocabulary/",
     written_by="capture",
     meaning="The text of every token id, for reading contexts and candidates without a tokenizer.",
     key=("token_id",),
@@ -72,7 +72,7 @@ VOCABULARY = Table(
 
 POSITIONS = Table(
     name="positions",
-    place="positions/",
+    folder="positions/",
     written_by="capture",
     meaning="Both models' next-token distributions at every kept response position, at theta0. p is the student, q "
     "the teacher, both at temperature 1 over the shared vocabulary; S and T are their top-K ids, U = S | T.",
@@ -115,7 +115,7 @@ POSITIONS = Table(
 
 GAINS = Table(
     name="gains",
-    place="gains/<probe_id>/",
+    folder="gains/<probe_id>/",
     written_by="probe",
     meaning="The bank's positions before and after one update, against the same teacher. 'Before' is theta0, rescored "
     "by the probe in the same batches as 'after', so that an update of nothing gains exactly 0.",
@@ -162,7 +162,7 @@ GAINS = Table(
 
 ISOLATED = Table(
     name="isolated",
-    place="isolated/<probe_id>/",
+    folder="isolated/<probe_id>/",
     written_by="probe --kind isolated",
     meaning="One SGD step at a time, from theta0, on the loss l_t of a single position. L_fix is the mean forward KL "
     "of a fixed sample of contexts of other prompts, set aside from the update split (paper Eq. 2).",
@@ -187,7 +187,7 @@ ISOLATED = Table(
 
 PREDICTIONS = Table(
     name="predictions",
-    place="predictions/<probe_id>/",
+    folder="predictions/<probe_id>/",
     written_by="probe --kind predicted, selectors, lds",
     meaning="First-order predictions for every position, from directional derivatives at theta0. In a probe of kind "
     "predicted the positions are the bank's; in the others, those of the update split, whose loss terms are selected.",
@@ -225,7 +225,7 @@ PREDICTIONS = Table(
 
 INTERVENTIONS = Table(
     name="interventions",
-    place="interventions/<probe_id>/",
+    folder="interventions/<probe_id>/",
     written_by="probe --kind selectors, lds",
     meaning="Steps whose loss was restricted to selected positions of the update batch, one cell a row: what was kept, "
     "and what the step gained on the rescored bank. Composition means are over the kept positions, at theta0, K=16.",
@@ -270,7 +270,7 @@ INTERVENTIONS = Table(
 
 INTERVENTION_GAINS = Table(
     name="intervention_gains",
-    place="intervention_gains/<probe_id>/",
+    folder="intervention_gains/<probe_id>/",
     written_by="probe --kind selectors",
     meaning="Gain of every rescored bank position in every cell of the selector experiment.",
     key=("probe_id", "selector", "budget", "seed", "match", "context_id", "position"),

@@ -24,7 +24,7 @@ MEASURED = (  # in the release's names: unit, meaning
 
 RELEASED_BANK = Table(
     name="released_bank",
-    place="released_bank/",
+    folder="released_bank/",
     written_by="import released",
     meaning="Positions that the released code scored, before and after its update, in its own column names.",
     key=("sample_ordinal", "tok_pos"),

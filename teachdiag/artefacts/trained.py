@@ -26,7 +26,7 @@ def _contrast(name: str) -> tuple[Column, ...]:
 
 TRAIN_STEPS = Table(
     name="train_steps",
-    place="train_steps/",
+    folder="train_steps/",
     written_by="train",
     meaning="What each optimizer step of each run saw and did, over the global rollout batch. K is the run's.",
     key=("arm", "budget", "seed", "step"),
@@ -53,7 +53,7 @@ TRAIN_STEPS = Table(
 
 EVAL_SCORES = Table(
     name="eval_scores",
-    place="eval_scores/",
+    folder="eval_scores/",
     written_by="train` or `teachdiag evaluate",
     meaning="Every answer to every held-out prompt: right, wrong, or without an answer that can be read.",
     key=("arm", "budget", "seed", "benchmark", "prompt_id", "sample"),
@@ -74,7 +74,7 @@ EVAL_SCORES = Table(
 
 TRAINING = Table(
     name="training",
-    place="analysis/",
+    folder="analysis/",
     written_by="train` or `teachdiag evaluate",
     meaning="How right each arm's students are on held-out prompts, and how much more than others, in pairs.",
     key=("benchmark", "arm", "budget", "measure", "against"),
@@ -97,7 +97,7 @@ TRAINING = Table(
 
 PROBE_VERSUS_TRAINING = Table(
     name="probe_versus_training",
-    place="analysis/",
+    folder="analysis/",
     written_by="train",
     meaning="Selectors by what one step on their positions gained in the probe, and by what training on them gave.",
     key=("probe_id", "benchmark", "arm", "budget"),

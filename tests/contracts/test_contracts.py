@@ -46,7 +46,7 @@ from teachdiag.tables import Column, Table, write_parquet
 
 SMALL = Table(
     name="small",
-    place="small/",
+    folder="small/",
     written_by="capture",
     meaning="A table for these tests.",
     key=("row",),

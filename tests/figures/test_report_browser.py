@@ -108,7 +108,7 @@ def test_search_theme_and_phone(opened: tuple[Path, "sync_api.Page"]) -> None:
     text = page.locator(".token").first.evaluate("e => e.textContent")
     page.fill("#search", text)
     if text.strip():
-        assert page.locator(".token.found").count() >= 1
+        assert page.locator(".token.hit").count() >= 1
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
