@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,15 +14,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes 
 
 import torch
 from plug_ins import install
-from tiny_pair import save_model
+from tiny_pair import PROBE, save_model
 from transformers import Qwen3ForCausalLM
 
+from teachdiag.analysis.analyze import run_analysis
 from teachdiag.cli import main
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.probe import run_probe
 from teachdiag.figures import style
+from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings
 
 
 @pytest.fixture
@@ -131,10 +135,35 @@ def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "_UNDATED", {"png": style._UNDATED["png"]})
 
 
+@pytest.fixture(scope="session")
+def captured_once(tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings) -> Path:
+    """A capture of the tiny pair, to be copied and not to be changed."""
+    run = tmp_path_factory.mktemp("captured") / "run"
+    run_capture(run, tiny_settings, Reporter(quiet=True))
+    return run
+
+
+@pytest.fixture(scope="session")
+def analysed_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
+    """The same run, probed and analysed, with a figure; to be copied and not to be changed."""
+    run = tmp_path_factory.mktemp("analysed") / "run"
+    shutil.copytree(captured_once, run)
+    run_probe(run, PROBE, Reporter(quiet=True))
+    run_analysis(run, AnalyzeSettings(draws=100), Reporter(quiet=True))
+    publish(run, Reporter(quiet=True), "coefficients")
+    return run
+
+
 @pytest.fixture
-def run(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> Path:
-    run_capture(tmp_path / "run", tiny_settings, quiet)
-    return tmp_path / "run"
+def run(tmp_path: Path, captured_once: Path) -> Path:
+    """A capture of the tiny pair, of the test's own."""
+    return Path(shutil.copytree(captured_once, tmp_path / "run"))
+
+
+@pytest.fixture
+def analysed(tmp_path: Path, analysed_once: Path) -> Path:
+    """A run of the tiny pair that was probed and analysed, of the test's own."""
+    return Path(shutil.copytree(analysed_once, tmp_path / "run"))
 
 
 @pytest.fixture

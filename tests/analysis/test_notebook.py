@@ -10,12 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from stages import ROOT
-from tiny_pair import PROBE
-
-from teachdiag.analysis.analyze import run_analysis
-from teachdiag.diagnostics.probe import run_probe
-from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +17,11 @@ NOTEBOOK = ROOT / "analysis/notebooks/review.py"
 
 
 def test_every_cell_runs_and_its_own_question_is_answered_right(
-    run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+    analysed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_probe(run, PROBE, quiet)
-    run_analysis(run, AnalyzeSettings(draws=100), quiet)
-    monkeypatch.setenv("TEACHDIAG_RUN", str(run))
+    monkeypatch.setenv("TEACHDIAG_RUN", str(analysed))
     cells = runpy.run_path(str(NOTEBOOK))
-    positions, gains = pd.read_parquet(run / "positions"), pd.read_parquet(run / "gains")
+    positions, gains = pd.read_parquet(analysed / "positions"), pd.read_parquet(analysed / "gains")
     whole = gains.merge(positions, on=["context_id", "position"])
     agree = np.array([a[0] == b[0] for a, b in zip(whole["student_topk_ids"], whole["teacher_topk_ids"], strict=True)])
     mine = (whole["update"] == "one_step").to_numpy()

@@ -20,18 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stages import STAGES, options
-from tiny_pair import PROBE
 from typer.main import get_command
 
 from teachdiag import cli
-from teachdiag.analysis.analyze import run_analysis
 from teachdiag.calibration import Calibration, Measured, write_calibration
-from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.probe import run_probe
-from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
 from teachdiag.settings import (
-    AnalyzeSettings,
     CaptureSettings,
 )
 from teachdiag.settings.base import fits, flag
@@ -65,13 +59,11 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings, manifest_path: str) -> World:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings, analysed_once: Path, manifest_path: str
+) -> World:
     folder = tmp_path_factory.mktemp("bad")
-    run = folder / "run"
-    run_capture(run, tiny_settings, QUIET)
-    run_probe(run, PROBE, QUIET)
-    run_analysis(run, AnalyzeSettings(draws=100), QUIET)
-    publish(run, QUIET, "coefficients")
+    run = Path(shutil.copytree(analysed_once, folder / "run"))
     return World(folder, tiny_settings, run, manifest_path)
 
 

@@ -9,30 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from stages import amend
-from tiny_pair import PROBE
 
-from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import VOCABULARY
-from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import RunError
-from teachdiag.figures.publish import publish
 from teachdiag.figures.report.html import write_report
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
-from teachdiag.settings import AnalyzeSettings, ReportSettings
+from teachdiag.settings import ReportSettings
 from teachdiag.tables import shard_path, write_parquet
 
 pytestmark = pytest.mark.slow
 
 HOSTILE = "</script><b>&\"'\n"
-
-
-@pytest.fixture
-def analysed(run: Path, quiet: Reporter) -> Path:
-    run_probe(run, PROBE, quiet)
-    run_analysis(run, AnalyzeSettings(draws=100), quiet)
-    publish(run, quiet, "coefficients")
-    return run
 
 
 def _data(page: str) -> dict:

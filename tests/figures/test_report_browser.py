@@ -12,13 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_pair import PROBE
 
-from teachdiag.analysis.analyze import run_analysis
-from teachdiag.diagnostics.probe import run_probe
 from teachdiag.figures.report.html import write_report
 from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings, ReportSettings
+from teachdiag.settings import ReportSettings
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("TEACHDIAG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -33,11 +30,9 @@ ARGUMENTS = (
 
 
 @pytest.fixture
-def opened(run: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
+def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
     """A report of the tiny pair, and the page that shows it; console, errors and requests are watched."""
-    run_probe(run, PROBE, quiet)
-    run_analysis(run, AnalyzeSettings(draws=100), quiet)
-    write_report(run, ReportSettings(), quiet)
+    write_report(analysed, ReportSettings(), quiet)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
@@ -45,8 +40,8 @@ def opened(run: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
-        page.goto((run / "report.html").as_uri())
-        yield run, page
+        page.goto((analysed / "report.html").as_uri())
+        yield analysed, page
         assert troubles == []
         browser.close()
 
