@@ -106,6 +106,7 @@ def toys(folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(folder / "site-packages")
 
 
+@pytest.mark.slow
 def test_the_statistic_is_stored_as_float64_has_it(run: Path, teacher_path: str, toys: None) -> None:
     stored = positions_of(run / "positions").read(run / "positions").set_index(["context_id", "position"])["margin"]
     expected = margins(run, teacher_path)

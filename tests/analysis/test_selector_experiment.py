@@ -306,6 +306,7 @@ def test_a_run_of_many_kinds(full_run: Path) -> None:
     assert set(estimates[estimates["analysis"] == "mean"]["probe_id"].str.partition(".")[0]) == {"step"}
 
 
+@pytest.mark.slow
 def test_every_new_name_is_explained(full_run: Path) -> None:
     page = (ROOT / "docs/analysis.md").read_text()
     names = {*_read(full_run, SELECTION)["statistic"], *_read(full_run, PLACEBO_PANEL)["statistic"]}

@@ -34,6 +34,7 @@ def _clipped(values: pd.Series) -> pd.Series:
     return ((values - low) / (high - low)).clip(0, 1)
 
 
+@pytest.mark.slow
 def test_scores_regions_and_ranks_are_those_of_the_bank(run: Path, bank: pd.DataFrame) -> None:
     tokens = TOKENS.read(run / "tokens")
     pd.testing.assert_frame_equal(tokens[["context_id", "position"]], bank[["context_id", "position"]])

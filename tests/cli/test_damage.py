@@ -128,7 +128,6 @@ MENDED = {  # a key, what it becomes, and what is said of it
         (("status",), "finished", "status is 'finished', not one of running, complete"),
     ],
     "probes/p.json": [
-        (("settings", "kind"), "none", "settings.kind is"),
         (("settings", "learning_rate"), {}, "settings.learning_rate is {}"),
         (("results", "noise_floor"), "small", "results.noise_floor is"),
         (("made_with",), None, "made_with is None, not an object"),
@@ -166,6 +165,12 @@ def test_a_damaged_note_is_named(copied: Path, name: str) -> None:
             _report(copied)
 
 
+def test_a_probe_of_a_kind_that_is_not_installed_is_left_out_by_name(copied: Path) -> None:
+    amend(copied / "probes/p.json", _set("settings", "kind", to="none"))
+    with pytest.raises(RunError, match=r"has no finished probe: .* probe p is of kind none, which is not installed"):
+        run_analysis(copied, AnalyzeSettings(draws=100), QUIET)
+
+
 def test_another_possible_value_is_noticed(copied: Path) -> None:
     note = copied / "capture.json"
     note.write_text(note.read_text().replace('"seed": 0', '"seed": 1'))
@@ -185,7 +190,7 @@ def test_notes_of_older_versions_are_read(copied: Path) -> None:
 
 def test_a_killed_analysis_is_made_again(copied: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, "write_parquet", dying(analyze.write_parquet, 3))
+        patch.setattr(analyze, "write_parquet_and_csv", dying(analyze.write_parquet_and_csv, 3))
         with pytest.raises(Killed):
             run_analysis(copied, AnalyzeSettings(draws=100), QUIET)
     for start in (_report, lambda run: publish(run, QUIET, "plane")):

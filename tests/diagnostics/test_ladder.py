@@ -27,7 +27,12 @@ FAR = 0.05  # a nominal rate of AdamW that is far too large for the tiny pair
 
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ProbeSettings, "_usual_rate", lambda self: FAR)
+    _begin_ladders_at(FAR, monkeypatch)
+
+
+def _begin_ladders_at(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = property(lambda self: rate if self.learning_rate == "auto" else float(self.learning_rate))
+    monkeypatch.setattr(ProbeSettings, "step_size", longest)
 
 
 def test_slopes_and_r2_are_those_of_float64(
@@ -139,7 +144,7 @@ def test_a_step_drowned_by_rounding_is_not_passed(run: Path, quiet: Reporter, mo
     assert found["short_enough"] is None
     assert found["longest"] is None
     assert found["rungs"][0]["r2"] is None
-    monkeypatch.setattr(ProbeSettings, "_usual_rate", lambda self: 1e-9)
+    _begin_ladders_at(1e-9, monkeypatch)
     with pytest.raises(EstimationError, match=r"even at 1e-09 rounding makes up \d+% of the variance of its gain"):
         run_probe(run, replace(AUTO, name="q"), quiet)
     with pytest.raises(RunError, match="--update-contexts asks for 99"):
