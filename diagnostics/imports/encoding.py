@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from teachdiag.diagnostics.contexts.templates import encode_messages, options_read
-from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed, shown
+from teachdiag.diagnostics.imports.records import BadRow, Form, Ids, Messages, Side, malformed
 from teachdiag.diagnostics.models.vocabulary import special_tokens
 from teachdiag.errors import ContextError, cause
 from teachdiag.jsontext import is_written_messages
+from teachdiag.settings.base import shown
 
 _BROKEN = "\ufffd"  # what decoding puts where bytes are no character; which bytes they were is lost
 _CHATS = (("user",), ("system", "user"))  # conversations that a stripped prompt is read as

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from teachdiag.errors import RolloutError
+from teachdiag.settings.base import shown
 
 Form = Literal["written", "plain", "stripped", "message", "parsed", "unsure"]
 Ids = tuple[int, ...]
 Messages = tuple[Mapping[str, str], ...]
 
 _DIGITS = 19  # of a whole number that 64 bits hold
-_SHOWN = 60  # characters of a value that an error quotes
 
 
 class BadRow(RolloutError):
@@ -86,16 +86,6 @@ class Record:
     tokenizer: str | None = None
     step: int | None = None
     opening: Ids | None = None
-
-
-def shown(value: object) -> str:
-    """Return a stranger's value for a message: on one line, cut short."""
-    try:
-        text = repr(value)
-    except Exception:  # a whole number of too many digits, or an object that cannot say what it is
-        text = type(value).__name__
-    text = " ".join(text.encode(errors="backslashreplace").decode().split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def names_of(row: Mapping[Any, Any]) -> str:

@@ -52,6 +52,8 @@ OPTIONS, MODELS, PROMPTS, SAMPLING, SELECTION, STEPS, ENGINES, JUDGING, SCALE, A
     *("Engines", "Judging", "Scale", "Of every command"),
 )
 
+PROMPT_SOURCE = "Prompt source: a manifest's id, or the path of a manifest of your own"
+DATA_FILE = "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file"
 TEMPLATE_OPTIONS = (
     f"Options of the chat template as JSON, such as '{{\"enable_thinking\": false}}'; tools and documents too, and "
     f"{CLOCK}, the date it is to show"
@@ -149,8 +151,12 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def shown(value: object) -> str:
-    """Return a value as messages quote it: of a long one the beginning."""
-    text = repr(value)
+    """Return a value as messages quote it: on one line, of a long one the beginning."""
+    try:
+        text = repr(value)
+    except Exception:  # a whole number of too many digits, or a stranger's object that cannot say what it is
+        text = type(value).__name__
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
     COUNTABLE,
+    DATA_FILE,
     EMBEDDED,
     EMBEDDED_DROPPED_LAYER,
     ENGINES,
     MODELS,
+    PROMPT_SOURCE,
     PROMPTS,
     SAMPLING,
     SCALE,
@@ -85,12 +87,8 @@ class CaptureSettings(PairSettings):
     teacher_prompt: TeacherPrompt = option(
         "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)", panel=PROMPTS
     )
-    prompts: str = option(
-        "gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own", panel=PROMPTS
-    )
-    data_file: str = option(
-        "", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file", panel=PROMPTS
-    )
+    prompts: str = option("gsm_symbolic", PROMPT_SOURCE, panel=PROMPTS)
+    data_file: str = option("", DATA_FILE, panel=PROMPTS)
     template_options: str = option("", TEMPLATE_OPTIONS, panel=PROMPTS)
     teacher_template_options: str = option(
         "", "Options for the teacher's prompt, rendered by the same template, where they differ (JSON)", panel=PROMPTS

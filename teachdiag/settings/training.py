@@ -9,9 +9,11 @@ from teachdiag.losses import LOSSES, unread_options
 from teachdiag.registry import described
 from teachdiag.settings.base import (
     COUNTABLE,
+    DATA_FILE,
     HEADLINE_K,
     JUDGING,
     MODELS,
+    PROMPT_SOURCE,
     PROMPTS,
     SAMPLING,
     SCALE,
@@ -39,12 +41,8 @@ from teachdiag.settings.capture import PairSettings
 class ProtocolSettings(Checked):
     """On which held-out prompts, and how, students are judged."""
 
-    prompts: str = option(
-        "gsm_symbolic", "Prompt source: a manifest's id, or the path of a manifest of your own", panel=PROMPTS
-    )
-    data_file: str = option(
-        "", "Copy of the prompt source, local or at an fsspec path such as s3://, not its Hub file", panel=PROMPTS
-    )
+    prompts: str = option("gsm_symbolic", PROMPT_SOURCE, panel=PROMPTS)
+    data_file: str = option("", DATA_FILE, panel=PROMPTS)
     template_options: str = option("", TEMPLATE_OPTIONS, panel=PROMPTS)
     prompt_seed: int = option(
         0, "Root of which prompts are held out, and of the random numbers of answers", "integer", panel=PROMPTS

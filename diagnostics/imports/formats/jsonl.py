@@ -16,10 +16,10 @@ from teachdiag.diagnostics.imports.records import (
     mask_of,
     messages_of,
     names_of,
-    shown,
     step_of,
     turns,
 )
+from teachdiag.settings.base import shown
 
 _FINISHES = ("stop", "length", "unknown")
 _SPLITS = ("bank", "update")

@@ -9,19 +9,9 @@ from typing import Any
 import numpy as np
 
 from teachdiag.diagnostics.imports.files import Format
-from teachdiag.diagnostics.imports.records import (
-    BadRow,
-    Record,
-    Row,
-    Side,
-    field,
-    ids_of,
-    malformed,
-    mask_of,
-    shown,
-    turns,
-)
+from teachdiag.diagnostics.imports.records import BadRow, Record, Row, Side, field, ids_of, malformed, mask_of, turns
 from teachdiag.errors import RolloutError
+from teachdiag.settings.base import shown
 
 _STATUSES = ("completed", "truncated", "aborted")  # of samples; an aborted one has what was sampled until then
 _NUMBERS = "?bBhHiIlLqQefd"  # kinds of NumPy numbers that are plain data
