@@ -57,7 +57,8 @@ def test_examples_can_be_typed(words: str, monkeypatch: pytest.MonkeyPatch) -> N
         if words != "import released":
             settings_class = command.callback.settings_class
             names = {entry.name for entry in fields(settings_class)}
-            assert settings_class(**{name: value for name, value in context.params.items() if name in names})
+            values = {name: value for name, value in context.params.items() if name in names}
+            assert settings_class(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
 
 
 def test_options_stand_in_panels() -> None:
