@@ -25,12 +25,11 @@ from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.step_length import learning_rate
 from teachdiag.artefacts import ESTIMATES, SELECTION
 from teachdiag.runs import Stage
-from teachdiag.settings import MATCHES
+from teachdiag.settings import MATCHES, headline_budget
 from teachdiag.signals import BASE, SIGNALS
 from teachdiag.tables import rows_where
 
 _DESCRIBED = ("disagreement", "compatibility", "learnable", "incompatible", "student_entropy", "position")
-_HEADLINE_BUDGET = 0.1
 _MEASURED = {"budget": "g", "match": "", "keep": ".1%", "mean_gain": ".3g", "first_order_gain": ".3g"}
 _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "gains more than", -1: "gains less than", 0: "cannot be told from"}
@@ -79,7 +78,7 @@ class Selectors(KindAnalysis):
 
     def headlines(self, results: Results) -> list[str]:
         """Say who leads, at one budget."""
-        leaders_at = [headline_budget(results.selection, self.probe_id)]
+        leaders_at = [headline_budget(_of(results.selection, self.probe_id)["budget"])]
         return selection_sentences(results.selection, results.estimates, self.probe_id, leaders_at)
 
     def compact_tables(self, results: Results) -> Tables:
@@ -92,7 +91,7 @@ class Selectors(KindAnalysis):
         return measured_masks(self.record.results, title)
 
     def _at_one_budget(self, results: Results) -> tuple[str, pd.DataFrame]:
-        budget = headline_budget(results.selection, self.probe_id)
+        budget = headline_budget(_of(results.selection, self.probe_id)["budget"])
         table = selection_table(results.selection, self.probe_id, budget)
         return f"Selectors at {_percent(budget)} of the batch, gains in nats", table
 
@@ -107,12 +106,6 @@ def measured_masks(results: Mapping[str, Any], title: str) -> list[Grid | str]:
     how = "; matched by learning rate, or by the length of the step that keeps everything" if len(matched) > 1 else ""
     count = f"{results['cells']} masked steps, measured on {results['bank_positions']} bank positions{how}"
     return [grid(title, headings, rows), count]
-
-
-def headline_budget(selection: pd.DataFrame, probe_id: str) -> float:
-    """Return the budget of one probe that lies nearest to a tenth, by ratio: tables that show one show this."""
-    budgets = np.sort(_budgets(_of(selection, probe_id)) or [1.0])
-    return float(budgets[np.argmin(np.abs(np.log(budgets / _HEADLINE_BUDGET)))])
 
 
 def selection_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:

@@ -12,10 +12,10 @@ from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
 from teachdiag.markdown import bullets, markdown_table
 from teachdiag.notes import recall
 from teachdiag.runs import Stage
+from teachdiag.settings import headline_budget
 
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
 _AGAINST = ("full", "random")
-_HEADLINE_BUDGET = 0.1
 _VERDICTS = {1: "is right more often than", -1: "is right less often than", 0: "cannot be told from"}
 
 
@@ -31,15 +31,8 @@ def training_block(run: Path) -> str:
     if compared.exists():
         both = PROBE_VERSUS_TRAINING.read(compared)
         parts += ["**Does the selector that one step ranks first also train best?**", bullets(probe_sentences(both))]
-        parts.append(markdown_table(probe_table(both, headline(both))))
+        parts.append(markdown_table(probe_table(both, headline_budget(both["budget"].dropna()))))
     return "\n\n".join(parts)
-
-
-def headline(rows: pd.DataFrame) -> float:
-    """Return the sparse budget that lies nearest to a tenth, by ratio."""
-    budgets = np.sort(rows["budget"].dropna().unique())
-    sparse = budgets[budgets < 1] if (budgets < 1).any() else budgets
-    return float(sparse[np.argmin(np.abs(np.log(sparse / _HEADLINE_BUDGET)))])
 
 
 def training_sentences(rows: pd.DataFrame) -> list[str]:
@@ -76,7 +69,8 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     levels = rows[(rows["measure"] == "mean@k") & (rows["against"] == "")]
     trained = levels[levels["budget"].notna()]
     budgets = [float(b) for b in np.sort(trained["budget"].unique())]
-    order = trained[trained["budget"] == headline(rows)].sort_values("estimate", ascending=False)["arm"].tolist()
+    at_headline = trained[trained["budget"] == headline_budget(rows["budget"].dropna())]
+    order = at_headline.sort_values("estimate", ascending=False)["arm"].tolist()
     table = [
         {"positions": str(arm)} | {f"{b:.0%}": _cell(trained, str(arm), b) for b in budgets}
         for arm in [*order, *(arm for arm in trained["arm"].unique() if arm not in order)]

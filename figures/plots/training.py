@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -10,8 +9,8 @@ from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
 from teachdiag.figures.plots.budget_curve import draw_budgets
 from teachdiag.figures.printed_tables import Printed, write_printed
 from teachdiag.figures.style import add_caption, blank_figure, save, theme
+from teachdiag.settings import headline_budget
 
-_HEADLINE_BUDGET = 0.1
 _LEADING = "mean@k"
 _MAIN = ("base", "teacher", "full", "random", "entropy", "tip", "learnable", "learnable_entropy")  # Tables 3 and 4
 _FURTHER = ("forward_kl", "compatibility", "q3", "q3_high_c")  # Table 12
@@ -75,9 +74,8 @@ def accuracy_figure(rows: pd.DataFrame, population: str) -> Figure:
 
 
 def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
-    budgets = np.sort(rows["budget"].dropna().unique())
-    sparse = budgets[budgets < 1] if (budgets < 1).any() else budgets
-    headline = sparse[np.argmin(np.abs(np.log(sparse / _HEADLINE_BUDGET)))] if len(sparse) else None
+    budgets = rows["budget"].dropna()
+    headline = headline_budget(budgets) if len(budgets) else None
     at = rows[(rows["budget"] == headline) | rows["budget"].isna() | (rows["arm"] == "full")]
     right = rows["measure"] == _LEADING
     laid_out = [

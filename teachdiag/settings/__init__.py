@@ -29,6 +29,7 @@ from teachdiag.settings.base import (
     TeacherPrompt,
     Ties,
     flag,
+    headline_budget,
     template_options,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
@@ -76,6 +77,7 @@ __all__ = [
     "Ties",
     "TrainSettings",
     "flag",
+    "headline_budget",
     "kind_reads",
     "template_options",
 ]

@@ -1,7 +1,7 @@
 """What settings are made of: choices, constants, how an option is declared, and how it is checked."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -145,6 +145,12 @@ def in_words(hint: Any) -> str:  # noqa: ANN401
     if get_origin(hint) is list:
         return f"a list, each entry {in_words(get_args(hint)[0])}"
     return _WORDS.get(get_origin(hint) or hint, str(getattr(hint, "__name__", hint)))
+
+
+def headline_budget(budgets: Iterable[float]) -> float:
+    """Return the budget of texts and tables that show a single one: nearest to a tenth by ratio, below 1 if any is."""
+    known = sorted(map(float, budgets))
+    return min([b for b in known if b < 1] or known, key=lambda b: abs(math.log(b / 0.1)))
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", dict: "a table"}

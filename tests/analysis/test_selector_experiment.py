@@ -15,7 +15,7 @@ from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.measurements import load_bank
 from teachdiag.analysis.kinds.gain_matrix import load_cells
 from teachdiag.analysis.kinds.selector_gains import draw_seeds_and_prompts, gain_statistics
-from teachdiag.analysis.kinds.selectors import headline_budget, selection_sentences, selection_table
+from teachdiag.analysis.kinds.selectors import selection_sentences, selection_table
 from teachdiag.analysis.report.result_block import result_block, study_block
 from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling
@@ -279,7 +279,7 @@ def test_tables_sentences_and_figures_of_a_run_without_a_step(run: Path) -> None
     assert _read(run, PLACEBO_PANEL).empty
     for unique in (SELECTION, ESTIMATES):
         assert not _read(run, unique).duplicated(list(unique.key)).any()
-    table = selection_table(_read(run, SELECTION), "chosen", headline_budget(_read(run, SELECTION), "chosen"))
+    table = selection_table(_read(run, SELECTION), "chosen", 0.1)
     assert table["selector"].tolist()[0] == "predicted"
     assert table["selector"].tolist()[-1] == "all (budget 1)"
     assert len(terminal_tables(run)) == 1

@@ -23,6 +23,7 @@ from teachdiag.settings import (
     ProbeSettings,
     ReportSettings,
     TrainSettings,
+    headline_budget,
 )
 from teachdiag.settings.base import Checked, fits, flag
 from teachdiag.sweeps import plan
@@ -193,3 +194,9 @@ def test_options_that_would_do_nothing_are_refused(
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}"):
         settings(**values)
     assert settings(loss="jsd", jsd_beta=0.3)
+
+
+def test_the_headline_budget_is_nearest_to_a_tenth_by_ratio() -> None:
+    assert headline_budget([0.01, 0.05, 0.2, 0.4]) == 0.05  # 0.2 is twice a tenth too: of two as near, the smaller
+    assert headline_budget([0.3, 1.0]) == 0.3
+    assert headline_budget([1.0]) == 1.0
