@@ -45,13 +45,15 @@ class Data(NamedTuple):
     folds: Codes
 
     def members(self, keys: Sequence[Key]) -> list[int]:
-        """Return the places of some scores."""
+        """Return the indices of some scores."""
         return [list(self.scores).index(key) for key in keys]
 
     def products(self) -> Iterator[tuple[Codes, Array]]:
         """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
         for block in prompt_blocks(self.prompts):
-            extended = np.column_stack([self.splines.design(block.rows), *(own[block.rows] for own in self.values)])
+            extended = np.column_stack(
+                [self.splines.design(block.rows), *(values[block.rows] for values in self.values)]
+            )
             yield block.prompts, block.products(extended)
 
 
@@ -89,8 +91,12 @@ def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
     centred = moments - gram[..., :1] * means[:, :, None, :]
     columns = [data.splines.columns(data.members(keys)) for keys in sets.values()]
     # Saturated scores leave basis functions that hardly any row reaches: the cut leaves these at 0.
-    inverses = [np.linalg.pinv(gram[..., own][..., own, :], rcond=_RANK_CUT, hermitian=True) for own in columns]
-    return Fits(means, columns, [inv @ centred[..., own, :] for inv, own in zip(inverses, columns, strict=True)])
+    inverses = [
+        np.linalg.pinv(gram[..., members][..., members, :], rcond=_RANK_CUT, hermitian=True) for members in columns
+    ]
+    return Fits(
+        means, columns, [inv @ centred[..., members, :] for inv, members in zip(inverses, columns, strict=True)]
+    )
 
 
 def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array]:
@@ -104,15 +110,15 @@ def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array
     total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
     for owners, products in data.products():
         gram, with_y, squares = products[:, :q, :q], products[:, :q, q:], np.diagonal(products[:, q:, q:], 0, 1, 2)
-        means = [own[assigned] for own, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
+        means = [by_fold[assigned] for by_fold, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
         for mean in means:
             total[owners] += _errors(gram[:, :1, :1], with_y[:, :1], squares, mean[:, None]) / len(means)
-        for place, (columns, coefficients) in enumerate(zip(fits.columns, fits.coefficients, strict=True)):
+        for number, (columns, coefficients) in enumerate(zip(fits.columns, fits.coefficients, strict=True)):
             within, moment = gram[:, columns][:, :, columns], with_y[:, columns]
             for repeat, mean in enumerate(means):
                 whole = coefficients[repeat, data.folds[repeat, owners]]
                 whole[:, 0] += mean
-                unexplained[owners, place] += _errors(within, moment, squares, whole) / len(means)
+                unexplained[owners, number] += _errors(within, moment, squares, whole) / len(means)
     return total, unexplained
 
 

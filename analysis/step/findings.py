@@ -246,8 +246,8 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
     if same:
         return "artefact", f"; a placebo shows it too: {', '.join(map(str, same))}"
     if level:
-        told = ", ".join(f"{p}, difference {p.margin}" for p in level)
-        return "unclear", f"; not told apart from a placebo: {told}"
+        beside = ", ".join(f"{p}, difference {p.margin}" for p in level)
+        return "unclear", f"; not told apart from a placebo: {beside}"
     status = "holds" if real.side > 0 else "reversed"
     measured = [(p.shown.interval.estimate * real.side, p) for p in placebos if p.shown is not None]
     if not measured:

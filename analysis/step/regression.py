@@ -53,7 +53,7 @@ def regressions(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: b
     redrawn = redraw_cuts(sample, bank, weights) if redraw else None
     method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
     draws = Draws(totals, redrawn, method)
-    return [row for place in range(len(sample.outcomes)) for row in _rows(sample, place, draws)]
+    return [row for index in range(len(sample.outcomes)) for row in _rows(sample, index, draws)]
 
 
 def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) -> dict[tuple[str, str], float]:
