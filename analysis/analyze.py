@@ -91,10 +91,10 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
         r.probe_id: [*r.results.get("doubts", []), *analysis_of(r).sentences(results), *left_out.get(r.probe_id, [])]
         for r in inputs.records
     }
-    found, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
-    write_text(summary_markdown(pair, found, results), inputs.run / "summary.md")
+    probes, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
+    write_text(summary_markdown(pair, probes, results), inputs.run / "summary.md")
     doubts = caveats(inputs.run, capture, results)
-    write_text(summary_json(pair, found, results, doubts), inputs.run / SUMMARY)
+    write_text(summary_json(pair, probes, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     return {
         "warnings": capture["results"].get("warnings", []),

@@ -65,21 +65,21 @@ _GATHERED = [table for table in TABLES if table.written_by == "analyze" and tabl
 def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
     """Compute every table but the findings."""
     bank, steps = inputs.bank, inputs.steps
-    found: Estimates = {table: [] for table in _GATHERED}
-    found[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
-    found[SATURATION] += saturation_rows(bank, inputs.normalised)
+    gathered: Estimates = {table: [] for table in _GATHERED}
+    gathered[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
+    gathered[SATURATION] += saturation_rows(bank, inputs.normalised)
     tasks = _step_tasks(inputs)
-    studies = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
-    tasks += [partial(study.estimates, inputs) for study in studies]
+    probes = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
+    tasks += [partial(probe.estimates, inputs) for probe in probes]
     tasks.append(partial(_scales, inputs))
     # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
     # holds one task at a time of a large bank.
     with ThreadPoolExecutor(1 if bank.large else os.cpu_count()) as pool:
         for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
             for table, rows in running.result().items():
-                found[table] += rows
-    found[ESTIMATES] += beyond_rows(found[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
-    tables = {table: table.build_rows(rows) for table, rows in found.items()}
+                gathered[table] += rows
+    gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
+    tables = {table: table.build_rows(rows) for table, rows in gathered.items()}
     return tables | {TOKENS: token_table(bank, inputs.normalised)}
 
 
@@ -121,11 +121,11 @@ def _groups(inputs: Inputs, *, fitted: bool) -> list[Group]:
 def _outcomes(members: Sequence[tuple[Probe, str]], bank: Bank) -> list[Outcome]:
     """Make outcomes that are defined over the same positions; they share what says so."""
     first = select_outcome(*members[0], bank)
-    found = [first]
+    outcomes = [first]
     for probe, name in members[1:]:
-        own = select_outcome(probe, name, bank)
-        found.append(replace(own, rows=first.rows, prompts=first.prompts))
-    return found
+        outcome = select_outcome(probe, name, bank)
+        outcomes.append(replace(outcome, rows=first.rows, prompts=first.prompts))
+    return outcomes
 
 
 def _each(group: Group, make: Callable[[Outcome], Rows]) -> Task:
@@ -150,7 +150,7 @@ def _buckets(inputs: Inputs, group: Group) -> Estimates:
 
 def _deciles(inputs: Inputs, group: Group) -> Estimates:
     bins = decile_bins(inputs.raw, inputs.bank.added)
-    return {DECILES: [row for own in group() for row in decile_rows(own, inputs.raw, bins, inputs.resampling)]}
+    return {DECILES: [row for outcome in group() for row in decile_rows(outcome, inputs.raw, bins, inputs.resampling)]}
 
 
 def _plane(inputs: Inputs) -> Estimates:

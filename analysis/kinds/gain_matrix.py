@@ -40,7 +40,7 @@ class Cells:
     def groups(self) -> tuple[pd.DataFrame, Codes]:
         """The distinct (selector, budget, match), and which of them each cell belongs to."""
         groups = self.table[GROUP].drop_duplicates().sort_values(GROUP, ignore_index=True)
-        return groups, _places(self.table[GROUP], groups)
+        return groups, _index_in(self.table[GROUP], groups)
 
     @property
     def seeds(self) -> Codes:
@@ -55,7 +55,7 @@ class Cells:
             budget: the partner's; by default the cell's own.
         """
         wanted = self.table[CELL].assign(selector=selector)
-        return _places(wanted if budget is None else wanted.assign(budget=budget), self.table[CELL])
+        return _index_in(wanted if budget is None else wanted.assign(budget=budget), self.table[CELL])
 
 
 def load_cells(run: Path, probe_id: str, bank: Bank) -> Cells:
@@ -70,8 +70,8 @@ def load_cells(run: Path, probe_id: str, bank: Bank) -> Cells:
     folder = run / "intervention_gains" / probe_id
     wanted = [*CELL, "context_id", "position", "prompt_id", "forward_kl_before", "gain"]
     rows = INTERVENTION_GAINS.read_arrow(folder, wanted)
-    cell, place = _cell_codes(rows, table, folder), _bank_rows(rows, bank, folder)
-    scored, column = np.unique(place, return_inverse=True)
+    cell, bank_row = _cell_codes(rows, table, folder), _bank_rows(rows, bank, folder)
+    scored, column = np.unique(bank_row, return_inverse=True)
     filled = np.bincount(cell * len(scored) + column, minlength=len(table) * len(scored))
     if (filled != 1).any():
         raise ArtefactError(f"the cells of {folder} do not all hold the same positions, once each: run the probe again")
@@ -89,23 +89,23 @@ def _cell_codes(rows: pa.Table, table: pd.DataFrame, folder: Path) -> Codes:
     combined = np.ravel_multi_index([*numbers, *texts], [int(c.max(initial=0)) + 1 for c in (*numbers, *texts)])
     _, first, code = np.unique(combined, return_index=True, return_inverse=True)
     present = rows.select(CELL).take(pa.array(first)).to_pandas()
-    places = _places(present, table[CELL])
-    if len(present) != len(table) or (places < 0).any():
+    index = _index_in(present, table[CELL])
+    if len(present) != len(table) or (index < 0).any():
         raise ArtefactError(f"{folder} holds {len(present)} cells that are not the {len(table)} of the interventions")
-    return places[code]
+    return index[code]
 
 
 def _bank_rows(rows: pa.Table, bank: Bank, folder: Path) -> Codes:
     """Return the bank row of each row of gains."""
     known = bank.key
-    found = position_key(rows["context_id"].to_numpy(), rows["position"].to_numpy())
-    place = np.minimum(np.searchsorted(known, found), len(known) - 1).astype(np.int64)
+    keys = position_key(rows["context_id"].to_numpy(), rows["position"].to_numpy())
+    index = np.minimum(np.searchsorted(known, keys), len(known) - 1).astype(np.int64)
     prompts, names = _codes(rows["prompt_id"])
     numbers = {name: number for number, name in enumerate(bank.names)}
-    theirs = np.asarray([numbers.get(name, -1) for name in names], dtype=np.int64)[prompts]
-    if (known[place] != found).any() or (theirs != bank.prompts[place]).any():
+    codes = np.asarray([numbers.get(name, -1) for name in names], dtype=np.int64)[prompts]
+    if (known[index] != keys).any() or (codes != bank.prompts[index]).any():
         raise ArtefactError(f"{folder} holds positions that are not the bank's, by context, position and prompt")
-    return place
+    return index
 
 
 def _codes(texts: pa.ChunkedArray) -> tuple[Codes, list[str]]:
@@ -113,7 +113,7 @@ def _codes(texts: pa.ChunkedArray) -> tuple[Codes, list[str]]:
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
-def _places(wanted: pd.DataFrame, among: pd.DataFrame) -> Codes:
+def _index_in(wanted: pd.DataFrame, among: pd.DataFrame) -> Codes:
     """Return where each wanted row stands among others; -1 where it does not."""
     index = pd.MultiIndex.from_frame(among)
     return np.asarray(index.get_indexer(pd.MultiIndex.from_frame(wanted)), dtype=np.int64)

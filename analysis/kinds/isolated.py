@@ -110,10 +110,14 @@ class Isolated(KindAnalysis):
 
 def isolated_sentences(estimates: pd.DataFrame, probe_id: str) -> list[str]:
     """Say what one isolated probe shows, from the estimates table alone."""
-    mine = estimates[estimates["probe_id"] == probe_id]
-    if mine.empty:
+    of_probe = estimates[estimates["probe_id"] == probe_id]
+    if of_probe.empty:
         return []
-    return [*_effect_sentences(mine), *rank_sentences(mine, "isolated_spearman", GAINS), *_linear_sentences(mine)]
+    return [
+        *_effect_sentences(of_probe),
+        *rank_sentences(of_probe, "isolated_spearman", GAINS),
+        *_linear_sentences(of_probe),
+    ]
 
 
 def isolated_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
@@ -141,7 +145,7 @@ def isolated_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling) 
     split = str(table["split"].iloc[0])
     results = Stage(run, f"probes/{probe_id}").record().get("results", {})
     tokens = _without(load_tokens(run, split), results.get("fix_contexts", []))
-    rows = _places(table, tokens, run)
+    rows = _token_rows(table, tokens, run)
     prompts, n_prompts = _clusters(table, bank if split == "bank" else None, rows)
     outcomes = _outcomes(table)
     weights = table["weight"].to_numpy(np.float64)
@@ -174,7 +178,7 @@ def _without(tokens: Tokens, contexts: Sequence[int]) -> Tokens:
     return replace(tokens, columns={name: values[kept] for name, values in tokens.columns.items()})
 
 
-def _places(table: pd.DataFrame, tokens: Tokens, run: Path) -> Codes:
+def _token_rows(table: pd.DataFrame, tokens: Tokens, run: Path) -> Codes:
     """Return the row of the tokens that each probed position is."""
     known = pd.MultiIndex.from_arrays([tokens.stored(name) for name in _KEY])
     rows = known.get_indexer(pd.MultiIndex.from_frame(table[_KEY]))
@@ -260,7 +264,7 @@ def _noise_rows(sample: Sample, results: Mapping[str, Any], split: str) -> list[
 
 def first_order_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return mean, share above 0, R2 of the first order and relative remainder of both isolated gains, as text."""
-    mine = estimates[estimates["probe_id"] == probe_id]
+    of_probe = estimates[estimates["probe_id"] == probe_id]
     columns = {
         "mean [nats]": {"analysis": "isolated_mean"},
         "share above 0": {"analysis": "isolated_share", "term": LOWERS},
@@ -270,50 +274,50 @@ def first_order_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"outcome": _HEADINGS[outcome]}
-            | {heading: lookup_text(mine, outcome=outcome, **held) for heading, held in columns.items()}
+            | {heading: lookup_text(of_probe, outcome=outcome, **held) for heading, held in columns.items()}
             for outcome in FIRST_ORDER
         ]
     )
 
 
-def _effect_sentences(mine: pd.DataFrame) -> list[str]:
+def _effect_sentences(of_probe: pd.DataFrame) -> list[str]:
     """Say how many isolated steps help, and by how much on average."""
     facts = []
     for outcome, what in (("gain", "the KL at its own context"), ("fix_gain", "L_fix")):
         share, mean = (
-            lookup(mine, analysis="isolated_share", outcome=outcome, term=LOWERS),
-            lookup(mine, analysis="isolated_mean", outcome=outcome),
+            lookup(of_probe, analysis="isolated_share", outcome=outcome, term=LOWERS),
+            lookup(of_probe, analysis="isolated_mean", outcome=outcome),
         )
         if share is not None and mean is not None:
             facts.append(f"lowers {what} in {_percent(share)} of positions (mean gain {mean} nats)")
     if not facts:
         return []
-    row = mine[mine["analysis"] == "isolated_mean"].iloc[0]
-    told = [
+    row = of_probe[of_probe["analysis"] == "isolated_mean"].iloc[0]
+    sentences = [
         f"A step on one position's loss alone {' and '.join(facts)}: {row['n_positions']} probed positions of "
         f"{row['n_prompts']} prompts, weighted to stand for the whole {row['term']} split."
     ]
     noise = {
-        name: lookup(mine, analysis="isolated_share", outcome=outcome, term=WITHIN_NOISE)
+        name: lookup(of_probe, analysis="isolated_share", outcome=outcome, term=WITHIN_NOISE)
         for outcome, name in GAINS.items()
     }
     within = [
         f"{name} is within the noise floor in {_percent(x)} of positions" for name, x in noise.items() if x is not None
     ]
-    return told + ([f"Rounding: {'; '.join(within)}."] if within else [])
+    return sentences + ([f"Rounding: {'; '.join(within)}."] if within else [])
 
 
-def _linear_sentences(mine: pd.DataFrame) -> list[str]:
+def _linear_sentences(of_probe: pd.DataFrame) -> list[str]:
     """Say how far first order explains the isolated gains."""
     parts = []
     for outcome, what in GAINS.items():
         r2, remainder = (
-            lookup(mine, analysis="isolated_r2", outcome=outcome),
-            lookup(mine, analysis="isolated_remainder", outcome=outcome),
+            lookup(of_probe, analysis="isolated_r2", outcome=outcome),
+            lookup(of_probe, analysis="isolated_remainder", outcome=outcome),
         )
         if r2 is not None:
             size = "" if remainder is None else f", mean absolute remainder {remainder} of the mean absolute gain"
-            rest = lookup(mine, analysis="isolated_r2", outcome=outcome, term=WITHOUT_LARGEST)
+            rest = lookup(of_probe, analysis="isolated_r2", outcome=outcome, term=WITHOUT_LARGEST)
             parts.append(f"{what}: R2 {r2} ({rest} without the position that it misses most){size}")
     return [f"What first order (step size times inner product) explains of {'; of '.join(parts)}."] if parts else []
 

@@ -120,10 +120,10 @@ def lds_rows(run: Path, probe_id: str, resampling: Resampling) -> list[dict[str,
     sums = masks.kept @ np.column_stack([masks.scores[key] for key in keys])
     drawn = mask_correlations(masks.gain, sums, mask_counts(len(masks), resampling))
     beside = drawn - drawn[:, [keys.index((BASE, None))]]
-    rows = [_row(masks, "token_lds", key, interval, resampling) for key, interval in _found(keys, drawn)]
+    rows = [_row(masks, "token_lds", key, interval, resampling) for key, interval in _estimable(keys, drawn)]
     return rows + [
         _row(masks, "token_lds_difference", (versus_base(name), k), interval, resampling)
-        for (name, k), interval in _found(keys, beside)
+        for (name, k), interval in _estimable(keys, beside)
         if name != BASE
     ]
 
@@ -177,23 +177,23 @@ _INNER = {PREDICTED: "fix_inner", FIRST_ORDER: "bank_inner"}
 
 def _restricted(tokens: Tokens, index: pd.MultiIndex, probe_id: str) -> Tokens:
     """Return the tokens at the positions of an index, in its order."""
-    theirs = pd.MultiIndex.from_arrays([tokens.stored("context_id"), tokens.stored("position")])
-    places = theirs.get_indexer(index)
-    if (places < 0).any():
+    known = pd.MultiIndex.from_arrays([tokens.stored("context_id"), tokens.stored("position")])
+    rows = known.get_indexer(index)
+    if (rows < 0).any():
         raise ArtefactError(f"the predictions of {probe_id} hold positions that the update split has not: probe again")
-    return replace(tokens, columns={name: values[places] for name, values in tokens.columns.items()})
+    return replace(tokens, columns={name: values[rows] for name, values in tokens.columns.items()})
 
 
 def _membership(mask: Any, index: pd.MultiIndex, probe_id: str) -> Array:  # noqa: ANN401 (a row of itertuples)
-    places = index.get_indexer(pd.MultiIndex.from_arrays([mask.kept_context_ids, mask.kept_positions]))
-    if (places < 0).any():
+    rows = index.get_indexer(pd.MultiIndex.from_arrays([mask.kept_context_ids, mask.kept_positions]))
+    if (rows < 0).any():
         raise ArtefactError(f"mask {mask.seed} of {probe_id} keeps a position that has no prediction: probe again")
     kept = np.zeros(len(index))
-    kept[places] = 1
+    kept[rows] = 1
     return kept
 
 
-def _found(keys: Sequence[Key], samples: Array) -> list[tuple[Key, Interval]]:
+def _estimable(keys: Sequence[Key], samples: Array) -> list[tuple[Key, Interval]]:
     """Return each predictor's number, those left out that the estimate itself leaves undefined."""
     return [
         (key, interval)
@@ -250,16 +250,16 @@ def lds_sentences(estimates: pd.DataFrame, probe_id: str, n_masks: int) -> list[
         return ["No token-LDS can be estimated: the masks' gains do not vary."]
     form, rows = everyone[everyone["term"] == FIRST_ORDER], everyone[everyone["term"] != FIRST_ORDER]
     best, terms = rows.iloc[0], list(rows["term"])
-    told = "".join(
-        f"; {readable(name)} {row_interval(rows.iloc[place])} is number {place + 1}"
+    followed = "".join(
+        f"; {readable(name)} {row_interval(rows.iloc[index])} is number {index + 1}"
         for name in _FOLLOWED
-        if name in terms and (place := terms.index(name))
+        if name in terms and (index := terms.index(name))
     )
     ceiling = f" The first-order form for this very bank reaches {row_interval(form.iloc[0])}." if len(form) else ""
     rough = f" Fewer than {ENOUGH_MASKS} masks: take these as rough." if n_masks < ENOUGH_MASKS else ""
     sentences = [
         f"Over {n_masks} random masks of one update batch, sums of {named(best)} rank the measured gains best of "
-        f"{len(rows)} predictors (token-LDS {row_interval(best)}; the best of many flatters itself){told}."
+        f"{len(rows)} predictors (token-LDS {row_interval(best)}; the best of many flatters itself){followed}."
         f"{ceiling}{rough}"
     ]
     compared = [_against_base(estimates, probe_id, name) for name in ("learnable", "logit_alignment", "predicted")]

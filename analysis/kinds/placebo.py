@@ -79,25 +79,25 @@ def panel_table(panel: pd.DataFrame, probe_id: str) -> pd.DataFrame:
 
     A star marks placebos that the real number does not lie beyond.
     """
-    mine = panel[panel["probe_id"] == probe_id]
+    of_probe = panel[panel["probe_id"] == probe_id]
     return pd.DataFrame(
         [
             {"statistic": statistic, "real step": _value(rows.iloc[0])}
             | {row["update"]: _range(row) for _, row in rows.iterrows()}
             | {"survives": _status(rows)}
-            for statistic, rows in mine.groupby("statistic", sort=False)
+            for statistic, rows in of_probe.groupby("statistic", sort=False)
         ]
     ).fillna("-")
 
 
 def panel_overview(panel: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return each headline statistic and the placebos that it does not lie beyond, as text."""
-    mine = panel[panel["probe_id"] == probe_id]
+    of_probe = panel[panel["probe_id"] == probe_id]
     return pd.DataFrame(
         [
             {"statistic": statistic, "real step": _value(rows.iloc[0]), "survives": _status(rows)}
             | {"not beyond": ", ".join(rows[rows["survives"] == False]["update"]) or "-"}  # noqa: E712 (nulls)
-            for statistic, rows in mine.groupby("statistic", sort=False)
+            for statistic, rows in of_probe.groupby("statistic", sort=False)
         ]
     )
 
@@ -113,11 +113,11 @@ def overview_sentences(panel: pd.DataFrame) -> list[str]:
         elif rows["survives"].notna().any():
             survivors.append(number)
     count = f"{len(survivors)} of {len(survivors) + len(others)}"
-    told = [f"Beyond every null placebo, {count} headline statistics: {'; '.join(survivors) or 'none'}."]
-    told += [f"Not beyond the placebos in brackets: {'; '.join(others)}."] * bool(others)
+    sentences = [f"Beyond every null placebo, {count} headline statistics: {'; '.join(survivors) or 'none'}."]
+    sentences += [f"Not beyond the placebos in brackets: {'; '.join(others)}."] * bool(others)
     means = panel[panel["statistic"] == MEAN_GAIN]
     dealt = means[(means["update"] == "shuffled_rollouts") & (means["n_draws"] > 0)]
-    return told + [
+    return sentences + [
         f"No null: the true teacher on responses dealt to other prompts gains {row['draw_mean']:.3g} nats, where the "
         f"student's own rollouts gain {row['estimate']:.3g}."
         for row in dealt.to_dict("records")
@@ -139,7 +139,7 @@ def _range(row: pd.Series) -> str:
     if row["n_draws"] == 0:
         return "-"
     if pd.isna(row["range_low"]):
-        told = f"{row['draw_mean']:.3g} (no range)"
+        text = f"{row['draw_mean']:.3g} (no range)"
     else:
-        told = f"{row['draw_mean']:.3g} [{row['range_low']:.3g}, {row['range_high']:.3g}]"
-    return told if pd.isna(row["survives"]) or row["survives"] else f"{told} *"
+        text = f"{row['draw_mean']:.3g} [{row['range_low']:.3g}, {row['range_high']:.3g}]"
+    return text if pd.isna(row["survives"]) or row["survives"] else f"{text} *"

@@ -84,11 +84,11 @@ def panel_rows(
         EstimationError: a predictor of the regressions is constant.
     """
     real, placebos = load_draws(run, probe_id, bank)
-    told = partial(headline, bank=bank, normalised=normalised, raw=raw, folds=folds)
-    measured = told(real)
-    drawn = {update: [told(probe) for probe in draws] for update, draws in placebos.items()}
+    statistics_of = partial(headline, bank=bank, normalised=normalised, raw=raw, folds=folds)
+    measured = statistics_of(real)
+    drawn = {update: [statistics_of(probe) for probe in draws] for update, draws in placebos.items()}
     return [
-        _row(probe_id, name, measured[name], update, [found.get(name) for found in draws])
+        _row(probe_id, name, measured[name], update, [statistics.get(name) for statistics in draws])
         for name in STATISTICS
         if name in measured
         for update, draws in drawn.items()
@@ -98,15 +98,15 @@ def panel_rows(
 def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores, folds: Codes) -> dict[str, float]:
     """Return the headline statistics of one update, without uncertainty; those that it leaves undefined are missing."""
     outcome = select_outcome(probe, "gain", bank)
-    found = {MEAN_GAIN: float(outcome.values.mean())}
+    statistics = {MEAN_GAIN: float(outcome.values.mean())}
     if not outcome.obstacle:
         fitted = point_estimates(outcome, bank, normalised, K)
-        found |= {name: fitted[key] for name, key in _REGRESSED.items()}
-        found |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
-        found |= _validity(outcome, bank, raw, folds)
+        statistics |= {name: fitted[key] for name, key in _REGRESSED.items()}
+        statistics |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
+        statistics |= _validity(outcome, bank, raw, folds)
     relative = select_outcome(probe, "gain_relative", bank)
     gap = _released_gap(relative.rows, probe.column("gain_relative"), bank)
-    return {name: value for name, value in (found | {_RELEASED: gap}).items() if np.isfinite(value)}
+    return {name: value for name, value in (statistics | {_RELEASED: gap}).items() if np.isfinite(value)}
 
 
 def spread(draws: Sequence[float]) -> Spread:
@@ -128,7 +128,7 @@ def spread(draws: Sequence[float]) -> Spread:
     return Spread(mean, sd, mean - reach, mean + reach)
 
 
-def survives(real: float, draws: Sequence[float], found: Spread) -> bool | None:
+def survives(real: float, draws: Sequence[float], beside: Spread) -> bool | None:
     """Say whether the real number lies further out, on its own side of 0, than one more draw of the placebo would.
 
     It must lie beyond the range, or, without a range, beyond every draw. A placebo that shows more of the same is no
@@ -138,7 +138,7 @@ def survives(real: float, draws: Sequence[float], found: Spread) -> bool | None:
     if len(draws) < MIN_DRAWS:
         return None
     side = np.sign(real)
-    edges = draws if found.low is None or found.high is None else (found.low, found.high)
+    edges = draws if beside.low is None or beside.high is None else (beside.low, beside.high)
     return bool(side != 0 and all(side * real > side * edge for edge in edges))
 
 
@@ -149,7 +149,7 @@ def panel_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[float | None]) -> dict[str, Any]:
     draws = [value for value in drawn if value is not None]
-    found = spread(draws)
+    spread_of_draws = spread(draws)
     row = {
         "probe_id": probe_id,
         "statistic": name,
@@ -159,11 +159,13 @@ def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[flo
         "draws": draws,
         "n_draws": len(draws),
         "n_undefined": len(drawn) - len(draws),
-        "draw_mean": found.mean,
-        "draw_sd": found.sd,
-        "range_low": found.low,
-        "range_high": found.high,
-        "survives": survives(max(real, 0) if name in _POSITIVE else real, draws, found) if update in NULLS else None,
+        "draw_mean": spread_of_draws.mean,
+        "draw_sd": spread_of_draws.sd,
+        "range_low": spread_of_draws.low,
+        "range_high": spread_of_draws.high,
+        "survives": survives(max(real, 0) if name in _POSITIVE else real, draws, spread_of_draws)
+        if update in NULLS
+        else None,
     }
     return row | {"sentence": _sentence(row)}
 
@@ -173,12 +175,12 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if row["n_draws"] == 0:
         return f"{what}: no draw of {row['update']} has this statistic."
     if row["update"] not in NULLS:
-        return f"{what}, where {_told(row)} learns from the true teacher too."
+        return f"{what}, where {_in_words(row)} learns from the true teacher too."
     if row["survives"] is None:
-        return f"{what} is not judged against {_told(row)}: {MIN_DRAWS} draws are needed."
+        return f"{what} is not judged against {_in_words(row)}: {MIN_DRAWS} draws are needed."
     verdict = "lies beyond" if row["survives"] else "does not lie beyond"
     aside = ": there is no range for one more draw" if pd.isna(row["range_low"]) else ""
-    return f"{what} {verdict} {_told(row)}{aside}."
+    return f"{what} {verdict} {_in_words(row)}{aside}."
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -188,18 +190,18 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     opening = f"{rows[0]['statistic']} {rows[0]['estimate']:.3g}{_unit(rows[0])}"
     unknown = [row["update"] for row in rows if pd.isna(row["survives"]) and row["update"] in NULLS]
     aside = f" (not judged against {', '.join(unknown)})" if unknown else ""
-    others = [_told(row) for row in rows if row["update"] not in NULLS and row["n_draws"]]
+    others = [_in_words(row) for row in rows if row["update"] not in NULLS and row["n_draws"]]
     taught = f" The true teacher on dealt responses: {'; '.join(others)}." if others else ""
     if not judged:
         return f"Not comparable: {opening}: no placebo has {MIN_DRAWS} draws with this statistic.{taught}"
     if not shown:
-        told = "; ".join(_told(row) for row in judged)
-        return f"Survives: {opening} lies beyond every null placebo{aside}: {told}.{taught}"
-    told = "; ".join(_told(row) for row in shown)
-    return f"Does not survive: {opening} does not lie beyond {told}{aside}.{taught}"
+        listed = "; ".join(_in_words(row) for row in judged)
+        return f"Survives: {opening} lies beyond every null placebo{aside}: {listed}.{taught}"
+    listed = "; ".join(_in_words(row) for row in shown)
+    return f"Does not survive: {opening} does not lie beyond {listed}{aside}.{taught}"
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _in_words(row: Mapping[str, Any]) -> str:
     if pd.isna(row["range_low"]):
         count = "one draw" if row["n_draws"] == 1 else f"{row['n_draws']} equal draws"
         return f"{row['update']} {row['draws'][0]:.3g} ({count})"
@@ -214,12 +216,12 @@ def _validity(outcome: Outcome, bank: Bank, raw: Scores, folds: Codes) -> dict[s
     """Cross-validated R2 and rank correlation of raw KL, of {D^L, D^I}, and the difference."""
     members = {key: predictor_sets()[key] for key in _SETS.values()}
     (samples,) = cross_validated([outcome], bank, raw, members, folds, np.ones((1, bank.n_prompts)))
-    found: dict[str, float] = {}
+    statistics: dict[str, float] = {}
     for name, analysis in _VALIDITY.items():
         base, signal = (float(value) for value in samples[analysis][0])
         values = (base, signal, signal - base)
-        found |= {f"{name} of {told}": value for told, value in zip((*_SETS, _LESS), values, strict=True)}
-    return found
+        statistics |= {f"{name} of {which}": value for which, value in zip((*_SETS, _LESS), values, strict=True)}
+    return statistics
 
 
 def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:

@@ -95,11 +95,11 @@ class Predicted(KindAnalysis):
 
 def predicted_sentences(estimates: pd.DataFrame, probe_id: str) -> list[str]:
     """Say what one predicted probe shows, from the estimates table alone."""
-    mine = estimates[estimates["probe_id"] == probe_id]
-    if mine.empty:
+    of_probe = estimates[estimates["probe_id"] == probe_id]
+    if of_probe.empty:
         return []
-    ranked = rank_sentences(mine, "fix_inner_spearman", _INNER)
-    return [*_fit_sentences(mine), *_exponent_sentences(mine), *ranked]
+    ranked = rank_sentences(of_probe, "fix_inner_spearman", _INNER)
+    return [*_fit_sentences(of_probe), *_exponent_sentences(of_probe), *ranked]
 
 
 def inner_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
@@ -148,11 +148,11 @@ def predicted_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling)
 def _load(run: Path, probe_id: str, bank: Bank) -> dict[str, Array]:
     folder, names = run / "predictions" / probe_id, ("fix_inner", "predicted_gain", *map(measured_column, SHRINKS))
     table = load_aligned(PREDICTIONS, folder, names, bank)
-    found = {name: np.asarray(table[name], np.float64) for name in names}
-    lacking = [name for name, values in found.items() if np.isnan(values).any()]
+    columns = {name: np.asarray(table[name], np.float64) for name in names}
+    lacking = [name for name, values in columns.items() if np.isnan(values).any()]
     if lacking:
         raise ArtefactError(f"{folder} lacks {', '.join(lacking)} at some positions: run the probe again")
-    return found
+    return columns
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ def _remainder_rows(sample: Sample, sums: _Sums, floor: float | None) -> list[di
     rows.append(sample.row("predicted_noise_floor", "gain", "bank", "nats", known, what))
     clean = every & (rms[0] > CLEAN * floor)
     rounding = [share_name(s) for s, fine in zip(SHRINKS, clean, strict=True) if not fine]
-    told = f"left out as rounding, under {CLEAN:g} noise floors ({floor:.3g} nats): {', '.join(rounding) or 'none'}"
-    rows += _exponent_row(sample, "above noise", rms, clean, told)
+    left_out = f"left out as rounding, under {CLEAN:g} noise floors ({floor:.3g} nats): {', '.join(rounding) or 'none'}"
+    rows += _exponent_row(sample, "above noise", rms, clean, left_out)
     if clean.any():
         largest = int(np.argmax(clean))  # SHRINKS fall
         beta = found_intervals(rms[:, [largest]] / SHRINKS[largest] ** 2)[0]
@@ -229,7 +229,7 @@ def _remainder_rows(sample: Sample, sums: _Sums, floor: float | None) -> list[di
     return rows
 
 
-def _exponent_row(sample: Sample, term: str, rms: Array, used: Mask, told: str) -> list[dict[str, Any]]:
+def _exponent_row(sample: Sample, term: str, rms: Array, used: Mask, which: str) -> list[dict[str, Any]]:
     """Return the least-squares slope of log rms remainder on log share, where two shares or more are used."""
     if used.sum() < 2:
         return []
@@ -238,7 +238,7 @@ def _exponent_row(sample: Sample, term: str, rms: Array, used: Mask, told: str) 
     kept = rms[:, used]
     logs = np.log(kept, out=np.full(kept.shape, np.nan), where=kept > 0)
     slope = found_intervals((logs @ x / (x @ x))[:, None])[0]
-    what = f"least-squares slope of log rms remainder on log share ({told})"
+    what = f"least-squares slope of log rms remainder on log share ({which})"
     return [sample.row("predicted_exponent", "gain", term, "1", slope, what)]
 
 
@@ -258,12 +258,12 @@ def _per_share(sample: Sample, analysis: str, unit: str, drawn: Array, what: str
 
 def predicted_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return how the first-order prediction fares at each share of the step, as text with intervals."""
-    mine = estimates[estimates["probe_id"] == probe_id]
+    of_probe = estimates[estimates["probe_id"] == probe_id]
     return pd.DataFrame(
         [
             {"share of the step": share_name(share)}
             | {
-                heading: lookup_text(mine, analysis=analysis, outcome="gain", term=share_name(share))
+                heading: lookup_text(of_probe, analysis=analysis, outcome="gain", term=share_name(share))
                 for analysis, heading in _SHARE_COLUMNS.items()
             }
             for share in SHRINKS
@@ -271,30 +271,36 @@ def predicted_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     )
 
 
-def _fit_sentences(mine: pd.DataFrame) -> list[str]:
+def _fit_sentences(of_probe: pd.DataFrame) -> list[str]:
     """Say how far the first-order prediction explains the measured gain at each share of the step."""
-    found = {share: lookup(mine, analysis="predicted_r2", outcome="gain", term=share_name(share)) for share in SHRINKS}
-    known = {share: r2 for share, r2 in found.items() if r2 is not None}
+    by_share = {
+        share: lookup(of_probe, analysis="predicted_r2", outcome="gain", term=share_name(share)) for share in SHRINKS
+    }
+    known = {share: r2 for share, r2 in by_share.items() if r2 is not None}
     if not known:
         return ["The step changes no position, so that there is nothing for the first order to explain."]
-    told = ", ".join(f"{r2} at {share_name(share)}" for share, r2 in known.items())
-    held = lookup(mine, analysis="concentration", outcome="gain")
-    aside = "" if held is None else f" Ten positions hold {held.estimate:.0%} of the whole step's sum of squares."
-    return [f"First order explains of the measured gain, by share of the step: R2 {told}.{aside}"]
+    listed = ", ".join(f"{r2} at {share_name(share)}" for share, r2 in known.items())
+    concentrated = lookup(of_probe, analysis="concentration", outcome="gain")
+    aside = (
+        ""
+        if concentrated is None
+        else f" Ten positions hold {concentrated.estimate:.0%} of the whole step's sum of squares."
+    )
+    return [f"First order explains of the measured gain, by share of the step: R2 {listed}.{aside}"]
 
 
-def _exponent_sentences(mine: pd.DataFrame) -> list[str]:
+def _exponent_sentences(of_probe: pd.DataFrame) -> list[str]:
     """Say by which power of the share the remainder falls, with and without what rounding makes of it."""
-    found = {
-        term: lookup(mine, analysis="predicted_exponent", outcome="gain", term=term)
+    slopes = {
+        term: lookup(of_probe, analysis="predicted_exponent", outcome="gain", term=term)
         for term in ("above noise", "all shares")
     }
-    told = [f"{slope} ({term})" for term, slope in found.items() if slope is not None]
-    if not told:
+    listed = [f"{slope} ({term})" for term, slope in slopes.items() if slope is not None]
+    if not listed:
         return ["Too few shares of the step leave a remainder above the noise to say by which power it falls."]
-    beta = mine[mine["analysis"] == "predicted_beta"]
+    beta = of_probe[of_probe["analysis"] == "predicted_beta"]
     size = "" if beta.empty else f"; beta {row_interval(beta.iloc[0])} nats, read at share {beta['term'].iloc[0]}"
     return [
-        f"The rms remainder falls as the share of the step to the power {', '.join(told)}; second order would give 2"
+        f"The rms remainder falls as the share of the step to the power {', '.join(listed)}; second order would give 2"
         f"{size}. 'Above noise' leaves out shares whose rms remainder is under {CLEAN:g} noise floors."
     ]

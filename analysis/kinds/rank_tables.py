@@ -15,11 +15,11 @@ _TOP = 6  # selectors and predictors that are shown, beside those that are alway
 _FOLLOWED = ("learnable (", "incompatible (", BASE_LABEL, "logit_alignment", "random", "forward_kl", "tip", "all (")
 
 
-def rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str]) -> list[str]:
+def rank_sentences(of_probe: pd.DataFrame, analysis: str, outcomes: dict[str, str]) -> list[str]:
     """Say which predictor ranks each outcome best, and where TA-OPD's score and raw KL stand beside it."""
     sentences = []
     for outcome, what in outcomes.items():
-        rows = _ranked(mine, analysis, outcome)
+        rows = _ranked(of_probe, analysis, outcome)
         is_form = (rows["term"] == PREDICTED) & outcome.startswith("fix")  # the derivative of that very outcome
         form, rows = rows[is_form], rows[~is_form]
         if rows.empty:
@@ -32,7 +32,7 @@ def rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str]) 
             )
         best = str(rows.iloc[0]["term"])
         rivals = [CONTENDER] + [best] * (best not in (CONTENDER, BASE))
-        compared = [text for rival in rivals if (text := _versus(mine, analysis, outcome, rival))]
+        compared = [text for rival in rivals if (text := _versus(of_probe, analysis, outcome, rival))]
         sentences += [f"For {what}, {'; '.join(compared)}."] if compared else []
     return sentences
 
@@ -40,19 +40,19 @@ def rank_sentences(mine: pd.DataFrame, analysis: str, outcomes: dict[str, str]) 
 def _order_sentence(rows: pd.DataFrame, what: str) -> str:
     """Name the best of the predictors, the places of TA-OPD's score and of raw KL, and a stronger negative one."""
     best, worst = rows.iloc[0], rows.iloc[-1]
-    told = [f"Of {len(rows)} predictors, {named(best)} ranks {what} best: Spearman {row_interval(best)}"]
-    told[0] += ", flattered by being picked as the best"
-    for place, (_, row) in enumerate(rows.iterrows(), 1):
-        if place > 1 and row["term"] in (CONTENDER, BASE):
-            told.append(f"{readable(row['term'])} is number {place} with {row_interval(row)}")
+    parts = [f"Of {len(rows)} predictors, {named(best)} ranks {what} best: Spearman {row_interval(best)}"]
+    parts[0] += ", flattered by being picked as the best"
+    for rank, (_, row) in enumerate(rows.iterrows(), 1):
+        if rank > 1 and row["term"] in (CONTENDER, BASE):
+            parts.append(f"{readable(row['term'])} is number {rank} with {row_interval(row)}")
     if -worst["estimate"] > best["estimate"]:
-        told.append(f"stronger, but against it: {named(worst)} {row_interval(worst)}")
-    return "; ".join(told) + "."
+        parts.append(f"stronger, but against it: {named(worst)} {row_interval(worst)}")
+    return "; ".join(parts) + "."
 
 
-def _versus(mine: pd.DataFrame, analysis: str, outcome: str, rival: str) -> str:
+def _versus(of_probe: pd.DataFrame, analysis: str, outcome: str, rival: str) -> str:
     """Say whether one predictor's correlation can be told from raw KL's."""
-    gap = lookup(mine, analysis=f"{analysis}_difference", outcome=outcome, term=versus_base(rival))
+    gap = lookup(of_probe, analysis=f"{analysis}_difference", outcome=outcome, term=versus_base(rival))
     if gap is None:
         return ""
     if np.isnan(gap.low):
@@ -73,21 +73,21 @@ def rank_table(
         leading: the outcome by which predictors fall; the last column is their difference from raw KL's with it.
         headings: of the outcomes that are shown where there are any, in their order.
     """
-    mine = estimates[estimates["probe_id"] == probe_id]
-    rows = mine[mine["analysis"] == analysis]
+    of_probe = estimates[estimates["probe_id"] == probe_id]
+    rows = of_probe[of_probe["analysis"] == analysis]
     outcomes = [name for name in headings if name in set(rows["outcome"])]
-    order = _ranked(mine, analysis, leading)
+    order = _ranked(of_probe, analysis, leading)
     predictors = pd.concat([order, rows]).drop_duplicates(["term", "k"])
     return pd.DataFrame(
         [
             {"predictor": named(row)}
             | {
-                headings[outcome]: lookup_text(mine, analysis=analysis, outcome=outcome, term=row["term"])
+                headings[outcome]: lookup_text(of_probe, analysis=analysis, outcome=outcome, term=row["term"])
                 for outcome in outcomes
             }
             | {
                 f"{headings[leading]} vs {BASE_LABEL}": lookup_text(
-                    mine, analysis=f"{analysis}_difference", outcome=leading, term=versus_base(row["term"])
+                    of_probe, analysis=f"{analysis}_difference", outcome=leading, term=versus_base(row["term"])
                 )
             }
             for _, row in predictors.iterrows()
@@ -95,9 +95,9 @@ def rank_table(
     )
 
 
-def _ranked(mine: pd.DataFrame, analysis: str, outcome: str) -> pd.DataFrame:
+def _ranked(of_probe: pd.DataFrame, analysis: str, outcome: str) -> pd.DataFrame:
     """Return the correlations with one outcome, highest first."""
-    rows = mine[(mine["analysis"] == analysis) & (mine["outcome"] == outcome)]
+    rows = of_probe[(of_probe["analysis"] == analysis) & (of_probe["outcome"] == outcome)]
     return rows.sort_values("estimate", ascending=False, kind="stable")
 
 

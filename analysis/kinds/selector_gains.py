@@ -69,17 +69,17 @@ def selection_rows(cells: Cells, gains: Sequence[Statistic], draws: TwoWay) -> R
     for statistic in (*gains, *_composition(cells)):
         samples = over_seeds(statistic.values, group, cells.seeds, draws.seeds)
         of_prompts = len(statistic.values) > 1
-        found = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
+        estimated = intervals(samples) if of_prompts else seed_intervals(samples, draws.n_seeds)
         method = draws.method(statistic.what) if of_prompts else draws.seed_method(statistic.what)
         tested = statistic.name == f"mean_gain_vs_{RANDOM}" and draws.n_seeds >= MIN_SEEDS
         rows += [
             {"probe_id": cells.probe_id, "statistic": statistic.name, "unit": statistic.unit}
-            | {name: place[name] for name in GROUP}
+            | {name: labels[name] for name in GROUP}
             | interval.columns()
             | {"p_value": bootstrap_p(interval.draws) if tested and interval.draws is not None else None}
             | {"method": method, "n_seeds": len(np.unique(cells.seeds[group == number]))}
             | {"n_positions": statistic.n_positions, "n_prompts": cells.n_prompts, "n_dropped": statistic.n_dropped}
-            for number, (place, interval) in enumerate(zip(groups.to_dict("records"), found, strict=True))
+            for number, (labels, interval) in enumerate(zip(groups.to_dict("records"), estimated, strict=True))
             if not np.isnan(interval.estimate)
         ]
     add_q_values(rows, ("probe_id", "match", "statistic"))
@@ -113,12 +113,12 @@ def agreement_rows(cells: Cells) -> Rows:
     groups = table.groupby(["match", "seed", "budget"])[["real", "form"]]
     table[["real_centred", "form_centred"]] = table[["real", "form"]] - groups.transform("mean")
     rows: Rows = []
-    for match, mine in table.groupby("match"):
-        y, x = mine["real_centred"].to_numpy(), mine["form_centred"].to_numpy()
-        if len(mine) < 3 or np.ptp(y) == 0 or np.ptp(x) == 0:
+    for match, matched in table.groupby("match"):
+        y, x = matched["real_centred"].to_numpy(), matched["form_centred"].to_numpy()
+        if len(matched) < 3 or np.ptp(y) == 0 or np.ptp(x) == 0:
             continue
-        r2 = 1 - ((mine["real"] - mine["form"]) ** 2).sum() / (y**2).sum()
-        what = f"real mean gain against its first-order form, {len(mine)} cells, within batch and budget"
+        r2 = 1 - ((matched["real"] - matched["form"]) ** 2).sum() / (y**2).sum()
+        what = f"real mean gain against its first-order form, {len(matched)} cells, within batch and budget"
         for term, value in (("spearman", spearman(y, x)), ("r2", float(r2))):
             interval = Interval(value, np.nan, np.nan)
             rows.append(_agreement(cells, "first_order_agreement", f"{term} ({match})", interval, what))
@@ -132,18 +132,18 @@ def released_rows(cells: Cells, gains: Sequence[Statistic]) -> Rows:
     every draw.
     """
     groups, group = cells.groups
-    found = {s.name: s.values[:1] for s in gains}  # the estimates alone
-    if "released_gap" not in found:
+    by_name = {s.name: s.values[:1] for s in gains}  # the estimates alone
+    if "released_gap" not in by_name:
         return []
     every_seed = np.ones((1, int(cells.seeds.max()) + 1))
-    gain, gap = (over_seeds(found[name], group, cells.seeds, every_seed)[0] for name in ("mean_gain", "released_gap"))
+    gain, gap = (over_seeds(by_name[name], group, cells.seeds, every_seed)[0] for name in ("mean_gain", "released_gap"))
     rows: Rows = []
     for match in sorted(groups["match"].unique()):
-        mine = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
-        if mine.sum() < 3:
+        compared = ((groups["match"] == match) & (groups["budget"] < 1)).to_numpy()
+        if compared.sum() < 3:
             continue
-        interval = Interval(spearman(gain[mine], gap[mine]), np.nan, np.nan)
-        method = f"released gap against mean gain, {mine.sum()} selectors and budgets"
+        interval = Interval(spearman(gain[compared], gap[compared]), np.nan, np.nan)
+        method = f"released gap against mean gain, {compared.sum()} selectors and budgets"
         if not np.isnan(interval.estimate):
             rows.append(_agreement(cells, "released_agreement", f"spearman ({match})", interval, method))
     return rows
@@ -163,7 +163,7 @@ def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array
     gain = _mean(cells, everywhere, weights)
     n_kept = cells.table["n_kept"].to_numpy(np.float64)
     whole, inside, itself = len(cells.rows), int(q3.sum()), np.arange(len(cells.table))
-    found = [
+    statistics = [
         Statistic("mean_gain", "nats", "mean gain", gain, whole),
         Statistic("gain_per_kept", "nats per position", "mean gain / n_kept", gain / n_kept, whole),
     ]
@@ -171,11 +171,11 @@ def gain_statistics(cells: Cells, bank: Bank, noise_floor: float, weights: Array
         if (partner >= 0).any():
             less = np.where((partner >= 0) & (partner != itself), gain - gain[:, partner], np.nan)
             what = f"mean gain less that of {name} on the same batches, paired"
-            found.append(Statistic(f"mean_gain_vs_{name}", "nats", what, less, whole))
+            statistics.append(Statistic(f"mean_gain_vs_{name}", "nats", what, less, whole))
     if inside:
         of_q3 = _mean(cells, q3, weights)
-        found.append(Statistic("gain_q3", "nats", "mean gain inside Q3 of the rescored bank", of_q3, inside))
-    return found + _released(cells, bank, q3, noise_floor, weights)
+        statistics.append(Statistic("gain_q3", "nats", "mean gain inside Q3 of the rescored bank", of_q3, inside))
+    return statistics + _released(cells, bank, q3, noise_floor, weights)
 
 
 def _released(cells: Cells, bank: Bank, q3: Mask, noise_floor: float, weights: Array) -> list[Statistic]:

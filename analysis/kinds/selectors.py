@@ -114,17 +114,19 @@ def selection_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd
     Selectors fall by their mean gain at equal norm; the whole batch, which has budget 1, comes last. First-order form,
     Q3 share and released gap are those at equal norm.
     """
-    mine = _of(selection, probe_id)
-    matches = [match for match in MATCHES if match in set(mine["match"])]
+    of_probe = _of(selection, probe_id)
+    matches = [match for match in MATCHES if match in set(of_probe["match"])]
     leading = matches[0]
-    shown = [(s, budget) for s in _ranked(mine, budget, leading)] + [(ALL, 1.0)] * (ALL in set(mine["selector"]))
-    return pd.DataFrame([_selection_row(mine, selector, share, budget, matches) for selector, share in shown])
+    shown = [(s, budget) for s in _ranked(of_probe, budget, leading)] + [(ALL, 1.0)] * (
+        ALL in set(of_probe["selector"])
+    )
+    return pd.DataFrame([_selection_row(of_probe, selector, share, budget, matches) for selector, share in shown])
 
 
 def _selection_row(
-    mine: pd.DataFrame, selector: str, share: float, budget: float, matches: Sequence[str]
+    of_probe: pd.DataFrame, selector: str, share: float, budget: float, matches: Sequence[str]
 ) -> dict[str, str]:
-    rows = rows_where(mine, selector=selector, budget=share)
+    rows = rows_where(of_probe, selector=selector, budget=share)
     leading = rows_where(rows, match=matches[0])
     return {
         "selector": selector if share == budget else f"{selector} (budget 1)",
@@ -138,8 +140,8 @@ def _selection_row(
 
 def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> pd.DataFrame:
     """Return what each selector kept at one budget, and what that earned for each position, as text."""
-    mine = _of(selection, probe_id)
-    leading = next(match for match in MATCHES if match in set(mine["match"]))
+    of_probe = _of(selection, probe_id)
+    leading = next(match for match in MATCHES if match in set(of_probe["match"]))
     columns = {
         "gain per kept [nats]": "gain_per_kept",
         "gain in Q3 [nats]": "gain_q3",
@@ -152,30 +154,30 @@ def composition_table(selection: pd.DataFrame, probe_id: str, budget: float) -> 
         [
             {"selector": selector}
             | {
-                heading: _point(mine, selector=selector, budget=budget, match=leading, statistic=name)
+                heading: _point(of_probe, selector=selector, budget=budget, match=leading, statistic=name)
                 for heading, name in columns.items()
             }
             | {
                 "update norm, equal rate": _point(
-                    mine, selector=selector, budget=budget, match="rate", statistic="update_norm"
+                    of_probe, selector=selector, budget=budget, match="rate", statistic="update_norm"
                 )
             }
-            for selector in _ranked(mine, budget, leading)
+            for selector in _ranked(of_probe, budget, leading)
         ]
     )
 
 
 def selection_tables(selection: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
     """Return the tables of one probe by their titles, budget by budget."""
-    found: dict[str, pd.DataFrame] = {}
+    tables: dict[str, pd.DataFrame] = {}
     for budget in _budgets(_of(selection, probe_id)):
-        found |= {
+        tables |= {
             f"Selectors at {_percent(budget)} of the batch, gains in nats": selection_table(
                 selection, probe_id, budget
             ),
             f"What they kept at {_percent(budget)}": composition_table(selection, probe_id, budget),
         }
-    return found
+    return tables
 
 
 def selection_sentences(
@@ -189,68 +191,70 @@ def selection_sentences(
         probe_id: a probe of kind selectors.
         leaders_at: the budgets at which leaders are named; by default all below 1.
     """
-    mine = _of(selection, probe_id)
-    budgets = _budgets(mine)
-    sentences = [_contender_sentence(mine, budget) for budget in budgets]
-    sentences += [_leader_sentence(mine, budget) for budget in (budgets if leaders_at is None else leaders_at)]
-    sentences += [_whole_batch_sentence(mine, budgets)]
+    of_probe = _of(selection, probe_id)
+    budgets = _budgets(of_probe)
+    sentences = [_contender_sentence(of_probe, budget) for budget in budgets]
+    sentences += [_leader_sentence(of_probe, budget) for budget in (budgets if leaders_at is None else leaders_at)]
+    sentences += [_whole_batch_sentence(of_probe, budgets)]
     sentences += [_agreement_sentence(estimates, probe_id), _released_sentence(estimates, probe_id)]
     return [sentence for sentence in sentences if sentence]
 
 
-def _contender_sentence(mine: pd.DataFrame, budget: float) -> str:
+def _contender_sentence(of_probe: pd.DataFrame, budget: float) -> str:
     """Compare the contender with random, paired, at both matches."""
-    told = []
+    parts = []
     for match, how in MATCHES.items():
-        less = lookup(mine, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain_vs_random")
-        gain = lookup(mine, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain")
+        less = lookup(of_probe, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain_vs_random")
+        gain = lookup(of_probe, selector=CONTENDER, budget=budget, match=match, statistic="mean_gain")
         if less is not None and gain is not None:
-            told.append(f"{_judged(less, _n_seeds(mine))} random positions at {how} ({gain} nats, difference {less})")
+            parts.append(
+                f"{_judged(less, _n_seeds(of_probe))} random positions at {how} ({gain} nats, difference {less})"
+            )
     whole = f"At {_percent(budget)} of the batch, `{CONTENDER}` (TA-OPD) "
-    return f"{whole}{', and '.join(told)}." if told else ""
+    return f"{whole}{', and '.join(parts)}." if parts else ""
 
 
-def _leader_sentence(mine: pd.DataFrame, budget: float) -> str:
+def _leader_sentence(of_probe: pd.DataFrame, budget: float) -> str:
     """Name the selector with the largest mean gain, and the places of the contender and of raw KL."""
-    told = []
+    parts = []
     for match, how in MATCHES.items():
-        ranked = _ranked(mine, budget, match)
+        ranked = _ranked(of_probe, budget, match)
         if len(ranked) < 2:
             continue
-        places = [f"`{name}` is number {ranked.index(name) + 1}" for name in _followed(ranked)]
-        best = lookup(mine, selector=ranked[0], budget=budget, match=match, statistic="mean_gain")
-        told.append(f"at {how} `{ranked[0]}` ({best} nats){''.join(f', {place}' for place in places)}")
-    if not told:
+        ranks = [f"`{name}` is number {ranked.index(name) + 1}" for name in _followed(ranked)]
+        best = lookup(of_probe, selector=ranked[0], budget=budget, match=match, statistic="mean_gain")
+        parts.append(f"at {how} `{ranked[0]}` ({best} nats){''.join(f', {rank}' for rank in ranks)}")
+    if not parts:
         return ""
-    n = max(len(_ranked(mine, budget, match)) for match in MATCHES)
+    n = max(len(_ranked(of_probe, budget, match)) for match in MATCHES)
     opening = f"Largest mean gain of {n} selectors at {_percent(budget)} (the best of many flatters itself)"
-    return f"{opening}: {'; '.join(told)}."
+    return f"{opening}: {'; '.join(parts)}."
 
 
 def _followed(ranked: Sequence[str]) -> list[str]:
     return [name for name in (CONTENDER, BASE, RANDOM) if name in ranked[1:]]
 
 
-def _whole_batch_sentence(mine: pd.DataFrame, budgets: Sequence[float]) -> str:
+def _whole_batch_sentence(of_probe: pd.DataFrame, budgets: Sequence[float]) -> str:
     """Say which selectors gain more than the whole batch; of many comparisons, one in forty does so by chance."""
-    if _n_seeds(mine) < MIN_SEEDS:
+    if _n_seeds(of_probe) < MIN_SEEDS:
         return ""
-    told = []
+    parts = []
     for match, how in MATCHES.items():
         better, compared = [], 0
         for budget in budgets:
             known = {
-                s: lookup(mine, selector=s, budget=budget, match=match, statistic="mean_gain_vs_all")
-                for s in _ranked(mine, budget, match)
+                s: lookup(of_probe, selector=s, budget=budget, match=match, statistic="mean_gain_vs_all")
+                for s in _ranked(of_probe, budget, match)
             }
             compared += sum(less is not None for less in known.values())
             better += [
                 f"`{s}` at {_percent(budget)}" for s, less in known.items() if less is not None and less.side() > 0
             ]
         if compared:
-            told.append(f"{len(better)} of {compared} at {how}{_listed(better)}")
+            parts.append(f"{len(better)} of {compared} at {how}{_listed(better)}")
     opening = "Selectors whose kept part gains more than the whole batch (one in forty does by chance)"
-    return f"{opening}: {'; '.join(told)}." if told else ""
+    return f"{opening}: {'; '.join(parts)}." if parts else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -260,26 +264,26 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _agreement_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
-    told = []
+    parts = []
     for match, how in MATCHES.items():
         rank, r2 = (
             lookup(estimates, probe_id=probe_id, analysis="first_order_agreement", term=f"{name} ({match})")
             for name in ("spearman", "r2")
         )
         if rank is not None and r2 is not None:
-            told.append(f"Spearman {rank}, R2 {r2} at {how}")
+            parts.append(f"Spearman {rank}, R2 {r2} at {how}")
     opening = "Real mean gain of the selectors against its first-order form, within each batch and budget"
-    return f"{opening}: {'; '.join(told)}." if told else ""
+    return f"{opening}: {'; '.join(parts)}." if parts else ""
 
 
 def _released_sentence(estimates: pd.DataFrame, probe_id: str) -> str:
-    told = []
+    parts = []
     for match, how in MATCHES.items():
         rank = lookup(estimates, probe_id=probe_id, analysis="released_agreement", term=f"spearman ({match})")
         if rank is not None:
-            told.append(f"{rank} at {how}")
+            parts.append(f"{rank} at {how}")
     opening = "The released statistic (gap of relative gain inside Q3) against mean gain, over selectors and budgets"
-    return f"{opening}: Spearman {'; '.join(told)}." if told else ""
+    return f"{opening}: Spearman {'; '.join(parts)}." if parts else ""
 
 
 def _judged(less: Interval, n_seeds: int) -> str:
@@ -288,22 +292,24 @@ def _judged(less: Interval, n_seeds: int) -> str:
     return "has no interval beside" if np.isnan(less.low) else _VERDICTS[less.side()]
 
 
-def _n_seeds(mine: pd.DataFrame) -> int:
-    return int(mine["n_seeds"].max())
+def _n_seeds(of_probe: pd.DataFrame) -> int:
+    return int(of_probe["n_seeds"].max())
 
 
 def _of(selection: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return selection[selection["probe_id"] == probe_id]
 
 
-def _budgets(mine: pd.DataFrame) -> list[float]:
+def _budgets(of_probe: pd.DataFrame) -> list[float]:
     """Return the budgets below 1, at which selectors differ."""
-    return sorted(float(b) for b in mine["budget"].unique() if b < 1)
+    return sorted(float(b) for b in of_probe["budget"].unique() if b < 1)
 
 
-def _ranked(mine: pd.DataFrame, budget: float, match: str) -> list[str]:
+def _ranked(of_probe: pd.DataFrame, budget: float, match: str) -> list[str]:
     """Return the selectors at a budget by falling mean gain."""
-    rows = mine[(mine["budget"] == budget) & (mine["match"] == match) & (mine["statistic"] == "mean_gain")]
+    rows = of_probe[
+        (of_probe["budget"] == budget) & (of_probe["match"] == match) & (of_probe["statistic"] == "mean_gain")
+    ]
     return [str(s) for s in rows.sort_values("estimate", ascending=False, kind="stable")["selector"]]
 
 

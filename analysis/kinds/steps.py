@@ -208,10 +208,12 @@ def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
 
 def status_table(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return the status of every claim at each K; claims without K stand in the first column."""
-    mine = findings[findings["probe_id"] == probe_id]
-    names = mine["finding"].where(mine["outcome"] == OUTCOME, mine["finding"] + " on " + mine["outcome"])
-    sizes = mine["k"].map(lambda k: "no K" if pd.isna(k) else f"K={int(k)}")
-    table = mine.assign(claim=names, size=sizes).set_index(["claim", "size"])["status"].unstack(fill_value="")  # noqa: PD010
+    of_probe = findings[findings["probe_id"] == probe_id]
+    names = of_probe["finding"].where(
+        of_probe["outcome"] == OUTCOME, of_probe["finding"] + " on " + of_probe["outcome"]
+    )
+    sizes = of_probe["k"].map(lambda k: "no K" if pd.isna(k) else f"K={int(k)}")
+    table = of_probe.assign(claim=names, size=sizes).set_index(["claim", "size"])["status"].unstack(fill_value="")  # noqa: PD010
     columns = [name for name in ("no K", *(f"K={k}" for k in SUPPORT_SIZES)) if name in table.columns]
     return table.loc[list(dict.fromkeys(names)), columns].reset_index()
 
@@ -244,48 +246,52 @@ def further(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
 
 def contrast_table(contrasts: pd.DataFrame, estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return the contrasts of C inside Q3 at each K, real step and placebos side by side, as text with intervals."""
-    mine = contrasts[(contrasts["score"] == "compatibility") & (contrasts["outcome"] == OUTCOME)]
+    of_support = contrasts[(contrasts["score"] == "compatibility") & (contrasts["outcome"] == OUTCOME)]
     rows = []
     for k in SUPPORT_SIZES:
-        for update, own_id in steps_of(estimates)[probe_id].items():
-            own = mine[(mine["probe_id"] == own_id) & (mine["k"] == k)].set_index("design")
-            cells = {str(name): _contrast(row) for name, row in own.iterrows()}
+        for update, update_id in steps_of(estimates)[probe_id].items():
+            of_update = of_support[(of_support["probe_id"] == update_id) & (of_support["k"] == k)].set_index("design")
+            cells = {str(name): _contrast(row) for name, row in of_update.iterrows()}
             rows.append({"K": str(k), "update": update} | dict.fromkeys(_DESIGNS, "-") | cells)
     return pd.DataFrame(rows)
 
 
 def proxy_table(contrasts: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return a real step's contrasts by thirds of every support score, one column a K, as text with intervals."""
-    mine = contrasts[(contrasts["probe_id"] == probe_id) & (contrasts["outcome"] == OUTCOME)]
-    mine = mine[mine["design"] == "thirds"]
-    cells = {(str(row["score"]), int(row["k"])): _contrast(row) for _, row in mine.iterrows()}
+    of_probe = contrasts[(contrasts["probe_id"] == probe_id) & (contrasts["outcome"] == OUTCOME)]
+    of_probe = of_probe[of_probe["design"] == "thirds"]
+    cells = {(str(row["score"]), int(row["k"])): _contrast(row) for _, row in of_probe.iterrows()}
     return pd.DataFrame(
         [
             {"score": score} | {f"K={k}": cells.get((score, k), "-") for k in SUPPORT_SIZES}
-            for score in mine["score"].unique()
+            for score in of_probe["score"].unique()
         ]
     )
 
 
 def top_table(top_n: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
     """Return what a real step gained on the best-scored positions at one budget and K, best selector first, as text."""
-    mine = top_n[(top_n["probe_id"] == probe_id) & (top_n["outcome"] == OUTCOME) & (top_n["budget"] == TOP_BUDGET)]
-    mine = mine[mine["k"].isna() | (mine["k"] == k)].sort_values("estimate", ascending=False, kind="stable")
+    of_probe = top_n[(top_n["probe_id"] == probe_id) & (top_n["outcome"] == OUTCOME) & (top_n["budget"] == TOP_BUDGET)]
+    of_probe = of_probe[of_probe["k"].isna() | (of_probe["k"] == k)].sort_values(
+        "estimate", ascending=False, kind="stable"
+    )
     return pd.DataFrame(
         [
             {"selector": str(row["selector"]), "mean gain [nats]": str(row_interval(row))}
             | {name: f"{row[column]:.2f}" for name, column in _COMPOSITION.items()}
-            for _, row in mine.iterrows()
+            for _, row in of_probe.iterrows()
         ]
     )
 
 
 def inference_table(inference: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -> pd.DataFrame:
     """Return errors and p-values of every tested coefficient of a real step at one K, as text."""
-    mine = inference[(inference["probe_id"] == probe_id) & (inference["outcome"] == OUTCOME) & (inference["k"] == k)]
+    of_probe = inference[
+        (inference["probe_id"] == probe_id) & (inference["outcome"] == OUTCOME) & (inference["k"] == k)
+    ]
     columns = ["estimate", "crv1_error", "crv3_error", "two_way_error", "crv3_p", "wild_p"]
-    shown_columns = mine[columns].map(lambda value: "-" if pd.isna(value) else f"{value:.3g}")
-    return pd.concat([mine[["model", "term"]], shown_columns], axis=1).reset_index(drop=True)
+    shown_columns = of_probe[columns].map(lambda value: "-" if pd.isna(value) else f"{value:.3g}")
+    return pd.concat([of_probe[["model", "term"]], shown_columns], axis=1).reset_index(drop=True)
 
 
 def _contrast(row: "pd.Series[Any]") -> str:

@@ -64,18 +64,18 @@ def match_nearest(values: Array, score: Array, features: Array, clusters: Codes)
         features: shape (n, f), unscaled; squared Euclidean distance, the first of equals wins.
         clusters: shape (n,).
     """
-    found: list[Array] = []
+    differences: list[Array] = []
     for cluster in np.unique(clusters):
         rows = np.flatnonzero(clusters == cluster)
         above = score[rows] > np.median(score[rows])
         high, low = rows[above], rows[~above]
         if len(high) and len(low):
             nearest = cdist(features[high], features[low], "sqeuclidean").argmin(axis=1)
-            found.append(values[high] - values[low[nearest]])
-    if not found:
+            differences.append(values[high] - values[low[nearest]])
+    if not differences:
         return Matched(0, np.nan, np.nan)
-    apart = np.concatenate(found)
-    return Matched(len(apart), float(apart.mean()), float(np.median(apart)))
+    paired = np.concatenate(differences)
+    return Matched(len(paired), float(paired.mean()), float(np.median(paired)))
 
 
 def _dense(clusters: Codes) -> Codes:

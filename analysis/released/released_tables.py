@@ -48,9 +48,9 @@ def bucket_curves(bank: ReleasedBank) -> Rows:
     rows: Rows = []
     for region, mask in (("all", np.ones(len(g), bool)), (_Q3, q3)):
         for name in ("Cn", "Dlearn", "Dincompat", "Dn", "TIP", "H_plus_teach"):
-            score, own = scores[name][mask], g[mask]
+            score, gain = scores[name][mask], g[mask]
             for bucket, members in _cut(score, 4):
-                values = own[members]
+                values = gain[members]
                 contexts = bank.rows["sample_ordinal"].to_numpy()[mask][members]
                 rows.append(
                     {"region": region, "score": name, "bucket": bucket, "tokens": len(values)}
@@ -107,12 +107,12 @@ def proxies(bank: ReleasedBank) -> Rows:
     for name, column in _proxy_columns(bank).items():
         raw = column[q3]
         score = norm_or_zero(raw)
-        found = gap(g[q3], score, _THIRDS, clusters, _SEEDS["proxies"])
+        contrast = gap(g[q3], score, _THIRDS, clusters, _SEEDS["proxies"])
         pairs = match_nearest(g[q3], score, features, clusters)
         rows.append(
             {"region": _Q3, "proxy": name, "tokens": int(q3.sum()), "contexts": len(np.unique(clusters))}
             | {"proxy_mean": raw.mean(), "proxy_std": raw.std()}
-            | {"mean_diff": found.estimate, "ci_low": found.low, "ci_high": found.high}
+            | {"mean_diff": contrast.estimate, "ci_low": contrast.low, "ci_high": contrast.high}
             | {"matching_pairs": pairs.pairs, "matching_mean_diff": pairs.mean, "matching_median_diff": pairs.median}
         )
     return rows
@@ -125,10 +125,10 @@ def per_run_gap(bank: ReleasedBank) -> Rows:
     clusters = bank.clusters("sample_index")[q3]
     position = bank.rows["tok_pos"].to_numpy(np.float64)
     position = (position - position.min()) / max(np.ptp(position), 1.0)
-    found = gap(g[q3], c[q3], _THIRDS, clusters, _SEEDS["per run"])
+    contrast = gap(g[q3], c[q3], _THIRDS, clusters, _SEEDS["per run"])
     pairs = match_nearest(g[q3], c[q3], np.column_stack([h, d, position])[q3], clusters)
     return [
-        {"bootstrap_mean_diff": found.estimate, "bootstrap_ci_low": found.low, "bootstrap_ci_high": found.high}
+        {"bootstrap_mean_diff": contrast.estimate, "bootstrap_ci_low": contrast.low, "bootstrap_ci_high": contrast.high}
         | {"matching_pairs": pairs.pairs, "matching_mean_diff": pairs.mean, "matching_median_diff": pairs.median}
     ]
 
@@ -203,14 +203,14 @@ def support_robustness(bank: ReleasedBank) -> Rows:
     for name, column in shown.items():
         c = _ranks(column)
         coefficients, r2 = _ols(_z(g), [_z(x) for x in (h, d * c, d * (1 - c), bank.position, teacher)])
-        found = gap(g[q3], (d * c)[q3], _QUARTERS, clusters, _SEEDS["robustness"])
+        contrast = gap(g[q3], (d * c)[q3], _QUARTERS, clusters, _SEEDS["robustness"])
         rows.append(
             {"n_tokens": len(g), "n_prompts": bank.rows["sample_ordinal"].nunique(), "support_definition": name}
             | {"support_mean": column.mean(), "support_std": column.std(), "r2_HD": base, "r2_decomp": r2}
             | {"delta_r2_vs_HD": r2 - base, "beta_Dlearn": coefficients[2], "beta_Dincompat": coefficients[3]}
-            | {"beta_gap": coefficients[2] - coefficients[3], "q3_high_minus_low_mean_gain": found.estimate}
-            | {"q3_high_minus_low_ci_low": found.low, "q3_high_minus_low_ci_high": found.high}
-            | {"q3_high_tokens": found.n_high, "q3_low_tokens": found.n_low}
+            | {"beta_gap": coefficients[2] - coefficients[3], "q3_high_minus_low_mean_gain": contrast.estimate}
+            | {"q3_high_minus_low_ci_low": contrast.low, "q3_high_minus_low_ci_high": contrast.high}
+            | {"q3_high_tokens": contrast.n_high, "q3_low_tokens": contrast.n_low}
         )
     return rows
 
@@ -240,8 +240,8 @@ def _builder_scores(bank: ReleasedBank) -> dict[str, Array]:
 
 def _proxy_columns(bank: ReleasedBank) -> dict[str, Array]:
     overlap = bank.before("Coverlap").clip(0, 1)
-    found = {name: bank.before(name) for name in ("Cmass_true", "CBC", "Coverlap")}
-    return found | {
+    columns = {name: bank.before(name) for name in ("Cmass_true", "CBC", "Coverlap")}
+    return columns | {
         "shared_teacher_topk_mass": bank.before("Cmass_true"),
         "shared_student_topk_mass": np.ones(len(overlap)),
         "topk_overlap_frac": bank.before("Coverlap"),

@@ -63,7 +63,7 @@ def _step_parts(record: Record, results: Results) -> list[str]:
     differences = [name for name in alone.columns if name.endswith(f" vs {BASE_LABEL}")]
     headline = at_headline(results.findings, probe_id)
     counts = headline["status"].value_counts()
-    told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
+    counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
     return [
         probe.text(),
         f"Standardised coefficients of gain on D^L (beta_L) and D^I (beta_I), K={HEADLINE_K}:",
@@ -72,7 +72,7 @@ def _step_parts(record: Record, results: Results) -> list[str]:
         markdown_table(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
         f"Predicting gain on prompts not seen, K={HEADLINE_K}:",
         markdown_table(alone.drop(columns=["theta0", *differences], errors="ignore")),
-        _folded(f"The verdict, {len(headline)} claims: {told}", bullets(probe.sentences(results))),
+        _folded(f"The verdict, {len(headline)} claims: {counted}", bullets(probe.sentences(results))),
     ]
 
 

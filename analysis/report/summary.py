@@ -31,10 +31,10 @@ def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], 
     ]
 
 
-def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> str:
+def summary_markdown(pair: str, probes: Sequence[Section], results: Results) -> str:
     """Write `summary.md` from the sentence on the pair and what every probe has to say."""
     parts = ["# What this student can learn from this teacher", pair]
-    parts += [paragraph for own in found for paragraph in own.markdown()]
+    parts += [paragraph for probe in probes for paragraph in probe.markdown()]
     parts += ["## Ties and saturation of the normalised scores", markdown_table(saturation_table(results.saturation))]
     parts += [
         "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
@@ -44,11 +44,16 @@ def summary_markdown(pair: str, found: Sequence[Section], results: Results) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def summary_json(pair: str, found: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]) -> str:
+def summary_json(pair: str, probes: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]) -> str:
     """Write the same as data, for whoever lays it out, and the caveats, each with a heading."""
     ties = saturation_table(results.saturation)
     saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist()}
-    content = {"pair": pair, "sections": [own.as_dict() for own in found], "saturation": saturation, "caveats": caveats}
+    content = {
+        "pair": pair,
+        "sections": [probe.as_dict() for probe in probes],
+        "saturation": saturation,
+        "caveats": caveats,
+    }
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -14,8 +14,8 @@ from teachdiag.signals import BASE, BASE_LABEL
 def rich_table(title: str, table: pd.DataFrame) -> Table:
     """Return a table of text for the terminal, intervals under their estimates."""
     shown = Table(title=title)
-    for place, heading in enumerate(table.columns):
-        shown.add_column(escape(heading.replace(": ", ":\n")), no_wrap=place < 2, overflow="fold")
+    for index, heading in enumerate(table.columns):
+        shown.add_column(escape(heading.replace(": ", ":\n")), no_wrap=index < 2, overflow="fold")
     for row in table.itertuples(index=False):
         shown.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     return shown

@@ -55,7 +55,9 @@ def analyze_training(run: Path) -> pd.DataFrame:
         if (stage := Stage(run, name)).note.exists():
             stage.require()
     scores = EVAL_SCORES.read(run / "eval_scores")
-    rows = [row for name, own in scores.groupby("benchmark", sort=True) for row in _rows(str(name), own)]
+    rows = [
+        row for name, of_benchmark in scores.groupby("benchmark", sort=True) for row in _rows(str(name), of_benchmark)
+    ]
     rows += _kept(run, scores)
     add_q_values(rows, ("benchmark", "measure", "against"))
     table = TRAINING.build_rows(rows)
@@ -75,18 +77,18 @@ def crossed_weights(seeds: int, prompts: int, draws: int = DRAWS) -> tuple[Array
     ones. The same numbers of seeds and prompts give the same draws, so that all differences are paired.
     """
     rng = np.random.default_rng(derive_seed(0, "training", seeds, prompts))
-    found = [
+    counts = [
         np.vstack([np.ones(size), rng.multinomial(size, np.full(size, 1 / size), size=draws)])
         for size in (seeds, prompts)
     ]
-    return found[0], found[1]
+    return counts[0], counts[1]
 
 
 def crossed_means(values: Array, draws: int = DRAWS) -> Array:
     """Mean over seeds and prompts, shape (1 + draws,), of values of shape (seeds, prompts); the estimate first."""
     by_seed, by_prompt = crossed_weights(values.shape[0], values.shape[1], draws)
-    found: Array = np.einsum("ds,sp,dp->d", by_seed, values, by_prompt, optimize=True) / values.size
-    return found
+    means: Array = np.einsum("ds,sp,dp->d", by_seed, values, by_prompt, optimize=True) / values.size
+    return means
 
 
 def compare_with_probe(training: pd.DataFrame, selection: pd.DataFrame) -> list[dict[str, Any]]:
@@ -96,12 +98,12 @@ def compare_with_probe(training: pd.DataFrame, selection: pd.DataFrame) -> list[
     right = training[(training["measure"] == _LEADING) & (training["against"] == "")]
     both = gains.merge(right, on=["arm", "budget"], suffixes=("_probe", ""))
     rows: list[dict[str, Any]] = []
-    for (probe, benchmark, budget), own in both.groupby(["probe_id", "benchmark", "budget"], sort=True):
-        ranks = {name: own[name].rank(ascending=False) for name in ("estimate_probe", "estimate")}
-        known = len(own) > 2 and all(rank.std() > 0 for rank in ranks.values())
+    for (probe, benchmark, budget), compared in both.groupby(["probe_id", "benchmark", "budget"], sort=True):
+        ranks = {name: compared[name].rank(ascending=False) for name in ("estimate_probe", "estimate")}
+        known = len(compared) > 2 and all(rank.std() > 0 for rank in ranks.values())
         correlation = float(ranks["estimate_probe"].corr(ranks["estimate"])) if known else None
-        own = own.assign(**{f"{name}_rank": rank for name, rank in ranks.items()})
-        for row in own.sort_values("estimate_probe", ascending=False).to_dict("records"):
+        compared = compared.assign(**{f"{name}_rank": rank for name, rank in ranks.items()})
+        for row in compared.sort_values("estimate_probe", ascending=False).to_dict("records"):
             rows.append(
                 {"probe_id": probe, "benchmark": benchmark, "arm": row["arm"], "budget": budget}
                 | {"gain": row["estimate_probe"], "gain_rank": row["estimate_probe_rank"]}
@@ -115,28 +117,28 @@ def compare_with_probe(training: pd.DataFrame, selection: pd.DataFrame) -> list[
 
 def _rows(benchmark: str, scores: pd.DataFrame) -> Iterator[dict[str, Any]]:
     arms = {
-        (str(arm), _or_none(budget)): _answers(own)
-        for (arm, budget), own in scores.groupby(["arm", "budget"], sort=False, dropna=False)
+        (str(arm), _or_none(budget)): _answers(arm_answers)
+        for (arm, budget), arm_answers in scores.groupby(["arm", "budget"], sort=False, dropna=False)
     }
-    for key, own in arms.items():
+    for key, arm_answers in arms.items():
         for measure in _MEASURES:
-            yield _row(benchmark, key, measure, "", own, own.shares[measure])
+            yield _row(benchmark, key, measure, "", arm_answers, arm_answers.shares[measure])
         for against in _REFERENCES:
             other = arms.get((against, key[1] if against == "random" else 1.0 if against == "full" else None))
-            if other and other is not own and own.seeds:
-                seeds = tuple(s for s in own.seeds if s in other.seeds or not other.seeds)
+            if other and other is not arm_answers and arm_answers.seeds:
+                seeds = tuple(s for s in arm_answers.seeds if s in other.seeds or not other.seeds)
                 if seeds:
-                    difference = own.seen(_LEADING, seeds) - other.seen(_LEADING, seeds)
-                    yield _row(benchmark, key, _LEADING, against, own, difference)
+                    difference = arm_answers.seen(_LEADING, seeds) - other.seen(_LEADING, seeds)
+                    yield _row(benchmark, key, _LEADING, against, arm_answers, difference)
 
 
-def _row(benchmark: str, key: Key, measure: str, against: str, own: Answers, values: Array) -> dict[str, Any]:
+def _row(benchmark: str, key: Key, measure: str, against: str, answers: Answers, values: Array) -> dict[str, Any]:
     values = values[:, ~np.isnan(values).any(axis=0)]  # a prompt that some seed did not answer; the note says so
     draws = crossed_means(values)
     interval, few = intervals(draws[:, None])[0], values.shape[1] < MIN_PROMPTS
-    over = "training seeds x prompts" if own.seeds else "prompts"
+    over = "training seeds x prompts" if answers.seeds else "prompts"
     how = f"no interval from {values.shape[1]} prompts" if few else f"bootstrap over {over}, {DRAWS} draws, percentile"
-    single = "; one training seed, whose luck the interval does not cover" if len(own.seeds) == 1 else ""
+    single = "; one training seed, whose luck the interval does not cover" if len(answers.seeds) == 1 else ""
     return {
         **{"benchmark": benchmark, "arm": key[0], "budget": key[1], "measure": measure, "against": against},
         "estimate": interval.estimate,
@@ -144,10 +146,10 @@ def _row(benchmark: str, key: Key, measure: str, against: str, own: Answers, val
         "ci_high": None if few else interval.high,
         "p_value": bootstrap_p(draws) if against and not few else None,
         "method": f"mean over seeds, prompts and answers; {how}{single}",
-        "n_seeds": len(own.seeds),
+        "n_seeds": len(answers.seeds),
         "n_prompts": values.shape[1],
-        "n_samples": own.samples,
-        "note": own.note,
+        "n_samples": answers.samples,
+        "note": answers.note,
     }
 
 
@@ -162,8 +164,8 @@ def _answers(scores: pd.DataFrame) -> Answers:
     by = [scores["seed"].fillna(-1).astype(int), scores["prompt_id"]]
     table = pd.DataFrame(values).groupby(by).mean()
     samples = int(scores["sample"].max()) + 1
-    found = {name: table[name].unstack().to_numpy(float) for name in values}  # noqa: PD010 (rows are seeds)
-    return Answers(found, seeds, samples, _oddity(scores, found[_LEADING], samples))
+    shares = {name: table[name].unstack().to_numpy(float) for name in values}  # noqa: PD010 (rows are seeds)
+    return Answers(shares, seeds, samples, _oddity(scores, shares[_LEADING], samples))
 
 
 def _oddity(scores: pd.DataFrame, right: Array, samples: int) -> str:
@@ -203,9 +205,9 @@ def _kept(run: Path, scores: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         blank
         | {"benchmark": scores["benchmark"].iloc[0], "arm": arm, "budget": _or_none(budget), "measure": "keep"}
-        | {"estimate": float(own["keep"].mean()), "method": "mean over steps and seeds"}
-        | {"n_seeds": int(own["seed"].nunique()), "n_prompts": 0, "n_samples": 0}
-        for (arm, budget), own in steps.groupby(["arm", "budget"], sort=False, dropna=False)
+        | {"estimate": float(of_arm["keep"].mean()), "method": "mean over steps and seeds"}
+        | {"n_seeds": int(of_arm["seed"].nunique()), "n_prompts": 0, "n_samples": 0}
+        for (arm, budget), of_arm in steps.groupby(["arm", "budget"], sort=False, dropna=False)
     ]
 
 

@@ -38,30 +38,30 @@ def training_block(run: Path) -> str:
 def training_sentences(rows: pd.DataFrame) -> list[str]:
     """Say at each budget how TA-OPD's score does against full OPD and random positions, and who leads."""
     right = rows[rows["measure"] == "mean@k"]
-    told = []
+    sentences = []
     for budget in np.sort(right["budget"].dropna().unique()):
-        here = right[right["budget"] == budget]
-        mine = here[(here["arm"] == CONTENDER) & here["against"].isin(_AGAINST)]
-        if len(mine):
+        at_budget = right[right["budget"] == budget]
+        contender = at_budget[(at_budget["arm"] == CONTENDER) & at_budget["against"].isin(_AGAINST)]
+        if len(contender):
             verdicts = [
                 f"{_VERDICTS[row_interval(row).side()]} {_NAMES[row['against']]} (difference {row_interval(row)}, "
                 f"q = {row['q_value']:.2g})"
-                for _, row in mine.iterrows()
+                for _, row in contender.iterrows()
             ]
-            told.append(f"At {budget:.0%} of the positions, `{CONTENDER}` (TA-OPD) {', and '.join(verdicts)}.")
-        ranked = here[here["against"] == ""].sort_values("estimate", ascending=False)
+            sentences.append(f"At {budget:.0%} of the positions, `{CONTENDER}` (TA-OPD) {', and '.join(verdicts)}.")
+        ranked = at_budget[at_budget["against"] == ""].sort_values("estimate", ascending=False)
         if len(ranked) > 2:
-            place = {arm: number for number, arm in enumerate(ranked["arm"], start=1)}
+            ranks = {arm: number for number, arm in enumerate(ranked["arm"], start=1)}
             leader = ranked.iloc[0]
-            behind = [arm for arm in (CONTENDER, "random") if place.get(arm, 1) > 1]
-            others = ", ".join(f"`{arm}` is number {place[arm]}" for arm in behind)
-            told.append(
+            behind = [arm for arm in (CONTENDER, "random") if ranks.get(arm, 1) > 1]
+            others = ", ".join(f"`{arm}` is number {ranks[arm]}" for arm in behind)
+            sentences.append(
                 f"Best of {len(ranked)} at {budget:.0%} (the best of many flatters itself): `{leader['arm']}` with "
                 f"{row_interval(leader)}{'; ' + others if others else ''}."
             )
     notes = rows[rows["note"] != ""].drop_duplicates(["arm", "budget", "note"])
-    told += [f"`{row['arm']}` at {row['budget']:g}: {row['note']}." for _, row in notes.iterrows()]
-    return told
+    sentences += [f"`{row['arm']}` at {row['budget']:g}: {row['note']}." for _, row in notes.iterrows()]
+    return sentences
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -100,19 +100,19 @@ def probe_table(both: pd.DataFrame, budget: float) -> pd.DataFrame:
 
 def probe_sentences(both: pd.DataFrame) -> list[str]:
     """Say at each budget whether the probe's first is the training's, and how both rankings agree."""
-    told = []
-    for budget, here in both.groupby("budget", sort=True):
-        if len(here) > 2:
-            first = here.sort_values("gain", ascending=False).iloc[0]
-            best = here.sort_values("right", ascending=False).iloc[0]
+    sentences = []
+    for budget, at_budget in both.groupby("budget", sort=True):
+        if len(at_budget) > 2:
+            first = at_budget.sort_values("gain", ascending=False).iloc[0]
+            best = at_budget.sort_values("right", ascending=False).iloc[0]
             agrees = "it trains best too" if first["arm"] == best["arm"] else f"`{best['arm']}` trains best"
             correlation = first["rank_correlation"]
-            rank = "" if pd.isna(correlation) else f"; Spearman {correlation:.2f} over {len(here)} selectors"
-            told.append(
+            rank = "" if pd.isna(correlation) else f"; Spearman {correlation:.2f} over {len(at_budget)} selectors"
+            sentences.append(
                 f"At {budget:.0%}: one step gains most on `{first['arm']}`, which is number {first['right_rank']:g} "
                 f"after training; {agrees}{rank}."
             )
-    return told
+    return sentences
 
 
 def _told(run: Path, rows: pd.DataFrame) -> str:

@@ -262,17 +262,17 @@ def template_options(text: str, name: str = "--template-options") -> dict[str, A
         SettingsError: it is no JSON object, names what is no option of a template, or a date that is none.
     """
     try:
-        found = parse_json(text or "{}")
+        options = parse_json(text or "{}")
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        options = None
+    if not isinstance(options, dict):
         raise SettingsError(f"{name} is {text[:60]!r}: give a JSON object such as '{{\"enable_thinking\": false}}'")
-    reserved = sorted(found.keys() & _APPLYING)
+    reserved = sorted(options.keys() & _APPLYING)
     if reserved:
         raise SettingsError(f"{name} has {', '.join(reserved)}, which is no option of a chat template: leave it out")
-    if CLOCK in found and not _is_moment(found[CLOCK]):
-        raise SettingsError(f"{name}: {CLOCK} is {found[CLOCK]!r}: give the date that it is to show, as 2026-01-31")
-    return found
+    if CLOCK in options and not _is_moment(options[CLOCK]):
+        raise SettingsError(f"{name}: {CLOCK} is {options[CLOCK]!r}: give the date that it is to show, as 2026-01-31")
+    return options
 
 
 def _is_moment(value: object) -> bool:

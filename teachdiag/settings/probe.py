@@ -139,8 +139,8 @@ class ProbeSettings(Checked):
         self._check_at_least(0, "sample", "min_keep", "seed")
         self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks")
         lowest, highest = _RATES[self.optimizer]
-        told = f"between {lowest:g} and {highest:g} with --optimizer {self.optimizer}, or 'auto'"
-        self._require(lowest <= self.step_size <= highest, "learning_rate", told)
+        rule = f"between {lowest:g} and {highest:g} with --optimizer {self.optimizer}, or 'auto'"
+        self._require(lowest <= self.step_size <= highest, "learning_rate", rule)
         self._check_clip_norm("clip_norm")
         self._require(0 < self.jsd_beta < 1, "jsd_beta", "strictly between 0 and 1")
         self._require(0 < self.mask_budget < 1, "mask_budget", "above 0, and below 1, where all masks are equal")

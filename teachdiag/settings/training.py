@@ -190,20 +190,20 @@ class TrainSettings(PairSettings, ProtocolSettings):
     def trl_settings(self) -> dict[str, Any]:
         """Further settings of `trl.DistillationConfig`."""
         try:
-            found = parse_json(self.trl or "{}")
+            options = parse_json(self.trl or "{}")
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            options = None
+        if not isinstance(options, dict):
             raise SettingsError(
                 f"--trl is {shown(self.trl)}: it must be a JSON object, such as '{{\"use_vllm\": true}}'"
             )
-        for name in found:
+        for name in options:
             instead = TRL_KEYS_TAKEN.get(name) or TRL_KEYS_TAKEN.get(f"{name.partition('_')[0]}_*")
             if instead:
                 raise SettingsError(f"--trl sets {name}, which teachdiag sets itself: {instead}")
-            if name in _WITH_VLLM and found.get("use_vllm") is not True:
+            if name in _WITH_VLLM and options.get("use_vllm") is not True:
                 raise SettingsError(f"--trl sets {name}, which only vLLM reads: leave it out, or set use_vllm as well")
-        return found
+        return options
 
 
 _ROLLOUTS, _STUDENT = "use --max-new-tokens, --temperature, --top-p and --top-k", "use --student and --revision"
