@@ -150,7 +150,7 @@ def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
 
     if settings.compat == "released":
         return run_released(run, settings, reporter)
-    _need_own_bank(run)
+    _need_captured_bank(run)
     with joining(run):
         summary = run_analysis(run, settings, reporter)
         publish(run, reporter)
@@ -203,7 +203,7 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     preflight.before_reading(run)
     from teachdiag.figures.publish import publish
 
-    _need_own_bank(run)
+    _need_captured_bank(run)
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
 
 
@@ -218,7 +218,7 @@ def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # n
     preflight.before_reading(run)
     from teachdiag.figures.report.html import write_report
 
-    _need_own_bank(run)
+    _need_captured_bank(run)
     return write_report(run, settings, reporter)
 
 
@@ -279,7 +279,7 @@ def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     return foresee(settings, read_calibration(Path(settings.calibration or calibration_path())))
 
 
-def _need_own_bank(run: Path) -> None:
+def _need_captured_bank(run: Path) -> None:
     """Refuse a run that holds a bank of the released code alone, for which there is one command."""
     if (run / "import.json").exists() and not (run / "capture.json").exists():
         raise RunError(

@@ -74,8 +74,8 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
         "padding_stripped": mended,
         "responses": counted(_known_by(record) for record in records),
     }
-    _tell(imported, reporter)
-    _tell_options(settings, records, encoder, reporter)
+    _say_doubts(imported, reporter)
+    _say_unset_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": context_id} for context_id, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
     write_parquet(table, out)
@@ -112,7 +112,7 @@ def _known_by(record: Record) -> str:
     return GIVEN if record.response.ids is not None else RECODED
 
 
-def _tell(imported: dict[str, Any], reporter: Reporter) -> None:
+def _say_doubts(imported: dict[str, Any], reporter: Reporter) -> None:
     """Say what was left out or mended, and what the files could not tell."""
     if mended := imported["padding_stripped"]:
         reporter.say(f"padding was taken off the ids of {mended} rows")
@@ -120,7 +120,9 @@ def _tell(imported: dict[str, Any], reporter: Reporter) -> None:
         reporter.say(doubt)
 
 
-def _tell_options(settings: ImportSettings, records: Sequence[Record], encoder: Encoder, reporter: Reporter) -> None:
+def _say_unset_options(
+    settings: ImportSettings, records: Sequence[Record], encoder: Encoder, reporter: Reporter
+) -> None:
     """Say which options of the chat template nothing was said of, where messages were rendered with it."""
     unsaid = [name for name in encoder.options if name not in template_options(settings.template_options)]
     if unsaid and any(record.prompt.ids is None and record.prompt.messages is not None for record in records):

@@ -37,8 +37,8 @@ def test_every_text_is_whole_and_legible(words: str) -> None:
         assert (text() if callable(text) else text) in wide
     for parameter in COMMANDS[words].params:
         assert (parameter.help or "") in wide
-        own = [parameter.metavar] if parameter.param_type_name == "argument" else parameter.opts
-        assert names.issuperset((*own, *parameter.secondary_opts))
+        forms = [parameter.metavar] if parameter.param_type_name == "argument" else parameter.opts
+        assert names.issuperset((*forms, *parameter.secondary_opts))
 
 
 @pytest.mark.parametrize("words", COMMANDS)
