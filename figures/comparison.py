@@ -15,6 +15,7 @@ from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.tables import rows_where
 
 _PAIR = ("student", "teacher", "without_layers", "teacher_prompt", "prompts")
 _UPDATE = ("kind", "optimizer", "learning_rate", "loss", "update_on", "steps")
@@ -54,9 +55,8 @@ def _rows(run: Path) -> pd.DataFrame:
         note = Stage(run, f"probes/{step.probe_id}").record()
         ladder: dict[str, Any] = note["results"].get("ladder", {})
         settings: dict[str, Any] = note["settings"] | {n: v for n, v in ladder.items() if n == "learning_rate"}
-        rows = tables.contrasts
-        rows = rows[(rows["probe_id"] == step.probe_id) & (rows["outcome"] == OUTCOME)]
-        rows = rows[(rows["score"] == "compatibility") & rows["design"].isin(_DESIGNS)]
+        rows = rows_where(tables.contrasts, probe_id=step.probe_id, outcome=OUTCOME, score="compatibility")
+        rows = rows[rows["design"].isin(_DESIGNS)]
         facts = {name: pair[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
         columns = ["k", "design", "estimate", "ci_low", "ci_high", "n_high", "n_low", "n_positions", "n_prompts"]
         table = rows[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
@@ -71,7 +71,7 @@ def _figure(rows: pd.DataFrame, what: str) -> Figure:
     sizes = sorted(rows["k"].unique(), key=lambda k: (k != K, k))  # the headline K first
     colours = [REAL, *shades(len(sizes) - 1)]
     for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
-        of_design = rows[(rows["design"] == design) & rows["estimate"].notna()]
+        of_design = rows_where(rows, design=design).dropna(subset="estimate")
         series = [
             (f"K={k:g}", colour, of_design[of_design["k"] == k].set_index("run"))
             for k, colour in zip(sizes, colours, strict=True)

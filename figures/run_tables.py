@@ -11,6 +11,7 @@ from teachdiag.errors import RunError
 from teachdiag.notes import read_note
 from teachdiag.runs import SUMMARY, Stage
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.tables import rows_where
 
 _GRID = {"columns": list[str], "rows": list[list[Any]]}
 _SECTION = {
@@ -44,17 +45,15 @@ class RunTables:
 
     def bank_surface(self, name: str, k: int) -> pd.DataFrame:
         """Return the cells of one map of the bank alone."""
-        rows = self.surfaces[(self.surfaces["surface"] == name) & (self.surfaces["k"] == k)]
-        return rows[rows["probe_id"].isna()]
+        return rows_where(self.surfaces, surface=name, k=k, probe_id=None)
 
     def q3(self, term: str) -> float:
         """Return one number that describes Q3."""
-        return float(self._q3[self._q3["term"] == term]["estimate"].iloc[0])
+        return float(rows_where(self._q3, term=term)["estimate"].iloc[0])
 
     def scale(self, quantity: str, probe_id: str = "") -> pd.Series:
         """Return how a quantity is spread that is drawn in colour: low, high, median_size, unit and kind."""
-        rows = self.scales[(self.scales["quantity"] == quantity) & (self.scales["probe_id"] == probe_id)]
-        return rows.iloc[0]
+        return rows_where(self.scales, quantity=quantity, probe_id=probe_id).iloc[0]
 
     def probes(self, kind: str) -> list[str]:
         """Return the probes of a kind of which the analysis has numbers."""
@@ -69,7 +68,7 @@ class RunTables:
 
     @property
     def _q3(self) -> pd.DataFrame:
-        return self.estimates[self.estimates["analysis"] == "q3"]
+        return rows_where(self.estimates, analysis="q3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +83,23 @@ class StepTables(RunTables):
 
     def coefficients(self, update: str) -> pd.DataFrame:
         """Return the standardised decomposition of one update, all K."""
-        rows = self.estimates[self.estimates["analysis"] == "standardized_decomposition"]
-        return rows[(rows["probe_id"] == self.updates[update]) & (rows["outcome"] == OUTCOME)]
+        return rows_where(
+            self.estimates, analysis="standardized_decomposition", probe_id=self.updates[update], outcome=OUTCOME
+        )
 
     def profile(self, update: str, score: str, k: int) -> pd.DataFrame:
         """Return mean outcome by decile of one score; K where the score has one."""
-        rows = self.deciles[(self.deciles["probe_id"] == self.updates[update]) & (self.deciles["outcome"] == OUTCOME)]
-        return rows[(rows["score"] == score) & (rows["k"].isna() | (rows["k"] == k))]
+        rows = rows_where(self.deciles, probe_id=self.updates[update], outcome=OUTCOME, score=score)
+        return rows[rows["k"].isna() | (rows["k"] == k)]
 
     def surface(self, name: str, k: int, update: str) -> pd.DataFrame:
         """Return the cells of one map of an update."""
-        rows = self.surfaces[(self.surfaces["surface"] == name) & (self.surfaces["k"] == k)]
-        return rows[rows["probe_id"] == self.updates[update]]
+        return rows_where(self.surfaces, surface=name, k=k, probe_id=self.updates[update])
 
     @property
     def intervals(self) -> str:
         """Say how intervals were made."""
-        rows = self.estimates[(self.estimates["analysis"] == "mean") & (self.estimates["probe_id"] == self.probe_id)]
+        rows = rows_where(self.estimates, analysis="mean", probe_id=self.probe_id)
         return f"95% intervals: {rows['method'].iloc[0].removeprefix('mean; ')}"
 
 

@@ -7,6 +7,7 @@ from teachdiag.figures.style import REAL, SECOND, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BUCKETS, SIGNALS
+from teachdiag.tables import rows_where
 
 _REGIONS = {"all": ("all positions", REAL, "o"), "q3": ("Q3", SECOND, "s")}
 _APART = 0.14  # horizontal distance of the two regions in one bucket
@@ -16,11 +17,10 @@ def buckets_figure(step: StepTables) -> Figure:
     """Draw one panel a score; a saturated score has fewer buckets."""
     figure = blank_figure(3.6)
     panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    rows = step.buckets[(step.buckets["probe_id"] == step.probe_id) & (step.buckets["outcome"] == OUTCOME)]
-    rows = rows[(rows["statistic"] == "mean") & (rows["k"] == K)]
+    rows = rows_where(step.buckets, probe_id=step.probe_id, outcome=OUTCOME, statistic="mean", k=K)
     for ax, score in zip(panels, BUCKETS, strict=True):
         for side, (region, (name, colour, marker)) in zip((-0.5, 0.5), _REGIONS.items(), strict=True):
-            curve = rows[(rows["score"] == score) & (rows["region"] == region)].sort_values("bucket")
+            curve = rows_where(rows, score=score, region=region).sort_values("bucket")
             x = curve["bucket"] + side * _APART
             ax.vlines(x, curve["ci_low"], curve["ci_high"], color=colour, linewidth=1.2)
             ax.plot(x, curve["estimate"], marker=marker, color=colour, markersize=4, lw=1, label=name)

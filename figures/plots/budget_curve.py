@@ -8,6 +8,7 @@ from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PALETTE, add_caption, blank_figure
 from teachdiag.settings import MATCHES
 from teachdiag.signals import BASE, signal_named
+from teachdiag.tables import rows_where
 
 _FOLLOWED = {"learnable": "o", BASE: "s", "predicted": "D", "random": "v"}  # selectors in colour: marker
 _COLOURS = {"predicted": PALETTE[2], "random": PALETTE[3]}  # of those that are no signals
@@ -41,7 +42,7 @@ def draw_budgets(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 def budget_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw the panels of one selector experiment."""
-    rows = tables.selection[(tables.selection["probe_id"] == probe_id) & (tables.selection["statistic"] == "mean_gain")]
+    rows = rows_where(tables.selection, probe_id=probe_id, statistic="mean_gain")
     figure = blank_figure(3.2)
     matches = [match for match in MATCHES if match in set(rows["match"])]
     panels = figure.subplots(1, len(matches), squeeze=False)[0]  # scales of their own: equal rates can overshoot

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PLACEBO, REAL, TITLES, add_caption, blank_figure
 from teachdiag.signals import BASE, BASE_LABEL
+from teachdiag.tables import rows_where
 
 _COLUMNS = 4
 _ROW = 1.05  # inches
@@ -31,7 +32,7 @@ def draw_statistic(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 def panel_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw one panel a statistic of one probe of kind placebo; shaded are those that survive every null placebo."""
-    statistics = tables.placebo_panel[tables.placebo_panel["probe_id"] == probe_id]
+    statistics = rows_where(tables.placebo_panel, probe_id=probe_id)
     names = list(statistics["statistic"].unique())
     n_rows = -(-len(names) // _COLUMNS)
     figure = blank_figure(0.9 + _ROW * n_rows)

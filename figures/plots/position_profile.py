@@ -8,6 +8,7 @@ from teachdiag.figures.plots.forest import shades
 from teachdiag.figures.run_tables import StepTables
 from teachdiag.figures.style import REAL, TITLES, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.tables import rows_where
 
 _MARKERS = "oDv^s"
 
@@ -40,9 +41,8 @@ def position_profile_figure(step: StepTables) -> Figure:
 def _draw(
     ax: Axes, step: StepTables, probe_id: str, statistic: str, colour: object, number: int, label: str
 ) -> pd.DataFrame:
-    rows = step.buckets
-    rows = rows[(rows["probe_id"] == probe_id) & (rows["outcome"] == OUTCOME) & (rows["score"] == "position")]
-    rows = rows[rows["statistic"] == statistic].sort_values("bucket")
+    rows = rows_where(step.buckets, probe_id=probe_id, outcome=OUTCOME, score="position", statistic=statistic)
+    rows = rows.sort_values("bucket")
     x = rows["bucket"] - 1
     ax.vlines(x, rows["ci_low"], rows["ci_high"], color=colour, linewidth=1.2)
     ax.plot(x, rows["estimate"], marker=_MARKERS[number % 5], color=colour, markersize=4, lw=1, label=label)

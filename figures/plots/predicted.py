@@ -13,6 +13,7 @@ from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import PLACEBO, REAL, add_caption, blank_figure, mark_missing
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS
+from teachdiag.tables import rows_where
 
 _SMALLEST = min(SHRINKS)
 _MEASURED = f"gain_at_{round(1 / _SMALLEST)}"
@@ -70,7 +71,7 @@ def draw_remainders(rows: pd.DataFrame, ax: Axes) -> Axes:
         shares = part["term"].map(Fraction).astype(float)
         ax.vlines(shares, part["ci_low"], part["ci_high"], color=REAL, linewidth=1.4)
         ax.plot(shares, part["estimate"], line, marker=marker, color=REAL, markersize=4, linewidth=1, label=name)
-    whole = rows[(rows["analysis"] == "predicted_remainder") & (rows["term"] == "1")]
+    whole = rows_where(rows, analysis="predicted_remainder", term="1")
     if len(whole):
         guide = [whole["estimate"].iloc[0] * share**2 for share in SHRINKS]
         ax.plot(SHRINKS, guide, ":", color="0.3", linewidth=1, label="slope 2", zorder=0)
@@ -88,7 +89,7 @@ def draw_remainders(rows: pd.DataFrame, ax: Axes) -> Axes:
 
 def predicted_figure(tables: RunTables, probe_id: str) -> Figure:
     """Draw both panels of one probe of kind predicted."""
-    rows = tables.estimates[tables.estimates["probe_id"] == probe_id]
+    rows = rows_where(tables.estimates, probe_id=probe_id)
     figure = blank_figure(3.4)
     left, right = figure.subplots(1, 2)
     median_size = float(tables.scale("predicted_gain", probe_id)["median_size"])
@@ -125,7 +126,7 @@ def _decades(lowest: float, highest: float) -> list[float]:
 
 def _in_title(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
     """Return one estimate with its interval, for a title."""
-    rows = rows[(rows["analysis"] == analysis) & (rows["term"] == term)]
+    rows = rows_where(rows, analysis=analysis, term=term)
     if rows.empty:
         return f"{name} not estimable"
     estimate, low, high = (float(x) for x in rows[["estimate", "ci_low", "ci_high"]].astype(float).iloc[0])

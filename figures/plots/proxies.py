@@ -9,6 +9,7 @@ from teachdiag.figures.style import REAL, SECOND, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import SIGNALS, SUPPORT
+from teachdiag.tables import rows_where
 
 
 def proxies_figure(step: StepTables) -> Figure:
@@ -16,8 +17,7 @@ def proxies_figure(step: StepTables) -> Figure:
     figure = blank_figure(2.9)
     ax = figure.subplots()
     names = {name: SIGNALS[name].symbol for name in SUPPORT}
-    rows = step.contrasts
-    rows = rows[(rows["probe_id"] == step.probe_id) & (rows["outcome"] == OUTCOME) & (rows["k"] == K)]
+    rows = rows_where(step.contrasts, probe_id=step.probe_id, outcome=OUTCOME, k=K)
     rows = rows.assign(label=rows["score"].map(names)).set_index("label")
     labels = list(names.values())
     series = [

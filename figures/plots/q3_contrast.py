@@ -7,6 +7,7 @@ from teachdiag.figures.plots.forest import draw_forest, shades
 from teachdiag.figures.run_tables import StepTables
 from teachdiag.figures.style import REAL, TITLES, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.tables import rows_where
 
 _DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs", "matched once": "matched, each used once"}
 
@@ -15,7 +16,7 @@ def q3_contrast_figure(step: StepTables) -> Figure:
     """Draw one panel a design, lines by K, real step beside placebos."""
     figure = blank_figure(2.5)
     panels = figure.subplots(1, len(_DESIGNS), sharey=True)
-    rows = step.contrasts[(step.contrasts["score"] == "compatibility") & (step.contrasts["outcome"] == OUTCOME)]
+    rows = rows_where(step.contrasts, score="compatibility", outcome=OUTCOME)
     sizes = sorted(rows["k"].unique())
     labels = [f"K={k:g}" for k in sizes]
     colours = [REAL, *shades(len(step.updates) - 1)]
@@ -39,5 +40,5 @@ def q3_contrast_figure(step: StepTables) -> Figure:
 
 
 def _of(rows: pd.DataFrame, probe_id: str, design: str) -> pd.DataFrame:
-    rows = rows[(rows["probe_id"] == probe_id) & (rows["design"] == design) & rows["estimate"].notna()]
+    rows = rows_where(rows, probe_id=probe_id, design=design).dropna(subset="estimate")
     return rows.assign(label=[f"K={k:g}" for k in rows["k"]]).set_index("label")

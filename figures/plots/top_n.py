@@ -9,6 +9,7 @@ from teachdiag.figures.style import add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import COMPOSITION, SIGNALS, signal_named
+from teachdiag.tables import rows_where
 
 _SHOWN = (  # selectors
     *("learnable", "incompatible", "forward_kl", "entropy", "tip", "learnable_entropy", "logit_alignment"),
@@ -24,7 +25,7 @@ def top_n_figure(step: StepTables) -> Figure:
     """Draw gain by budget on the left, and the composition at 5% on the right."""
     figure = blank_figure(3.0)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    rows = step.top_n[(step.top_n["probe_id"] == step.probe_id) & (step.top_n["outcome"] == OUTCOME)]
+    rows = rows_where(step.top_n, probe_id=step.probe_id, outcome=OUTCOME)
     rows = rows[rows["k"].isna() | (rows["k"] == K)].set_index("selector")
     for index, name in enumerate(_SHOWN):
         curve, signal = rows.loc[[name]].sort_values("budget"), signal_named(name)

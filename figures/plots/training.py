@@ -10,6 +10,7 @@ from teachdiag.figures.plots.budget_curve import draw_budgets
 from teachdiag.figures.printed_tables import Printed, write_printed
 from teachdiag.figures.style import add_caption, blank_figure, save, theme
 from teachdiag.settings import headline_budget
+from teachdiag.tables import rows_where
 
 _LEADING = "mean@k"
 _MAIN = ("base", "teacher", "full", "random", "entropy", "tip", "learnable", "learnable_entropy")  # Tables 3 and 4
@@ -49,7 +50,7 @@ def publish_training(run: Path) -> list[Path]:
 
 def accuracy_figure(rows: pd.DataFrame, population: str) -> Figure:
     """Draw the share of right answers against the budget, one curve an arm, ending at full OPD."""
-    levels = rows[(rows["measure"] == _LEADING) & (rows["against"] == "")]
+    levels = rows_where(rows, measure=_LEADING, against="")
     figure = blank_figure(3.2)
     ax = figure.subplots()
     trained = levels[levels["budget"].notna()].rename(columns={"arm": "selector"})
@@ -104,6 +105,6 @@ def _printed(run: Path, rows: pd.DataFrame) -> list[Printed]:
 
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """Arms by their share of right answers, best first, each with its differences."""
-    levels = rows[(rows["measure"] == _LEADING) & (rows["against"] == "")].set_index("arm")["estimate"]
+    levels = rows_where(rows, measure=_LEADING, against="").set_index("arm")["estimate"]
     level = rows["arm"].map(levels[~levels.index.duplicated()])
     return rows.assign(level=level).sort_values(["level", "arm"], ascending=[False, True], kind="stable")

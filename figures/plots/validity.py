@@ -11,6 +11,7 @@ from teachdiag.figures.style import REAL, TITLES, add_caption, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL, added_signals, on_top_of_base, set_symbol, versus_base
+from teachdiag.tables import rows_where
 
 _ALONE = (BASE, "compatibility", "decomposition", "logit_alignment", "hidden x logit_alignment")
 _ON_TOP = ("compatibility", "decomposition", "logit_alignment")
@@ -53,8 +54,7 @@ def _sets(step: StepTables) -> list[str]:
 
 
 def _of(step: StepTables, analysis: str, probe_id: str, labels: Mapping[str, str]) -> pd.DataFrame:
-    rows = step.estimates
-    rows = rows[(rows["analysis"] == analysis) & (rows["probe_id"] == probe_id) & (rows["outcome"] == OUTCOME)]
+    rows = rows_where(step.estimates, analysis=analysis, probe_id=probe_id, outcome=OUTCOME)
     rows = rows[rows["k"].isna() | (rows["k"] == K)]
     return (
         rows.assign(label=rows["term"].str.removesuffix(versus_base("")).map(labels))
