@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from teachdiag import __version__, preflight
-from teachdiag.commands import FIRST, plain_command, run_folder, stage_command, uninterrupted
+from teachdiag.commands import is_first, plain_command, run_folder, stage_command, uninterrupted
 from teachdiag.errors import InputError, RunError, place_error
 from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
@@ -59,7 +59,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        if FIRST and (
+        if is_first() and (
             said := " ".join(error.format_message().split())
         ):  # else its help was asked for, and is on the screen
             where = error.ctx.command_path if error.ctx else "teachdiag"
@@ -69,7 +69,7 @@ def main() -> None:
         refused = error if isinstance(error, InputError) else place_error(error)
         if refused is None:
             raise
-        if FIRST:
+        if is_first():
             print(f"teachdiag: {refused}", file=sys.stderr)
         sys.exit(2)
 
@@ -240,7 +240,7 @@ def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
     from teachdiag.diagnostics.train import run_train
 
     summary = run_train(run, settings, reporter)
-    if FIRST:
+    if is_first():
         _analyze_training(run)
     return summary
 

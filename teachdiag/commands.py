@@ -21,12 +21,15 @@ from teachdiag.sweeps import read_recipe
 
 _STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan")
 
-FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate or torchrun started, who speaks
-
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Together = Callable[[list[Path], Any], Path | None]
 _Show = Callable[[dict[str, Any], Path], None]
 _Work = Callable[[Any], dict[str, Any]]
+
+
+def is_first() -> bool:
+    """Whether this process speaks, of those that accelerate or torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # noqa: ANN401 (the value it was given)
@@ -155,7 +158,7 @@ def stage_command(
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in shared}
             runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
-            quiet = common["quiet"] or not FIRST
+            quiet = common["quiet"] or not is_first()
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
             summaries = {}
             with uninterrupted():
@@ -165,7 +168,7 @@ def stage_command(
                         show(summaries[str(run)], run)
                 if together and len(runs) > 1 and (folder := together(runs, settings)):
                     reporter.say(f"all runs in one table: {folder}")
-            if common["json"] and FIRST:
+            if common["json"] and is_first():
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 
         _add(app, command, stage, settings_class, (_RUNS if many else _ONE_RUN) | shared)
