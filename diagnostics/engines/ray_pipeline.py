@@ -9,8 +9,9 @@ import math
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -22,10 +23,11 @@ import pyarrow as pa
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, ended
-from teachdiag.diagnostics.engines.ray_cluster import Cluster, keep_to, same_models
+from teachdiag.diagnostics.engines.protocol import Job, Scoring, refuse_several_processes
+from teachdiag.diagnostics.engines.ray_cluster import Cluster, connected, keep_to, require_ray, same_models
 from teachdiag.diagnostics.engines.shard_store import Store
-from teachdiag.diagnostics.engines.vllm_launch import ENVIRONMENT, ON_CPU, engine_arguments
-from teachdiag.diagnostics.engines.vllm_rollouts import gathered, longest, refuse_padding, sampling_options
+from teachdiag.diagnostics.engines.vllm_launch import ENVIRONMENT, ON_CPU, engine_arguments, require_vllm
+from teachdiag.diagnostics.engines.vllm_rollouts import longest, refuse_padding, sampling_options, whole_groups
 from teachdiag.diagnostics.models.alignment import in_shards
 from teachdiag.diagnostics.models.pair import PairOutline, load_pair, pinned
 from teachdiag.diagnostics.models.sources import ModelSource, Sources
@@ -40,6 +42,49 @@ from teachdiag.tables import file_digest, shard_files, shard_path, write_shard
 _BLOCKS = 10_000  # pieces that Ray hands out at most; a worker that dies takes some with it, to be done again
 _BATCHES = 32  # of 32 rollouts, that wait in one engine
 _TRANSFERS = 16  # files that travel to the store at the same time
+
+
+class RayTeacher:
+    """Both models in each worker of a cluster."""
+
+    def require(self, settings: CaptureSettings) -> None:
+        """Refuse several processes, and a machine without Ray."""
+        refuse_several_processes()
+        require_ray()
+
+    @contextmanager
+    def opened(self, job: Job) -> Iterator["WorkersOfCluster"]:
+        """Connect to the cluster, or start one here meanwhile."""
+        with connected(job.settings, job.sources, job.reporter) as cluster:
+            yield WorkersOfCluster(job, cluster)
+
+
+class WorkersOfCluster:
+    """The workers of a cluster that is connected, which score shard by shard."""
+
+    def __init__(self, job: Job, cluster: Cluster) -> None:
+        """Take note; models are loaded by the workers."""
+        self.job, self.cluster, self.facts = job, cluster, cluster.facts
+
+    def score(self) -> None:
+        """Let the workers score all contexts."""
+        score_contexts(self.cluster, self.job.run, self.job.settings, self.job.sources, self.job.reporter)
+
+
+class RayRollouts:
+    """Rollouts by vLLM engines among the workers that score."""
+
+    def require(self, settings: CaptureSettings) -> None:
+        """Refuse a machine without vLLM."""
+        require_vllm()
+
+    def sample(
+        self, job: Job, scoring: Scoring, groups: list[Group], write: Callable[[Group, list[Rollout]], None]
+    ) -> None:
+        """Sample all groups over the cluster."""
+        assert isinstance(scoring, WorkersOfCluster), "settings let Ray sample only where it scores"
+        for group, rollouts in roll_out(scoring.cluster, job.sources[0], job.pair, job.settings, groups):
+            write(group, rollouts)
 
 
 def roll_out(
@@ -76,7 +121,7 @@ def roll_out(
     blocks = in_shards(groups, math.ceil(len(groups) / _BLOCKS))
     asked = ray.data.from_arrow_refs([ray.put(_requests(block)) for block in blocks])
     by_index = {group.index: group for group in groups}
-    yield from gathered(
+    yield from whole_groups(
         (by_index[row["group"]], row["row"], ended(list(map(int, row["generated_tokens"])), pair.student.end_ids))
         for row in processor(asked).iter_rows()
     )

@@ -2,12 +2,13 @@
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, ended
+from teachdiag.diagnostics.engines.protocol import Job, Scoring, refuse_several_processes
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start
 from teachdiag.diagnostics.models.pair import PairOutline
 from teachdiag.diagnostics.models.sources import ModelSource
@@ -17,6 +18,22 @@ from teachdiag.settings import CaptureSettings
 
 _PADDING = 1024  # ids that vLLM can bend for one rollout
 _AHEAD = 2048  # rollouts that wait in the engine, so that it never lacks work and the queue does not grow with the run
+
+
+class VllmRollouts:
+    """Rollouts by an engine of their own, which is gone before other models take memory."""
+
+    def require(self, settings: CaptureSettings) -> None:
+        """Refuse several processes, and a machine without vLLM."""
+        refuse_several_processes()
+        require_vllm()
+
+    def sample(
+        self, job: Job, scoring: Scoring, groups: list[Group], write: Callable[[Group, list[Rollout]], None]
+    ) -> None:
+        """Sample many groups at a time."""
+        for group, rollouts in roll_out(job.sources[0], job.pair, job.settings, groups, job.reporter):
+            write(group, rollouts)
 
 
 def roll_out(
@@ -57,17 +74,17 @@ def serve(
     groups: Iterable[Group],
 ) -> Iterator[tuple[Group, list[Rollout]]]:
     """Yield each group with its rollouts from a running engine; arguments as for `roll_out`."""
-    yield from gathered(_finished(engine, pair, settings, iter(groups)))
+    yield from whole_groups(_finished(engine, pair, settings, iter(groups)))
 
 
-def gathered(finished: Iterable[tuple[Group, int, Rollout]]) -> Iterator[tuple[Group, list[Rollout]]]:
+def whole_groups(finished: Iterable[tuple[Group, int, Rollout]]) -> Iterator[tuple[Group, list[Rollout]]]:
     """Yield each group when the last of its rollouts has come, from (group, row, rollout) in any order."""
-    found: dict[int, dict[int, Rollout]] = {}
+    begun: dict[int, dict[int, Rollout]] = {}
     for group, row, rollout in finished:
-        rollouts = found.setdefault(group.index, {})
+        rollouts = begun.setdefault(group.index, {})
         rollouts[row] = rollout
         if len(rollouts) == len(group.rows):
-            del found[group.index]
+            del begun[group.index]
             yield group, [rollouts[row] for row in range(len(group.rows))]
 
 
@@ -106,16 +123,16 @@ def _finished(
 ) -> Iterator[tuple[Group, int, Rollout]]:
     vllm = require_vllm()
     options = sampling_options(pair, settings) | {"output_kind": vllm.sampling_params.RequestOutputKind.FINAL_ONLY}
-    places: dict[str, tuple[Group, int]] = {}  # of every request that the engine has
+    requests: dict[str, tuple[Group, int]] = {}  # that the engine has, by their ids
     while True:
-        while len(places) < _AHEAD and (group := next(waiting, None)):
+        while len(requests) < _AHEAD and (group := next(waiting, None)):
             for row, (prompt, seed) in enumerate(zip(group.prompts, group.seeds, strict=True)):
-                places[f"{group.index}/{row}"] = (group, row)
+                requests[f"{group.index}/{row}"] = (group, row)
                 params = vllm.SamplingParams(**options, seed=seed)
                 engine.llm_engine.add_request(f"{group.index}/{row}", {"prompt_token_ids": list(prompt)}, params)
-        if not places:
+        if not requests:
             return
         for output in engine.llm_engine.step():
             if output.finished:
-                group, row = places.pop(output.request_id)
+                group, row = requests.pop(output.request_id)
                 yield group, row, ended(list(output.outputs[0].token_ids), pair.student.end_ids)

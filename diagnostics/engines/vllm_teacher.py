@@ -1,5 +1,6 @@
 """A teacher behind vLLM, exact in two ways: its last hidden states, or log-probabilities at ids that are asked for."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor
 
 from teachdiag.artefacts import TOP
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.engines.in_process import StudentHere
+from teachdiag.diagnostics.engines.protocol import Job, refuse_several_processes
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start, unchunked
 from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import Head, read_head
@@ -14,10 +18,43 @@ from teachdiag.diagnostics.models.language_model import check_head
 from teachdiag.diagnostics.models.pair import PairOutline
 from teachdiag.diagnostics.models.sources import ModelSource
 from teachdiag.diagnostics.models.vocabulary import Known
-from teachdiag.diagnostics.scoring.tiles import Answer
+from teachdiag.diagnostics.processes.devices import process_device
+from teachdiag.diagnostics.scoring.positions_table import Measure
+from teachdiag.diagnostics.scoring.tiles import Answer, score, score_listed
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
+
+
+class VllmTeacher:
+    """The teacher in an engine of its own, beside a student that is loaded here."""
+
+    def require(self, settings: CaptureSettings) -> None:
+        """Refuse several processes, a machine without vLLM, and what its vLLM cannot give."""
+        refuse_several_processes()
+        vllm = require_vllm()
+        if settings.teacher_gives == "logprobs":
+            refuse_without_logprobs(vllm)
+        process_device(settings.device)
+
+    def opened(self, job: Job) -> AbstractContextManager["TeacherServed"]:
+        """Return the student with the engine, both to be started."""
+        return nullcontext(TeacherServed(job))
+
+
+class TeacherServed(StudentHere):
+    """The student here, and a teacher that answers with its states or with log-probabilities."""
+
+    def measure(self) -> Measure:
+        """Load the student, start the engine, and return what scores a batch with both."""
+        job, student = self.job, self.student
+        length = max(len(c.inputs("teacher")) for c in read_contexts(job.run, job.settings.positions))
+        tile, engine = job.settings.tile_positions, (job.sources[1], job.settings, length, job.pair.known)
+        if gives(job.settings, job.pair) == "logprobs":
+            listed = LogprobsTeacher(*engine, job.reporter)
+            return lambda batch: score_listed(student, listed.answer, batch, tile)
+        teacher = StatesTeacher(*engine, self.device, job.reporter)
+        return lambda batch: score(student, teacher, batch, tile)
 
 
 class StatesTeacher:

@@ -18,10 +18,10 @@ from stages import Killed, dying, tables
 from tiny_pair import PROBE, byte_tokenizer
 
 from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS
-from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts import sampling as rollouts_module
 from teachdiag.diagnostics.contexts.sampling import sample
+from teachdiag.diagnostics.engines import in_process
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import steps, workbench
@@ -186,7 +186,7 @@ def test_probes_live_side_by_side(run: Path, quiet: Reporter) -> None:
 def test_a_finished_stage_is_not_run_again(
     run: Path, tiny_settings: CaptureSettings, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture_stage, "load_over_processes", dying(load_pair, 0))
+    monkeypatch.setattr(in_process, "load_over_processes", dying(load_pair, 0))
     assert run_capture(run, tiny_settings, quiet) == json.loads((run / "capture.json").read_text())["results"]
 
 

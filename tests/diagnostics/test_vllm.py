@@ -16,11 +16,10 @@ import torch
 from tiny_pair import KNOWN
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
-from teachdiag.diagnostics import capture as capture_stage
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm
-from teachdiag.diagnostics.engines.vllm_teacher import LogprobsTeacher, collected, refuse_without_logprobs
+from teachdiag.diagnostics.engines.vllm_teacher import LogprobsTeacher, VllmTeacher, collected, refuse_without_logprobs
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
@@ -178,7 +177,7 @@ def listing(settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LogprobsTeacher, "__init__", start)
     monkeypatch.setattr(LogprobsTeacher, "answer", answer)
-    monkeypatch.setattr(capture_stage, "_refuse_what_is_missing", lambda _: None)
+    monkeypatch.setattr(VllmTeacher, "require", lambda *_: None)
 
 
 def test_listed_log_probabilities_give_what_lists_determine(
