@@ -133,7 +133,9 @@ def test_a_failure_of_any_process_reaches_the_user(
     broken = tmp_path / "contexts.parquet"
     contexts.loc[5, "response_token_ids"][0] = 9999
     contexts.to_parquet(broken)
-    given = replace(settings, prompts="gsm_symbolic", contexts=str(broken))
+    usual = CaptureSettings()
+    counts = {"bank_prompts": usual.bank_prompts, "update_prompts": usual.update_prompts}
+    given = replace(settings, prompts=usual.prompts, contexts=str(broken), **counts)
     done = in_processes(2, command, "capture", "--run", str(tmp_path / "run"), *options(given))
     assert done.returncode != 0
     assert "context 5 holds token id 9999, outside the shared vocabulary" in done.stderr
