@@ -45,11 +45,11 @@ def lay_out(
     bank, update = prompts.draw(settings.bank_prompts, settings.update_prompts, settings.seed)
     drawn, manifest, privileged = [*bank, *update], prompts.manifest, settings.teacher_prompt == "privileged"
     asked = [(prompt.prompt_id, manifest.student_messages(prompt)) for prompt in drawn]
-    told = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
+    for_teacher = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
     # Both go through the student's tokenizer and chat template: the teacher is to answer as the student would.
     ids, teacher_ids = (
         encode_prompts(pair.student.tokenizer, conversations, rendered_with, heard)
-        for conversations, rendered_with, heard in zip((asked, told), options, (reporter, None), strict=True)
+        for conversations, rendered_with, heard in zip((asked, for_teacher), options, (reporter, None), strict=True)
     )
     rows: list[dict[str, Any]] = []
     for index, prompt in enumerate(drawn):

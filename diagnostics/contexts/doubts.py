@@ -23,27 +23,27 @@ def doubts(results: Mapping[str, Any], without_template: bool) -> list[str]:
         without_template: whether prompts were rendered here, by a tokenizer that has no chat template.
     """
     kl, c = results.get("bank_mean_forward_kl"), results.get("bank_mean_compatibility_k16")
-    cut, found = results["share_cut_at_max_new_tokens"], []
+    cut, sentences = results["share_cut_at_max_new_tokens"], []
     if kl is not None and kl < _SAME_KL:
-        found.append(
+        sentences.append(
             f"the teacher says what the student says (mean forward KL {kl:.2g} nats): their weights and prompts are "
             "the same, or as good as the same, so there is nothing to learn"
         )
     elif (kl is not None and kl > _WRECKED_KL) or (c is not None and c < _WRECKED_C):
         known = {"mean forward KL in nats": kl, "mean C": c}
-        told = ", ".join(f"{name} {value:.2g}" for name, value in known.items() if value is not None)
-        found.append(
-            f"student and teacher hardly agree on anything ({told}): is the student broken, by a layer that "
+        means = ", ".join(f"{name} {value:.2g}" for name, value in known.items() if value is not None)
+        sentences.append(
+            f"student and teacher hardly agree on anything ({means}): is the student broken, by a layer that "
             "it needs, by wrong weights, or by a prompt that it was not made for?"
         )
     if without_template:
-        found.append(_plain_text("the student", "both models"))
+        sentences.append(_plain_text("the student", "both models"))
     if cut is not None and cut >= _MOSTLY_CUT:
-        found.append(
+        sentences.append(
             f"{cut:.0%} of the responses were cut at the length limit: the bank is of their beginnings, and how they "
             "end was not measured; raise the limit to measure it"
         )
-    return found
+    return sentences
 
 
 def say_without_template(name: str, tokenizer: Any, reporter: Reporter) -> None:  # noqa: ANN401
@@ -66,15 +66,15 @@ def of_import(imported: Mapping[str, Any]) -> list[str]:
         imported: what `teachdiag import` recorded, with counts by name in `skipped` and `responses`; empty for banks
             that were not imported.
     """
-    skipped, responses, found = imported.get("skipped", {}), imported.get("responses", {}), []
+    skipped, responses, sentences = imported.get("skipped", {}), imported.get("responses", {}), []
     if skipped:
         reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        found.append(
+        sentences.append(
             f"{sum(skipped.values())} rows of the imported files were left out ({reasons}): the bank is of the others"
         )
     if recoded := responses.get(RECODED, 0):
-        found.append(
+        sentences.append(
             f"{recoded} of {sum(responses.values())} imported responses are their text encoded anew: where the student "
             "sampled other tokens with the same text, which no text tells, the bank has its tokenizer's instead"
         )
-    return found
+    return sentences

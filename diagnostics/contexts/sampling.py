@@ -184,19 +184,19 @@ def warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcesso
     """Return what bends the distribution before it is sampled from; a temperature of 1, K of 0 and p of 1 are off."""
     if temperature == 0.0:
         return [TopKLogitsWarper(1)]
-    found: list[LogitsProcessor] = []
+    processors: list[LogitsProcessor] = []
     if temperature != 1.0:
-        found.append(TemperatureLogitsWarper(temperature))
+        processors.append(TemperatureLogitsWarper(temperature))
     if top_k:
-        found.append(TopKLogitsWarper(top_k))
+        processors.append(TopKLogitsWarper(top_k))
     if top_p < 1.0:
-        found.append(TopPLogitsWarper(top_p))
-    return found
+        processors.append(TopPLogitsWarper(top_p))
+    return processors
 
 
 def ended(row: list[int], end_ids: frozenset[int]) -> Rollout:
     """Cut a row behind its first end-of-text token; what generate appended after it is padding."""
-    for place, token in enumerate(row):
+    for index, token in enumerate(row):
         if token in end_ids:
-            return Rollout(tuple(row[: place + 1]), "stop")
+            return Rollout(tuple(row[: index + 1]), "stop")
     return Rollout(tuple(row), "length")

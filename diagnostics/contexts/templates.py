@@ -55,27 +55,27 @@ def encode_prompts(
     Raises:
         ContextError: as there, with the prompt's name; or nothing comes out, or the same for all prompts.
     """
-    found = []
+    asked = []
     for name, messages in prompts:
         try:
-            found.append(encode_prompt(tokenizer, messages, options))
+            asked.append(encode_prompt(tokenizer, messages, options))
         except ContextError as error:
             raise ContextError(f"prompt {name}: {error}") from error
-        if not found[-1]:
+        if not asked[-1]:
             raise ContextError(f"prompt {name} is no token at all once it is rendered: check the chat template")
-    if len(found) > 1 and len(set(found)) == 1:
+    if len(asked) > 1 and len(set(asked)) == 1:
         raise ContextError(
-            f"all {len(found)} prompts are the same tokens once they are rendered: check that the chat template writes "
+            f"all {len(asked)} prompts are the same tokens once they are rendered: check that the chat template writes "
             "the user's message"
         )
     if reporter:
         say_control_tokens(tokenizer, prompts, reporter)
-        if again := len({name for name, _ in prompts}) - len(set(found)):
+        if again := len({name for name, _ in prompts}) - len(set(asked)):
             reporter.say(
-                f"{again} of {len(found)} prompts are the same tokens as another once they are rendered: they count as "
+                f"{again} of {len(asked)} prompts are the same tokens as another once they are rendered: they count as "
                 "prompts of their own, which makes intervals narrower than they are"
             )
-    return found
+    return asked
 
 
 def encode_messages(tokenizer: Any, messages: Messages, options: Options | None = None) -> tuple[int, ...]:  # noqa: ANN401
@@ -167,11 +167,11 @@ def say_control_tokens(tokenizer: Any, prompts: Sequence[tuple[str, Messages]], 
     """Say in how many prompts a message's own text holds special tokens, which models obey as those of a template."""
     special = special_tokens(tokenizer).values()
     held = [[t for t in special if any(t in message["content"] for message in prompt)] for _, prompt in prompts]
-    found = [tokens[0] for tokens in held if tokens]
-    if found:
+    held_by = [tokens[0] for tokens in held if tokens]
+    if held_by:
         reporter.say(
-            f"{len(found)} of {len(prompts)} prompts hold special tokens of the tokenizer in their own text (such as "
-            f"{found[0]}): models read them as control tokens, not as text"
+            f"{len(held_by)} of {len(prompts)} prompts hold special tokens of the tokenizer in their own text (such as "
+            f"{held_by[0]}): models read them as control tokens, not as text"
         )
 
 

@@ -67,8 +67,8 @@ def connected(settings: CaptureSettings, sources: Sources, reporter: Reporter) -
         try:
             machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
             workers, engines, share = divided(settings, [node["Resources"] for node in machines])
-            told = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
-            reporter.say(f"Ray {ray.__version__}: {workers} workers of {told} on {len(machines)} machines")
+            resources = ", ".join(f"{number:g} {name.removeprefix('num_')}" for name, number in share.items())
+            reporter.say(f"Ray {ray.__version__}: {workers} workers of {resources} on {len(machines)} machines")
             with errors_of_workers(), _settings_of_data():
                 facts, model = _prepared(settings, sources, machines, share, reporter)
                 yield Cluster(workers, engines, share, facts, model)
@@ -143,11 +143,11 @@ def errors_of_workers() -> Iterator[None]:
     try:
         yield
     except (RayError, ExecutionTimeoutError) as error:
-        found = getattr(error, "cause", None)
-        if isinstance(found, InputError):
-            raise found from None
-        if isinstance(found, Exception):
-            raise found from error
+        raised = getattr(error, "cause", None)
+        if isinstance(raised, InputError):
+            raise raised from None
+        if isinstance(raised, Exception):
+            raise raised from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         logs = "Ray's logs, by default in /tmp/ray/session_latest/logs of each machine, say more"
         raise ModelError(f"Ray gave up: {lines[-1]} ({logs})") from error
@@ -216,8 +216,8 @@ def _prepared(
             f"the machines keep the student in different places ({', '.join(models)}): give them the same "
             "TEACHDIAG_CACHE"
         )
-    facts = [found for found, _ in answers]
-    return {name: _common([found[name] for found in facts]) for name in facts[0]}, models[0]
+    facts = [machine_facts for machine_facts, _ in answers]
+    return {name: _common([machine_facts[name] for machine_facts in facts]) for name in facts[0]}, models[0]
 
 
 def _ready(settings: CaptureSettings, pins: list[dict[str, Any]], share: dict[str, int]) -> tuple[dict[str, Any], str]:

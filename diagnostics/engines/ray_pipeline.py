@@ -196,12 +196,12 @@ class Scorer:
             share: what it may take of its machine.
         """
         keep_to(share)
-        self.settings, self.pins, self.contexts, self.place = settings, pins, contexts, store
+        self.settings, self.pins, self.contexts, self.store_path = settings, pins, contexts, store
 
     @cached_property
     def store(self) -> Store:
         """Where contexts are and shards go."""
-        return Store(self.place)
+        return Store(self.store_path)
 
     @cached_property
     def measure(self) -> Measure:

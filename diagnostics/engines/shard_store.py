@@ -46,7 +46,7 @@ class Store:
         with self._reached():
             if self._checksum(name) == checksum.read_text(encoding="utf-8", errors="replace") and self._is_there(name):
                 return
-            self._put(shard, self._place(name))
+            self._put(shard, self._target(name))
             self._put(checksum, self._vouching(name))
 
     def fetch(self, folder: Path, name: str) -> bool:
@@ -65,7 +65,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{os.getpid()}.part")
             with suppress(FileNotFoundError):
-                self.files.get_file(self._place(name), str(part))
+                self.files.get_file(self._target(name), str(part))
             if part.exists() and file_digest(part) == checksum:
                 os.replace(part, target)
                 write_text(checksum, target.with_suffix(CHECKSUM))
@@ -77,22 +77,22 @@ class Store:
     def await_shard(self, folder: Path, name: str) -> bool:
         """Bring a shard that another machine has sent; return whether it came, intact."""
         deadline = time.monotonic() + _PATIENCE
-        while not (found := self.fetch(folder, name)) and time.monotonic() < deadline:
+        while not (arrived := self.fetch(folder, name)) and time.monotonic() < deadline:
             time.sleep(1.0)
             self.files.invalidate_cache()
-        return found
+        return arrived
 
-    def _put(self, file: Path, place: str) -> None:
+    def _put(self, file: Path, target: str) -> None:
         """Copy a file here: at once where the place is a folder, so that one of two writers wins."""
         local = "file" in self.files.protocol
-        part = f"{place}.{os.getpid()}.part" if local else place
+        part = f"{target}.{os.getpid()}.part" if local else target
         try:
             self.files.put_file(str(file), part)
         except FileNotFoundError:  # its folder; buckets have none
-            self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(file), part)
         if local:
-            os.replace(part, place)
+            os.replace(part, target)
 
     def _checksum(self, name: str) -> str:
         """Return the checksum of a shard that is here; '' where there is none."""
@@ -101,9 +101,9 @@ class Store:
         return ""
 
     def _is_there(self, name: str) -> bool:
-        return bool(self.files.exists(self._place(name)))
+        return bool(self.files.exists(self._target(name)))
 
-    def _place(self, name: str) -> str:
+    def _target(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def _vouching(self, name: str) -> str:

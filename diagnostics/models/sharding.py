@@ -45,8 +45,8 @@ class GatheredHead(Head):
         for name in ("weight", "bias"):
             copy = getattr(self, name)
             if copy is not None:
-                found = torch.zeros_like(copy) if copy.grad is None else copy.grad
-                add_to_gradient(getattr(self.module, name), found)
+                gradient = torch.zeros_like(copy) if copy.grad is None else copy.grad
+                add_to_gradient(getattr(self.module, name), gradient)
                 copy.grad = None
 
 

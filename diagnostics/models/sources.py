@@ -92,9 +92,9 @@ def resolve(
     if name == EMBEDDED:
         folder, digest = embedded_model(reporter)
         return ModelSource(name, str(folder), "", digest, dropped_layers, trusted)
-    if place := local_model(name):
-        _refuse_other_kinds(name, [file.name for file in place.iterdir()])
-        return ModelSource(name, name, "", _folder_digest(place), dropped_layers, trusted)
+    if local_folder := local_model(name):
+        _refuse_other_kinds(name, [file.name for file in local_folder.iterdir()])
+        return ModelSource(name, name, "", _folder_digest(local_folder), dropped_layers, trusted)
     path, commit = _on_hub(name, revision)
     return ModelSource(name, path, commit, commit, dropped_layers, trusted)
 
@@ -106,7 +106,7 @@ def _on_hub(name: str, revision: str) -> tuple[str, str]:
         ModelError: there is none of that name and revision, or it is of a kind that is not read.
     """
     try:
-        found = HfApi().model_info(name, revision=revision, timeout=HUB_PATIENCE)
+        info = HfApi().model_info(name, revision=revision, timeout=HUB_PATIENCE)
     except (HFValidationError, HfHubHTTPError) as error:
         raise ModelError(
             f"model {name!r} (revision {revision}) is no local folder, and the Hub gives none such: {cause(error)}"
@@ -120,8 +120,8 @@ def _on_hub(name: str, revision: str) -> tuple[str, str]:
             ) from error
         folder = Path(cached).parent
         return str(folder), folder.name
-    _refuse_other_kinds(name, [file.rfilename for file in found.siblings or ()])
-    return name, str(found.sha)
+    _refuse_other_kinds(name, [file.rfilename for file in info.siblings or ()])
+    return name, str(info.sha)
 
 
 def _refuse_other_kinds(name: str, files: Iterable[str]) -> None:
@@ -194,7 +194,7 @@ def read_generation(source: ModelSource) -> GenerationConfig:
 
 def stored_file(source: ModelSource, name: str, download: bool = True) -> Path | None:
     """Where one of a model's files lies; None if it has none of that name, or may not fetch it from the Hub."""
-    found = cached_file(
+    path = cached_file(
         source.path,
         name,
         revision=source.at,
@@ -202,7 +202,7 @@ def stored_file(source: ModelSource, name: str, download: bool = True) -> Path |
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(found) if found else None
+    return Path(path) if path else None
 
 
 def outline(source: ModelSource) -> Outline:

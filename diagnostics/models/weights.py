@@ -53,14 +53,14 @@ def weight_files(source: ModelSource, download: bool = True) -> list[Path]:
     settled = download or Path(source.path).is_dir()
     with reading(source):
         for name in _FILES:
-            found = stored_file(source, name, download)
-            if found is None:
+            path = stored_file(source, name, download)
+            if path is None:
                 continue
             if not name.endswith(".json"):
-                return [found]
-            places = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-            shards = {place: stored_file(source, place, download) for place in places}
-            if lacking := [place for place, shard in shards.items() if shard is None]:
+                return [path]
+            shard_names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = {shard_name: stored_file(source, shard_name, download) for shard_name in shard_names}
+            if lacking := [shard_name for shard_name, shard in shards.items() if shard is None]:
                 if settled:
                     raise ModelError(f"model {source.name!r} lacks {_few(lacking)}, which its {name} lists")
                 return []
@@ -80,13 +80,13 @@ def stored_weight(source: ModelSource, names: Collection[str]) -> Tensor:
         with reading(source):
             if file.suffix != ".safetensors":
                 held = {plain_name(name): weight for name, weight in _unpickled(file, "cpu").items()}
-                found = [held[name] for name in names if name in held]
+                weights = [held[name] for name in names if name in held]
             else:
                 with safe_open(file, framework="pt") as tensors:
                     stored = [name for name in tensors.keys() if plain_name(name) in names]  # noqa: SIM118
-                    found = [tensors.get_tensor(name) for name in stored[:1]]
-        if found:
-            weight: Tensor = found[0]
+                    weights = [tensors.get_tensor(name) for name in stored[:1]]
+        if weights:
+            weight: Tensor = weights[0]
             return weight
     raise ModelError(f"model {source.name!r} has no weight {' or '.join(names)}")
 
@@ -170,7 +170,7 @@ def _key_mapping(names: Iterable[str]) -> dict[str, str]:
     stems: dict[str, str] = {}
     for name in names:
         parts = name.split(".")
-        wrapped = [place for place, part in enumerate(parts[:-1]) if part in _IN_FRONT]
+        wrapped = [index for index, part in enumerate(parts[:-1]) if part in _IN_FRONT]
         if wrapped and plain_name(name) != name:
             stem = ".".join(parts[: wrapped[-1] + 1]) + "."
             stems[stem] = plain_name(f"{stem}x")[:-1]
@@ -190,11 +190,11 @@ def refuse_misfits(source: ModelSource, report: Mapping[str, Collection[Any]]) -
         "have in another shape than its config.json says": shapes,
         "cannot be read:": report["error_msgs"],
     }
-    told = [f"{fault} {_few(names)}" for fault, names in faults.items() if names]
-    if told:
+    complaints = [f"{fault} {_few(names)}" for fault, names in faults.items() if names]
+    if complaints:
         raise ModelError(
-            f"model {source.name!r} does not fit its config.json: its weights {'; they '.join(told)}: it would run on "
-            "random numbers, or without weights that it was trained with; save it whole, under the names of its "
+            f"model {source.name!r} does not fit its config.json: its weights {'; they '.join(complaints)}: it would "
+            "run on random numbers, or without weights that it was trained with; save it whole, under the names of its "
             "architecture"
         )
 
@@ -226,13 +226,13 @@ def _digest(blob: Path, written: int) -> str:
 
 def _stored(source: ModelSource, files: Iterable[Path]) -> dict[str, Tensor]:
     """Every weight by its name in the files, without memory of its own (device 'meta')."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in files:
         held = _read_names(source, file)
-        if repeated := found.keys() & held.keys():
+        if repeated := weights.keys() & held.keys():
             raise ModelError(f"model {source.name!r} has {_few(repeated)} in more than one of its files of weights")
-        found |= held
-    return found
+        weights |= held
+    return weights
 
 
 def _read_names(source: ModelSource, file: Path) -> dict[str, Tensor]:

@@ -33,14 +33,14 @@ def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def add_to_gradient(parameter: Tensor, found: Tensor) -> None:
+def add_to_gradient(parameter: Tensor, gradient: Tensor) -> None:
     """Add what the processes found, all of it summed, to the `.grad` of a sharded parameter.
 
     Args:
         parameter: sharded.
-        found: this process's gradient, of the whole parameter's shape.
+        gradient: this process's gradient, of the whole parameter's shape.
     """
     assert isinstance(parameter, DTensor), "gradients of whole parameters are summed where they are"
-    found = DTensor.from_local(found, parameter.device_mesh, [Partial()])
-    summed = found.redistribute(placements=parameter.placements)
+    gradient = DTensor.from_local(gradient, parameter.device_mesh, [Partial()])
+    summed = gradient.redistribute(placements=parameter.placements)
     parameter.grad = summed if parameter.grad is None else parameter.grad + summed
