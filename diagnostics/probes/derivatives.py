@@ -75,10 +75,10 @@ class Along:
 
     def head_slopes(self) -> tuple[Tensor, Tensor | None]:
         """The direction's parts of the LM head's weight and bias."""
-        found = [self._part_of(self.student.head.weight), self._part_of(self.student.head.bias)]
-        weight = found[0]
+        head = self.student.head
+        weight, bias = self._part_of(head.weight), self._part_of(head.bias)  # (vocabulary, width), (vocabulary,)
         assert weight is not None, "the LM head's weight is a float32 parameter of the student"
-        return weight, found[1]
+        return weight, bias
 
     def _part_of(self, parameter: Tensor | None) -> Tensor | None:
         for (_, candidate), part in zip(self.student.parameters(), self.direction, strict=True):
@@ -140,16 +140,16 @@ def derivatives(
     Returns:
         `context_id`, `position`, and one float32 column a function, sorted by position; nats per unit of the direction.
     """
-    found = []
+    tables = []
     with reporter.bar("First-order predictions", total=len(contexts)) as advance:
         for number, group in enumerate(in_shards(contexts, _GROUP)):
             if not in_share(number):
                 continue
             for batch, tangent in along.tangents(batched(group, settings.batch_tokens)):
                 columns = _contracted(along, batch, tangent, teacher, functions, settings.tile_positions)
-                found.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
+                tables.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
                 advance(len(batch.contexts))
-    return gathered_rows(found).sort_by(KEY)
+    return gathered_rows(tables).sort_by(KEY)
 
 
 def choose_step(
@@ -207,13 +207,13 @@ def _contracted(
 ) -> dict[str, np.ndarray]:
     """Gradient of each function at a batch's logits times the slope of these logits, tile by tile."""
     head, (weight_slope, bias_slope) = along.student.head, along.head_slopes()
-    taught = teacher.at(teacher.rows(batch), along.student.device)
-    tokens = torch.from_numpy(batch.tokens).long().to(along.student.device)
+    taught = teacher.at(teacher.rows(batch), along.student.device)  # (rows, width)
+    tokens = torch.from_numpy(batch.tokens).long().to(along.student.device)  # (rows,)
     columns = {name: np.empty(batch.rows, np.float32) for name in functions}
     for tile in tiles(batch.rows, tile_positions):
         hidden, slope = (part[tile].detach().float() for part in tangent)
         with torch.no_grad():
-            teacher_logits = teacher.head(taught[tile])
+            teacher_logits = teacher.head(taught[tile])  # (positions, vocabulary), like the two below
             logits, logit_slope = head(hidden), head.slope(hidden, slope, weight_slope, bias_slope)
         for name, function in functions.items():
             at_logits = _logit_gradient(function, logits, teacher_logits, tokens[tile])
@@ -222,10 +222,10 @@ def _contracted(
 
 
 def _logit_gradient(function: PositionLoss, logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-    cut = logits.detach().requires_grad_()
+    cut = logits.detach().requires_grad_()  # (positions, vocabulary)
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(function(cut, teacher_logits, tokens).sum(), cut)
-    return found
+        (gradient,) = torch.autograd.grad(function(cut, teacher_logits, tokens).sum(), cut)
+    return gradient
 
 
 def _some(contexts: Sequence[Context]) -> list[Context]:

@@ -119,14 +119,14 @@ def judged(gains: Mapping[float, Array], behind: Array | None, noise: float, rat
     slope = None if behind is None else _slope(gains[2 * last], gains[last], behind, last)
     rungs = []
     for share, gain in gains.items():
-        found: dict[str, Any] = {"share": share, "learning_rate": rate * share, "mean_gain": float(gain.mean())}
-        found |= {"first_order_gain": None, "r2": None, "noise": rounding(gain, noise)}
+        rung: dict[str, Any] = {"share": share, "learning_rate": rate * share, "mean_gain": float(gain.mean())}
+        rung |= {"first_order_gain": None, "r2": None, "noise": rounding(gain, noise)}
         clear = share / 2 in gains and rounding(gains[share / 2], noise) <= _NOISE
-        found["short_enough"] = False if clear else None
+        rung["short_enough"] = False if clear else None
         if slope is not None:
             r2 = explained(gain, share * slope)
-            found |= {"first_order_gain": float(share * slope.mean()), "r2": r2, "short_enough": r2 >= SHORT_ENOUGH}
-        rungs.append(found)
+            rung |= {"first_order_gain": float(share * slope.mean()), "r2": r2, "short_enough": r2 >= SHORT_ENOUGH}
+        rungs.append(rung)
     longest = next((rung["learning_rate"] for rung in rungs if rung["short_enough"]), None)
     return {"longest": longest, "rungs": rungs}
 

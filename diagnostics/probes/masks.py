@@ -188,8 +188,8 @@ def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:
     asked = {"kind": "isolated", "sample_from": "update", "sample": 0, "match": "rate"}
     asked |= {name: getattr(settings, name) for name in ("loss", "jsd_beta", "seed", "fix_contexts")}
     for note in sorted((run / "probes").glob("*.json")):
-        found = Stage(run, f"probes/{note.stem}").read()
-        if found is not None and found["status"] == "complete" and asked.items() <= found["settings"].items():
+        recorded = Stage(run, f"probes/{note.stem}").read()
+        if recorded is not None and recorded["status"] == "complete" and asked.items() <= recorded["settings"].items():
             return note.stem
     return None
 

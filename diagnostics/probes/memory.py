@@ -93,13 +93,13 @@ def refuse_what_cannot_fit(
     needed = foreseen(settings, capture, size_of(sources[0]), size_of(sources[1]), tokens, shards)
     needed += 0 if device.startswith("cuda") else _LIBRARIES
     free = free_memory(device)
-    told = f"needs about {needed / _GB:.2g} GB of memory on {device}, of {free / _GB:.2g} GB that are free"
+    need = f"needs about {needed / _GB:.2g} GB of memory on {device}, of {free / _GB:.2g} GB that are free"
     if needed * _CERTAIN > free:
         raise SettingsError(
-            f"the probe {told}: take a smaller --batch-tokens, --optimizer sgd, --shard-model over several processes, "
+            f"the probe {need}: take a smaller --batch-tokens, --optimizer sgd, --shard-model over several processes, "
             "or a machine with more memory"
         )
-    reporter.say(f"The probe {told}")
+    reporter.say(f"The probe {need}")
 
 
 def free_memory(device: str) -> float:

@@ -99,8 +99,8 @@ def slopes_along(
             function = next(iter(functions.values()))
             step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
         along = Along(bench.student, bench.theta0, exact.direction, step)
-        found = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
-        on_first(keep)(found, path, {"central_step": step, "change_when_halved": change}, note)
+        table = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
+        on_first(keep)(table, path, {"central_step": step, "change_when_halved": change}, note)
     facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
     return read_parquet(path), facts
 

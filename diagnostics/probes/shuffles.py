@@ -61,8 +61,8 @@ def shuffle_rollouts(contexts: Sequence[Context], limit: int, first_id: int, see
     given, taken = _derange(np.arange(len(contexts)), prompts, np.random.default_rng(seed))
     dealt = [(contexts[i], contexts[j].response) for i, j in zip(taken, given, strict=True)]
     return [
-        replace(c, context_id=first_id - place, response=response[: limit + 1 - max(map(len, _prompts(c)))])
-        for place, (c, response) in enumerate(dealt)
+        replace(c, context_id=first_id - index, response=response[: limit + 1 - max(map(len, _prompts(c)))])
+        for index, (c, response) in enumerate(dealt)
     ]
 
 

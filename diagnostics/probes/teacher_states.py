@@ -65,12 +65,12 @@ def compute_teacher_states(
         on_first(_empty)(part, (int(starts[-1]), teacher.head.weight.shape[1]))
         start = int(np.load(part, mmap_mode="r").offset)  # behind the header
         batches = [batch for group in groups for batch in batched(group, batch_tokens)]
-        mine = share_of(batches)
-        bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in mine))
+        local = share_of(batches)
+        bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in local))
         idle = partial(teacher.hidden_rows, batches[-1], "teacher")
         with joined(), in_step(idle, teacher.sharded) as step, bar as advance:
-            for batch in mine:
-                states = step(partial(teacher.hidden_rows, batch, "teacher"))
+            for batch in local:
+                states = step(partial(teacher.hidden_rows, batch, "teacher"))  # (rows, width)
                 _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
         on_first(_finish)(part, file)

@@ -28,10 +28,10 @@ class Theta0:
         """Take the student's present weights as theta0."""
         self._student = student
         self._parameters = [p for _, p in student.parameters()]
-        own = self._present()
+        present = self._present()
         self._sharded = student.sharded
-        self._weights = [p.clone() for p in own] if self._sharded else own
-        self._copy = own if self._sharded else []
+        self._weights = [p.clone() for p in present] if self._sharded else present
+        self._copy = present if self._sharded else []
         self._digest = parameter_digest(student)
 
     def leave(self, weights: Iterable[Tensor] | None = None) -> None:
@@ -122,6 +122,6 @@ def _rows(part: Tensor) -> Tensor:
     return local(part)[None, None].flatten(0, -2)
 
 
-def _over_shards(found: float, parameters: Sequence[Tensor]) -> float:
+def _over_shards(part: float, parameters: Sequence[Tensor]) -> float:
     """Return a sum over the elements of all parameters, from this process's: of whole parameters these are all."""
-    return summed(found) if are_sharded(parameters) else found
+    return summed(part) if are_sharded(parameters) else part

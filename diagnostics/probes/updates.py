@@ -151,11 +151,11 @@ def accumulate_gradient(
     positions would vanish. Several processes share the batches, and add up what each found.
     """
     batches = objective.batches(settings.batch_tokens)
-    mine = share_of(batches)
+    local = share_of(batches)
     loss_sum = 0.0
-    bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in mine))
+    bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in local))
     with in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:
-        for batch in mine:
+        for batch in local:
             loss_sum += step(partial(_backward, student, objective, batch, settings.tile_positions))
             advance(len(batch.contexts))
     student.head.return_gradient()
@@ -169,15 +169,16 @@ def accumulate_gradient(
 def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_positions: int) -> float:
     """Add the gradient of a batch's summed losses to `.grad`; return their sum."""
     counted = objective.counted(batch)
-    hidden = batch.gather(student.hidden(batch.input_ids("student", student.device)), "student")[counted]
+    states = student.hidden(batch.input_ids("student", student.device))  # (sequences, length, width)
+    hidden = batch.gather(states, "student")[counted]  # (positions, width)
     cut = hidden.detach().requires_grad_()
-    taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)
-    tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)
+    taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)  # (positions, width)
+    tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)  # (positions,)
     loss_sum = 0.0
     for tile in tiles(len(counted), tile_positions):
         with torch.no_grad():
-            teacher_logits = objective.teacher.head(taught[tile])
-        losses = objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])
+            teacher_logits = objective.teacher.head(taught[tile])  # (tile, vocabulary)
+        losses = objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])  # (tile,), nats
         losses.sum().backward()  # type: ignore[no-untyped-call]
         loss_sum += losses.detach().double().sum().item()
     assert cut.grad is not None
@@ -187,7 +188,7 @@ def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_p
 
 def _pass_idly(student: LanguageModel, batch: Batch) -> None:
     """Take part in the passes of other processes, without adding to the gradient."""
-    hidden = student.hidden(batch.input_ids("student", student.device))
+    hidden = student.hidden(batch.input_ids("student", student.device))  # (sequences, length, width)
     hidden.backward(torch.zeros_like(hidden))  # type: ignore[no-untyped-call]
 
 

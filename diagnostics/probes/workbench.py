@@ -94,7 +94,7 @@ class Workbench:
 
         `hidden` are the student's states at these rows, shape (rows, width), where a pass has made them already.
         """
-        taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)
+        taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)  # (rows, width)
         hidden = self.student.hidden_rows(batch, "student")[rows] if hidden is None else hidden
         states = States(hidden, self.student.head, taught, self.teacher.head)
         columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows)
@@ -151,11 +151,11 @@ class Workbench:
         theirs = theirs.sort_by(KEY)
         difference = np.abs(ours["forward_kl"].to_numpy().astype(np.float64) - theirs["forward_kl"].to_numpy())
         mean, largest, at = float(difference.mean()), float(difference.max()), int(difference.argmax())
-        found: dict[str, Any] = {"largest_difference_from_capture": largest}
+        facts: dict[str, Any] = {"largest_difference_from_capture": largest}
         usual_mean, usual_largest = _ROUNDING[self.capture.dtype]
         excess = max(mean / usual_mean, largest / usual_largest)
         if excess <= 1:
-            return found
+            return facts
         context, position, now, before = (
             table[name][at].as_py()
             for table, name in ((ours, KEY[0][0]), (ours, KEY[1][0]), (ours, "forward_kl"), (theirs, "forward_kl"))
@@ -171,7 +171,7 @@ class Workbench:
                 "them, or capture again"
             )
         self.reporter.say(what)
-        return found | {"doubts": [f"{what[0].upper()}{what[1:]}."]}
+        return facts | {"doubts": [f"{what[0].upper()}{what[1:]}."]}
 
     def mean_kl(self, contexts: Sequence[Context]) -> Objective:
         """The mean forward KL over some contexts; over those that were set aside it is L_fix (paper Eq. 2)."""
@@ -262,10 +262,10 @@ def rows_of(run: Path, contexts: Sequence[Context], columns: Sequence[str]) -> p
     """Rows of the `positions` table at some contexts, context by context, position by position."""
     names, folder = ["context_id", "position", *columns], run / "positions"
     table = positions_of(folder, names).read_arrow(folder, names)
-    order = {c.context_id: place for place, c in enumerate(contexts)}
+    order = {c.context_id: index for index, c in enumerate(contexts)}
     table = table.filter(pc.is_in(table["context_id"], pa.array(list(order))))
-    place = np.array([order[i] for i in table["context_id"].to_pylist()])
-    return table.take(np.lexsort((table["position"].to_numpy(), place)))
+    index = np.array([order[i] for i in table["context_id"].to_pylist()])
+    return table.take(np.lexsort((table["position"].to_numpy(), index)))
 
 
 def _set_aside(run: Path, settings: ProbeSettings, contexts: Sequence[Context]) -> list[Context]:

@@ -31,8 +31,8 @@ def log_probabilities(logits: Tensor) -> Tensor:
     Args:
         logits: shape (..., V), float32 or float64; gradients flow to it.
     """
-    found: Tensor = _LogProbabilities.apply(logits)  # type: ignore[no-untyped-call]
-    return found
+    logp: Tensor = _LogProbabilities.apply(logits)  # type: ignore[no-untyped-call]
+    return logp
 
 
 class _LogProbabilities(torch.autograd.Function):
@@ -73,7 +73,7 @@ def statistics(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -
     Raises:
         InputError: an installed package's function fails, or returns something else than N finite numbers.
     """
-    logp, logq = log_probabilities(student_logits), log_probabilities(teacher_logits)
+    logp, logq = log_probabilities(student_logits), log_probabilities(teacher_logits)  # (N, V) each
     columns = full_vocabulary(logp, logq)
     columns["student_logp"] = _at(logp, tokens[:, None])[:, 0]
     columns["teacher_logp"] = _at(logq, tokens[:, None])[:, 0]
@@ -124,7 +124,7 @@ def masked_by_one(logp: Tensor, logq: Tensor) -> tuple[int, bool] | None:
         logp: the student's log-probabilities at one position, shape (V,), as `log_probabilities` gives them.
         logq: the teacher's.
     """
-    log_ratio = logp - logq
+    log_ratio = logp - logq  # (V,)
     alone = log_ratio.abs() > _MASKED
     if not alone.any():
         return None
@@ -221,13 +221,13 @@ def _support(tops: dict[str, Tensor], same: Tensor) -> dict[str, Tensor]:
 
     U = S | T is S followed by the part of T that is not in S, which keeps its width of 2K and weighs nothing.
     """
-    in_teacher, in_student = same.any(2), same.any(1)
+    in_teacher, in_student = same.any(2), same.any(1)  # (N, K) each
     k = same.shape[1]
     in_union = torch.cat([torch.ones_like(in_student), ~in_student], dim=1)
     logp = torch.cat([tops["student_topk_logp"], tops["student_logp_at_teacher_topk"]], dim=1)
     logq = torch.cat([tops["teacher_logp_at_student_topk"], tops["teacher_topk_logp"]], dim=1)
-    p, q = logp.exp() * in_union, logq.exp() * in_union
-    mass_p, mass_q = p.sum(-1), q.sum(-1)
+    p, q = logp.exp() * in_union, logq.exp() * in_union  # (N, 2K) each
+    mass_p, mass_q = p.sum(-1), q.sum(-1)  # (N,) each
     both = _compared(logp - mass_p.log()[:, None], logq - mass_q.log()[:, None])
     shared = in_teacher.sum(-1).float()
     teacher_on_support = tops["teacher_logp_at_student_topk"].exp()

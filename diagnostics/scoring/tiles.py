@@ -74,9 +74,9 @@ def score(student: LanguageModel, teacher: Scored, batch: Batch, tile_positions:
         ContextError: a logit is NaN or infinite, or one model masks an id that the other does not; the message names
             model, context and position, and the token.
     """
-    hidden = student.hidden_rows(batch, "student")
+    hidden = student.hidden_rows(batch, "student")  # (rows, width)
     taught = teacher.hidden_rows(batch, "teacher") if teacher is not student or _prompts_differ(batch) else hidden
-    tokens = torch.from_numpy(batch.tokens).long().to(student.device)
+    tokens = torch.from_numpy(batch.tokens).long().to(student.device)  # (rows,)
     states = States(hidden, student.head, taught, teacher.head)
     columns = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), tile_positions)
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
@@ -99,19 +99,19 @@ def score_listed(
     Raises:
         ContextError: a statistic is NaN or infinite; the message names context and position.
     """
-    hidden = student.hidden_rows(batch, "student")
-    tokens = torch.from_numpy(batch.tokens).long()[:, None].to(student.device)
+    hidden = student.hidden_rows(batch, "student")  # (rows, width)
+    tokens = torch.from_numpy(batch.tokens).long()[:, None].to(student.device)  # (rows, 1)
 
     def logp(rows: slice) -> Tensor:
         return log_probabilities(student.head(hidden[rows]))
 
     places = tiles(len(hidden), tile_positions)
-    support = torch.cat([logp(rows).topk(TOP).indices for rows in places])
+    support = torch.cat([logp(rows).topk(TOP).indices for rows in places])  # (rows, 32)
     asked, top_ids, top = answer(batch, torch.cat([support, tokens], 1).cpu().numpy())
     parts: list[dict[str, Tensor]] = []
     for rows in places:
-        ours = logp(rows)
-        theirs = torch.from_numpy(top_ids[rows]).to(ours.device)
+        ours = logp(rows)  # (tile, vocabulary)
+        theirs = torch.from_numpy(top_ids[rows]).to(ours.device)  # (tile, 32)
         tops = {
             "student_topk_ids": support[rows],
             "student_topk_logp": ours.gather(1, support[rows]),
@@ -170,7 +170,7 @@ def tiled(
     columns: Columns = {}
     total = len(states.student)
     for tile in tiles(total, tile_positions):
-        z = states.student_head(states.student[tile])
+        z = states.student_head(states.student[tile])  # (tile, vocabulary), like w
         w = states.teacher_head(states.teacher[tile]).to(z.device)
         for part in tiles(len(z), max(2, _CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)):
             rows = slice(tile.start + part.start, tile.start + part.stop)
@@ -221,18 +221,18 @@ def _refuse_non_finite(
         "student": log_probabilities(states.student_head(states.student[at]))[0].cpu(),
         "teacher": log_probabilities(states.teacher_head(states.teacher[at]))[0].cpu(),
     }
-    place = f"in context {batch.context_ids[rows][row]} at position {batch.positions[rows][row]}"
+    where = f"in context {batch.context_ids[rows][row]} at position {batch.positions[rows][row]}"
     broken = [side for side, values in logp.items() if not torch.isfinite(values).all()]
     alone = None if broken else masked_by_one(logp["student"], logp["teacher"])
     if alone is None:
         raise ContextError(
-            f"the {' and '.join(broken) or 'pair'} gives NaN or infinite logits {place}: "
+            f"the {' and '.join(broken) or 'pair'} gives NaN or infinite logits {where}: "
             f"{nan_advice(states.student.dtype, states.teacher.dtype)}"
         )
     token, student_masks = alone
     zero, other = ("student", "teacher") if student_masks else ("teacher", "student")
     name = tokenizer.convert_ids_to_tokens(token)
     raise ContextError(
-        f"the {zero} gives token {name!r} (id {token}) probability 0 {place}, and the {other} "
+        f"the {zero} gives token {name!r} (id {token}) probability 0 {where}, and the {other} "
         f"{logp[other][token].exp():.3g}, so that a KL is infinite: mask the id in both models, or in neither"
     )

@@ -15,21 +15,21 @@ MEASURED = tuple(name for name in DESCRIBED if name != "learnable")  # columns; 
 _SATURATED = 1 - 1e-4  # teacher's mass on the student's top K from which C is called saturated
 
 
-def facts_of(found: Weights, columns: Mapping[str, np.ndarray], k: int, end_ids: Collection[int]) -> dict[str, float]:
+def facts_of(weights: Weights, columns: Mapping[str, np.ndarray], k: int, end_ids: Collection[int]) -> dict[str, float]:
     """Return one number a name, NaN where there is none; names and meanings are those of the table `train_steps`.
 
     Args:
-        found: what each of N positions of the global batch weighs.
+        weights: what each of N positions of the global batch weighs.
         columns: shape (N,) each: `context_id`, `token_id`, and the measured columns at K.
         k: support size.
         end_ids: tokens that end a text. `empty` is the share of sequences made of nothing else.
     """
-    kept, sequences = found.kept, columns["context_id"]
+    kept, sequences = weights.kept, columns["context_id"]
     ends, lengths = np.isin(columns["token_id"], list(end_ids)), np.bincount(sequences)
     facts = {
         "keep": float(kept.mean()),
-        "tied": found.tied,
-        "topped_up": float(found.topped_up),
+        "tied": weights.tied,
+        "topped_up": float(weights.topped_up),
         "sequences_touched": len(np.unique(sequences[kept])) / len(lengths),
         "ends_kept": float(kept[ends].mean()) if ends.any() else np.nan,
         "saturated": float((columns[stored_name("compatibility", k)] >= _SATURATED).mean()),

@@ -106,7 +106,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _remember(self, optimizer: torch.optim.Optimizer) -> None:
-        self._before = [local(own).clone() for own in _weights(optimizer)]
+        self._before = [local(parameter).clone() for parameter in _weights(optimizer)]
 
     @torch.no_grad()
     def _log_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -123,8 +123,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         """Take prompts that are token ids as they are; let TRL render texts and conversations."""
         if isinstance(prompts[0], list) and isinstance(prompts[0][0], int):
             return prompts, None, {}
-        found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
-        return found
+        rendered: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+        return rendered
 
     def _generate_single_turn(
         self,
@@ -135,16 +135,16 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
     ) -> list[list[int]]:
         """Sample one completion a prompt; without vLLM, each from its own random stream."""
         if self.use_vllm or images is not None:
-            found: list[list[int]] = super()._generate_single_turn(
+            completions: list[list[int]] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
-            stranger = self._known.stranger(token for completion in found for token in completion)
+            stranger = self._known.stranger(token for completion in completions for token in completion)
             if stranger is not None:
                 raise ContextError(
                     f"step {self.state.global_step}: a rollout holds id {stranger}, which is padding of the student's "
                     "LM head: sample without vLLM's server"
                 )
-            return found
+            return completions
         first = self.accelerator.process_index * len(prompt_ids)
         seeds = [
             derive_seed(self.rollout_seed, "rollout", self.state.global_step, first + row)
@@ -198,18 +198,18 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             self.model_wrapped, unwrapped, self._statistics, unwrapped, batch, mask
         )
         ranks = gather_object([columns])
-        everywhere = {name: np.concatenate([own[name] for own in ranks]) for name in columns}
+        everywhere = {name: np.concatenate([rank[name] for rank in ranks]) for name in columns}
         self._refuse_gaps(everywhere)  # after the exchange, so that every process learns of it
-        sizes = [len(own["position"]) for own in ranks]
+        sizes = [len(rank["position"]) for rank in ranks]
         # Rows of a sequence are numbered by its place in the global batch, which no number of processes changes.
-        sequences = np.cumsum([0, *(own["sequences"][0] if len(own["sequences"]) else 0 for own in ranks)])
+        sequences = np.cumsum([0, *(rank["sequences"][0] if len(rank["sequences"]) else 0 for rank in ranks)])
         everywhere["context_id"] += np.repeat(sequences[:-1], sizes)
-        found = self._weighed(everywhere)
+        weighed = self._weighed(everywhere)
         start = sum(sizes[: self.accelerator.process_index])
-        own = slice(start, start + sizes[self.accelerator.process_index])
-        weights = torch.zeros(mask.shape, device=mask.device)
-        weights[mask] = torch.from_numpy(self._averaged(found, everywhere)[own]).to(weights)
-        return weights, weights.new_tensor(found.weights.sum())
+        here = slice(start, start + sizes[self.accelerator.process_index])
+        weights = torch.zeros(mask.shape, device=mask.device)  # (sequences, completion)
+        weights[mask] = torch.from_numpy(self._averaged(weighed, everywhere)[here]).to(weights)
+        return weights, weights.new_tensor(weighed.weights.sum())
 
     def _refuse_gaps(self, columns: dict[str, np.ndarray]) -> None:
         bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
@@ -223,51 +223,51 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         """Weigh the global batch and log what was kept; say once in what way a mask is degenerate."""
         step = self.state.global_step
         try:
-            found = self.selection.weigh(columns, step)
+            weighed = self.selection.weigh(columns, step)
         except EstimationError as error:
             self._warn("saturated", f"step {step}: {error}; such batches are masked at random")
-            found = replace(self.selection, selector="random").weigh(columns, step)._replace(tied=1.0)
-        facts = facts_of(found, columns, self.selection.k, self.eos_token_ids)
+            weighed = replace(self.selection, selector="random").weigh(columns, step)._replace(tied=1.0)
+        facts = facts_of(weighed, columns, self.selection.k, self.eos_token_ids)
         for name, value in facts.items():
             self._metrics["train"][f"selection/{name}"].append(value)
-        if _DEGENERATE < found.tied < 1 or (found.tied == 1 and "saturated" not in self._warned):
-            chosen = f"{found.tied:.0%} of the positions that {self.selection.selector} keeps"
+        if _DEGENERATE < weighed.tied < 1 or (weighed.tied == 1 and "saturated" not in self._warned):
+            chosen = f"{weighed.tied:.0%} of the positions that {self.selection.selector} keeps"
             self._warn("ties", f"step {step}: ties decide {chosen}, so that the mask is largely random")
         if facts["empty"] > _DEGENERATE:
             self._warn(
                 "empty", f"step {step}: {facts['empty']:.0%} of the rollouts end at once, with nothing to learn on"
             )
-        return found
+        return weighed
 
     def _warn(self, kind: str, sentence: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             self.reporter.say(sentence)
 
-    def _averaged(self, found: Weights, columns: dict[str, np.ndarray]) -> Array:
+    def _averaged(self, weighed: Weights, columns: dict[str, np.ndarray]) -> Array:
         """Scale weights so that their weighted mean is the wanted mean of losses."""
         if self.loss_mean == "positions":
-            return found.weights
+            return weighed.weights
         sequences = columns["context_id"]
-        totals = np.bincount(sequences, found.weights)
-        scale: Array = found.weights.sum() / (len(totals) * np.maximum(totals[sequences], 1e-12))
-        return found.weights * scale
+        totals = np.bincount(sequences, weighed.weights)
+        scale: Array = weighed.weights.sum() / (len(totals) * np.maximum(totals[sequences], 1e-12))
+        return weighed.weights * scale
 
     def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> dict[str, np.ndarray]:  # noqa: ANN401
         """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each."""
         states = self._states(unwrapped_student, batch, mask)
-        tokens = batch["completion_ids"][mask]
+        tokens = batch["completion_ids"][mask]  # (n,)
         read = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
 
         def measure(student: Tensor, teacher: Tensor, rows: slice) -> dict[str, Tensor]:
-            return {name: own for name, own in statistics(student, teacher, tokens[rows]).items() if name in read}
+            return {name: column for name, column in statistics(student, teacher, tokens[rows]).items() if name in read}
 
         columns = tiled(states, measure, self.tile_positions)
-        place = mask.nonzero()
-        position = (mask.cumsum(1) - 1)[mask]
-        lengths = mask.sum(1)[place[:, 0]]
+        sequence = mask.nonzero()[:, 0]  # (n,)
+        position = (mask.cumsum(1) - 1)[mask]  # (n,)
+        lengths = mask.sum(1)[sequence]  # (n,)
         return columns | {
-            "context_id": place[:, 0].cpu().numpy(),
+            "context_id": sequence.cpu().numpy(),
             "position": position.cpu().numpy(),
             "token_id": tokens.cpu().numpy(),
             "pos_norm": (position / (lengths - 1).clamp_min(1)).cpu().numpy(),
@@ -281,12 +281,12 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         TRL pads prompts on the left; the models read every sequence from its first place, padded on the right, as
         capture lays it out: neither learned positions nor any kind of attention or recurrence sees the padding then.
         """
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)  # (sequences, width)
         lengths, width = batch["prompt_mask"].sum(1), ids.size(1)
         padding = batch["prompt_ids"].size(1) - lengths
         ids = ids.gather(1, (torch.arange(width, device=ids.device) + padding[:, None]) % width)
-        rows, places = mask.nonzero(as_tuple=True)
-        predicting = lengths[rows] + places - 1
+        rows, places = mask.nonzero(as_tuple=True)  # (n,) each
+        predicting = lengths[rows] + places - 1  # (n,)
         hidden = self._get_last_hidden_state(unwrapped_student, ids, None, width)[rows, predicting]
         self.teacher_model.eval()
         unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
@@ -328,7 +328,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def _tile(self, states: States, tokens: Tensor, hidden: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
         """Losses and student entropies of some rows, shape (rows,) each, nats."""
-        logits = states.student_head(hidden)
+        logits = states.student_head(hidden)  # (rows, vocabulary)
         with torch.no_grad():
             taught = states.teacher_head(states.teacher[tile]).to(logits.device)
             logp = log_probabilities(logits)
@@ -349,4 +349,4 @@ def _switch_off_dropout(model: torch.nn.Module) -> None:
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [own for group in optimizer.param_groups for own in group["params"]]
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

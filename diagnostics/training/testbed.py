@@ -94,9 +94,9 @@ def batches(recipe: Recipe, words: PreTrainedTokenizerFast, seed: int) -> Iterat
     for _ in range(recipe.steps):
         rows = [_row(next(fresh), words) for _ in range(recipe.batch)]
         length = max(len(ids) for ids, _ in rows)
-        ids = [own + [words.pad_token_id] * (length - len(own)) for own, _ in rows]
-        labels = [[-100] * asked + own[asked:] + [-100] * (length - len(own)) for own, asked in rows]
-        yield torch.tensor(ids), torch.tensor(labels)
+        padded = [ids + [words.pad_token_id] * (length - len(ids)) for ids, _ in rows]
+        labels = [[-100] * asked + ids[asked:] + [-100] * (length - len(ids)) for ids, asked in rows]
+        yield torch.tensor(padded), torch.tensor(labels)
 
 
 def teach(name: str, folder: Path, reporter: Reporter) -> float:
