@@ -11,10 +11,10 @@ from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
 from teachdiag.diagnostics.probes.isolated import hold_out, mean_kl, steps_in_context
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import gradient
-from teachdiag.diagnostics.probes.workbench import Workbench
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
@@ -29,7 +29,7 @@ def probe_rows(pair: Pair, quiet: Reporter) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         settings = ProbeSettings(kind="isolated", fix_contexts=FIX)
         states = Path(folder) / "teacher.npy"
-        bench = Workbench(
+        setup = ProbeSetup(
             run=Path(folder),
             probe_id="bench",
             scratch=Path(folder),
@@ -45,24 +45,24 @@ def probe_rows(pair: Pair, quiet: Reporter) -> list[Row]:
             further=[],
             reporter=quiet,
         )
-        predicted, rows = _prediction_rows(bench)
-        return rows + _isolated_rows(bench, predicted)
+        predicted, rows = _prediction_rows(setup)
+        return rows + _isolated_rows(setup, predicted)
 
 
-def _prediction_rows(bench: Workbench) -> tuple[float, list[Row]]:
-    batches = batched(bench.bank, bench.settings.batch_tokens)
-    bare = best(lambda: [bare_pass(bench.student, batch) for batch in batches])
+def _prediction_rows(setup: ProbeSetup) -> tuple[float, list[Row]]:
+    batches = batched(setup.bank, setup.settings.batch_tokens)
+    bare = best(lambda: [bare_pass(setup.student, batch) for batch in batches])
     loss = {"loss": position_loss("reverse_kl", {})}
-    direction = gradient(bench.student, bench.mean_kl(bench.fix), bench.settings, bench.reporter)
-    exact = Along(bench.student, bench.theta0, direction, None)
+    direction = gradient(setup.student, setup.mean_kl(setup.fix), setup.settings, setup.reporter)
+    exact = Along(setup.student, setup.theta0, direction, None)
 
     def central() -> None:
-        step, _ = choose_step(exact, bench.bank, bench.teacher, loss["loss"], bench.settings)
-        along = Along(bench.student, bench.theta0, direction, step)
-        derivatives(along, bench.bank, bench.teacher, loss, bench.settings, bench.reporter)
+        step, _ = choose_step(exact, setup.bank, setup.teacher, loss["loss"], setup.settings)
+        along = Along(setup.student, setup.theta0, direction, step)
+        derivatives(along, setup.bank, setup.teacher, loss, setup.settings, setup.reporter)
 
     differences = best(central)
-    forward = best(lambda: derivatives(exact, bench.bank, bench.teacher, loss, bench.settings, bench.reporter))
+    forward = best(lambda: derivatives(exact, setup.bank, setup.teacher, loss, setup.settings, setup.reporter))
     return differences, [
         (f"one bare student pass over a bank of {BANK} contexts", f"{bare:.2f} s", "1"),
         (
@@ -74,10 +74,10 @@ def _prediction_rows(bench: Workbench) -> tuple[float, list[Row]]:
     ]
 
 
-def _isolated_rows(bench: Workbench, predicted: float) -> list[Row]:
-    context = bench.bank[0]
+def _isolated_rows(setup: ProbeSetup, predicted: float) -> list[Row]:
+    context = setup.bank[0]
     n = len(STEPPED)
-    plain = best(lambda: [_plain_step(bench, context, t) for t in STEPPED])
+    plain = best(lambda: [_plain_step(setup, context, t) for t in STEPPED])
     drawn = pa.table(
         {
             "context_id": [context.context_id] * n,
@@ -88,10 +88,10 @@ def _isolated_rows(bench: Workbench, predicted: float) -> list[Row]:
             "weight": [1.0] * n,
         }
     )
-    held = hold_out(bench)
-    with_fix = best(lambda: steps_in_context(bench, context, drawn, held))
-    own = with_fix - n * best(lambda: mean_kl(bench, held.batches))
-    one_by_one = with_fix / n * sum(len(c.response) for c in bench.bank)
+    held = hold_out(setup)
+    with_fix = best(lambda: steps_in_context(setup, context, drawn, held))
+    own = with_fix - n * best(lambda: mean_kl(setup, held.batches))
+    one_by_one = with_fix / n * sum(len(c.response) for c in setup.bank)
     return [
         ("forward, backward and forward over the prefix of one position", f"{plain / n:.3f} s", "1"),
         ("isolated step, gain and inner products at its own context", f"{own / n:.3f} s", f"{own / plain:.2f}"),
@@ -100,10 +100,10 @@ def _isolated_rows(bench: Workbench, predicted: float) -> list[Row]:
     ]
 
 
-def _plain_step(bench: Workbench, context: Context, position: int) -> None:
+def _plain_step(setup: ProbeSetup, context: Context, position: int) -> None:
     """What one isolated step costs at least, with the model as it is and nothing kept of theta0."""
     batch = Batch((Context(0, "", "bank", context.student_prompt, (), context.response[: position + 1]),))
-    logits = bench.student.model(input_ids=batch.input_ids("student", bench.student.device), use_cache=False).logits
+    logits = setup.student.model(input_ids=batch.input_ids("student", setup.student.device), use_cache=False).logits
     loss = logits[0, -1].log_softmax(-1)[0]
-    torch.autograd.grad(loss, [p for _, p in bench.student.parameters()])
-    bare_pass(bench.student, batch)
+    torch.autograd.grad(loss, [p for _, p in setup.student.parameters()])
+    bare_pass(setup.student, batch)

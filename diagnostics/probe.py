@@ -9,7 +9,7 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.models.pair import pinned, resolve_pair
 from teachdiag.diagnostics.models.sources import Sources
 from teachdiag.diagnostics.probes.measurement import measurement
-from teachdiag.diagnostics.probes.workbench import set_up
+from teachdiag.diagnostics.probes.probe_setup import set_up
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import refuse_sharding_alone
@@ -55,8 +55,8 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
-            bench = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind)
-            results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(bench)
+            setup = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind)
+            results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(setup)
             stage.complete(results)
     return results
 

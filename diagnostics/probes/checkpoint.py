@@ -8,9 +8,9 @@ import torch
 from teachdiag.diagnostics.models.language_model import load
 from teachdiag.diagnostics.models.sources import ModelSource
 from teachdiag.diagnostics.models.weights import resolve_whole
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.probes.steps import NOTHING, RANDOM, StepMeasurement
 from teachdiag.diagnostics.probes.updates import Step
-from teachdiag.diagnostics.probes.workbench import Workbench
 from teachdiag.diagnostics.processes.parameters import laid_out_like
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
@@ -27,9 +27,9 @@ class Checkpoint(StepMeasurement):
         """Return the digest of its weights."""
         return {"student_after": _student_after(self.settings, capture, reporter).digest}
 
-    def take(self, bench: Workbench) -> Step:
+    def take(self, setup: ProbeSetup) -> Step:
         """Give the student the weights of the other."""
-        return _take_checkpoint(bench)
+        return _take_checkpoint(setup)
 
 
 def _student_after(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> ModelSource:
@@ -42,18 +42,18 @@ def _student_after(settings: ProbeSettings, capture: CaptureSettings, reporter: 
 
 
 @torch.no_grad()
-def _take_checkpoint(bench: Workbench) -> Step:
+def _take_checkpoint(setup: ProbeSetup) -> Step:
     """Give the student the weights of a student that was trained elsewhere.
 
     Raises:
         ModelError: it has other parameters than the student.
     """
-    path = bench.settings.student_after
-    device = "cpu" if bench.student.sharded else str(bench.student.device)
-    trained = load(_student_after(bench.settings, bench.capture, bench.reporter), "float32", device)
+    path = setup.settings.student_after
+    device = "cpu" if setup.student.sharded else str(setup.student.device)
+    trained = load(_student_after(setup.settings, setup.capture, setup.reporter), "float32", device)
     theirs = dict(trained.parameters())
-    ours = dict(bench.student.parameters())
+    ours = dict(setup.student.parameters())
     if theirs.keys() != ours.keys() or any(ours[name].shape != p.shape for name, p in theirs.items()):
-        raise ModelError(f"--student-after {path!r} has other parameters than the student {bench.student.name!r}")
-    bench.theta0.leave(laid_out_like(parameter, theirs[name]) for name, parameter in ours.items())
-    return Step(0.0, 0.0, 0, bench.theta0.distance())
+        raise ModelError(f"--student-after {path!r} has other parameters than the student {setup.student.name!r}")
+    setup.theta0.leave(laid_out_like(parameter, theirs[name]) for name, parameter in ours.items())
+    return Step(0.0, 0.0, 0, setup.theta0.distance())

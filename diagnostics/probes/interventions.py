@@ -18,8 +18,8 @@ from teachdiag.diagnostics.models.alignment import KEY
 from teachdiag.diagnostics.probes.masks import EVERYTHING, Cell
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.predicted import inner_products, keep, kept, write_predictions
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor, rows_of
 from teachdiag.diagnostics.probes.updates import Step, optimize, step_objective
-from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor, rows_of
 from teachdiag.diagnostics.processes.collectives import gathered_rows, on_first
 from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.notes import fields_schema
@@ -39,93 +39,93 @@ class InterventionMeasurement(Measurement):
 
     matches: tuple[str, ...]
 
-    def cells(self, bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+    def cells(self, setup: ProbeSetup, inner_products: pa.Table) -> list[Cell]:
         """Return every selection that a step is taken on.
 
         Args:
-            bench: settings and contexts.
+            setup: settings and contexts.
             inner_products: `fix_inner` and `bank_inner` of every position that may be selected, by (context_id,
                 position).
         """
         raise NotImplementedError
 
-    def write(self, bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
+    def write(self, setup: ProbeSetup, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
         """Write the tables, but for the predictions."""
-        write_table(INTERVENTIONS.build_rows(rows), bench.run / "interventions" / bench.probe_id)
+        write_table(INTERVENTIONS.build_rows(rows), setup.run / "interventions" / setup.probe_id)
 
-    def measure(self, bench: Workbench) -> dict[str, Any]:
+    def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Take every masked step and write the tables; return the results."""
-        bench.student.half = None  # selectors differ by less than half precision rounds
-        before, floor = _at_theta0(bench)
-        compared = on_first(bench.compare_with_capture)(before)
+        setup.student.half = None  # selectors differ by less than half precision rounds
+        before, floor = _at_theta0(setup)
+        compared = on_first(setup.compare_with_capture)(before)
         began = time.perf_counter()
-        predictions = _predictions(bench)
-        cells = self.cells(bench, predictions)
+        predictions = _predictions(setup)
+        cells = self.cells(setup, predictions)
         took = time.perf_counter() - began
-        bench.reporter.say(f"{len(cells)} masked steps; their first-order form took {took:.0f} s")
+        setup.reporter.say(f"{len(cells)} masked steps; their first-order form took {took:.0f} s")
         lengths: dict[int, float] = {}
         rows: list[dict[str, Any]] = []
-        for index, cell in enumerate(bench.reporter.track(cells, "Masked steps")):
+        for index, cell in enumerate(setup.reporter.track(cells, "Masked steps")):
             length = lengths.get(cell.seed)
-            step, gains = _measured(bench, cell, gains_path(bench, index), self.matches, length, before)
+            step, gains = _measured(setup, cell, gains_path(setup, index), self.matches, length, before)
             if cell.selector == EVERYTHING:
                 lengths[cell.seed] = step.update_norm
-            rows += _rows(bench, cell, step, gains, lengths.get(cell.seed), before)
-        bench.theta0.verify()
-        on_first(self.write)(bench, cells, rows, before)
+            rows += _rows(setup, cell, step, gains, lengths.get(cell.seed), before)
+        setup.theta0.verify()
+        on_first(self.write)(setup, cells, rows, before)
         return compared | {
             "cells": len(cells),
             "noise_floor": floor,
-            "fix_contexts": sorted(c.context_id for c in bench.fix),
+            "fix_contexts": sorted(c.context_id for c in setup.fix),
             "bank_positions": before.num_rows,
             "selectors": _summary(rows),
         }
 
 
-def _predictions(bench: Workbench) -> pa.Table:
+def _predictions(setup: ProbeSetup) -> pa.Table:
     """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
-    fix, _ = inner_products(bench, "fix", bench.fix, bench.update)
-    bank, _ = inner_products(bench, "bank", bench.bank, bench.update)
+    fix, _ = inner_products(setup, "fix", setup.fix, setup.update)
+    bank, _ = inner_products(setup, "bank", setup.bank, setup.update)
     columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
-    on_first(write_predictions)(bench, bench.update, columns, bench.run / "predictions" / bench.probe_id)
+    on_first(write_predictions)(setup, setup.update, columns, setup.run / "predictions" / setup.probe_id)
     return pa.table({name: fix[name] for name in _KEYS} | columns)
 
 
-def _at_theta0(bench: Workbench) -> tuple[pa.Table, float]:
+def _at_theta0(setup: ProbeSetup) -> tuple[pa.Table, float]:
     """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
-    path = bench.scratch / "theta0.parquet"
+    path = setup.scratch / "theta0.parquet"
     if not on_first(is_intact)(path):
-        again = _bank_kl(bench, bench.relaid(0)(bench.bank))["forward_kl"]
-        table = _bank_kl(bench, bench.batched(bench.bank)).append_column("again", again)
+        again = _bank_kl(setup, setup.relaid(0)(setup.bank))["forward_kl"]
+        table = _bank_kl(setup, setup.batched(setup.bank)).append_column("again", again)
         on_first(write_shard)(table, path)
     table = read_parquet(path)
     floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
-    facts = rows_of(bench.run, bench.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
+    facts = rows_of(setup.run, setup.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
     q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
     return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), floor
 
 
-def _bank_kl(bench: Workbench, batches: Sequence[Any]) -> pa.Table:
+def _bank_kl(setup: ProbeSetup, batches: Sequence[Any]) -> pa.Table:
     """Forward KL of the rescored bank at the student's present weights, by (context_id, position).
 
     Several processes share the batches.
     """
-    scored = gathered_rows([bench.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
+    scored = gathered_rows([setup.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
     return scored.select([*_KEYS, "forward_kl"])
 
 
-def gains_path(bench: Workbench, number: int) -> Path:
+def gains_path(setup: ProbeSetup, number: int) -> Path:
     """Return where a cell's gains lie until the probe ends."""
-    return shard_path(bench.scratch / "cells", number)
+    return shard_path(setup.scratch / "cells", number)
 
 
 def _measured(
-    bench: Workbench, cell: Cell, path: Path, matches: Sequence[str], length: float | None, before: pa.Table
+    setup: ProbeSetup, cell: Cell, path: Path, matches: Sequence[str], length: float | None, before: pa.Table
 ) -> tuple[Step, pa.Table]:
     """Take a cell's step and keep what it gained, or read what an earlier process did.
 
     Args:
-        bench: the student at theta0, where it is again afterwards.
+        setup: the student at theta0, where it is again afterwards.
         cell: what is kept.
         path: where its gains lie.
         matches: how steps are compared.
@@ -140,31 +140,31 @@ def _measured(
     if done and done.pop("kept") == cell.digest:
         return Step(**done), read_parquet(path)
     mask = cell.draw.kept(cell.selection.kept)
-    objective = step_objective(cell.draw.contexts, bench.teacher, bench.settings, mask)
-    step = optimize(bench.student, [objective], bench.settings, bench.theta0, Reporter(quiet=True))
-    gains = {"rate": _gain(bench, before)}
+    objective = step_objective(cell.draw.contexts, setup.teacher, setup.settings, mask)
+    step = optimize(setup.student, [objective], setup.settings, setup.theta0, Reporter(quiet=True))
+    gains = {"rate": _gain(setup, before)}
     if "norm" in matches:
         gains["norm"] = gains["rate"]
         if length is not None and step.update_norm > 0:
-            bench.theta0.stretch(length / step.update_norm)
-            gains["norm"] = _gain(bench, before)
-    bench.theta0.restore()
+            setup.theta0.stretch(length / step.update_norm)
+            gains["norm"] = _gain(setup, before)
+    setup.theta0.restore()
     on_first(keep)(pa.table(gains), path, asdict(step) | {"kept": cell.digest}, note)
     return step, pa.table(gains)
 
 
-def _gain(bench: Workbench, before: pa.Table) -> np.ndarray:
-    after = _bank_kl(bench, bench.batched(bench.bank))["forward_kl"].to_numpy()
+def _gain(setup: ProbeSetup, before: pa.Table) -> np.ndarray:
+    after = _bank_kl(setup, setup.batched(setup.bank))["forward_kl"].to_numpy()
     gain: np.ndarray = before["forward_kl"].to_numpy() - after
     return gain
 
 
 def _rows(
-    bench: Workbench, cell: Cell, step: Step, gains: pa.Table, length: float | None, before: pa.Table
+    setup: ProbeSetup, cell: Cell, step: Step, gains: pa.Table, length: float | None, before: pa.Table
 ) -> list[dict[str, Any]]:
     """Rows of `interventions`: one for each way of matching steps."""
     inside = before["q3"].to_numpy()
-    common = {"probe_id": bench.probe_id, "loss": bench.settings.loss} | cell.facts()
+    common = {"probe_id": setup.probe_id, "loss": setup.settings.loss} | cell.facts()
     rows = []
     for match in gains.column_names:
         norm = step.update_norm if match == "rate" or length is None else length

@@ -19,9 +19,9 @@ from torch import Tensor
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.probes.measurement import Measurement
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, rows_of
 from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient
-from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
 from teachdiag.diagnostics.processes.collectives import joined, on_first
 from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.scoring.position_loss import position_loss
@@ -36,7 +36,7 @@ _NOISE_DRAWS = 3  # layouts in which L_fix is measured at theta0
 _STRATIFIED_BY = (("forward_kl", 10), (f"compatibility_k{HEADLINE_K}", 3))
 
 
-class Held(NamedTuple):
+class HeldOut(NamedTuple):
     """L_fix at theta0: its batches, its value in nats, and its gradient."""
 
     batches: list[Batch]
@@ -55,38 +55,38 @@ class Isolated(Measurement):
         """
         _drawn(run, self.settings, bank if self.settings.sample_from == "bank" else update)
 
-    def measure(self, bench: Workbench) -> dict[str, Any]:
+    def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Step on every sampled position's loss alone, and write the `isolated` table; return the probe's results."""
-        bench.student.half = None  # in half precision, rounding exceeds what one position does
-        contexts = bench.bank if bench.settings.sample_from == "bank" else bench.update
-        drawn = _drawn(bench.run, bench.settings, contexts)
+        setup.student.half = None  # in half precision, rounding exceeds what one position does
+        contexts = setup.bank if setup.settings.sample_from == "bank" else setup.update
+        drawn = _drawn(setup.run, setup.settings, contexts)
         by_context = {c.context_id: c for c in contexts}
         ids = drawn["context_id"].to_numpy()
         groups = [(by_context[i], drawn.filter(ids == i)) for i in dict.fromkeys(ids.tolist())]
-        compared = on_first(bench.compare_with_capture)(_at_theta0(bench, [context for context, _ in groups]))
-        held = hold_out(bench)
-        with joined(), bench.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
+        compared = on_first(setup.compare_with_capture)(_at_theta0(setup, [context for context, _ in groups]))
+        held_out = hold_out(setup)
+        with joined(), setup.reporter.bar("Isolated steps", total=drawn.num_rows) as advance:
             for index, (context, rows) in enumerate(groups):
-                path = shard_path(bench.scratch / "steps", index)
+                path = shard_path(setup.scratch / "steps", index)
                 if in_share(index) and not is_intact(path):
-                    write_shard(steps_in_context(bench, context, rows, held), path)
+                    write_shard(steps_in_context(setup, context, rows, held_out), path)
                 advance(rows.num_rows)
-        bench.theta0.verify()
-        relaid = [mean_kl(bench, bench.relaid(draw)(bench.fix)) for draw in range(_NOISE_DRAWS)]
-        results = on_first(_assemble)(bench, len(groups))
-        return compared | results | {"fix_noise_floor": max(abs(held.value - value) for value in relaid)}
+        setup.theta0.verify()
+        relaid = [mean_kl(setup, setup.relaid(draw)(setup.fix)) for draw in range(_NOISE_DRAWS)]
+        results = on_first(_assemble)(setup, len(groups))
+        return compared | results | {"fix_noise_floor": max(abs(held_out.value - value) for value in relaid)}
 
 
-def _at_theta0(bench: Workbench, contexts: list[Context]) -> pa.Table:
+def _at_theta0(setup: ProbeSetup, contexts: list[Context]) -> pa.Table:
     """Rescore the first contexts that steps are taken in, enough to tell whether theta0 is what was captured."""
-    return pa.concat_tables([bench.rescored(batch) for batch in bench.batched(contexts[:_COMPARED])])
+    return pa.concat_tables([setup.rescored(batch) for batch in setup.batched(contexts[:_COMPARED])])
 
 
-def hold_out(bench: Workbench) -> Held:
+def hold_out(setup: ProbeSetup) -> HeldOut:
     """Measure L_fix at theta0, and its gradient."""
-    batches = bench.batched(bench.fix)
-    along = gradient(bench.student, bench.mean_kl(bench.fix), bench.settings, bench.reporter)
-    return Held(batches, mean_kl(bench, batches), along)
+    batches = setup.batched(setup.fix)
+    along = gradient(setup.student, setup.mean_kl(setup.fix), setup.settings, setup.reporter)
+    return HeldOut(batches, mean_kl(setup, batches), along)
 
 
 def draw_positions(positions: pa.Table, sample: int, seed: int) -> pa.Table:
@@ -107,18 +107,18 @@ def draw_positions(positions: pa.Table, sample: int, seed: int) -> pa.Table:
     n = positions.num_rows
     kl, c = (quantile_bins(positions[name].to_numpy().astype(np.float64), bins) for name, bins in _STRATIFIED_BY)
     stratum = kl * _STRATIFIED_BY[1][1] + c
-    held = np.bincount(stratum)
-    wanted, occupied = sample or n, int((held > 0).sum())
+    sizes = np.bincount(stratum)
+    wanted, occupied = sample or n, int((sizes > 0).sum())
     if not occupied <= wanted <= n:
         raise EstimationError(
             f"--sample {sample} of {n} positions: it must be at least {occupied}, the strata of forward KL and C, and "
             f"at most {n}; 0 takes all"
         )
     rng = np.random.default_rng(seed)
-    taken = _allotted(held, wanted)
-    rows = [rng.choice(np.flatnonzero(stratum == s), taken[s], replace=False) for s in np.flatnonzero(held)]
+    taken = _allotted(sizes, wanted)
+    rows = [rng.choice(np.flatnonzero(stratum == s), taken[s], replace=False) for s in np.flatnonzero(sizes)]
     chosen = np.sort(np.concatenate(rows))
-    weight = (held / np.maximum(taken, 1))[stratum[chosen]]
+    weight = (sizes / np.maximum(taken, 1))[stratum[chosen]]
     drawn = positions.take(chosen).append_column("stratum", pa.array(stratum[chosen]))
     return drawn.append_column("weight", pa.array(weight))
 
@@ -128,77 +128,77 @@ def _drawn(run: Path, settings: ProbeSettings, contexts: list[Context]) -> pa.Ta
     return draw_positions(rows, settings.sample, derive_seed(settings.seed, "sample"))
 
 
-def _allotted(held: np.ndarray, sample: int) -> np.ndarray:
+def _allotted(sizes: np.ndarray, sample: int) -> np.ndarray:
     """Fill the strata evenly: one more to each in turn, as long as it holds more."""
-    taken = np.zeros_like(held)
+    taken = np.zeros_like(sizes)
     while (left := sample - int(taken.sum())) > 0:
-        open_strata = np.flatnonzero(taken < held)
+        open_strata = np.flatnonzero(taken < sizes)
         share = max(left // len(open_strata), 1)
         for stratum in open_strata[:left]:
-            taken[stratum] = min(taken[stratum] + share, held[stratum])
+            taken[stratum] = min(taken[stratum] + share, sizes[stratum])
     return taken
 
 
-def steps_in_context(bench: Workbench, context: Context, rows: pa.Table, held: Held) -> pa.Table:
+def steps_in_context(setup: ProbeSetup, context: Context, rows: pa.Table, held_out: HeldOut) -> pa.Table:
     """Take one step for each drawn position of a context, all from the same forward pass at theta0.
 
     Args:
-        bench: the student at theta0, where it is again afterwards.
+        setup: the student at theta0, where it is again afterwards.
         context: whose positions they are.
         rows: rows of `draw_positions`, all of this context.
-        held: L_fix.
+        held_out: L_fix.
 
     Returns:
         Columns of the `isolated` table, remainders left out, and `noise`: what measuring from the prefix alone changes
         at theta0, nats, NaN but for the first.
     """
-    measure = position_loss(bench.settings.loss, bench.settings.as_dict())
+    measure = position_loss(setup.settings.loss, setup.settings.as_dict())
     drawn = rows["position"].to_pylist()
     batch = Batch((_prefix(context, max(drawn)),))  # nothing behind the last drawn position matters to any
-    states = batch.gather(bench.student.hidden(batch.input_ids("student", bench.student.device)), "student")
-    taught = bench.teacher.at(bench.teacher.rows(batch), bench.student.device)
-    before = bench.rescored(batch, hidden=states.detach())["forward_kl"].to_numpy()
+    states = batch.gather(setup.student.hidden(batch.input_ids("student", setup.student.device)), "student")
+    taught = setup.teacher.at(setup.teacher.rows(batch), setup.student.device)
+    before = setup.rescored(batch, hidden=states.detach())["forward_kl"].to_numpy()
     done: list[dict[str, float]] = []
     for position in drawn:
         at = slice(position, position + 1)
         with torch.no_grad():
-            teacher_logits = bench.teacher.head(taught[at])
-        token = torch.tensor(context.response[at], device=bench.student.device)
-        loss = measure(bench.student.head(states[at]), teacher_logits, token).sum()
-        facts = {"forward_kl_before": float(before[position])} | _one_step(bench, context, position, loss, held)
+            teacher_logits = setup.teacher.head(taught[at])
+        token = torch.tensor(context.response[at], device=setup.student.device)
+        loss = measure(setup.student.head(states[at]), teacher_logits, token).sum()
+        facts = {"forward_kl_before": float(before[position])} | _one_step(setup, context, position, loss, held_out)
         # What the layout of a prefix alone changes: one position a context is enough for a floor.
-        facts["noise"] = abs(_kl_at(bench, context, position) - facts["forward_kl_before"]) if not done else math.nan
+        facts["noise"] = abs(_kl_at(setup, context, position) - facts["forward_kl_before"]) if not done else math.nan
         done.append(facts)
     keys = {name: rows[name] for name in ("context_id", "position", "prompt_id", "split", "stratum", "weight")}
     return pa.table(keys | {name: [facts[name] for facts in done] for name in done[0]})
 
 
-def _one_step(bench: Workbench, context: Context, position: int, loss: Tensor, held: Held) -> dict[str, float]:
-    parameters = [p for _, p in bench.student.parameters()]
+def _one_step(setup: ProbeSetup, context: Context, position: int, loss: Tensor, held_out: HeldOut) -> dict[str, float]:
+    parameters = [p for _, p in setup.student.parameters()]
     along = list(torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True))
     norm_sq = inner(along, along)
-    eta = _step_size(bench, norm_sq, context.context_id, position)
-    bench.theta0.displace(along, -eta)
-    stepped = _kl_at(bench, context, position)
-    fixed = mean_kl(bench, held.batches)
-    bench.theta0.displace(along, eta)
-    mirrored = _kl_at(bench, context, position)
-    bench.theta0.restore()
+    eta = _step_size(setup, norm_sq, context.context_id, position)
+    setup.theta0.displace(along, -eta)
+    stepped = _kl_at(setup, context, position)
+    fixed = mean_kl(setup, held_out.batches)
+    setup.theta0.displace(along, eta)
+    mirrored = _kl_at(setup, context, position)
+    setup.theta0.restore()
     return {
         "step_size": eta,
         "gradient_norm_sq": norm_sq,
         "forward_kl_after": stepped,
         "own_inner": (mirrored - stepped) / (2 * eta),
-        "fix_before": held.value,
-        "fix_gain": held.value - fixed,
-        "fix_inner": inner(held.gradient, along),
+        "fix_before": held_out.value,
+        "fix_gain": held_out.value - fixed,
+        "fix_inner": inner(held_out.gradient, along),
     }
 
 
-def _kl_at(bench: Workbench, context: Context, position: int) -> float:
+def _kl_at(setup: ProbeSetup, context: Context, position: int) -> float:
     """Forward KL at a position from a pass over its prefix alone, at the student's present weights, nats."""
     prefix = Batch((_prefix(context, position),))
-    return float(bench.rescored(prefix, slice(position, None))["forward_kl"][0].as_py())
+    return float(setup.rescored(prefix, slice(position, None))["forward_kl"][0].as_py())
 
 
 def _prefix(context: Context, position: int) -> Context:
@@ -206,40 +206,40 @@ def _prefix(context: Context, position: int) -> Context:
     return replace(context, response=context.response[: position + 1])
 
 
-def _step_size(bench: Workbench, norm_sq: float, context_id: int, position: int) -> float:
+def _step_size(setup: ProbeSetup, norm_sq: float, context_id: int, position: int) -> float:
     """The learning rate itself, or what makes the learning rate the length of the step.
 
     Raises:
         SettingsError: the gradient is not finite, or is 0 where the step is to have a length.
     """
-    matched = bench.settings.match == "norm"
+    matched = setup.settings.match == "norm"
     if not math.isfinite(norm_sq) or (matched and norm_sq == 0):
         raise SettingsError(
             f"the gradient of position {position} of context {context_id} has norm {math.sqrt(norm_sq):.3g}: capture "
             "with --dtype float32, or choose --match rate"
         )
-    return bench.settings.step_size / math.sqrt(norm_sq) if matched else bench.settings.step_size
+    return setup.settings.step_size / math.sqrt(norm_sq) if matched else setup.settings.step_size
 
 
-def mean_kl(bench: Workbench, batches: Sequence[Batch]) -> float:
+def mean_kl(setup: ProbeSetup, batches: Sequence[Batch]) -> float:
     """Mean forward KL over the positions of some batches at the student's present weights, nats, in float64."""
-    values = [bench.rescored(batch)["forward_kl"].to_numpy() for batch in batches]
+    values = [setup.rescored(batch)["forward_kl"].to_numpy() for batch in batches]
     return float(np.concatenate(values).mean(dtype=np.float64))
 
 
-def _assemble(bench: Workbench, contexts: int) -> dict[str, Any]:
-    steps = pa.concat_tables(bench.shards("steps", contexts))
+def _assemble(setup: ProbeSetup, contexts: int) -> dict[str, Any]:
+    steps = pa.concat_tables(setup.shards("steps", contexts))
     value = {name: steps[name].to_numpy() for name in steps.column_names}
     noise = value.pop("noise")
     gain = value["forward_kl_before"] - value["forward_kl_after"]
     columns = {name: steps[name] for name in value} | {
-        "probe_id": [bench.probe_id] * len(gain),
-        "loss": [bench.settings.loss] * len(gain),
+        "probe_id": [setup.probe_id] * len(gain),
+        "loss": [setup.settings.loss] * len(gain),
         "gain": gain,
         "own_remainder": gain - value["step_size"] * value["own_inner"],
         "fix_remainder": value["fix_gain"] - value["step_size"] * value["fix_inner"],
     }
-    write_table(ISOLATED.build(columns), bench.run / "isolated" / bench.probe_id)
+    write_table(ISOLATED.build(columns), setup.run / "isolated" / setup.probe_id)
     weight = value["weight"]
     return {
         "steps": len(gain),
@@ -248,6 +248,6 @@ def _assemble(bench: Workbench, contexts: int) -> dict[str, Any]:
         "mean_fix_gain": float(np.average(value["fix_gain"], weights=weight)),
         "share_gaining": float(np.average(gain > 0, weights=weight)),
         "share_helping_others": float(np.average(value["fix_gain"] > 0, weights=weight)),
-        "fix_contexts": sorted(c.context_id for c in bench.fix),
+        "fix_contexts": sorted(c.context_id for c in setup.fix),
         "fix_kl": float(value["fix_before"][0]),
     }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from teachdiag.diagnostics.probes.gains import explained
-from teachdiag.diagnostics.probes.workbench import Workbench
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import EstimationError
@@ -31,13 +31,13 @@ _NOISE = 0.01  # share of a gain's variance that may be rounding where the slope
 _FACTS = {"longest": float | None, "rungs": [OBJECT]}
 
 
-def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
+def climb(setup: ProbeSetup, before: str, again: str, taken: str) -> float:
     """Measure the ladder of a step, and move the student to the length that the settings ask for.
 
     In half precision too, all is measured in float32: the length of a step is no matter of rounding.
 
     Args:
-        bench: the student at theta1; theta0 was scored in two layouts.
+        setup: the student at theta1; theta0 was scored in two layouts.
         before: the state of theta0 in the usual layout, in float32.
         again: that in another layout.
         taken: the state that the step is to be rescored into; a rung that is the same is copied there.
@@ -49,34 +49,34 @@ def climb(bench: Workbench, before: str, again: str, taken: str) -> float:
         EstimationError: the settings ask for the longest step that is short enough, and there is none.
         ContextError: a step breaks the student.
     """
-    note, folder = bench.scratch / "ladder.json", f"ladder-{processes().num_processes}"  # which decide last digits
-    half, bench.student.half = bench.student.half, None
-    direction = bench.theta0.displacement()
+    note, folder = setup.scratch / "ladder.json", f"ladder-{processes().num_processes}"  # which decide last digits
+    half, setup.student.half = setup.student.half, None
+    direction = setup.theta0.displacement()
     facts = on_first(recall)(note, _FACTS)
     if facts is None:
-        theta0 = bench.forward_kl(before).astype(np.float64)
-        noise = float(np.square(theta0 - bench.forward_kl(again)).mean())
+        theta0 = setup.forward_kl(before).astype(np.float64)
+        noise = float(np.square(theta0 - setup.forward_kl(again)).mean())
 
         def gain_at(share: float) -> Array:
             if share < 1:  # as taken, to the last digit, otherwise
-                bench.theta0.displace(direction, share)
-            bench.rescore_shards(f"{folder}/{share}", bench.batched, f"{share:g} of the step")
-            return np.asarray(theta0 - bench.forward_kl(f"{folder}/{share}"))
+                setup.theta0.displace(direction, share)
+            setup.rescore_shards(f"{folder}/{share}", setup.batched, f"{share:g} of the step")
+            return np.asarray(theta0 - setup.forward_kl(f"{folder}/{share}"))
 
-        facts = judged(*measured(gain_at, noise), noise, bench.settings.step_size)
+        facts = judged(*measured(gain_at, noise), noise, setup.settings.step_size)
         on_first(write_note)(facts, note)
-    share = _wanted(facts, bench.settings.learning_rate == "auto")
-    bench.theta0.displace(direction, share)
-    bench.student.half = half
-    rung = bench.scratch / folder / str(share)
+    share = _wanted(facts, setup.settings.learning_rate == "auto")
+    setup.theta0.displace(direction, share)
+    setup.student.half = half
+    rung = setup.scratch / folder / str(share)
     if half is None and on_first(rung.exists)():
-        on_first(shutil.copytree)(rung, bench.scratch / taken, dirs_exist_ok=True)
+        on_first(shutil.copytree)(rung, setup.scratch / taken, dirs_exist_ok=True)
     return share
 
 
-def ladder_results(bench: Workbench, share: float) -> dict[str, Any]:
+def ladder_results(setup: ProbeSetup, share: float) -> dict[str, Any]:
     """Return what a probe's results say of its ladder, and of the step that was taken."""
-    facts = read_note(bench.scratch / "ladder.json", _FACTS, "start the same command again")
+    facts = read_note(setup.scratch / "ladder.json", _FACTS, "start the same command again")
     rung = next(rung for rung in facts["rungs"] if rung["share"] == share)
     return {"learning_rate": rung["learning_rate"], "short_enough": rung["short_enough"]} | facts
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from teachdiag.diagnostics.probes.interventions import InterventionMeasurement
 from teachdiag.diagnostics.probes.masks import Cell, mask_cells
-from teachdiag.diagnostics.probes.workbench import Workbench
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 
 
 class Lds(InterventionMeasurement):
@@ -12,6 +12,6 @@ class Lds(InterventionMeasurement):
 
     matches = ("rate",)
 
-    def cells(self, bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+    def cells(self, setup: ProbeSetup, inner_products: pa.Table) -> list[Cell]:
         """Return the random masks."""
-        return mask_cells(bench, inner_products)
+        return mask_cells(setup, inner_products)

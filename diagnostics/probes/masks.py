@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.models.alignment import KEY, Context
-from teachdiag.diagnostics.probes.workbench import Workbench, rows_of
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, rows_of
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.formulas import stored_name
 from teachdiag.runs import Stage
@@ -104,11 +104,11 @@ class Cell:
         } | {f"mean_{name}": mean for name, mean in means.items()}
 
 
-def selector_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+def selector_cells(setup: ProbeSetup, inner_products: pa.Table) -> list[Cell]:
     """Every cell of the selector experiment: of each draw the unselective one first, then budget by budget.
 
     Args:
-        bench: settings and contexts.
+        setup: settings and contexts.
         inner_products: `fix_inner` and `bank_inner` of every position that may be selected, by (context_id, position).
 
     Raises:
@@ -116,18 +116,18 @@ def selector_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
         RunError: the oracle is asked for by name, and the run has no isolated gains for it.
         EstimationError: a column cannot be normalised.
     """
-    settings = bench.settings
-    choosers = resolve_choosers(bench.run, settings)
-    table = _statistics(bench, choosers, inner_products)
+    settings = setup.settings
+    choosers = resolve_choosers(setup.run, settings)
+    table = _statistics(setup, choosers, inner_products)
     cells = []
     for seed in range(settings.seeds):
-        draw = _drawn(bench, seed, table)
+        draw = _drawn(setup, seed, table)
         cells.append(Cell(EVERYTHING, 1.0, seed, draw, Kept(np.ones(len(draw.tokens), bool), 0, 0.0)))
         for budget in settings.budget_shares:
             for chooser in choosers if budget < 1 else ():
                 chosen = chooser.choose(draw.tokens, budget)
                 if chosen is None:
-                    bench.reporter.say(f"{chooser.name} knows too few positions of draw {seed} for {budget:g} of it")
+                    setup.reporter.say(f"{chooser.name} knows too few positions of draw {seed} for {budget:g} of it")
                 else:
                     cells.append(Cell(chooser.name, budget, seed, draw, chosen))
     _refuse_without_cells(settings, choosers, cells)
@@ -145,17 +145,17 @@ def _refuse_without_cells(settings: ProbeSettings, choosers: Sequence[Chooser], 
         )
 
 
-def mask_cells(bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+def mask_cells(setup: ProbeSetup, inner_products: pa.Table) -> list[Cell]:
     """Random masks of one and the same update batch, all of one size."""
-    tokens = Tokens.from_table(_statistics(bench, [], inner_products))
-    draw = Draw(sorted(bench.update, key=lambda c: c.context_id), tokens)
-    size = int(counts_at(bench.settings.mask_budget, np.array([len(tokens)]))[0])
+    tokens = Tokens.from_table(_statistics(setup, [], inner_products))
+    draw = Draw(sorted(setup.update, key=lambda c: c.context_id), tokens)
+    size = int(counts_at(setup.settings.mask_budget, np.array([len(tokens)]))[0])
     cells = []
-    for seed in range(bench.settings.masks):
-        rng = np.random.default_rng(derive_seed(bench.settings.seed, RANDOM_MASK, seed))
+    for seed in range(setup.settings.masks):
+        rng = np.random.default_rng(derive_seed(setup.settings.seed, RANDOM_MASK, seed))
         kept = np.zeros(len(tokens), bool)
         kept[rng.choice(len(tokens), size, replace=False)] = True
-        cells.append(Cell(RANDOM_MASK, bench.settings.mask_budget, seed, draw, Kept(kept, 0, 0.0)))
+        cells.append(Cell(RANDOM_MASK, setup.settings.mask_budget, seed, draw, Kept(kept, 0, 0.0)))
     return cells
 
 
@@ -209,33 +209,33 @@ def _chooser(settings: ProbeSettings, selector: Selector) -> Chooser:
     return Chooser(selector.name, selector.columns(HEADLINE_K), choose)
 
 
-def _statistics(bench: Workbench, choosers: Sequence[Chooser], inner_products: pa.Table) -> pa.Table:
+def _statistics(setup: ProbeSetup, choosers: Sequence[Chooser], inner_products: pa.Table) -> pa.Table:
     """Every column that the choosers and the description of what they keep need, by (context_id, position)."""
     added = {"fix_inner", "bank_inner", "isolated_gain"}
     needed = {name for c in choosers for name in c.columns} | {stored_name(name, HEADLINE_K) for name in _DESCRIBED}
-    table = rows_of(bench.run, bench.update, sorted(needed - added - set(_KEYS))).sort_by(KEY)
+    table = rows_of(setup.run, setup.update, sorted(needed - added - set(_KEYS))).sort_by(KEY)
     for name in ("fix_inner", "bank_inner"):
         table = table.append_column(name, inner_products[name])
-    oracle = oracle_probe(bench.run, bench.settings) if "isolated_gain" in needed else None
+    oracle = oracle_probe(setup.run, setup.settings) if "isolated_gain" in needed else None
     if oracle is None:
         return table
-    gains = ISOLATED.read_arrow(bench.run / "isolated" / oracle, [*_KEYS, "fix_gain"])
+    gains = ISOLATED.read_arrow(setup.run / "isolated" / oracle, [*_KEYS, "fix_gain"])
     joined = table.select(_KEYS).join(gains, keys=_KEYS).sort_by(KEY)
     return table.append_column("isolated_gain", joined["fix_gain"])
 
 
-def _drawn(bench: Workbench, number: int, table: pa.Table) -> Draw:
+def _drawn(setup: ProbeSetup, number: int, table: pa.Table) -> Draw:
     """Draw the contexts of an update batch without replacement: `update_contexts` of them, or half.
 
     Raises:
         EstimationError: D or C of the batch cannot be normalised; better now than after the first step.
     """
-    pool = sorted(bench.update, key=lambda c: c.context_id)
-    size = bench.settings.update_contexts or -(-len(pool) // 2)
-    rng = np.random.default_rng(derive_seed(bench.settings.seed, "update batch", number))
+    pool = sorted(setup.update, key=lambda c: c.context_id)
+    size = setup.settings.update_contexts or -(-len(pool) // 2)
+    rng = np.random.default_rng(derive_seed(setup.settings.seed, "update batch", number))
     contexts = [pool[i] for i in sorted(rng.choice(len(pool), size, replace=False))]
     rows = pc.is_in(table["context_id"], pa.array([c.context_id for c in contexts]))
-    seed = derive_seed(bench.settings.seed, "selection", number)
+    seed = derive_seed(setup.settings.seed, "selection", number)
     draw = Draw(contexts, Tokens.from_table(table.filter(rows), HEADLINE_K, seed))
     draw.described  # noqa: B018 (cached)
     return draw

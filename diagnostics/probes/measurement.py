@@ -9,7 +9,7 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import KINDS, CaptureSettings, ProbeSettings
 
 if TYPE_CHECKING:
-    from teachdiag.diagnostics.probes.workbench import Workbench
+    from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 
 
 class Measurement:
@@ -54,7 +54,7 @@ class Measurement:
         """
         return []
 
-    def measure(self, bench: "Workbench") -> dict[str, Any]:
+    def measure(self, setup: "ProbeSetup") -> dict[str, Any]:
         """Measure, write the tables, and return the probe's results: plain values, for its JSON.
 
         Called by all processes together, with the student at theta0, where it is again afterwards.

@@ -1,10 +1,10 @@
 """Kind placebo: the step with many draws of each placebo, among them responses dealt to other prompts."""
 
 from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.probes.shuffles import shuffle_rollouts
 from teachdiag.diagnostics.probes.steps import NOTHING, RANDOM, TEACHER, StepMeasurement, Update, take_steps
 from teachdiag.diagnostics.probes.updates import Step
-from teachdiag.diagnostics.probes.workbench import Workbench
 from teachdiag.seeds import derive_seed
 
 ROLLOUTS = "shuffled_rollouts"
@@ -41,9 +41,9 @@ class Placebo(StepMeasurement):
             )
         ]
 
-    def take_placebo(self, bench: Workbench, update: Update) -> Step:
+    def take_placebo(self, setup: ProbeSetup, update: Update) -> Step:
         """Move the student from theta0 by one draw of a placebo."""
         if update.name != ROLLOUTS:
-            return super().take_placebo(bench, update)
-        size = len(bench.update)
-        return take_steps(bench, bench.further[update.draw * size : (update.draw + 1) * size], bench.teacher)
+            return super().take_placebo(setup, update)
+        size = len(setup.update)
+        return take_steps(setup, setup.further[update.draw * size : (update.draw + 1) * size], setup.teacher)

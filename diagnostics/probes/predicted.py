@@ -16,9 +16,9 @@ from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.measurement import Measurement
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor
 from teachdiag.diagnostics.probes.theta0 import Direction
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
-from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
@@ -31,54 +31,54 @@ class Predicted(Measurement):
 
     fix_apart = False
 
-    def measure(self, bench: Workbench) -> dict[str, Any]:
+    def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Predict every bank position's gain, take the step at several lengths, and write the `predictions` table."""
-        bench.student.half = None  # in half precision, rounding exceeds a difference quotient
+        setup.student.half = None  # in half precision, rounding exceeds a difference quotient
         direction: list[Direction] = []  # made at most once, and only if something is still to be computed
 
         def step() -> Direction:
             if not direction:
-                objective = step_objective(bench.update, bench.teacher, bench.settings)
-                optimize(bench.student, [objective], bench.settings, bench.theta0, bench.reporter)
-                direction.append(bench.theta0.displacement())
-                bench.theta0.restore()
+                objective = step_objective(setup.update, setup.teacher, setup.settings)
+                optimize(setup.student, [objective], setup.settings, setup.theta0, setup.reporter)
+                direction.append(setup.theta0.displacement())
+                setup.theta0.restore()
             return direction[0]
 
         losses = {"kl": position_loss("forward_kl", {})}
-        bench.rescore_shards("theta0", bench.batched, "theta0")
-        compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards("theta0")))
-        slopes, slope_facts = slopes_along(bench, "step", step, bench.bank, losses)
-        bench.rescore_shards("relaid", bench.relaid(0), "theta0, another layout")
+        setup.rescore_shards("theta0", setup.batched, "theta0")
+        compared = on_first(setup.compare_with_capture)(pa.concat_tables(setup.shards("theta0")))
+        slopes, slope_facts = slopes_along(setup, "step", step, setup.bank, losses)
+        setup.rescore_shards("relaid", setup.relaid(0), "theta0, another layout")
         for shrink in SHRINKS:
             state = _state(shrink)
-            if on_first(bench.unscored)(state):
-                bench.theta0.displace(step(), shrink)
-                bench.rescore_shards(state, bench.batched, f"the step / {round(1 / shrink)}")
-                bench.theta0.restore()
+            if on_first(setup.unscored)(state):
+                setup.theta0.displace(step(), shrink)
+                setup.rescore_shards(state, setup.batched, f"the step / {round(1 / shrink)}")
+                setup.theta0.restore()
         direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
-        fix, fix_facts = inner_products(bench, "fix", bench.fix, bench.bank)
-        bench.theta0.verify()
-        measured = on_first(_assemble)(bench, -slopes["kl"].to_numpy(), fix)
+        fix, fix_facts = inner_products(setup, "fix", setup.fix, setup.bank)
+        setup.theta0.verify()
+        measured = on_first(_assemble)(setup, -slopes["kl"].to_numpy(), fix)
         return compared | measured | {"step": slope_facts, "fix": fix_facts}
 
 
 def inner_products(
-    bench: Workbench, name: str, held_out: list[Context], contexts: list[Context]
+    setup: ProbeSetup, name: str, held_out: list[Context], contexts: list[Context]
 ) -> tuple[pa.Table, dict[str, float | None]]:
     """Return <grad L, grad l_t> for the loss term of every position of some contexts, column `loss`, and how.
 
     L is the mean forward KL over the held-out contexts; `name` is that of the intermediate result.
     """
-    loss = {"loss": position_loss(bench.settings.loss, bench.settings.as_dict())}
+    loss = {"loss": position_loss(setup.settings.loss, setup.settings.as_dict())}
 
     def along() -> Direction:
-        return gradient(bench.student, bench.mean_kl(held_out), bench.settings, bench.reporter)
+        return gradient(setup.student, setup.mean_kl(held_out), setup.settings, setup.reporter)
 
-    return slopes_along(bench, name, along, contexts, loss)
+    return slopes_along(setup, name, along, contexts, loss)
 
 
 def slopes_along(
-    bench: Workbench,
+    setup: ProbeSetup,
     name: str,
     direction: Callable[[], Direction],
     contexts: list[Context],
@@ -90,16 +90,16 @@ def slopes_along(
         The table of `derivatives`; and the step of the central differences with the relative change of the derivatives
         when it is halved, both null for the exact method.
     """
-    path, note = bench.scratch / f"{name}.parquet", bench.scratch / f"{name}.json"
+    path, note = setup.scratch / f"{name}.parquet", setup.scratch / f"{name}.json"
     schema = {"central_step": float | None, "change_when_halved": float | None}
     if on_first(kept)(path, note, schema) is None:
-        exact = Along(bench.student, bench.theta0, direction(), None)
+        exact = Along(setup.student, setup.theta0, direction(), None)
         step, change = None, None
-        if bench.settings.method == "central":
+        if setup.settings.method == "central":
             function = next(iter(functions.values()))
-            step, change = choose_step(exact, contexts, bench.teacher, function, bench.settings)
-        along = Along(bench.student, bench.theta0, exact.direction, step)
-        table = derivatives(along, contexts, bench.teacher, functions, bench.settings, bench.reporter)
+            step, change = choose_step(exact, contexts, setup.teacher, function, setup.settings)
+        along = Along(setup.student, setup.theta0, exact.direction, step)
+        table = derivatives(along, contexts, setup.teacher, functions, setup.settings, setup.reporter)
         on_first(keep)(table, path, {"central_step": step, "change_when_halved": change}, note)
     facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
     return read_parquet(path), facts
@@ -118,15 +118,15 @@ def kept(path: Path, note: Path, schema: Schema) -> dict[str, Any] | None:
 
 
 def write_predictions(
-    bench: Workbench, contexts: list[Context], columns: dict[str, np.ndarray | pa.Array], folder: Path
+    setup: ProbeSetup, contexts: list[Context], columns: dict[str, np.ndarray | pa.Array], folder: Path
 ) -> None:
     """Write the `predictions` table of some contexts; columns that the kind of probe does not have become null."""
     rows = sum(len(c.response) for c in contexts)
     ordered = sorted(contexts, key=lambda c: c.context_id)
     lengths = [len(c.response) for c in ordered]
     whole = {name: pa.nulls(rows, pa.float32()) for name in PREDICTIONS.schema.names} | {
-        "probe_id": [bench.probe_id] * rows,
-        "loss": [bench.settings.loss] * rows,
+        "probe_id": [setup.probe_id] * rows,
+        "loss": [setup.settings.loss] * rows,
         "context_id": np.repeat([c.context_id for c in ordered], lengths),
         "position": np.concatenate([np.arange(n) for n in lengths]),
         "prompt_id": pa.array(np.repeat([c.prompt_id for c in ordered], lengths).tolist()),
@@ -139,12 +139,12 @@ def _state(shrink: float) -> str:
     return f"step-{round(1 / shrink)}"
 
 
-def _assemble(bench: Workbench, predicted: np.ndarray, fix: pa.Table) -> dict[str, Any]:
-    before, again = (bench.forward_kl(state) for state in ("theta0", "relaid"))
-    gains = {shrink: before - bench.forward_kl(_state(shrink)) for shrink in SHRINKS}
+def _assemble(setup: ProbeSetup, predicted: np.ndarray, fix: pa.Table) -> dict[str, Any]:
+    before, again = (setup.forward_kl(state) for state in ("theta0", "relaid"))
+    gains = {shrink: before - setup.forward_kl(_state(shrink)) for shrink in SHRINKS}
     columns = {"fix_inner": fix["loss"], "predicted_gain": predicted}
     columns |= {f"gain_at_{round(1 / shrink)}": gain for shrink, gain in gains.items()}
-    write_predictions(bench, bench.bank, columns, bench.run / "predictions" / bench.probe_id)
+    write_predictions(setup, setup.bank, columns, setup.run / "predictions" / setup.probe_id)
     return {
         "noise_floor": noise_floor(before, again),
         "mean_predicted_gain": float(predicted.mean(dtype=np.float64)),

@@ -10,7 +10,7 @@ from teachdiag.artefacts import INTERVENTION_GAINS
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probes.interventions import InterventionMeasurement, gains_path
 from teachdiag.diagnostics.probes.masks import Cell, oracle_probe, resolve_choosers, selector_cells
-from teachdiag.diagnostics.probes.workbench import Workbench
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings
@@ -33,24 +33,24 @@ class Selectors(InterventionMeasurement):
         """Return all contexts: every draw takes its update batch from them."""
         return contexts
 
-    def cells(self, bench: Workbench, inner_products: pa.Table) -> list[Cell]:
+    def cells(self, setup: ProbeSetup, inner_products: pa.Table) -> list[Cell]:
         """Return every selection that a step is taken on, of each draw the unselective one first."""
-        return selector_cells(bench, inner_products)
+        return selector_cells(setup, inner_products)
 
-    def write(self, bench: Workbench, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
+    def write(self, setup: ProbeSetup, cells: Sequence[Cell], rows: list[dict[str, Any]], before: pa.Table) -> None:
         """Write the steps, and the gain of every rescored position."""
-        super().write(bench, cells, rows, before)
-        _write_gains(bench, cells, before)
+        super().write(setup, cells, rows, before)
+        _write_gains(setup, cells, before)
 
 
-def _write_gains(bench: Workbench, cells: Sequence[Cell], before: pa.Table) -> None:
+def _write_gains(setup: ProbeSetup, cells: Sequence[Cell], before: pa.Table) -> None:
     """Write the gain of every rescored position, one shard a cell."""
-    shards = shard_paths(bench.run / "intervention_gains" / bench.probe_id, len(cells))
+    shards = shard_paths(setup.run / "intervention_gains" / setup.probe_id, len(cells))
     refuse_strays(shards[0].parent, shards)
     for index, (cell, shard) in enumerate(zip(cells, shards, strict=True)):
-        gains = read_parquet(gains_path(bench, index))
+        gains = read_parquet(gains_path(setup, index))
         n = before.num_rows
-        keys = {"probe_id": bench.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.seed}
+        keys = {"probe_id": setup.probe_id, "selector": cell.selector, "budget": cell.budget, "seed": cell.seed}
         shared = {name: [value] * n for name, value in keys.items()}
         shared |= {name: before[name] for name in ("context_id", "position", "prompt_id")} | {
             "forward_kl_before": before["forward_kl"]

@@ -17,11 +17,11 @@ from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probes.gains import gain_columns
 from teachdiag.diagnostics.probes.ladder import climb, ladder_results
 from teachdiag.diagnostics.probes.measurement import Measurement
+from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor, rows_of
 from teachdiag.diagnostics.probes.shuffles import refuse_unshufflable, shuffle_teacher
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import inner, random_direction
 from teachdiag.diagnostics.probes.updates import Step, optimize, step_objective
-from teachdiag.diagnostics.probes.workbench import Workbench, noise_floor, rows_of
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import ContextError
@@ -66,19 +66,19 @@ class StepMeasurement(Measurement):
         """Names of the placebos."""
         return (NOTHING, TEACHER, RANDOM)
 
-    def take(self, bench: Workbench) -> Step:
+    def take(self, setup: ProbeSetup) -> Step:
         """Move the student from theta0 by the update that the probe is about."""
-        return take_steps(bench, bench.update, bench.teacher)
+        return take_steps(setup, setup.update, setup.teacher)
 
-    def take_placebo(self, bench: Workbench, update: Update) -> Step:
+    def take_placebo(self, setup: ProbeSetup, update: Update) -> Step:
         """Move the student from theta0 by one draw of a placebo."""
         seed = derive_seed(self.settings.seed, update.name, update.draw)
         if update.name == RANDOM:
-            direction = random_direction(bench.student, seed)
-            bench.theta0.displace(direction, 1.0)
+            direction = random_direction(setup.student, seed)
+            setup.theta0.displace(direction, 1.0)
             return Step(0.0, 0.0, 0, inner(direction, direction) ** 0.5)
-        entropy = rows_of(bench.run, bench.update, ["teacher_entropy"])["teacher_entropy"].to_numpy()
-        return take_steps(bench, bench.update, shuffle_teacher(bench.teacher, bench.update, entropy, seed))
+        entropy = rows_of(setup.run, setup.update, ["teacher_entropy"])["teacher_entropy"].to_numpy()
+        return take_steps(setup, setup.update, shuffle_teacher(setup.teacher, setup.update, entropy, seed))
 
     def folders(self, probe_id: str) -> tuple[str, ...]:
         """Return a folder of gains for the update, and one for each placebo."""
@@ -93,81 +93,81 @@ class StepMeasurement(Measurement):
         if TEACHER in self.placebos:
             refuse_unshufflable(update)
 
-    def measure(self, bench: Workbench) -> dict[str, Any]:
+    def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Take every update, rescore the bank after it, and write the gains; return the probe's results."""
         real = Update(self.update)
         placebos = [Update(name, draw) for name in self.placebos for draw in range(self.draws)]
-        half = bench.student.half
-        bench.rescore_shards(_BEFORE, bench.batched, "theta0")
-        compared = on_first(bench.compare_with_capture)(pa.concat_tables(bench.shards(_BEFORE)))
-        bench.student.half = None  # the noise of a half-precision model shows against float32
+        half = setup.student.half
+        setup.rescore_shards(_BEFORE, setup.batched, "theta0")
+        compared = on_first(setup.compare_with_capture)(pa.concat_tables(setup.shards(_BEFORE)))
+        setup.student.half = None  # the noise of a half-precision model shows against float32
         if half is not None and self.settings.laddered:
-            bench.rescore_shards(_EXACT, bench.batched, "theta0, float32")
+            setup.rescore_shards(_EXACT, setup.batched, "theta0, float32")
         for update in placebos:
             if update.name == NOTHING:
-                bench.rescore_shards(update.state, bench.relaid(update.draw), f"theta0, layout {update.draw + 1}")
-        bench.student.half = half
+                setup.rescore_shards(update.state, setup.relaid(update.draw), f"theta0, layout {update.draw + 1}")
+        setup.student.half = half
         steps = {update: Step(0.0, 0.0, 0, 0.0) for update in placebos if update.name == NOTHING}
         for update in (real, *(p for p in placebos if p.name != NOTHING)):
-            steps[update] = self._take_and_rescore(bench, update, steps.get(real))
-        return compared | on_first(self._assemble)(bench, real, placebos, steps)
+            steps[update] = self._take_and_rescore(setup, update, steps.get(real))
+        return compared | on_first(self._assemble)(setup, real, placebos, steps)
 
     def _update_id(self, probe_id: str, update: str) -> str:
         return probe_id if update == self.update else f"{probe_id}.{update}"
 
-    def _take_and_rescore(self, bench: Workbench, update: Update, real: Step | None) -> Step:
+    def _take_and_rescore(self, setup: ProbeSetup, update: Update, real: Step | None) -> Step:
         """Take an update and rescore the bank, or read what an earlier process did. `real` is None for the real one."""
-        note = bench.scratch / update.state / "step.json"
+        note = setup.scratch / update.state / "step.json"
         facts = on_first(recall)(note, _STEP)
         count = facts.pop("processes", None) if facts else None
-        if facts and on_first(bench.unscored)(update.state) == []:
+        if facts and on_first(setup.unscored)(update.state) == []:
             return Step(**facts)
         if count != processes().num_processes:  # the step's last digits hang on their number
             on_first(shutil.rmtree)(note.parent, ignore_errors=True)
-        step = self.take(bench) if real is None else self.take_placebo(bench, update)
+        step = self.take(setup) if real is None else self.take_placebo(setup, update)
         try:
             if real is not None:
-                bench.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
-                step = replace(step, update_norm=bench.theta0.distance())
+                setup.theta0.stretch(real.update_norm / step.update_norm if step.update_norm else 1.0)
+                step = replace(step, update_norm=setup.theta0.distance())
             elif self.settings.laddered:
-                share = climb(bench, _EXACT if bench.student.half else _BEFORE, Update(NOTHING).state, update.state)
+                share = climb(setup, _EXACT if setup.student.half else _BEFORE, Update(NOTHING).state, update.state)
                 step = replace(
-                    step, share=share, update_norm=bench.theta0.distance() if share < 1 else step.update_norm
+                    step, share=share, update_norm=setup.theta0.distance() if share < 1 else step.update_norm
                 )
             facts = asdict(step) | {"processes": processes().num_processes}
             on_first(write_note)(facts, note)
-            bench.rescore_shards(
-                update.state, bench.batched, f"{update.name} {update.draw + 1}" if real else update.name
+            setup.rescore_shards(
+                update.state, setup.batched, f"{update.name} {update.draw + 1}" if real else update.name
             )
         except ContextError as error:
             raise ContextError(f"after the update {update.name}: {error}, or a smaller --learning-rate") from error
-        bench.theta0.restore()
-        bench.theta0.verify()
+        setup.theta0.restore()
+        setup.theta0.verify()
         return step
 
     def _assemble(
-        self, bench: Workbench, real: Update, placebos: Sequence[Update], steps: dict[Update, Step]
+        self, setup: ProbeSetup, real: Update, placebos: Sequence[Update], steps: dict[Update, Step]
     ) -> dict[str, Any]:
         """Write the `gains` table of the real update and of each placebo, and summarise them."""
-        before, again = (bench.forward_kl(state) for state in (_BEFORE, Update(NOTHING).state))
+        before, again = (setup.forward_kl(state) for state in (_BEFORE, Update(NOTHING).state))
         floor = noise_floor(before, again)
         updates: dict[str, Any] = {}
-        ladder = {"ladder": ladder_results(bench, steps[real].share)} if self.settings.laddered else {}
+        ladder = {"ladder": ladder_results(setup, steps[real].share)} if self.settings.laddered else {}
         for update in (real, *placebos):
-            facts = self._write_gains(bench, update, update == real, floor) | asdict(steps[update])
+            facts = self._write_gains(setup, update, update == real, floor) | asdict(steps[update])
             updates.setdefault(update.name, []).append(facts)
         return {
             "noise_floor": floor,
             "updates": {name: draws[0] if len(draws) == 1 else {"draws": draws} for name, draws in updates.items()},
         } | ladder
 
-    def _write_gains(self, bench: Workbench, update: Update, real: bool, floor: float) -> dict[str, float]:
-        settings, update_id = self.settings, self._update_id(bench.probe_id, update.name)
-        number, folder = len(bench.shards(_BEFORE)), bench.run / "gains" / update_id
+    def _write_gains(self, setup: ProbeSetup, update: Update, real: bool, floor: float) -> dict[str, float]:
+        settings, update_id = self.settings, self._update_id(setup.probe_id, update.name)
+        number, folder = len(setup.shards(_BEFORE)), setup.run / "gains" / update_id
         paths = shard_paths(folder, number * (1 if real else self.draws))
         refuse_strays(folder, paths)
-        states = (bench.shards(state) for state in (_BEFORE, Update(NOTHING).state, update.state))
-        prompts = {c.context_id: c.prompt_id for c in bench.bank}
+        states = (setup.shards(state) for state in (_BEFORE, Update(NOTHING).state, update.state))
+        prompts = {c.context_id: c.prompt_id for c in setup.bank}
         gains = []
         for index, (before, again, after) in enumerate(zip(*states, strict=True)):
             noise = np.abs(before["forward_kl"].to_numpy() - again["forward_kl"].to_numpy())
@@ -176,7 +176,7 @@ class StepMeasurement(Measurement):
                 "probe_id": [update_id] * rows,
                 "update": [update.name] * rows,
                 "draw": np.full(rows, update.draw),
-                "placebo_of": [None if real else bench.probe_id] * rows,
+                "placebo_of": [None if real else setup.probe_id] * rows,
                 "update_on": [settings.update_on] * rows,
                 "loss": [settings.loss] * rows,
                 "context_id": before["context_id"],
@@ -189,10 +189,10 @@ class StepMeasurement(Measurement):
         return {"mean_gain": float(gain.mean(dtype=np.float64)), "share_gaining": float((gain > 0).mean())}
 
 
-def take_steps(bench: Workbench, contexts: Sequence[Context], teacher: TeacherStates) -> Step:
+def take_steps(setup: ProbeSetup, contexts: Sequence[Context], teacher: TeacherStates) -> Step:
     """Move the student by the probe's steps on the loss of some contexts, under a teacher's states."""
-    objectives = [step_objective(batch, teacher, bench.settings) for batch in step_batches(bench.settings, contexts)]
-    return optimize(bench.student, objectives, bench.settings, bench.theta0, bench.reporter)
+    objectives = [step_objective(batch, teacher, setup.settings) for batch in step_batches(setup.settings, contexts)]
+    return optimize(setup.student, objectives, setup.settings, setup.theta0, setup.reporter)
 
 
 def step_batches(settings: ProbeSettings, contexts: Sequence[Context]) -> list[list[Context]]:

@@ -69,25 +69,25 @@ from toy_declared import TABLE
 
 
 class Shrunk(Measurement):
-    def measure(self, bench):
-        bench.rescore_shards("before", bench.batched, "theta0")
-        before = pa.concat_tables(bench.shards("before")).sort_by(KEY)
-        weights = [parameter.detach().clone() for _, parameter in bench.student.parameters()]
-        bench.theta0.displace(weights, -self.settings.step_size)
-        bench.rescore_shards("after", bench.batched, "shrunk")
-        bench.theta0.restore()
-        bench.theta0.verify()
+    def measure(self, setup):
+        setup.rescore_shards("before", setup.batched, "theta0")
+        before = pa.concat_tables(setup.shards("before")).sort_by(KEY)
+        weights = [parameter.detach().clone() for _, parameter in setup.student.parameters()]
+        setup.theta0.displace(weights, -self.settings.step_size)
+        setup.rescore_shards("after", setup.batched, "shrunk")
+        setup.theta0.restore()
+        setup.theta0.verify()
         table = TABLE.build(
             {
-                "probe_id": [bench.probe_id] * before.num_rows,
+                "probe_id": [setup.probe_id] * before.num_rows,
                 "context_id": before["context_id"],
                 "position": before["position"],
                 "forward_kl_before": before["forward_kl"],
-                "forward_kl_after": bench.forward_kl("after"),
+                "forward_kl_after": setup.forward_kl("after"),
             }
         )
-        write_table(table, bench.run / "shrunk" / bench.probe_id)
-        return bench.compare_with_capture(before) | {"positions": before.num_rows}
+        write_table(table, setup.run / "shrunk" / setup.probe_id)
+        return setup.compare_with_capture(before) | {"positions": before.num_rows}
 """
 ANALYSED = """
 import pandas as pd

@@ -15,7 +15,7 @@ from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.probes import probe_setup
 from teachdiag.diagnostics.probes.ladder import RUNGS, judged, measured
 from teachdiag.errors import EstimationError, RunError
 from teachdiag.progress import Reporter
@@ -117,7 +117,7 @@ def test_a_killed_ladder_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, tiny_settings: CaptureSettings
 ) -> None:
     calls = 0
-    plain = workbench.rescore
+    plain = probe_setup.rescore
 
     def counting(*arguments: object) -> object:
         nonlocal calls
@@ -125,14 +125,14 @@ def test_a_killed_ladder_ends_with_the_same_bytes(
         return plain(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(workbench, "rescore", counting)
+        patch.setattr(probe_setup, "rescore", counting)
         run_probe(run, AUTO, quiet)
     whole = tables(run), (run / "probes/p.json").read_bytes()
     for folder in ("gains", "probes"):
         (run / folder).rename(tmp_path / folder)
     for after in range(7, calls, 11):  # killed again and again, each time a little later
         with monkeypatch.context() as patch:
-            patch.setattr(workbench, "rescore", dying(plain, 11 if after > 7 else after))
+            patch.setattr(probe_setup, "rescore", dying(plain, 11 if after > 7 else after))
             with pytest.raises(Killed):
                 run_probe(run, AUTO, quiet)
     run_probe(run, AUTO, quiet)

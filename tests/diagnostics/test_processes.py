@@ -16,7 +16,7 @@ from tiny_pair import PROBE
 from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.probes import probe_setup
 from teachdiag.diagnostics.scoring import positions_table as positions_module
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
@@ -170,7 +170,7 @@ def test_a_damaged_state_of_a_probe_is_rescored(
     shutil.copytree(run, tmp_path / "whole")
     run_probe(tmp_path / "whole", PROBE, quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(workbench, "rescore", dying(workbench.rescore, 6))
+        patch.setattr(probe_setup, "rescore", dying(probe_setup.rescore, 6))
         with pytest.raises(Killed):
             run_probe(run, PROBE, quiet)
     shard = min((run / "scratch/p/before").glob("*.parquet"))

@@ -31,7 +31,7 @@ from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import interventions, isolated, predicted, steps, workbench
+from teachdiag.diagnostics.probes import interventions, isolated, predicted, probe_setup, steps
 from teachdiag.diagnostics.probes.updates import Step, optimize
 from teachdiag.diagnostics.train import run_train
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
@@ -243,7 +243,7 @@ KINDS = {
 
 def _shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
     """Load a student whose weights are not quite those of the capture."""
-    plain = workbench.load_over_processes
+    plain = probe_setup.load_over_processes
 
     def load(*arguments: object, **options: object) -> Pair:
         pair = plain(*arguments, **options)  # type: ignore[arg-type]
@@ -251,7 +251,7 @@ def _shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
             pair.student.model.model.norm.weight.mul_(1 + by)
         return pair
 
-    monkeypatch.setattr(workbench, "load_over_processes", load)
+    monkeypatch.setattr(probe_setup, "load_over_processes", load)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,7 +303,7 @@ def test_an_interrupted_probe_is_left_out_by_name_with_what_continues_it(
 ) -> None:
     given = replace(PROBE, name="halted", optimizer="sgd", update_contexts=5)
     with monkeypatch.context() as patch:
-        patch.setattr(workbench, "rescore", dying(workbench.rescore, 6))
+        patch.setattr(probe_setup, "rescore", dying(probe_setup.rescore, 6))
         with pytest.raises(Killed):
             run_probe(run, given, quiet)
     with pytest.raises(RunError, match=r"has no finished probe: .* probe halted is unfinished and left out"):

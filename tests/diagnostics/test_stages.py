@@ -24,7 +24,7 @@ from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.engines import in_process
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import steps, workbench
+from teachdiag.diagnostics.probes import probe_setup, steps
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import Step
 from teachdiag.diagnostics.scoring import positions_table as positions_module
@@ -125,7 +125,7 @@ def test_a_killed_probe_ends_with_the_same_bytes(
     shutil.copytree(run, whole)
     run_probe(whole, PROBE, quiet)
     with monkeypatch.context() as patch:
-        patch.setattr(workbench, "rescore", dying(workbench.rescore, after))
+        patch.setattr(probe_setup, "rescore", dying(probe_setup.rescore, after))
         with pytest.raises(Killed):
             run_probe(run, PROBE, quiet)
     run_probe(run, PROBE, quiet)

@@ -13,7 +13,7 @@ from teachdiag import cli
 from teachdiag.diagnostics.models import pair
 from teachdiag.diagnostics.models.embedded import embedded_model
 from teachdiag.diagnostics.models.sharding import load_over_processes
-from teachdiag.diagnostics.probes import workbench
+from teachdiag.diagnostics.probes import probe_setup
 from teachdiag.diagnostics.processes.group import is_first
 from teachdiag.diagnostics.processes.parameters import local
 from teachdiag.errors import ModelError
@@ -34,7 +34,7 @@ def command_with_its_own_seed(*words: str) -> None:
 
 def command_killed_while_rescoring(calls: int, *words: str) -> None:
     """Run a command that dies after some calls of `rescore`."""
-    workbench.rescore = dying(workbench.rescore, calls)  # type: ignore[assignment]
+    probe_setup.rescore = dying(probe_setup.rescore, calls)  # type: ignore[assignment]
     command(*words)
 
 

@@ -46,7 +46,7 @@ Layout = Callable[[Sequence[Context]], list[Batch]]
 
 
 @dataclass(frozen=True)
-class Workbench:
+class ProbeSetup:
     """Everything one probe works with.
 
     Attributes:
@@ -187,7 +187,7 @@ def set_up(
     device: str,
     reporter: Reporter,
     kind: Measurement,
-) -> Workbench:
+) -> ProbeSetup:
     """Load the pair, store the teacher's states of every context, and keep only its head unless it is needed again.
 
     Args:
@@ -212,7 +212,7 @@ def set_up(
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch
     teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, scratch / "teacher.npy", reporter)
-    return Workbench(
+    return ProbeSetup(
         run=stage.run,
         probe_id=probe_id,
         scratch=scratch,
