@@ -290,7 +290,7 @@ def _need_captured_bank(run: Path) -> None:
 
 def _analyze_training(run: Path) -> None:
     from teachdiag.analysis.training.accuracy import analyze_training
-    from teachdiag.figures.plots.training import publish_training
+    from teachdiag.figures.plots.accuracy import publish_training
 
     with joining(run):
         analyze_training(run)

@@ -18,7 +18,7 @@ from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resam
 from teachdiag.errors import ArtefactError
 from teachdiag.scores import Array, Codes
 from teachdiag.selectors import Selector, Tokens
-from teachdiag.selectors.registry import selectors_of
+from teachdiag.selectors.catalogue import selectors_of
 from teachdiag.settings import HEADLINE_K
 from teachdiag.signals import BASE, positions_of, versus_base
 

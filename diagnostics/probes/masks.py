@@ -21,7 +21,7 @@ from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, counts_at, resolve_selector, select
 from teachdiag.selectors.budget import check_rules
-from teachdiag.selectors.registry import selectors_of
+from teachdiag.selectors.catalogue import selectors_of
 from teachdiag.selectors.tokens import FROM_PROBES
 from teachdiag.settings import HEADLINE_K, ProbeSettings
 from teachdiag.signals import positions_of

@@ -6,7 +6,7 @@
 """
 
 from teachdiag.selectors.budget import counts_at, select
-from teachdiag.selectors.registry import SELECTORS, resolve_selector
+from teachdiag.selectors.catalogue import SELECTORS, resolve_selector
 from teachdiag.selectors.selector import Kept, Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.selectors.weighting import Selection

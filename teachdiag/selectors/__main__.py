@@ -1,5 +1,5 @@
 """Print the page `docs/selectors.md`."""
 
-from teachdiag.selectors.registry import selectors_page
+from teachdiag.selectors.catalogue import selectors_page
 
 print(selectors_page(), end="")

@@ -11,7 +11,7 @@ from teachdiag.errors import SettingsError
 from teachdiag.scores import Array, Mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors.budget import check_rules, counts_at, known_scores, select
-from teachdiag.selectors.registry import resolve_selector
+from teachdiag.selectors.catalogue import resolve_selector
 from teachdiag.selectors.selector import Selector
 from teachdiag.selectors.tokens import Tokens
 from teachdiag.settings import HEADLINE_K, Normalisation, Scope, Ties

@@ -20,7 +20,7 @@ from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.plots.isolated import draw_correlations, isolated_figure
 from teachdiag.figures.style import save, theme
-from teachdiag.selectors.registry import SELECTORS
+from teachdiag.selectors.catalogue import SELECTORS
 
 RNG = np.random.default_rng(11)
 DRAWS = 100

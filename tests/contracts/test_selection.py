@@ -14,7 +14,7 @@ from token_worlds import COLUMNS, TOKENS, by, rearranged, small
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.formulas import Score, column, complement, normed, soft_or
 from teachdiag.selectors.budget import counts_at, ranks, select
-from teachdiag.selectors.registry import SELECTORS
+from teachdiag.selectors.catalogue import SELECTORS
 from teachdiag.selectors.tokens import Tokens
 
 

@@ -24,7 +24,7 @@ from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
 from teachdiag.scores import soft_or as either_suffices
 from teachdiag.selectors import Selection
 from teachdiag.selectors.budget import select
-from teachdiag.selectors.registry import SELECTORS, resolve_selector, selectors_page
+from teachdiag.selectors.catalogue import SELECTORS, resolve_selector, selectors_page
 from teachdiag.selectors.tokens import KEYS, Tokens
 
 

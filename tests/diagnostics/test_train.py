@@ -26,7 +26,7 @@ from teachdiag.diagnostics import train as stage
 from teachdiag.diagnostics.evaluate import run_evaluation
 from teachdiag.diagnostics.training.distillation import _arguments, _told, check_arguments
 from teachdiag.errors import ContextError, InputError, ModelError, RunError, SettingsError
-from teachdiag.figures.plots.training import publish_training
+from teachdiag.figures.plots.accuracy import publish_training
 from teachdiag.preflight import before_train
 from teachdiag.progress import Reporter
 from teachdiag.settings import EvaluateSettings, TrainSettings

@@ -4,7 +4,7 @@ import numpy as np
 import slow
 
 from teachdiag.formulas import Score
-from teachdiag.selectors.registry import Selector
+from teachdiag.selectors.catalogue import Selector
 from teachdiag.selectors.tokens import Tokens
 
 VOCABULARY = 60
