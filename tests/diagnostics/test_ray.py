@@ -69,6 +69,7 @@ def test_killed_workers_lose_and_double_nothing(
     killers = [_Killer("vLLMEngineStageUDF", run / "contexts"), _Killer("Scorer", run / "positions")]
     run_capture(run, replace(settings, engine="ray", ray_workers=2), QUIET)
     for killer, shards in zip(killers, (18, 116), strict=True):
+        killer.done.set()
         killer.join()
         assert killer.killed
         assert killer.written < shards == len(list(killer.folder.glob("*.parquet")))
@@ -265,13 +266,13 @@ class _Killer(threading.Thread):
         super().__init__(daemon=True)
         self.worker, self.folder = worker, folder
         self.killed, self.written = 0, 0
+        self.done = threading.Event()  # there is nothing left to kill
         self.start()
 
     def run(self) -> None:
         import psutil
 
-        deadline = time.monotonic() + 300
-        while not self.killed and time.monotonic() < deadline:
+        while not self.killed and not self.done.is_set():
             for process in psutil.process_iter(["cmdline"]):
                 title = " ".join(process.info["cmdline"] or [])
                 if f"({self.worker})).submit" in title:
