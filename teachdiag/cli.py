@@ -258,7 +258,8 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
     from teachdiag.diagnostics.evaluate import run_evaluation
 
     summary = run_evaluation(run, settings, reporter)
-    _analyze_training(run)
+    if is_first():
+        _analyze_training(run)
     return summary
 
 

@@ -197,6 +197,17 @@ def test_two_processes_train_and_judge_as_one(
         pd.testing.assert_frame_equal(one, two, rtol=2e-3)
 
 
+def test_two_processes_evaluate_as_one(small: TrainSettings, tmp_path: Path) -> None:
+    """The same bytes, and the first process alone analyses them."""
+    few = ["--eval-prompts", "3", "--eval-max-new-tokens", "6", "--quiet"]
+    words = ["evaluate", small.student, small.teacher, "--prompts", small.prompts, *few]
+    for processes in (1, 2):
+        done = in_processes(processes, command, *words, "--run", str(tmp_path / str(processes)))
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert tables(tmp_path / "1") == tables(tmp_path / "2")
+    assert (tmp_path / "1/evaluate.json").read_bytes() == (tmp_path / "2/evaluate.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
