@@ -233,10 +233,11 @@ _FAULTY = {  # what replaces what in the toy -> the sentence
 def test_what_a_package_does_wrong_is_a_sentence_that_names_the_signal(
     fault: str, plug_in: Callable[..., Path]
 ) -> None:
-    old, new, sentence = _FAULTY[fault]
-    text = TEXT.replace("toy_signals:", "toy_faulty:").replace(old, new)
+    module = f"toy_{fault}"  # of its own, since a process loads what an entry point names once
+    old, new, sentence = (part.replace("toy_faulty", module) for part in _FAULTY[fault])
+    text = TEXT.replace("toy_signals:", f"{module}:").replace(old, new)
     name = "jsd" if fault == "taken" else "margin"
-    plug_in("toy_faulty", text, {"teachdiag.signals": {name: "MARGIN"}})
+    plug_in(module, text, {"teachdiag.signals": {name: "MARGIN"}})
     logits = torch.randn(3, 60)
     with pytest.raises(SettingsError, match=f"^signal {name} {sentence}"):
         statistics(logits, logits, torch.zeros(3, dtype=torch.int64))

@@ -144,6 +144,7 @@ def test_what_a_killed_process_left_is_removed(analysed: Path) -> None:
     publish(analysed, QUIET, "plane")
     assert not left.exists()
     assert theirs.exists()
+    theirs.unlink()  # other tests share the run
 
 
 WORKERS = """
