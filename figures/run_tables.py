@@ -131,5 +131,5 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 def steps_of(tables: RunTables) -> list[StepTables]:
     """Return the tables of every real step that went through the full analysis."""
-    steps = probes_by_step(tables.estimates[tables.estimates["analysis"] == "mean"])
+    steps = probes_by_step(tables.estimates)
     return [StepTables(**vars(tables), probe_id=real, updates=updates) for real, updates in steps.items()]

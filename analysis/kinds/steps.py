@@ -129,7 +129,7 @@ def coefficient_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
         estimates: the estimates table.
         probe_id: a real step.
     """
-    ids, rows = steps_of(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
+    ids, rows = probes_by_step(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
     return pd.DataFrame(
         [
             {"K": str(k), "update": update}
@@ -152,7 +152,7 @@ def validity_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) 
         probe_id: a real step.
         k: support size of the signals that have one.
     """
-    ids, rows = steps_of(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
+    ids, rows = probes_by_step(estimates)[probe_id], rows_where(estimates, outcome=OUTCOME)
     real = next(iter(ids))
     added = [signal for name, signal in added_signals().items() if (estimates["term"] == name).any()]
     return pd.DataFrame(
@@ -182,7 +182,7 @@ def outcome_table(estimates: pd.DataFrame, probe_id: str, k: int = HEADLINE_K) -
             {"outcome": outcome}
             | {
                 update: lookup_text(rows, probe_id=update_id, outcome=outcome)
-                for update, update_id in steps_of(estimates)[probe_id].items()
+                for update, update_id in probes_by_step(estimates)[probe_id].items()
             }
             for outcome in OUTCOMES
         ]
@@ -201,7 +201,7 @@ def mean_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
                 "mean noise": lookup_text(rows, probe_id=update_id, analysis="noise_floor"),
                 "variance in ten positions": lookup_text(rows, probe_id=update_id, analysis="concentration"),
             }
-            for update, update_id in steps_of(estimates)[probe_id].items()
+            for update, update_id in probes_by_step(estimates)[probe_id].items()
         ]
     )
 
@@ -216,11 +216,6 @@ def status_table(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     table = of_probe.assign(claim=names, size=sizes).set_index(["claim", "size"])["status"].unstack(fill_value="")  # noqa: PD010
     columns = [name for name in ("no K", *(f"K={k}" for k in SUPPORT_SIZES)) if name in table.columns]
     return table.loc[list(dict.fromkeys(names)), columns].reset_index()
-
-
-def steps_of(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Return the real steps that went through the full analysis, each with its probe_ids by update, its own first."""
-    return probes_by_step(estimates[estimates["analysis"] == "mean"])
 
 
 def titled(estimates: pd.DataFrame, probe_id: str) -> dict[str, pd.DataFrame]:
@@ -249,7 +244,7 @@ def contrast_table(contrasts: pd.DataFrame, estimates: pd.DataFrame, probe_id: s
     of_support = contrasts[(contrasts["score"] == "compatibility") & (contrasts["outcome"] == OUTCOME)]
     rows = []
     for k in SUPPORT_SIZES:
-        for update, update_id in steps_of(estimates)[probe_id].items():
+        for update, update_id in probes_by_step(estimates)[probe_id].items():
             of_update = of_support[(of_support["probe_id"] == update_id) & (of_support["k"] == k)].set_index("design")
             cells = {str(name): _contrast(row) for name, row in of_update.iterrows()}
             rows.append({"K": str(k), "update": update} | dict.fromkeys(_DESIGNS, "-") | cells)

@@ -60,14 +60,15 @@ def token_view(tables: RunTables, settings: ReportSettings) -> View:
         return View(missing="This run was captured without token texts: capture again to see its tokens.")
     bank = TOKENS.read(run / TOKENS.folder, ["context_id"])["context_id"]
     ids = list(map(int, bank.unique()))
+    shown = ids[: settings.contexts]
     # Of several probes that have a quantity, the first one.
     scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
     numbers = _numbers(scales)
-    rows = _rows(run, scales, list(numbers), ids[: settings.contexts])
+    rows = _rows(run, scales, list(numbers), shown)
     n_taken = int(counts_at(settings.budget, np.array([len(bank)]))[0])
     words = VOCABULARY.read(run / "vocabulary")
     texts = _Texts(zip(map(int, words["token_id"]), words["text"], strict=True))
-    prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": ids})
+    prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": shown})
     prompt_ids = prompts.set_index("context_id")["prompt_token_ids"]
     contexts = [
         {

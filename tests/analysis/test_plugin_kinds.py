@@ -8,14 +8,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plug_ins import install
+from plug_ins import find_installed, install
 from tiny_pair import KNOWN
 from transformers import Qwen3ForCausalLM
 
@@ -179,8 +178,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
 @pytest.fixture
 def toys(folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toys, installed."""
-    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry_points(group=group))
-    monkeypatch.syspath_prepend(folder / "site-packages")
+    find_installed(folder, monkeypatch)
 
 
 def _gains(run: Path, student: str, teacher: str) -> pd.Series:

@@ -8,14 +8,13 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plug_ins import install
+from plug_ins import find_installed, install
 from scipy.stats import spearmanr
 from tiny_pair import KNOWN, PROBE
 from transformers import Qwen3ForCausalLM
@@ -102,8 +101,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
 @pytest.fixture
 def toys(folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toys, installed."""
-    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry_points(group=group))
-    monkeypatch.syspath_prepend(folder / "site-packages")
+    find_installed(folder, monkeypatch)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ def install(
         text: of the module.
         entries: entry-point group -> name -> attribute of the module.
     """
-    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry_points(group=group))
     site = folder / "site-packages"
     metadata = site / f"{name}-1.0.dist-info"
     metadata.mkdir(parents=True)
@@ -32,5 +31,11 @@ def install(
     )
     (metadata / "entry_points.txt").write_text("\n".join(groups))
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(site)
+    find_installed(folder, monkeypatch)
     return site
+
+
+def find_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the packages that were installed in a folder until the monkeypatch ends."""
+    monkeypatch.setattr("teachdiag.registry.installed", lambda group: entry_points(group=group))
+    monkeypatch.syspath_prepend(folder / "site-packages")
