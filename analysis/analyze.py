@@ -16,9 +16,9 @@ from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.design import GAP
-from teachdiag.analysis.step.findings import finding_rows, obstacle_sentences
+from teachdiag.analysis.step.findings import finding_rows, obstacle_sentences, primary_rows
 from teachdiag.analysis.tasks import estimate_tables
-from teachdiag.artefacts import ESTIMATES, FINDINGS, TOKENS
+from teachdiag.artefacts import ESTIMATES, FINDINGS, PRIMARY, TOKENS
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
 from teachdiag.settings import HEADLINE_K, HEADLINE_OUTCOME, KINDS, AnalyzeSettings
@@ -53,7 +53,8 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         read = {name: digests.get(name) or table_digest(run / name) for name in ("positions", *measured)}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
-            tables[FINDINGS] = FINDINGS.build_rows(_findings(tables[ESTIMATES].to_pandas(), inputs))
+            findings = _findings(tables[ESTIMATES].to_pandas(), inputs)
+            tables |= {FINDINGS: FINDINGS.build_rows(findings), PRIMARY: PRIMARY.build_rows(primary_rows(findings))}
             stage.note.unlink(missing_ok=True)  # not before: an analysis that is refused leaves the earlier one
             stage.claim(settings.as_dict(), read)
             files = [file for table, content in tables.items() for file in _write(run, table, content)]

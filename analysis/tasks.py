@@ -17,8 +17,8 @@ from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
 from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.beyond_placebos import beyond_rows
 from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
+from teachdiag.analysis.step.claims import CLAIMS
 from teachdiag.analysis.step.design import make_sample
-from teachdiag.analysis.step.findings import CLAIMS
 from teachdiag.analysis.step.inference import inference_rows
 from teachdiag.analysis.step.matching import matched_rows
 from teachdiag.analysis.step.profiles import (
@@ -44,6 +44,7 @@ from teachdiag.artefacts import (
     ESTIMATES,
     FINDINGS,
     INFERENCE,
+    PRIMARY,
     SATURATION,
     SCALES,
     SURFACES,
@@ -59,11 +60,12 @@ from teachdiag.tables import Table
 Task = Callable[[], Estimates]
 Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
-_GATHERED = [table for table in TABLES if table.written_by == "analyze" and table not in (FINDINGS, TOKENS)]
+_JUDGED = (FINDINGS, PRIMARY)  # made from the estimates
+_GATHERED = [table for table in TABLES if table.written_by == "analyze" and table not in (*_JUDGED, TOKENS)]
 
 
 def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]:
-    """Compute every table but the findings."""
+    """Compute every table but those of claims."""
     bank, steps = inputs.bank, inputs.steps
     gathered: Estimates = {table: [] for table in _GATHERED}
     gathered[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]

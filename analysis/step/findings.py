@@ -12,106 +12,25 @@ A step that took the student away from the teacher, or that first order does not
 that, with the rate to use, and nothing else is judged on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from teachdiag.analysis.bank.lookup import lookup
-from teachdiag.analysis.bank.measurements import OUTCOMES, Outcome, Record
+from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.beyond_placebos import beyond
-from teachdiag.analysis.step.design import GAP
+from teachdiag.analysis.step.claims import CLAIMS, PRIMARY_CLAIMS, Claim
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
-from teachdiag.signals import BASE, BASE_LABEL, JUDGED, members_of, on_top_of_base, set_label, versus_base
+from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
 STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
-_MEASURES = (("cv_r2", "cross-validated R2"), ("cv_rank", "out-of-fold rank correlation"))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One question put to the estimates: where its number stands, and what either sign of it says.
-
-    An empty `below` makes the claim one-sided: a signal of no use costs out-of-sample fit, so that a negative number
-    says no more than that. `level` is the analysis that holds what either of two `rivals` achieves by itself, where the
-    number is the first's less the second's.
-    """
-
-    finding: str
-    analysis: str
-    term: str
-    number: str
-    above: str
-    below: str
-    unit: str = "1"
-    per_k: bool = True
-    level: str = ""
-    rivals: tuple[str, ...] = ()
-    outcome: str = OUTCOME
-
-
-def gain_claim() -> Claim:
-    """Return the claim that everything else presupposes: that the step taught the student something."""
-    above = "the step brings the student closer to the teacher on the bank"
-    below = "the step takes the student further from the teacher on the bank"
-    return Claim("the step helps", "mean", "bank", "mean gain", above, below, "nats", per_k=False)
-
-
-def slope_claims(outcome: str, scales: Sequence[tuple[str, str]]) -> list[Claim]:
-    """Return the claims about beta_L - beta_I on one outcome, with and without H x D, at the given scales."""
-    return [
-        Claim(
-            f"beta_L > beta_I ({model}, {scale_name})",
-            f"{scale}_{model}",
-            GAP,
-            f"beta_L - beta_I, {scale_name}",
-            f"{outcome} rises more with learnable than with incompatible disagreement{beside}",
-            f"{outcome} rises more with incompatible than with learnable disagreement{beside}",
-            "1" if scale == "standardized" else OUTCOMES[outcome],
-            outcome=outcome,
-        )
-        for model, beside in (("decomposition", ""), ("nested", ", beside entropy x disagreement"))
-        for scale, scale_name in scales
-    ]
-
-
-def validity_claims() -> list[Claim]:
-    """Return the claims about what predicts gain on prompts not seen, beyond raw KL."""
-    sides = (
-        (str, "{} predicts gain better than {} alone", "{} predicts gain worse than {} alone"),
-        (on_top_of_base, "{} improves on {} when added to it", ""),
-    )
-    return [
-        Claim(
-            f"{above.format(set_label(name), BASE_LABEL)} ({measure})",
-            f"{analysis}_difference",
-            versus_base(of(name)),
-            f"difference in {measure}",
-            above.format(set_label(name), BASE_LABEL),
-            below.format(set_label(name), BASE_LABEL),
-            per_k=members_of(name)[0].has_k,
-            level=analysis,
-            rivals=(of(name), BASE),
-        )
-        for name in JUDGED
-        for of, above, below in sides
-        for analysis, measure in _MEASURES
-    ]
-
-
-_STANDARDISED, _PER_UNIT = ("standardized", "standardised"), ("slope", "per unit of norm")
-CLAIMS = (
-    gain_claim(),
-    *slope_claims(OUTCOME, (_STANDARDISED, _PER_UNIT)),
-    *validity_claims(),
-    *(claim for outcome in OUTCOMES if outcome != OUTCOME for claim in slope_claims(outcome, (_STANDARDISED,))),
-)
 
 
 def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str]) -> list[dict[str, Any]]:
@@ -126,12 +45,13 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
         Rows of the findings table, that of `gain_claim` first; a claim whose number could not be estimated has none.
     """
     rows, probe_id = [], record.probe_id
+    n_prompts = int(_of(estimates, probe_id, CLAIMS[0])["n_prompts"].max())
     for claim in CLAIMS:
         for k in SUPPORT_SIZES if claim.per_k else (None,):
             real = _evidence(estimates, probe_id, claim, k)
             if real is not None:
                 beside = [_placebo(estimates, probe_id, name, claim, k) for name in placebos]
-                rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id})
+                rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id, "n_prompts": n_prompts})
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
     if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0):
@@ -143,6 +63,17 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
                 "sentence": f"Not judged: {row['finding']}; see the first sentence on the step.",
             }
     return rows
+
+
+def primary_rows(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the table of primary claims, from those of all findings."""
+    wanted = {claim.finding: claim.headline_k for claim in PRIMARY_CLAIMS}
+    empty = dict.fromkeys(("placebo_draws", "std_error", "detectable_from_0", "detectable_from_placebo"))
+    return [
+        {**empty, **row} | {"claim": row["finding"]}
+        for row in findings
+        if row["outcome"] == OUTCOME and row["finding"] in wanted and row["k"] == wanted[row["finding"]]
+    ]
 
 
 def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
@@ -234,6 +165,27 @@ def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_P
         "unit": claim.unit,
         "placebos": ", ".join(map(str, placebos)) or "none run",
         "sentence": f"{opening}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
+        **_nearest(real.interval, placebos),
+    }
+
+
+def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> dict[str, Any]:
+    """Return the columns of `primary` on the placebo that the real step is told from least, on its own side of 0."""
+    sign = -1 if real.estimate < 0 else 1
+    measured = [(min(sign * p.margin.low, sign * p.margin.high), p) for p in placebos if p.margin and p.margin.known]
+    if not measured:
+        return dict.fromkeys(("nearest_placebo", "placebo_estimate", "margin", "margin_low", "margin_high"))
+    placebo = min(measured, key=lambda m: m[0])[1]
+    assert placebo.margin is not None
+    assert placebo.shown is not None, "a margin has two sides"
+    margin = placebo.margin.columns()
+    return {
+        "nearest_placebo": placebo.name,
+        "placebo_estimate": placebo.shown.interval.estimate,
+        **{
+            name: margin[end]
+            for name, end in (("margin", "estimate"), ("margin_low", "ci_low"), ("margin_high", "ci_high"))
+        },
     }
 
 

@@ -10,10 +10,8 @@ from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
 from teachdiag.artefacts.estimated import (
     DECILES,
     ESTIMATES,
-    FINDINGS,
     INFERENCE,
     MIN_CELL,
-    PLACEBO_PANEL,
     RANKED,
     SATURATION,
     SCALES,
@@ -34,6 +32,7 @@ from teachdiag.artefacts.measured import (
 )
 from teachdiag.artefacts.released import RELEASED_BANK
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
+from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
 
 __all__ = [
@@ -55,6 +54,7 @@ __all__ = [
     "PLACEBO_PANEL",
     "POSITIONS",
     "PREDICTIONS",
+    "PRIMARY",
     "PROBE_VERSUS_TRAINING",
     "RANKED",
     "RELEASED_BANK",
@@ -96,6 +96,7 @@ TABLES = (
     SCALES,
     SATURATION,
     FINDINGS,
+    PRIMARY,
     SELECTION,
     PLACEBO_PANEL,
     TRAINING,

@@ -1,7 +1,5 @@
 """Tables that analyze writes."""
 
-import pyarrow as pa
-
 from teachdiag.artefacts.columns import (
     CI,
     CONTEXT_ID,
@@ -13,7 +11,6 @@ from teachdiag.artefacts.columns import (
     METHOD,
     N_POSITIONS,
     OF_AN_OUTCOME,
-    OUTCOME,
     P_VALUES,
     POSITION,
     PROBE_ID,
@@ -203,33 +200,6 @@ SATURATION = Table(
     ),
 )
 
-FINDINGS = Table(
-    name="findings",
-    folder="analysis/",
-    written_by="analyze",
-    meaning="The verdict, one claim a row: what holds, what does not, and what a placebo shows too.",
-    key=("finding", "probe_id", "outcome", "k"),
-    columns=(
-        Column("finding", TEXT, "", "the claim, in a few words"),
-        Column("probe_id", TEXT, "", "the real step that it was tested on"),
-        OUTCOME,
-        K,
-        Column(
-            "status",
-            TEXT,
-            "",
-            "'holds' or 'reversed' (the interval leaves 0 out, and so do the differences from every placebo); "
-            "'artefact' (not beyond a placebo that shows it too); 'unclear' (not told apart from another placebo); "
-            "'not shown'; 'too long' (of the first claim: the step was, so that all others are 'not judged')",
-        ),
-        Column("estimate", DOUBLE, "see unit", "the number behind it"),
-        *CI,
-        UNIT,
-        Column("placebos", TEXT, "", "the same number for every placebo, with intervals"),
-        Column("sentence", TEXT, "", "the finding in plain words"),
-    ),
-)
-
 SELECTION = Table(
     name="selection",
     folder="analysis/",
@@ -251,36 +221,5 @@ SELECTION = Table(
         Column("n_positions", LONG, "positions", "positions behind the number: of the bank, or of an update batch"),
         Column("n_prompts", LONG, "prompts", "prompts of the rescored bank"),
         Column("n_dropped", LONG, "positions", "positions left out: their KL is under ten noise floors"),
-    ),
-)
-
-PLACEBO_PANEL = Table(
-    name="placebo_panel",
-    folder="analysis/",
-    written_by="analyze",
-    meaning="Every headline statistic of a real step beside the draws of each placebo.",
-    key=("probe_id", "statistic", "update"),
-    columns=(
-        PROBE_ID,
-        Column("statistic", TEXT, "", "which number (K=16 where it has one): see docs/analysis.md"),
-        UNIT,
-        Column("update", TEXT, "", "the placebo"),
-        Column("estimate", DOUBLE, "see unit", "the real step's number"),
-        Column("draws", pa.list_(DOUBLE), "as estimate", "the placebo's number in each draw that has one"),
-        Column("n_draws", LONG, "draws", "how many these are"),
-        Column("n_undefined", LONG, "draws", "draws that leave the number undefined"),
-        Column("draw_mean", DOUBLE, "as estimate", "mean of the draws", nullable=True),
-        Column("draw_sd", DOUBLE, "as estimate", "their standard deviation (n - 1)", nullable=True),
-        Column("range_low", DOUBLE, "as estimate", "lower end of the 95% range for one more draw", nullable=True),
-        Column("range_high", DOUBLE, "as estimate", "its upper end", nullable=True),
-        Column(
-            "survives",
-            FLAG,
-            "",
-            "whether the real number lies beyond that range (or, without one, beyond every draw) on its own side of 0; "
-            "null where fewer than 3 draws have the number, and for 'shuffled_rollouts', which is no null",
-            nullable=True,
-        ),
-        Column("sentence", TEXT, "", "the comparison in plain words"),
     ),
 )
