@@ -1,7 +1,5 @@
 """Stage probe: a frozen bank, one kind of question put to the student, and a table of what was measured."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.models.pair import pinned, resolve_pair
 from teachdiag.diagnostics.models.sources import Sources
 from teachdiag.diagnostics.probes.measurement import measurement
+from teachdiag.diagnostics.probes.names import find_or_name
 from teachdiag.diagnostics.probes.probe_setup import set_up
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, process_device
@@ -42,7 +41,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     on_first(POSITIONS.require)(run / "positions", _NEEDED)
     capture = _capture_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
-    probe_id = settings.name or _default_name(settings)
+    probe_id, recorded = on_first(find_or_name)(run, settings)
     kind = measurement(settings)
     stage = SharedStage(run, f"probes/{probe_id}", kind.folders(probe_id), scratch=f"scratch/{probe_id}")
     with stage.held():
@@ -51,7 +50,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         _refuse_other_models(run, captured, sources)
         further = on_first(kind.inputs)(run, capture, reporter)
         inputs = captured["inputs"] | captured["tables"] | further
-        if stage.claim(settings.as_dict(), inputs, machine_facts(device), settings.defaults()):
+        if stage.claim(recorded, inputs, machine_facts(device), settings.defaults()):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
@@ -97,8 +96,3 @@ def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, repor
             f"--loss {settings.loss} is biased from the second step on, whose rollouts are of an earlier student: "
             "use --rollouts fresh, or choose a full-vocabulary loss"
         )
-
-
-def _default_name(settings: ProbeSettings) -> str:
-    digest = hashlib.sha256(json.dumps(settings.as_dict(), sort_keys=True).encode()).hexdigest()
-    return f"{settings.kind}-{settings.loss}-{settings.optimizer}-{digest[:6]}"

@@ -372,6 +372,12 @@ def end_with_parent() -> None:
     Thread(target=follow, daemon=True).start()
 
 
+def probe_names(run: Path) -> list[str]:
+    """Return the names of a run's probes, finished or not, in order: `one_step-2` comes before `one_step-10`."""
+    names = [note.stem for note in (run / "probes").glob("*.json")]
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
+
+
 def bank_prompts(capture: Mapping[str, Any]) -> str:
     """Name what a capture's prompts are from: its manifest's id, or the file of contexts that brought them."""
     brought = capture["settings"]["contexts"]

@@ -15,7 +15,7 @@ from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval
 from teachdiag.artefacts import GAINS
 from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.formulas import stored_name
-from teachdiag.runs import Stage
+from teachdiag.runs import Stage, probe_names
 from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import HEADLINE_K, KINDS, SUPPORT_SIZES, ProbeSettings
 from teachdiag.signals import SUPPORT, Signal, added_signals, positions_of
@@ -223,7 +223,7 @@ def read_records(run: Path) -> list[Record]:
 
 def _probes(run: Path) -> tuple[list[Stage], list[str]]:
     """The probes that have ended, and a sentence on each of the others."""
-    stages = [Stage(run, f"probes/{name}") for name in _probe_names(run)]
+    stages = [Stage(run, f"probes/{name}") for name in probe_names(run)]
     finished, left_out = [], []
     for stage in stages:
         note = stage.read()
@@ -305,10 +305,6 @@ def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
 def select_outcomes(step: Step, bank: Bank) -> list[Outcome]:
     """Return each outcome of the step and its placebos, over the positions where each is defined."""
     return [select_outcome(probe, name, bank) for probe in step.probes for name in OUTCOMES]
-
-
-def _probe_names(run: Path) -> list[str]:
-    return sorted(note.stem for note in (run / "probes").glob("*.json"))
 
 
 def _record(probe_id: str, note: dict[str, Any]) -> Record:

@@ -16,7 +16,7 @@ from teachdiag.diagnostics.models.alignment import KEY, Context
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, rows_of
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.formulas import stored_name
-from teachdiag.runs import Stage
+from teachdiag.runs import Stage, probe_names
 from teachdiag.scores import q3_mask
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import SELECTORS, Kept, Selector, Tokens, counts_at, resolve_selector, select
@@ -187,10 +187,10 @@ def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:
     """Name of the finished isolated probe that knows every position which may be selected, with the same L_fix."""
     asked = {"kind": "isolated", "sample_from": "update", "sample": 0, "match": "rate"}
     asked |= {name: getattr(settings, name) for name in ("loss", "jsd_beta", "seed", "fix_contexts")}
-    for note in sorted((run / "probes").glob("*.json")):
-        recorded = Stage(run, f"probes/{note.stem}").read()
+    for name in probe_names(run):
+        recorded = Stage(run, f"probes/{name}").read()
         if recorded is not None and recorded["status"] == "complete" and asked.items() <= recorded["settings"].items():
-            return note.stem
+            return name
     return None
 
 

@@ -7,7 +7,7 @@ from teachdiag.figures.report.page import page
 from teachdiag.figures.report.token_view import token_view
 from teachdiag.figures.run_tables import load_tables, read_summary
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage, joining
+from teachdiag.runs import Stage, joining, probe_names
 from teachdiag.settings import ReportSettings
 from teachdiag.tables import write_text
 
@@ -32,8 +32,7 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
         "capture": Stage(run, "capture").require("settings.max_new_tokens"),
         "analyze": Stage(run, "analyze").require(),
     }
-    probes = sorted(note.stem for note in (run / "probes").glob("*.json"))
-    stages |= {name: Stage(run, f"probes/{name}").require() for name in probes}
+    stages |= {name: Stage(run, f"probes/{name}").require() for name in probe_names(run)}
     figures = Stage(run, "figures")
     if figures.note.exists():  # older versions left none
         figures.require()

@@ -33,7 +33,9 @@ _RATES = {"adamw": (1e-12, 1.0), "sgd": (1e-12, 1e3)}  # AdamW moves every weigh
 class ProbeSettings(Checked):
     """One kind of probe, its loss, and where its steps are taken. The pair and the bank are the run's."""
 
-    name: str = option("", "Name of the probe inside the run; by default made from kind, loss, optimizer and settings")
+    name: str = option(
+        "", "Name of the probe inside the run; by default its kind, with a number where other settings have that name"
+    )
     kind: str = option("one_step", lambda: described(KINDS))
     loss: str = option("reverse_kl", lambda: f"OPD loss of the step: {described(LOSSES)}", kinds=_STEPS)
     jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1", kinds=_STEPS)
