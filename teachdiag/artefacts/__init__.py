@@ -9,6 +9,7 @@ from teachdiag.artefacts.columns import TOP
 from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
 from teachdiag.artefacts.estimated import (
     DECILES,
+    EFFICIENCY,
     ESTIMATES,
     INFERENCE,
     MIN_CELL,
@@ -23,9 +24,12 @@ from teachdiag.artefacts.measured import (
     CONTEXTS,
     GAINS,
     IMPORTED,
+    INNER_PRODUCTS,
     INTERVENTION_GAINS,
     INTERVENTIONS,
     ISOLATED,
+    MASKED_GAINS,
+    MASKED_STEPS,
     POSITIONS,
     PREDICTIONS,
     VOCABULARY,
@@ -41,15 +45,19 @@ __all__ = [
     "CONTEXTS",
     "CONTRASTS",
     "DECILES",
+    "EFFICIENCY",
     "ESTIMATES",
     "EVAL_SCORES",
     "FINDINGS",
     "GAINS",
     "IMPORTED",
     "INFERENCE",
+    "INNER_PRODUCTS",
     "INTERVENTIONS",
     "INTERVENTION_GAINS",
     "ISOLATED",
+    "MASKED_GAINS",
+    "MASKED_STEPS",
     "MIN_CELL",
     "PLACEBO_PANEL",
     "POSITIONS",
@@ -82,6 +90,9 @@ TABLES = (
     PREDICTIONS,
     INTERVENTIONS,
     INTERVENTION_GAINS,
+    INNER_PRODUCTS,
+    MASKED_STEPS,
+    MASKED_GAINS,
     TRAIN_STEPS,
     EVAL_SCORES,
     ESTIMATES,
@@ -98,6 +109,7 @@ TABLES = (
     FINDINGS,
     PRIMARY,
     SELECTION,
+    EFFICIENCY,
     PLACEBO_PANEL,
     TRAINING,
     PROBE_VERSUS_TRAINING,
@@ -156,6 +168,7 @@ unless marked optional: those need the teacher's whole distribution, which one b
 | `events.jsonl` | when each stage began and ended, and how long it took |
 | `contexts/`, `positions/` | the tables of capture, in shards |
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
+| `inner_products/`, `masked_steps/`, `masked_gains/` | those of kind efficiency |
 | `tokens/` | the bank's positions with their scores, from analyze |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
 | `figures/*.png`, `*.svg`, `*.pdf` | every figure |

@@ -223,3 +223,35 @@ SELECTION = Table(
         Column("n_dropped", LONG, "positions", "positions left out: their KL is under ten noise floors"),
     ),
 )
+
+EFFICIENCY = Table(
+    name="efficiency",
+    folder="analysis/",
+    written_by="analyze",
+    meaning="Share of the whole batch's held-out gain that a step keeps on the positions that a selector chose, to "
+    "first order, and beside it what real steps kept.",
+    key=("probe_id", "selector", "budget", "match", "statistic"),
+    columns=(
+        PROBE_ID,
+        Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md"),
+        Column("budget", DOUBLE, "1", "share of the update batch that is kept"),
+        Column("match", TEXT, "", "'rate': equal learning rate, mean over the kept; 'norm': equal length of the step"),
+        Column(
+            "statistic",
+            TEXT,
+            "",
+            "'share' of the whole batch's gain; 'share_vs_base' and 'share_vs_random': less that of raw KL, of random "
+            "positions; 'share_shuffled': a placebo's, of the same positions under shuffled teacher rows",
+        ),
+        Column("estimate", DOUBLE, "1", "the statistic; null where its denominator may be 0", nullable=True),
+        *CI,
+        METHOD,
+        Column("n_contexts", LONG, "contexts", "update contexts behind the number"),
+        Column("n_prompts", LONG, "prompts", "prompts of the bank behind it"),
+        Column("n_blocks", LONG, "1", "blocks that these prompts were dealt into"),
+        Column("norm_error", DOUBLE, "1", "relative standard error of the ratio of norms, over batches", nullable=True),
+        Column("real_share", DOUBLE, "1", "the share that real steps kept; null where none was taken", nullable=True),
+        Column("real_low", DOUBLE, "1", "lower end of its 95% interval", nullable=True),
+        Column("real_high", DOUBLE, "1", "its upper end", nullable=True),
+    ),
+)

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from teachdiag.artefacts.columns import (
+    BUDGET,
     CELL,
     CONTEXT_ID,
     DOUBLE,
@@ -282,5 +283,95 @@ INTERVENTION_GAINS = Table(
         PROMPT_ID,
         KL_BEFORE,
         Column("gain", REAL, "nats", "forward KL at theta0 less that after the cell's step"),
+    ),
+)
+
+INNER_PRODUCTS = Table(
+    name="inner_products",
+    folder="inner_products/<probe_id>/",
+    written_by="probe --kind efficiency",
+    meaning="What a step on one loss term l_t of the update split gains, to first order, on each block of the bank's "
+    "prompts. A block's L_b is the mean forward KL of its positions, so that the whole bank's inner product is the "
+    "mean over blocks, weighted by `block_positions`.",
+    key=("probe_id", "context_id", "position", "block"),
+    columns=(
+        PROBE_ID,
+        LOSS,
+        CONTEXT_ID,
+        POSITION,
+        PROMPT_ID,
+        Column("block", INT, "1", "number of the block, from 0; every prompt of the bank lies in one"),
+        Column("block_positions", INT, "positions", "bank positions of the block"),
+        Column("inner", REAL, "nats", "<grad L_b, grad l_t>: the drop of L_b per unit of learning rate under SGD"),
+        Column(
+            "inner_shuffled",
+            REAL,
+            "nats",
+            "the same for l_t under a teacher's row of another prompt, dealt as the placebo 'shuffled_teacher' deals",
+        ),
+    ),
+)
+
+_OF_A_MASKED_STEP = (
+    PROBE_ID,
+    Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md; 'all' is the whole batch"),
+    BUDGET,
+    Column("batch", INT, "1", "number of the update batch, from 0, the same for every selector"),
+)
+
+MASKED_STEPS = Table(
+    name="masked_steps",
+    folder="masked_steps/<probe_id>/",
+    written_by="probe --kind efficiency",
+    meaning="Gradients of the mean loss over what a selector keeps of real update batches, one cell a row, and the "
+    "steps that were really taken along some of them, each as long as that of 'all'. With SGD, 'random' is no draw: "
+    "its norm is the root mean square over all masks of its size.",
+    key=("probe_id", "selector", "budget", "batch"),
+    columns=(
+        *_OF_A_MASKED_STEP,
+        LOSS,
+        Column("optimizer", TEXT, "", "whose first step first_order and direction_norm are of: 'sgd' or 'adamw'"),
+        Column("context_ids", pa.list_(LONG), "1", "contexts of the batch"),
+        Column("n_batch", INT, "positions", "positions of the batch"),
+        Column("n_kept", INT, "positions", "kept positions"),
+        Column("gradient_norm", DOUBLE, "1", "norm of the gradient of the mean loss over the kept"),
+        Column(
+            "direction_norm",
+            DOUBLE,
+            "1",
+            "norm of a step of learning rate 1: the gradient's for SGD; for AdamW's first step that of g / (|g| + eps)",
+        ),
+        Column(
+            "first_order",
+            DOUBLE,
+            "nats",
+            "what a step of learning rate 1 gains on the bank to first order: for SGD the mean of `inner` over the "
+            "kept, for AdamW, whose step is not linear in what is kept, exact_first_order",
+        ),
+        Column(
+            "exact_first_order",
+            DOUBLE,
+            "nats",
+            "the same as the product of step and gradient of the bank's mean KL; null for 'random', which is no draw",
+            nullable=True,
+        ),
+        Column("learning_rate", DOUBLE, "1", "of the step that was taken; null where none was", nullable=True),
+        Column("update_norm", DOUBLE, "1", "its Euclidean length; null where none was taken", nullable=True),
+        Column("real_gain", DOUBLE, "nats", "mean gain of the bank; null where no step was taken", nullable=True),
+    ),
+)
+
+MASKED_GAINS = Table(
+    name="masked_gains",
+    folder="masked_gains/<probe_id>/",
+    written_by="probe --kind efficiency",
+    meaning="What each step of `masked_steps` that was taken gained on every prompt of the bank.",
+    key=("probe_id", "selector", "budget", "batch", "prompt_id"),
+    columns=(
+        *_OF_A_MASKED_STEP,
+        PROMPT_ID,
+        Column("block", INT, "1", "the prompt's block in `inner_products`"),
+        Column("n_positions", INT, "positions", "bank positions of the prompt"),
+        Column("gain", DOUBLE, "nats", "mean over them of forward KL at theta0 less that after the step"),
     ),
 )

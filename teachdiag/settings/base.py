@@ -32,6 +32,9 @@ LossMean = Literal["positions", "sequences"]
 SUPPORT_SIZES = (8, 16, 32)  # every K that is measured; the largest is the length of the stored top-K lists
 HEADLINE_K = 16  # the K of sentences and figures that show a single one; the paper's
 HEADLINE_OUTCOME = "gain"  # likewise the outcome
+HEADLINE_SELECTORS = ("forward_kl", "learnable", "entropy", "random", "oracle")  # likewise the selectors
+HEADLINE_BUDGETS = (0.01, 0.05, 0.1, 0.3)  # and the shares of an update batch that a table of them shows
+HEADLINE_BUDGET = 0.1  # and the one that a sentence names
 SHRINKS = (1.0, 0.5, 0.25, 0.125)  # shares of a step at which a prediction is compared with what happens
 SHORT_ENOUGH = 0.95  # share of the variance of the bank's gain that first order explains of a step that is no longer
 NOISE_SAFETY = 10.0  # a KL is reported relative to itself only from this many noise floors up
@@ -150,7 +153,7 @@ def in_words(hint: Any) -> str:  # noqa: ANN401
 def headline_budget(budgets: Iterable[float]) -> float:
     """Return the budget of texts and tables that show a single one: nearest to a tenth by ratio, below 1 if any is."""
     known = sorted(map(float, budgets))
-    return min([b for b in known if b < 1] or known, key=lambda b: abs(math.log(b / 0.1)))
+    return min([b for b in known if b < 1] or known, key=lambda b: abs(math.log(b / HEADLINE_BUDGET)))
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text", dict: "a table"}

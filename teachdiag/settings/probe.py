@@ -8,6 +8,7 @@ from teachdiag.losses import LOSSES, unread_options
 from teachdiag.registry import Registry, described
 from teachdiag.settings.base import (
     COUNTABLE,
+    HEADLINE_SELECTORS,
     SCALE,
     Checked,
     Derivative,
@@ -24,8 +25,10 @@ from teachdiag.settings.base import (
 from teachdiag.settings.kind import Kind, declared_kind
 
 _BATCHES = ("one_step", "placebo", "predicted", "selectors", "lds")  # kinds whose steps are on an update batch
-_STEPS = (*_BATCHES, "isolated")  # that step on a loss at all
+_STEPS = (*_BATCHES, "isolated", "efficiency")  # that step on a loss at all
 _TERMS = ("isolated", "predicted", "selectors", "lds")  # that look at loss terms one by one
+_MASKS = ("selectors", "efficiency")  # that compare selectors
+_BUDGETS = {"selectors": "0.03,0.10,0.30,1.0", "efficiency": "0.01,0.02,0.05,0.1,0.2,0.3,0.5,1.0"}
 _RATES = {"adamw": (1e-12, 1.0), "sgd": (1e-12, 1e3)}  # AdamW moves every weight by its rate
 
 
@@ -42,15 +45,16 @@ class ProbeSettings(Checked):
     optimizer: Optimizer = option(
         "auto",
         "Optimizer of the step, with fresh state; 'auto' is sgd where loss terms are compared one by one (isolated, "
-        "selectors, lds), else adamw",
+        "selectors, lds, efficiency), else adamw",
         kinds=_STEPS,
     )
     learning_rate: float | str = option(
         "auto",
         "Learning rate of the step. 'auto', for a single step (kinds one_step and placebo), is the longest at which "
         "first order explains 95% of the variance of the gain, from 1e-5 for AdamW, 1e-3 for SGD, down by halves; for "
-        "other kinds, and for several --steps, it is that rate itself, 1e-5 for isolated steps. With --match norm: the "
-        "length of each isolated step, 5e-4 by default",
+        "kind efficiency, short enough for first order to explain the mean gain but for 2%; for other kinds, and for "
+        "several --steps, it is that rate itself, 1e-5 for isolated steps. With --match norm: the length of each "
+        "isolated step, 5e-4 by default",
         kinds=_STEPS,
     )
     weight_decay: float = option(0.0, "Weight decay of the step, decoupled for AdamW", "1", kinds=_BATCHES)
@@ -70,12 +74,16 @@ class ProbeSettings(Checked):
     )
     update_contexts: int = option(
         0,
-        "Contexts in the update batch; 0 takes all there are (kind selectors: half of them)",
+        "Contexts in the update batch; 0 takes all there are (kind selectors: half of them; kind efficiency: 16, or "
+        "half of them where these are fewer)",
         "contexts",
-        kinds=_BATCHES,
+        kinds=(*_BATCHES, "efficiency"),
     )
     bank_contexts: int = option(
-        0, "Contexts of the bank that are rescored, from the first; 0 takes all", "contexts", kinds=("selectors", "lds")
+        0,
+        "Contexts of the bank that are rescored, from the first; 0 takes all",
+        "contexts",
+        kinds=("selectors", "lds", "efficiency"),
     )
     fix_contexts: int = option(
         4, "Contexts set aside from the update split, whose mean forward KL is L_fix", "contexts", kinds=_TERMS
@@ -86,16 +94,33 @@ class ProbeSettings(Checked):
     method: Derivative = option(
         "central",
         "First-order gains by central differences, or exactly, in forward mode",
-        kinds=("predicted", "selectors", "lds"),
+        kinds=("predicted", "selectors", "lds", "efficiency"),
     )
     selector: str = option(
         "all",
         "Selectors to compare, comma-separated: names, module:function, released:MASK for one of the released code, or "
         "'all'",
-        kinds=("selectors",),
+        kinds=_MASKS,
     )
     budgets: str = option(
-        "0.03,0.10,0.30,1.0", "Shares of the update batch that are kept, comma-separated", kinds=("selectors",)
+        "auto",
+        "Shares of the update batch that are kept, comma-separated; 'auto' is "
+        + ", or ".join(f"{shares} with --kind {kind}" for kind, shares in _BUDGETS.items()),
+        kinds=_MASKS,
+    )
+    blocks: int = option(
+        8, "Blocks that the bank's prompts are dealt into; each costs a gradient", "blocks", kinds=("efficiency",)
+    )
+    norm_batches: int = option(
+        2, "Update batches on which norms of masked gradients are measured", "batches", kinds=("efficiency",)
+    )
+    norm_selectors: str = option(
+        ",".join(HEADLINE_SELECTORS),
+        "Selectors whose norms are measured, comma-separated: the others are compared at equal learning rate only",
+        kinds=("efficiency",),
+    )
+    real_steps: int = option(
+        4, "Masked steps that are really taken, beside the unselective one", "steps", kinds=("efficiency",)
     )
     seeds: int = option(5, "Draws of the update batch, the same for every selector", "draws", kinds=("selectors",))
     normalisation: Normalisation = option(
@@ -133,13 +158,17 @@ class ProbeSettings(Checked):
         kind = KINDS[self.kind]
         if self.optimizer == "auto":
             object.__setattr__(self, "optimizer", kind.optimizers[0])
+        if self.budgets == "auto" and self.reads("budgets"):
+            object.__setattr__(self, "budgets", _BUDGETS.get(self.kind, _BUDGETS["selectors"]))
         able = " or ".join(map(repr, kind.optimizers))
         self._require(self.optimizer in kind.optimizers, "optimizer", f"{able} with --kind {self.kind}")
         object.__setattr__(self, "learning_rate", self._resolved_rate())
         self._check_at_least(1, "batch_tokens", "tile_positions", "steps", "draws", "fix_contexts", "seeds", "masks")
+        self._check_at_least(1, "norm_batches")
+        self._check_at_least(2, "blocks")
         self._check_at_least(0, "weight_decay", "update_contexts", "bank_contexts")
-        self._check_at_least(0, "sample", "min_keep", "seed")
-        self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks")
+        self._check_at_least(0, "sample", "min_keep", "seed", "real_steps")
+        self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks", "blocks", "norm_batches", "real_steps")
         lowest, highest = _RATES[self.optimizer]
         rule = f"between {lowest:g} and {highest:g} with --optimizer {self.optimizer}, or 'auto'"
         self._require(lowest <= self.step_size <= highest, "learning_rate", rule)
@@ -151,7 +180,8 @@ class ProbeSettings(Checked):
             self._require(getattr(self, name) != self.defaults()[name], name, f"given with --kind {self.kind}")
         self._require(self.rollouts == "fixed" or self.steps > 1, "steps", "above 1 with --rollouts fresh")
         self._require(self.rollouts == "fixed" or not self.shard_model, "rollouts", "'fixed' with --shard-model")
-        self.budget_shares  # noqa: B018 (parsing is the check)
+        if self.reads("budgets"):
+            self.budget_shares  # noqa: B018 (parsing is the check)
 
     @property
     def step_size(self) -> float:
@@ -250,6 +280,16 @@ KINDS: Registry[Kind] = Registry(
                 analysed_by="teachdiag.analysis.kinds.selectors:Selectors",
                 folders=("interventions", "intervention_gains", "predictions"),
                 optimizers=("sgd", "adamw"),
+                copies=4,
+            ),
+            Kind(
+                name="efficiency",
+                help="share of the whole batch's gain that each selector keeps, to first order",
+                measured_by="teachdiag.diagnostics.probes.efficiency:Efficiency",
+                analysed_by="teachdiag.analysis.kinds.efficiency:Efficiency",
+                folders=("inner_products", "masked_steps", "masked_gains"),
+                optimizers=("sgd", "adamw"),
+                laddered=True,
                 copies=4,
             ),
             Kind(
