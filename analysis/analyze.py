@@ -108,7 +108,8 @@ def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | 
     terms = {"beta_L": "learnable", "beta_I": "incompatible", "gap": GAP}
     rows = rows_where(estimates, probe_id=probe_id, analysis="standardized_decomposition", outcome=HEADLINE_OUTCOME)
     intervals = {name: lookup(rows, term=term, k=HEADLINE_K) for name, term in terms.items()}
-    return {name: list(interval.columns().values()) for name, interval in intervals.items() if interval is not None}
+    known = {name: interval.columns() for name, interval in intervals.items() if interval is not None}
+    return {name: [columns[end] for end in ("estimate", "ci_low", "ci_high")] for name, columns in known.items()}
 
 
 def _write(run: Path, table: Table, content: pa.Table) -> list[str]:

@@ -7,6 +7,7 @@ from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.tables import rows_where
 
 _ENDS = ("estimate", "ci_low", "ci_high")
+_ERROR = "draw_error"
 
 
 def lookup(rows: pd.DataFrame, **held: object) -> Interval | None:
@@ -22,6 +23,10 @@ def lookup_text(rows: pd.DataFrame, **held: object) -> str:
 
 
 def row_interval(row: pd.Series) -> Interval:
-    """Return the estimate of one row with its interval; reads estimate, ci_low and ci_high, which may be missing."""
+    """Return the estimate of one row with its interval and, where the table has it, its standard error.
+
+    Reads estimate, ci_low, ci_high and draw_error, which may be null.
+    """
     estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)
-    return Interval(estimate, low, high)
+    error = row.get(_ERROR)
+    return Interval(estimate, low, high, std_error=None if pd.isna(error) else float(error))

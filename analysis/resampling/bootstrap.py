@@ -27,12 +27,14 @@ class Interval:
     """An estimate and its 95% interval; the ends are NaN where some draw leaves the statistic undefined.
 
     `draws`: shape (1 + draws,), the estimate and what each draw gave, for paired differences; None where not kept.
+    `std_error`: standard error of the estimate, in its unit; None where it is not known.
     """
 
     estimate: float
     low: float
     high: float
     draws: Array | None = field(default=None, compare=False, repr=False)
+    std_error: float | None = field(default=None, compare=False, repr=False)
 
     def side(self, beyond: float = 0.0) -> int:
         """Return 1 if the interval lies above `beyond`, -1 if it lies below `-beyond`, else 0."""
@@ -44,9 +46,9 @@ class Interval:
         return not np.isnan(self.low)
 
     def columns(self) -> dict[str, float | None]:
-        """Return the columns `estimate`, `ci_low` and `ci_high` of a table row."""
+        """Return the columns `estimate`, `ci_low`, `ci_high` and, of tables that have it, `draw_error` of a row."""
         ends = (self.low, self.high) if self.known else (None, None)
-        return {"estimate": self.estimate, "ci_low": ends[0], "ci_high": ends[1]}
+        return {"estimate": self.estimate, "ci_low": ends[0], "ci_high": ends[1], "draw_error": self.std_error}
 
     def __str__(self) -> str:
         if not self.known:
@@ -157,9 +159,10 @@ def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:
 def intervals(samples: Array) -> list[Interval]:
     """Turn samples of shape (1 + draws, m), row 0 the estimate, into m intervals (2.5% to 97.5%)."""
     low, high = np.percentile(samples[1:], [2.5, 97.5], axis=0)
+    errors = np.std(samples[1:], axis=0, ddof=1)
     return [
-        Interval(float(column[0]), float(lo), float(hi), column)
-        for column, lo, hi in zip(samples.T, low, high, strict=True)
+        Interval(float(column[0]), float(lo), float(hi), column, None if np.isnan(error) else float(error))
+        for column, lo, hi, error in zip(samples.T, low, high, errors, strict=True)
     ]
 
 

@@ -12,11 +12,9 @@ interval keeps its ratio of width to error, so that an effect d needs n = a / ((
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.stats import norm
 
-from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, intervals
-from teachdiag.scores import Array
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS
 
 POWER = 0.8  # the share of repeated runs that see an effect which is called detectable
 
@@ -33,24 +31,6 @@ class Precision:
     std_error: float
     half_width: float
     fixed_error: float = 0.0
-
-    @classmethod
-    def of(cls, draws: Array, n_prompts: int, fixed_error: float = 0.0) -> "Precision | None":
-        """Take the standard error and the interval from bootstrap draws.
-
-        Args:
-            draws: shape (1 + draws,), the estimate first.
-            n_prompts: prompts that were drawn.
-            fixed_error: the part of the standard error that more prompts do not lessen.
-
-        Returns:
-            None where some draw leaves the number undefined, or all are the same.
-        """
-        (interval,) = intervals(draws[:, None])
-        std_error = float(np.std(draws[1:], ddof=1))
-        if not interval.known or not std_error > 0:
-            return None
-        return cls(n_prompts, std_error, (interval.high - interval.low) / 2, fixed_error)
 
     def power(self, effect: float) -> float:
         """Return the share of repeated runs that tell an effect of this size and sign apart from 0."""

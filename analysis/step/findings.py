@@ -23,6 +23,7 @@ from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.beyond_placebos import beyond
 from teachdiag.analysis.step.claims import CLAIMS, PRIMARY_CLAIMS, Claim
+from teachdiag.analysis.step.reach import reach_columns
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -30,6 +31,7 @@ from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
+_OF_THE_NEAREST = ("nearest_placebo", "placebo_estimate", "margin", "margin_low", "margin_high", "margin_error")
 STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
 
 
@@ -68,9 +70,9 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
 def primary_rows(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of the table of primary claims, from those of all findings."""
     wanted = {claim.finding: claim.headline_k for claim in PRIMARY_CLAIMS}
-    empty = dict.fromkeys(("placebo_draws", "std_error", "detectable_from_0", "detectable_from_placebo"))
+    empty = dict.fromkeys(("placebo_draws", "placebo_error"))
     return [
-        {**empty, **row} | {"claim": row["finding"]}
+        {**empty, **row} | {"claim": row["finding"]} | reach_columns(row)
         for row in findings
         if row["outcome"] == OUTCOME and row["finding"] in wanted and row["k"] == wanted[row["finding"]]
     ]
@@ -105,11 +107,13 @@ class _Evidence:
     """What one probe says about a claim.
 
     `side`: 1 for it, -1 for its reverse, 0 for neither; `reason`: why an interval without 0 counts for neither.
+    `floor`: size up to which the number counts as 0.
     """
 
     interval: Interval
     side: int
     reason: str = ""
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | Non
     interval = lookup(_of(estimates, probe_id, claim), analysis=claim.analysis, term=claim.term, k=k)
     if interval is None:
         return None
-    side = interval.side(_noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0)
+    floor = _noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0
+    side = interval.side(floor)
     if side < 0 and not claim.below:
         return _Evidence(interval, 0, "it costs fit")
     if side and claim.rivals:
@@ -138,7 +143,7 @@ def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | Non
         )
         if level is None or level.side() <= 0:
             return _Evidence(interval, 0, "but neither predicts by itself")
-    return _Evidence(interval, side)
+    return _Evidence(interval, side, floor=floor)
 
 
 def _of(estimates: pd.DataFrame, probe_id: str, claim: Claim) -> pd.DataFrame:
@@ -162,6 +167,8 @@ def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_P
         "k": k,
         "status": status,
         **real.interval.columns(),
+        "std_error": real.interval.std_error,
+        "noise_floor": real.floor,
         "unit": claim.unit,
         "placebos": ", ".join(map(str, placebos)) or "none run",
         "sentence": f"{opening}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
@@ -174,7 +181,7 @@ def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> dict[str, Any]:
     sign = -1 if real.estimate < 0 else 1
     measured = [(min(sign * p.margin.low, sign * p.margin.high), p) for p in placebos if p.margin and p.margin.known]
     if not measured:
-        return dict.fromkeys(("nearest_placebo", "placebo_estimate", "margin", "margin_low", "margin_high"))
+        return dict.fromkeys(_OF_THE_NEAREST)
     placebo = min(measured, key=lambda m: m[0])[1]
     assert placebo.margin is not None
     assert placebo.shown is not None, "a margin has two sides"
@@ -186,6 +193,7 @@ def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> dict[str, Any]:
             name: margin[end]
             for name, end in (("margin", "estimate"), ("margin_low", "ci_low"), ("margin_high", "ci_high"))
         },
+        "margin_error": placebo.margin.std_error,
     }
 
 

@@ -43,6 +43,7 @@ ESTIMATES = Table(
             "statsmodels' cluster-robust (CRV1) error; takes the spread of outcome and predictors as known",
             nullable=True,
         ),
+        Column("draw_error", DOUBLE, "as estimate", "standard deviation of the bootstrap draws", nullable=True),
         METHOD,
         *COUNTS,
         Column("n_dropped", LONG, "positions", "positions of the bank left out: the outcome is under the noise floor"),

@@ -1,0 +1,78 @@
+"""What a run could have seen of a primary claim, against rows worked by hand and against the run's own estimates."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import World, plant
+from scipy.stats import norm
+
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS
+from teachdiag.analysis.step.reach import Reach, reach_columns
+from teachdiag.artefacts import PRIMARY
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings
+
+Z80 = norm.ppf(0.8)
+
+
+def row(**changed: Any) -> dict[str, Any]:
+    """An estimate of 0.2 from 50 prompts, beside a placebo that shows 0.05."""
+    number = {"estimate": 0.2, "ci_low": 0.0, "ci_high": 0.4, "std_error": 0.1, "noise_floor": 0.0, "n_prompts": 50}
+    margin = {"margin": 0.15, "margin_low": -0.15, "margin_high": 0.45, "margin_error": 0.15, "placebo_error": None}
+    return number | margin | {"placebo_estimate": 0.05} | changed
+
+
+def test_the_smallest_effects_by_hand() -> None:
+    found = reach_columns(row())
+    assert found["detectable_from_0"] == pytest.approx(0.2 + Z80 * 0.1)
+    assert found["detectable_from_placebo"] == pytest.approx(0.05 + 0.3 + Z80 * 0.15)
+    from_zero = 50 * (found["detectable_from_0"] / 0.2) ** 2
+    from_placebo = 50 * ((found["detectable_from_placebo"] - 0.05) / 0.15) ** 2
+    assert from_placebo > from_zero
+    assert found["prompts_needed"] == np.ceil(from_placebo)
+
+
+def test_sizes_are_on_the_side_of_the_estimate() -> None:
+    mirrored = {
+        "estimate": -0.2,
+        "placebo_estimate": -0.05,
+        **{"ci_low": -0.4, "ci_high": 0.0, "margin": -0.15, "margin_low": -0.45, "margin_high": 0.15},
+    }
+    assert reach_columns(row(**mirrored)) == reach_columns(row())
+    far = reach_columns(row(placebo_estimate=-2.0))
+    assert far["detectable_from_placebo"] == 0
+
+
+def test_rounding_counts_as_nothing() -> None:
+    plain, floored = reach_columns(row()), reach_columns(row(noise_floor=0.1))
+    assert floored["detectable_from_0"] == pytest.approx(plain["detectable_from_0"] + 0.1)
+    reach = Reach.of_row(row(noise_floor=0.1, margin_error=None))
+    assert reach is not None
+    assert reach.prompts_needed(0.1) is None
+    assert reach.prompts_needed(0.3) == Reach.of_row(row(margin_error=None)).prompts_needed(0.2)  # type: ignore[union-attr]
+
+
+def test_no_number_of_prompts_helps_where_the_placebo_shows_as_much() -> None:
+    assert reach_columns(row(placebo_estimate=0.2))["prompts_needed"] is None
+    assert reach_columns(row(placebo_error=0.15))["prompts_needed"] is None  # few draws are all of the error
+    assert reach_columns(row(std_error=None)) == dict.fromkeys(reach_columns(row()))
+    assert reach_columns(row(margin_error=None))["detectable_from_placebo"] is None
+    assert reach_columns(row(estimate=500.0, margin_error=None))["prompts_needed"] == MIN_PROMPTS
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_could_have_seen(tmp_path: Path) -> None:
+    world = World(prompts=32, positions=40, slope_learnable=0.03, mean_gain=0.01)
+    run_analysis(plant(tmp_path / "run", world), AnalyzeSettings(draws=400), Reporter(quiet=True))
+    primary = PRIMARY.read(PRIMARY.file(tmp_path / "run")).set_index("claim")
+    helps = primary.loc["the step helps"]
+    mood_and_noise = np.hypot(world.mood, world.noise / np.sqrt(world.positions)) / np.sqrt(world.prompts)
+    assert helps["std_error"] == pytest.approx(mood_and_noise, rel=0.3)
+    assert helps["detectable_from_0"] == pytest.approx(2.8 * mood_and_noise, rel=0.3)
+    for claim, found in primary.iterrows():
+        assert found["std_error"] > 0, claim
+        assert found["detectable_from_0"] > 2 * found["std_error"], claim
+    assert helps["prompts_needed"] == MIN_PROMPTS
