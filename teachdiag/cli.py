@@ -265,15 +265,26 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
 
 @plain_command(app, PlanSettings, show_plan)
 def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Foresee storage, model passes, memory and time of a run, and recommend a layout. It runs nothing.
+    """Foresee storage, model passes, memory and time of a run, and recommend a layout, or its size. It runs nothing.
 
     It extrapolates from what `python benchmarks/bench.py calibration` measured, on the device where that ran.
+
+    With --from, how many prompts, positions and hours it takes on a run's pair to tell an effect apart from 0 and from
+    the nearest placebo, with 80% power, for each primary claim.
 
     Examples:
         teachdiag plan
         teachdiag plan --positions 1e9 --processes 8 --dtype bfloat16
         teachdiag plan --student-parameters 1.7e9 --teacher-parameters 8e9
+        teachdiag plan --from runs/demo
+        teachdiag plan --from runs/demo --detect 0.02 --claim "rank correlation"
     """
+    if settings.from_:
+        from teachdiag.analysis.report.prompts_needed import prompts_needed
+
+        run = run_folder(settings.from_)
+        preflight.before_reading(run)
+        return prompts_needed(run, settings)
     from teachdiag.calibration import calibration_path, read_calibration
     from teachdiag.planning import plan as foresee
 

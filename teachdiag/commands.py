@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ import typer
 from teachdiag.errors import SettingsError
 from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
-from teachdiag.settings.base import ALWAYS, fits, in_words, shown
+from teachdiag.settings.base import ALWAYS, fits, flag, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 from teachdiag.sweeps import read_recipe
 
@@ -45,7 +46,7 @@ def _read_recipe(context: typer.Context, given: str | Path | None) -> Any:  # no
         raise SettingsError(
             f"recipe {path}: {', '.join(strangers)} is no table of a stage: put options under [{'], ['.join(allowed)}]"
         )
-    entries = {key.replace("-", "_"): value for key, value in content.get(name, {}).items()}
+    entries = {key.replace("-", "_") + "_" * iskeyword(key): value for key, value in content.get(name, {}).items()}
     known = {str(option.name) for option in context.command.params} - {"recipe", "help"}
     unknown = entries.keys() - known
     if unknown:
@@ -239,6 +240,7 @@ def _settings_options(settings_class: type) -> dict[str, tuple[Any, Any]]:
         hint = str if hints[entry.name] == float | str else hints[entry.name]  # Typer knows no unions
         reader = _read_recipe if entry.name in _RECIPES else None
         option = typer.Option(
+            *([flag(entry.name)] if entry.name.endswith("_") else []),
             metavar="CHOICE" if get_origin(hint) is Literal else _VALUES.get(hint, "TEXT"),
             show_default=False,
             rich_help_panel=entry.metadata["panel"],

@@ -257,6 +257,22 @@ class Stage:
             raise
         self._event("end", seconds=round(time.perf_counter() - start, 3))
 
+    def seconds(self) -> float | None:
+        """Return how long the stage took, s, over all its starts; None where one of them has no end, or none is known.
+
+        What is recomputed at every start, as an analysis is, took as long as its last one.
+        """
+        log = self.run / "events.jsonl"
+        try:
+            events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            taken = [event.get("seconds") for event in events if event["stage"] == self.name]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # it is a log, which nothing else hangs on
+            return None
+        ends = [float(seconds) for seconds in taken if isinstance(seconds, int | float)]
+        if self.name == "analyze":
+            return ends[-1] if ends else None
+        return sum(ends) if ends and 2 * len(ends) == len(taken) else None
+
     def _event(self, event: str, **facts: float) -> None:
         line = {"stage": self.name, "event": event, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
         log = self.run / "events.jsonl"

@@ -83,7 +83,13 @@ def show_import(summary: Summary) -> None:
 
 
 def show_plan(summary: Summary) -> None:
-    """Print what a planned run takes, the layout that is recommended, and which machine this was extrapolated from."""
+    """Print what a planned run takes, the layout that is recommended, and which machine this was extrapolated from.
+
+    Of a plan from an earlier run, print what an effect on each claim needs.
+    """
+    if "claims" in summary:
+        _show_needs(summary)
+        return
     layout = summary["layout"]
     table = _table(f"{summary['positions']:,} positions, {summary['contexts']:,} contexts", "what it takes", "")
     for name, amount in _amounts(summary):
@@ -96,6 +102,32 @@ def show_plan(summary: Summary) -> None:
         print(f"  {option}: {reason}")
     print(f"  analysis: {layout['analysis']}")
     print(f"Extrapolated from {summary['calibration']['measured_on']}; what a CPU took says nothing about a GPU.")
+
+
+def _show_needs(summary: Summary) -> None:
+    had = f"{summary['prompts']:,} prompts, {summary['positions']:,} positions"
+    headings = "claim", "detectable", "effect", "prompts", "positions", "time"
+    table = _table(f"{summary['run']} ({had}): what an effect needs for {summary['power']:.0%} power", *headings)
+    alone = len({claim["probe_id"] for claim in summary["claims"]}) == 1
+    for claim in summary["claims"]:
+        name = claim["claim"] if alone else f"{claim['probe_id']}: {claim['claim']}"
+        limits = [limit for limit in claim["detectable"].values() if limit is not None]
+        unit = " nats" if claim["unit"] == "nats" else ""
+        table.add_row(
+            name,
+            f"{max(limits):.3g}{unit}" if limits else "-",
+            f"{claim['effect']:.3g}{unit}",
+            "no number" if claim["prompts"] is None else f"{claim['prompts']:,}",
+            "-" if claim["positions"] is None else f"{claim['positions']:,}",
+            "unknown" if claim["seconds"] is None else _duration(sum(claim["seconds"].values())),
+        )
+    _console().print(table)
+    print(
+        "detectable: the smallest effect that the run tells from 0, and from the nearest placebo by as much.\n"
+        "prompts: of the bank; no number helps against a placebo that shows as much, or that was drawn too seldom."
+    )
+    if summary["timed_by"]:
+        print(f"Time: {summary['timed_by']}.")
 
 
 def _amounts(summary: Summary) -> list[tuple[str, str]]:

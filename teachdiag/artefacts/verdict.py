@@ -77,15 +77,15 @@ PRIMARY = Table(
             "detectable_from_placebo",
             DOUBLE,
             "as estimate",
-            "smallest that they tell from what the nearest placebo shows; 0 if every one on that side",
+            "smallest difference, on that side, that they tell from what the nearest placebo shows",
             nullable=True,
         ),
         Column(
             "prompts_needed",
             LONG,
             "prompts",
-            "prompts that tell an effect as large as the estimate from both, with a power of 80% each; null where no "
-            "number would: it is 0, or no larger than the placebo's, or more draws of that are needed",
+            "prompts that tell an effect and a margin as large as these from 0, with a power of 80% each; null where "
+            "no number would: it is 0, or no larger than the placebo's, or more draws of that are needed",
             nullable=True,
         ),
         Column("sentence", TEXT, "", "the finding in plain words"),

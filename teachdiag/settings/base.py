@@ -243,8 +243,8 @@ class Checked:
 
 
 def flag(name: str) -> str:
-    """Return an option as the command line spells it."""
-    return "--" + name.replace("_", "-")
+    """Return an option as the command line spells it; a field that would be a word of Python's ends in `_`."""
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 _APPLYING = {  # of apply_chat_template itself, which belong to whoever renders

@@ -11,11 +11,24 @@ from teachdiag.settings.base import (
     option,
 )
 
+_FROM_A_RUN = "What an effect needs"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(Checked):
-    """How large the planned run is, with which models, on which devices."""
+    """How large the planned run is, with which models, on which devices; or what effect an earlier one is to detect."""
 
+    from_: str = option(
+        "",
+        "Run directory, analysed: answer how many prompts, positions and hours an effect needs on this pair",
+        panel=_FROM_A_RUN,
+    )
+    detect: float | None = option(
+        None,
+        "Size of the effect, in each claim's unit, from 0 and from the nearest placebo; by default what the run found",
+        panel=_FROM_A_RUN,
+    )
+    claim: str = option("", "Only claims whose name holds this text; by default every primary claim", panel=_FROM_A_RUN)
     positions: float = option(1e6, "Response positions of the whole run, such as 1e9", "positions")
     positions_per_context: int = option(64, "Response positions of each context", "positions")
     prompt_tokens: float = option(128.0, "Mean length of a prompt, chat template included", "tokens")
@@ -50,7 +63,7 @@ class PlanSettings(Checked):
         """Check every field on its own.
 
         Raises:
-            SettingsError: a value is outside its range; the message names the option.
+            SettingsError: a value is outside its range, or an option would not be read; the message names the option.
         """
         super().__post_init__()
         sizes = "positions", "student_parameters", "teacher_parameters", "vocabulary", "width", "prompt_tokens"
@@ -60,3 +73,8 @@ class PlanSettings(Checked):
         self._check_at_most(COUNTABLE, "processes")
         self._require(self.positions == int(self.positions), "positions", "a whole number, such as 1e9")
         self._require(0 < self.device_memory <= 1e9, "device_memory", "above 0, and at most 1e9")
+        self._require(self.detect is None or 0 < self.detect < 1e15, "detect", "above 0")
+        if self.from_:
+            self.refuse_idle(dict.fromkeys(("positions", "positions_per_context"), "a plan without --from"))
+        else:
+            self.refuse_idle(dict.fromkeys(("detect", "claim"), "--from RUN"))

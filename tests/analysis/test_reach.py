@@ -19,44 +19,45 @@ Z80 = norm.ppf(0.8)
 
 
 def row(**changed: Any) -> dict[str, Any]:
-    """An estimate of 0.2 from 50 prompts, beside a placebo that shows 0.05."""
+    """An estimate of 0.2 from 50 prompts, 0.15 beyond a placebo."""
     number = {"estimate": 0.2, "ci_low": 0.0, "ci_high": 0.4, "std_error": 0.1, "noise_floor": 0.0, "n_prompts": 50}
     margin = {"margin": 0.15, "margin_low": -0.15, "margin_high": 0.45, "margin_error": 0.15, "placebo_error": None}
-    return number | margin | {"placebo_estimate": 0.05} | changed
+    return number | margin | changed
 
 
 def test_the_smallest_effects_by_hand() -> None:
     found = reach_columns(row())
     assert found["detectable_from_0"] == pytest.approx(0.2 + Z80 * 0.1)
-    assert found["detectable_from_placebo"] == pytest.approx(0.05 + 0.3 + Z80 * 0.15)
-    from_zero = 50 * (found["detectable_from_0"] / 0.2) ** 2
-    from_placebo = 50 * ((found["detectable_from_placebo"] - 0.05) / 0.15) ** 2
+    assert found["detectable_from_placebo"] == pytest.approx(0.3 + Z80 * 0.15)
+    from_zero, from_placebo = (
+        50 * (found[f"detectable_from_{n}"] / d) ** 2 for n, d in (("0", 0.2), ("placebo", 0.15))
+    )
     assert from_placebo > from_zero
     assert found["prompts_needed"] == np.ceil(from_placebo)
+    reach = Reach.of_row(row())
+    assert reach is not None
+    assert reach.prompts_needed(0.3, 0.3) == np.ceil(50 * (found["detectable_from_placebo"] / 0.3) ** 2)
 
 
 def test_sizes_are_on_the_side_of_the_estimate() -> None:
-    mirrored = {
-        "estimate": -0.2,
-        "placebo_estimate": -0.05,
-        **{"ci_low": -0.4, "ci_high": 0.0, "margin": -0.15, "margin_low": -0.45, "margin_high": 0.15},
-    }
+    mirrored = {"estimate": -0.2, "ci_low": -0.4, "ci_high": 0.0}
+    mirrored |= {"margin": -0.15, "margin_low": -0.45, "margin_high": 0.15}
     assert reach_columns(row(**mirrored)) == reach_columns(row())
-    far = reach_columns(row(placebo_estimate=-2.0))
-    assert far["detectable_from_placebo"] == 0
 
 
 def test_rounding_counts_as_nothing() -> None:
     plain, floored = reach_columns(row()), reach_columns(row(noise_floor=0.1))
     assert floored["detectable_from_0"] == pytest.approx(plain["detectable_from_0"] + 0.1)
-    reach = Reach.of_row(row(noise_floor=0.1, margin_error=None))
-    assert reach is not None
-    assert reach.prompts_needed(0.1) is None
-    assert reach.prompts_needed(0.3) == Reach.of_row(row(margin_error=None)).prompts_needed(0.2)  # type: ignore[union-attr]
+    above, alone = Reach.of_row(row(noise_floor=0.1, margin_error=None)), Reach.of_row(row(margin_error=None))
+    assert above is not None
+    assert alone is not None
+    assert above.prompts_needed(0.1, 1.0) is None
+    assert above.prompts_needed(0.3, 1.0) == alone.prompts_needed(0.2, 1.0)
 
 
 def test_no_number_of_prompts_helps_where_the_placebo_shows_as_much() -> None:
-    assert reach_columns(row(placebo_estimate=0.2))["prompts_needed"] is None
+    assert reach_columns(row(margin=0.0))["prompts_needed"] is None
+    assert reach_columns(row(margin=-0.1))["prompts_needed"] is None
     assert reach_columns(row(placebo_error=0.15))["prompts_needed"] is None  # few draws are all of the error
     assert reach_columns(row(std_error=None)) == dict.fromkeys(reach_columns(row()))
     assert reach_columns(row(margin_error=None))["detectable_from_placebo"] is None

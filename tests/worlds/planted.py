@@ -18,6 +18,7 @@ from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
 from teachdiag.tables import Table, shard_path, write_parquet
 
+UPDATE_PROMPTS = 3
 PLACEBOS = ("theta0", "shuffled_teacher", "random_direction")
 
 
@@ -62,7 +63,10 @@ def plant_probe(run: Path, positions: pd.DataFrame, world: World, rng: np.random
 def finish_capture(run: Path, world: World) -> None:
     """Say that capture has ended."""
     settings = CaptureSettings(bank_prompts=world.prompts).as_dict()
-    _finish(run, "capture", settings, {"student": {"dropped_layers": [20]}, "prompts": {"manifest": "gsm_symbolic"}})
+    inputs = {"student": {"dropped_layers": [20]}, "prompts": {"manifest": "gsm_symbolic"}}
+    prompts = {"bank": world.prompts, "update": UPDATE_PROMPTS}
+    positions = {split: count * world.positions for split, count in prompts.items()}
+    _finish(run, "capture", settings, inputs, {"contexts": prompts, "prompts": prompts, "positions": positions})
 
 
 def finish_probe(run: Path, probe_id: str) -> None:
@@ -142,14 +146,14 @@ _LISTS = [c.name for c in POSITIONS.columns if pa.types.is_fixed_size_list(c.typ
 
 def _positions(world: World, rng: np.random.Generator) -> pd.DataFrame:
     """Make the bank and a few update positions, which the analysis must leave alone."""
-    prompts, length = world.prompts + 3, world.positions
+    prompts, length = world.prompts + UPDATE_PROMPTS, world.positions
     n = prompts * length
     kl = rng.lognormal(-1.5, 1.2, n)
     columns: dict[str, Any] = {
         "context_id": np.repeat(np.arange(prompts), length),
         "position": np.tile(np.arange(length), prompts),
         "prompt_id": np.repeat([f"p{i:03d}" for i in rng.permutation(prompts)], length),
-        "split": np.repeat(["bank"] * world.prompts + ["update"] * 3, length),
+        "split": np.repeat(["bank"] * world.prompts + ["update"] * UPDATE_PROMPTS, length),
         "token_id": rng.integers(0, 100, n),
         "pos_norm": np.tile(np.arange(length) / max(length - 1, 1), prompts),
         "student_entropy": rng.gamma(1.2, 0.8, n) + 0.2 * kl,
@@ -197,8 +201,9 @@ def _finish(
     results: dict[str, Any] | None = None,
 ) -> None:
     stage = Stage(run, name)
-    stage.claim(settings, inputs or {})
-    stage.complete(results or {})
+    with stage.timed():
+        stage.claim(settings, inputs or {})
+        stage.complete(results or {})
 
 
 def plant_isolated(run: Path, table: pd.DataFrame, probe_id: str = "alone", **results: Any) -> None:
