@@ -125,7 +125,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """
     if not (run / SUMMARY).exists():
         raise RunError(f"{run} has no {SUMMARY}: run `teachdiag analyze {run}` first")
-    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID, "caveats": [[str]]}
+    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID | {"note": str}, "caveats": [[str]]}
     return read_note(run / SUMMARY, schema, f"run `teachdiag analyze {run}` again")
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, Codes, Mask, clip_to, q3_mask, quantile_range
+from teachdiag.selectors import Selector, Tokens
+from teachdiag.selectors.budget import select_each
 from teachdiag.settings import HEADLINE_K
 from teachdiag.signals import COMPARED, NORMALISED, SATURATION, SIGNALS, Signal, at_each_k, with_role
 
@@ -167,6 +169,15 @@ def _saturation_row(bank: Bank, normalised: Scores, signal: Signal, k: int | Non
         "q95": high,
         "share_at_lowest": float((values == values.min()).mean()),
         "share_at_highest": float((values == values.max()).mean()),
-        **{f"tied_at_{percent:02d}pct": decided_by_tie(values, percent) for percent in BUDGETS},
+        **{f"tied_by_clip_at_{percent:02d}pct": decided_by_tie(values, percent) for percent in BUDGETS},
+        **_left_to_chance(bank, signal, k or HEADLINE_K),
         "n_positions": len(values),
     }
+
+
+def _left_to_chance(bank: Bank, signal: Signal, k: int) -> dict[str, float]:
+    """Return the share of each budget that a selector by this score leaves to its tie rule."""
+    selector = Selector(signal.name, signal.score, signal.source)
+    tokens = Tokens({name: bank.positions[name] for name in selector.columns(k)}, k)
+    chosen = select_each(tokens, selector, [percent / 100 for percent in BUDGETS])
+    return {f"left_to_chance_at_{b:02d}pct": kept.tied for b, kept in zip(BUDGETS, chosen, strict=True)}

@@ -78,12 +78,19 @@ def _q3(estimates: pd.DataFrame) -> str:
 
 def _ties(saturation: pd.DataFrame) -> str:
     rows = saturation[saturation["k"].isna() | (saturation["k"] == K)]
-    tied = [str(name).replace("_", " ") for name in rows[rows["tied_at_03pct"] > 0]["score"]]
     highest = rows[rows["score"] == "compatibility"]["share_at_highest"].iloc[0]
     clipped = f"The 5-95% clip puts {highest:.0%} of positions at the highest value of norm(C)"
-    if not tied:
-        return f"{clipped}; no budget of 3% hangs on ties."
-    return f"{clipped}. At a budget of 3%, ties decide selection by {', '.join(tied)}."
+    tied = rows[rows["tied_by_clip_at_03pct"] > 0]
+    if tied.empty:
+        return f"{clipped}; at a budget of 3% it ties no position at the edge."
+    shares = zip(tied["score"], tied["tied_by_clip_at_03pct"], strict=True)
+    names = ", ".join(f"{share:.0%} by {str(name).replace('_', ' ')}" for name, share in shares)
+    left = tied["left_to_chance_at_03pct"].max()
+    return (
+        f"{clipped}. Were the clipped score all there is, ties would decide this much of a budget of 3%: {names}. The "
+        "selectors here order what the clip ties by unclipped values, which leaves "
+        f"{f'at most {left:.0%}' if left else 'nothing'} to chance."
+    )
 
 
 def _position(buckets: pd.DataFrame, probe_id: str) -> str:

@@ -15,6 +15,12 @@ from teachdiag.analysis.report.sections import Section, figure_group, section
 from teachdiag.analysis.text.text_tables import rich_table
 from teachdiag.markdown import markdown_table
 
+_TIES = (
+    "In the column of a budget: the share of it that ties would decide, were the clipped score all there is, as the "
+    "paper writes it; then the share that a selector here leaves to chance, which orders what the clip ties by "
+    "unclipped values."
+)
+
 
 def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], results: Results) -> list[Section]:
     """Return what every probe has to say, in their order.
@@ -35,7 +41,8 @@ def summary_markdown(pair: str, probes: Sequence[Section], results: Results) -> 
     """Write `summary.md` from the sentence on the pair and what every probe has to say."""
     parts = ["# What this student can learn from this teacher", pair]
     parts += [paragraph for probe in probes for paragraph in probe.markdown()]
-    parts += ["## Ties and saturation of the normalised scores", markdown_table(saturation_table(results.saturation))]
+    ties = markdown_table(saturation_table(results.saturation))
+    parts += ["## Ties and saturation of the normalised scores", ties, _TIES]
     parts += [
         "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
         "Tables by the paper's numbers, with captions: `tables/`. Every number, for all outcomes and K: "
@@ -47,7 +54,7 @@ def summary_markdown(pair: str, probes: Sequence[Section], results: Results) -> 
 def summary_json(pair: str, probes: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]) -> str:
     """Write the same as data, for whoever lays it out, and the caveats, each with a heading."""
     ties = saturation_table(results.saturation)
-    saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist()}
+    saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist(), "note": _TIES}
     content = {
         "pair": pair,
         "sections": [probe.as_dict() for probe in probes],
@@ -72,10 +79,15 @@ def terminal_tables(run: Path) -> list[Table]:
 
 
 def saturation_table(saturation: pd.DataFrame) -> pd.DataFrame:
-    """Return the saturation table as text."""
-    shares = [name for name in saturation.columns if name.startswith(("share_at", "tied_at"))]
+    """Return the saturation table as text: in the column of a budget, ties by the clip, and what is left to chance."""
     scores = [
         label((name, None if np.isnan(k) else int(k)))
         for name, k in zip(saturation["score"], saturation["k"].astype(float), strict=True)
     ]
-    return pd.DataFrame({"score": scores} | {s.replace("_", " "): saturation[s].map("{:.1%}".format) for s in shares})
+    ends = {f"at the {end}": saturation[f"share_at_{end}"].map("{:.1%}".format) for end in ("lowest", "highest")}
+    tied, left = (saturation.filter(regex=name) for name in ("^tied_by_clip_at_", "^left_to_chance_at_"))
+    budgets = {
+        f"budget {int(name[-5:-3])}%": [f"{a:.1%} / {b:.1%}" for a, b in zip(tied[name], left[other], strict=True)]
+        for name, other in zip(tied.columns, left.columns, strict=True)
+    }
+    return pd.DataFrame({"score": scores} | ends | budgets)

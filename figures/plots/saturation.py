@@ -1,5 +1,7 @@
-"""How much of every normalised score clipping and ties decide."""
+"""What the clip of every normalised score would leave to ties, and what the selectors leave to chance."""
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
@@ -8,12 +10,16 @@ from teachdiag.settings import HEADLINE_K as K
 from teachdiag.signals import signal_named
 
 _BUDGETS = (1, 3, 5, 10, 30)
+_PANELS = {
+    "tied_by_clip": "ties, ordered by\nthe clipped score alone",
+    "left_to_chance": "left to chance by\nthe selectors here",
+}
 
 
 def saturation_figure(tables: RunTables) -> Figure:
-    """Draw shares at the clip on the left, and shares of a budget that a tie decides on the right."""
+    """Draw shares at the clip on the left, and beside them shares of a budget that ties decide, before and after."""
     figure = blank_figure(2.9)
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, *panels = figure.subplots(1, 1 + len(_PANELS), sharey=True, width_ratios=(1.1, 1, 1))
     rows = tables.saturation
     rows = rows[rows["k"].isna() | (rows["k"] == K)]
     names = [signal_named(name).title for name in rows["score"]]
@@ -24,19 +30,27 @@ def saturation_figure(tables: RunTables) -> Figure:
     left.set_yticks(y, names)
     left.invert_yaxis()
     left.set_xlabel("share of positions")
-    shares = rows[[f"tied_at_{budget:02d}pct" for budget in _BUDGETS]].to_numpy()
-    right.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
-    for row in y:
-        for column in range(len(_BUDGETS)):
-            value = float(shares[row, column])
-            colour = "white" if value < 0.55 else "black"
-            right.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=6.5, color=colour)
-    right.set_xticks(range(len(_BUDGETS)), [f"{budget}%" for budget in _BUDGETS])
-    right.set_xlabel("budget: share of it that a tie decides")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    for ax, (prefix, title) in zip(panels, _PANELS.items(), strict=True):
+        draw_shares(rows[[f"{prefix}_at_{budget:02d}pct" for budget in _BUDGETS]], ax)
+        ax.set_title(title)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     add_caption(
         figure,
         f"Normalised scores, K={K}: clip((z - Q05) / (Q95 - Q05), 0, 1) over the whole bank, and their combinations. "
-        f"Where a tie decides a budget, selection is arbitrary. {tables.population}; no update enters.",
+        "Middle: the share of a budget that ties would decide, were the clipped score all there is. Right: the share "
+        "that a selector here leaves to chance, which orders what the clip ties by unclipped values. "
+        f"{tables.population}; no update enters.",
     )
     return figure
+
+
+def draw_shares(shares: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one cell for each score and budget, with its share in it."""
+    ax.imshow(shares.to_numpy(), cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
+    for row, values in enumerate(shares.to_numpy()):
+        for column, value in enumerate(values):
+            colour = "white" if value < 0.55 else "black"
+            ax.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=6.5, color=colour)
+    ax.set_xticks(range(len(_BUDGETS)), [f"{budget}%" for budget in _BUDGETS])
+    ax.set_xlabel("budget")
+    return ax

@@ -40,7 +40,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         evidence="".join(_section(run, section) for section in evidence) + _figure(run, "plane"),
         placebos="".join(_section(run, section) for section in placebos) or _no_placebos(),
         caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
-        ties=_table(content["saturation"]["columns"], content["saturation"]["rows"]) + _figure(run, "saturation"),
+        ties=_ties(run, content["saturation"]),
         tokens=_tokens(view),
         data=data,
     )
@@ -76,6 +76,11 @@ def _section(run: Path, section: dict[str, Any]) -> str:
     )
     said = _list(section["sentences"]) if KINDS[section["kind"]].placebos else ""
     return f"<article><h3>{_heading(section)}</h3><p>{_inline(section['text'])}</p>{said}{figures}{tables}</article>"
+
+
+def _ties(run: Path, saturation: dict[str, Any]) -> str:
+    table = _table(saturation["columns"], saturation["rows"])
+    return f"{table}<p>{_inline(saturation['note'])}</p>{_figure(run, 'saturation')}"
 
 
 def _inline(text: str) -> str:

@@ -96,7 +96,7 @@ TOP_N = Table(
                 ("incompatible", "D^I"),
             )
         ),
-        Column("tied", DOUBLE, "1", "share of the places that ties decided"),
+        Column("tied", DOUBLE, "1", "share of the places that only the tie rule decided"),
         *COUNTS,
         Column("n_dropped", LONG, "positions", "taken positions left out: the outcome is under the noise floor"),
         METHOD_OR_WHY,

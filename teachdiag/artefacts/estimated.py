@@ -184,7 +184,7 @@ SATURATION = Table(
     name="saturation",
     folder="analysis/",
     written_by="analyze",
-    meaning="How much of each normalised score is decided by clipping and ties rather than by the score.",
+    meaning="What the clip of each normalised score would leave to ties, and what selectors here leave to chance.",
     key=("score", "k"),
     columns=(
         Column("score", TEXT, "", "normalised score"),
@@ -194,7 +194,22 @@ SATURATION = Table(
         Column("share_at_lowest", DOUBLE, "1", "share of positions at the score's lowest value"),
         Column("share_at_highest", DOUBLE, "1", "share of positions at the score's highest value"),
         *(
-            Column(f"tied_at_{b:02d}pct", DOUBLE, "1", f"share of a {b}% budget that a tie at its edge decides")
+            Column(
+                f"tied_by_clip_at_{b:02d}pct",
+                DOUBLE,
+                "1",
+                f"share of a {b}% budget that ties would decide if positions were ordered by the clipped score alone",
+            )
+            for b in (1, 3, 5, 10, 30)
+        ),
+        *(
+            Column(
+                f"left_to_chance_at_{b:02d}pct",
+                DOUBLE,
+                "1",
+                f"share of a {b}% budget that a selector leaves to its tie rule, having ordered what the clip ties by "
+                "unclipped values",
+            )
             for b in (1, 3, 5, 10, 30)
         ),
         N_POSITIONS,

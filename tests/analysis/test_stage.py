@@ -253,7 +253,10 @@ def test_saturation_is_reported_where_it_was_planted(tmp_path: Path) -> None:
         row = audit.loc[("compatibility", k)]
         assert row["share_at_highest"] == pytest.approx((bank[f"compatibility_k{k}"] == 1).mean())
         assert row["q95"] == 1
-        assert row["tied_at_05pct"] == 1
+        assert row["tied_by_clip_at_05pct"] == row["left_to_chance_at_05pct"] == 1  # C itself is 1, without any clip
+    entropy = audit.xs("student_entropy").iloc[0]
+    assert entropy["tied_by_clip_at_01pct"] == 1  # the clip puts 5% of positions at 1
+    assert entropy["left_to_chance_at_01pct"] == 0  # whose entropies differ
 
 
 @pytest.mark.slow
