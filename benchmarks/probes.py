@@ -9,7 +9,7 @@ from workload import Row, bare_pass, best, random_contexts
 
 from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.pair import Pair
-from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
+from teachdiag.diagnostics.probes.derivatives import Along, Term, choose_step, derivatives
 from teachdiag.diagnostics.probes.isolated import hold_out, mean_kl, steps_in_context
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
@@ -52,17 +52,17 @@ def probe_rows(pair: Pair, quiet: Reporter) -> list[Row]:
 def _prediction_rows(setup: ProbeSetup) -> tuple[float, list[Row]]:
     batches = batched(setup.bank, setup.settings.batch_tokens)
     bare = best(lambda: [bare_pass(setup.student, batch) for batch in batches])
-    loss = {"loss": position_loss("reverse_kl", {})}
+    terms = {"loss": Term(position_loss("reverse_kl", {}), setup.teacher)}
     direction = gradient(setup.student, setup.mean_kl(setup.fix), setup.settings, setup.reporter)
     exact = Along(setup.student, setup.theta0, direction, None)
 
     def central() -> None:
-        step, _ = choose_step(exact, setup.bank, setup.teacher, loss["loss"], setup.settings)
+        step, _ = choose_step(exact, setup.bank, terms["loss"], setup.settings)
         along = Along(setup.student, setup.theta0, direction, step)
-        derivatives(along, setup.bank, setup.teacher, loss, setup.settings, setup.reporter)
+        derivatives(along, setup.bank, terms, setup.settings, setup.reporter)
 
     differences = best(central)
-    forward = best(lambda: derivatives(exact, setup.bank, setup.teacher, loss, setup.settings, setup.reporter))
+    forward = best(lambda: derivatives(exact, setup.bank, terms, setup.settings, setup.reporter))
     return differences, [
         (f"one bare student pass over a bank of {BANK} contexts", f"{bare:.2f} s", "1"),
         (

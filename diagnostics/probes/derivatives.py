@@ -40,6 +40,13 @@ _TRIAL_SHARE = 1 / 32
 _GROUP = 8  # contexts between two moves of the weights
 
 
+class Term(NamedTuple):
+    """A function of every position's logits, and the teacher's states that it is taken under."""
+
+    loss: PositionLoss
+    teacher: TeacherStates
+
+
 class Tangent(NamedTuple):
     """Hidden states of a batch's rows and their slope along a direction, shape (rows, width) each."""
 
@@ -127,18 +134,17 @@ def _refusing() -> Iterator[None]:
 def derivatives(
     along: Along,
     contexts: Sequence[Context],
-    teacher: TeacherStates,
-    functions: Mapping[str, PositionLoss],
+    terms: Mapping[str, Term],
     settings: ProbeSettings,
     reporter: Reporter,
 ) -> pa.Table:
-    """Derivative along a direction of functions of every position's logits; several processes share the contexts.
+    """Derivative along a direction of terms of every position's logits; several processes share the contexts.
 
     For a loss whose gradient is not that of its value (`sampled_reverse_kl`, with its detached advantage) it is the
     inner product of the direction with the gradient that a step would take.
 
     Returns:
-        `context_id`, `position`, and one float32 column a function, sorted by position; nats per unit of the direction.
+        `context_id`, `position`, and one float32 column a term, sorted by position; nats per unit of the direction.
     """
     tables = []
     with reporter.bar("First-order predictions", total=len(contexts)) as advance:
@@ -146,15 +152,13 @@ def derivatives(
             if not in_share(number):
                 continue
             for batch, tangent in along.tangents(batched(group, settings.batch_tokens)):
-                columns = _contracted(along, batch, tangent, teacher, functions, settings.tile_positions)
+                columns = _contracted(along, batch, tangent, terms, settings.tile_positions)
                 tables.append(pa.table({"context_id": batch.context_ids, "position": batch.positions} | columns))
                 advance(len(batch.contexts))
     return gathered_rows(tables).sort_by(KEY)
 
 
-def choose_step(
-    along: Along, contexts: Sequence[Context], teacher: TeacherStates, function: PositionLoss, settings: ProbeSettings
-) -> tuple[float, float]:
+def choose_step(along: Along, contexts: Sequence[Context], term: Term, settings: ProbeSettings) -> tuple[float, float]:
     """Choose the step of the central differences by halving it until the derivatives settle.
 
     Too long a step bends, too short a step drowns in rounding: the change of the derivatives from one halving to the
@@ -180,7 +184,7 @@ def choose_step(
     previous: np.ndarray | None = None
     for _ in range(_HALVINGS):
         tried = Along(along.student, along.theta0, along.direction, step)
-        values = derivatives(tried, trial, teacher, {"value": function}, settings, quiet)["value"].to_numpy()
+        values = derivatives(tried, trial, {"value": term}, settings, quiet)["value"].to_numpy()
         if previous is not None:
             change = float(np.linalg.norm(values - previous)) / max(float(np.linalg.norm(values)), 1e-30)
             if change > 2 * best[1]:
@@ -198,25 +202,22 @@ def choose_step(
 
 
 def _contracted(
-    along: Along,
-    batch: Batch,
-    tangent: Tangent,
-    teacher: TeacherStates,
-    functions: Mapping[str, PositionLoss],
-    tile_positions: int,
+    along: Along, batch: Batch, tangent: Tangent, terms: Mapping[str, Term], tile_positions: int
 ) -> dict[str, np.ndarray]:
-    """Gradient of each function at a batch's logits times the slope of these logits, tile by tile."""
+    """Gradient of each term at a batch's logits times the slope of these logits, tile by tile."""
     head, (weight_slope, bias_slope) = along.student.head, along.head_slopes()
-    taught = teacher.at(teacher.rows(batch), along.student.device)  # (rows, width)
-    tokens = torch.from_numpy(batch.tokens).long().to(along.student.device)  # (rows,)
-    columns = {name: np.empty(batch.rows, np.float32) for name in functions}
+    device = along.student.device
+    teachers = {id(term.teacher): term.teacher for term in terms.values()}  # terms may share one
+    taught = {key: teacher.at(teacher.rows(batch), device) for key, teacher in teachers.items()}  # (rows, width) each
+    tokens = torch.from_numpy(batch.tokens).long().to(device)  # (rows,)
+    columns = {name: np.empty(batch.rows, np.float32) for name in terms}
     for tile in tiles(batch.rows, tile_positions):
         hidden, slope = (part[tile].detach().float() for part in tangent)
-        with torch.no_grad():
-            teacher_logits = teacher.head(taught[tile])  # (positions, vocabulary), like the two below
+        with torch.no_grad():  # logits of shape (positions, vocabulary), one for each teacher
+            teacher_logits = {key: teacher.head(taught[key][tile]) for key, teacher in teachers.items()}
             logits, logit_slope = head(hidden), head.slope(hidden, slope, weight_slope, bias_slope)
-        for name, function in functions.items():
-            at_logits = _logit_gradient(function, logits, teacher_logits, tokens[tile])
+        for name, term in terms.items():
+            at_logits = _logit_gradient(term.loss, logits, teacher_logits[id(term.teacher)], tokens[tile])
             columns[name][tile] = torch.linalg.vecdot(at_logits, logit_slope).cpu().numpy()
     return columns
 

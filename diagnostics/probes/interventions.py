@@ -20,8 +20,7 @@ from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.predicted import inner_products, keep, kept, write_predictions
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor, rows_of
 from teachdiag.diagnostics.probes.updates import Step, optimize, step_objective
-from teachdiag.diagnostics.processes.collectives import gathered_rows, on_first
-from teachdiag.diagnostics.processes.group import share_of
+from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.notes import fields_schema
 from teachdiag.progress import Reporter
 from teachdiag.scores import q3_mask
@@ -95,23 +94,14 @@ def _at_theta0(setup: ProbeSetup) -> tuple[pa.Table, float]:
     """Forward KL of the rescored bank at theta0, and the 99th percentile of its change in another layout, nats."""
     path = setup.scratch / "theta0.parquet"
     if not on_first(is_intact)(path):
-        again = _bank_kl(setup, setup.relaid(0)(setup.bank))["forward_kl"]
-        table = _bank_kl(setup, setup.batched(setup.bank)).append_column("again", again)
+        again = setup.bank_kl(setup.relaid(0)(setup.bank))["forward_kl"]
+        table = setup.bank_kl(setup.batched(setup.bank)).append_column("again", again)
         on_first(write_shard)(table, path)
     table = read_parquet(path)
     floor = noise_floor(table["forward_kl"].to_numpy(), table["again"].to_numpy())
     facts = rows_of(setup.run, setup.bank, ["prompt_id", "student_entropy", "forward_kl"]).sort_by(KEY)
     q3 = q3_mask(facts["student_entropy"].to_numpy(), facts["forward_kl"].to_numpy())[0]
     return table.append_column("prompt_id", facts["prompt_id"]).append_column("q3", pa.array(q3)), floor
-
-
-def _bank_kl(setup: ProbeSetup, batches: Sequence[Any]) -> pa.Table:
-    """Forward KL of the rescored bank at the student's present weights, by (context_id, position).
-
-    Several processes share the batches.
-    """
-    scored = gathered_rows([setup.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
-    return scored.select([*_KEYS, "forward_kl"])
 
 
 def gains_path(setup: ProbeSetup, number: int) -> Path:
@@ -154,7 +144,7 @@ def _measured(
 
 
 def _gain(setup: ProbeSetup, before: pa.Table) -> np.ndarray:
-    after = _bank_kl(setup, setup.batched(setup.bank))["forward_kl"].to_numpy()
+    after = setup.bank_kl(setup.batched(setup.bank))["forward_kl"].to_numpy()
     gain: np.ndarray = before["forward_kl"].to_numpy() - after
     return gain
 

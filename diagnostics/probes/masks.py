@@ -171,8 +171,7 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
         columns = {c.name for c in positions_of(run / "positions").columns} | set(FROM_PROBES)
         selectors = selectors_of(columns, HEADLINE_K).values()
         return [_chooser(settings, selector) for selector in selectors if known or selector.name != "oracle"]
-    names = list(dict.fromkeys(name.strip() for name in settings.selector.split(",")))
-    choosers = [_chooser(settings, resolve_selector(name)) for name in names]
+    choosers = named_choosers(settings, settings.selector)
     lost = [] if known else [chooser.name for chooser in choosers if "isolated_gain" in chooser.columns]
     if lost:
         raise RunError(
@@ -181,6 +180,16 @@ def resolve_choosers(run: Path, settings: ProbeSettings) -> list[Chooser]:
             "--fix-contexts"
         )
     return choosers
+
+
+def named_choosers(settings: ProbeSettings, names: str) -> list[Chooser]:
+    """Return selectors by their names, comma-separated, each with the probe's rules.
+
+    Raises:
+        SettingsError: a selector is unknown, or a mask of the released code is given rules other than its own.
+    """
+    distinct = dict.fromkeys(name.strip() for name in names.split(","))
+    return [_chooser(settings, resolve_selector(name)) for name in distinct]
 
 
 def oracle_probe(run: Path, settings: ProbeSettings) -> str | None:

@@ -4,6 +4,7 @@ Two directions are differentiated along: that of a whole one-step update, which 
 gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every position at once (paper Eq. 2).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import pyarrow as pa
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.models.alignment import Context
-from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
+from teachdiag.diagnostics.probes.derivatives import Along, Term, choose_step, derivatives
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor
-from teachdiag.diagnostics.probes.theta0 import Direction
+from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.processes.collectives import on_first
-from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
+from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
@@ -44,10 +45,10 @@ class Predicted(Measurement):
                 setup.theta0.restore()
             return direction[0]
 
-        losses = {"kl": position_loss("forward_kl", {})}
+        kl = {"kl": Term(position_loss("forward_kl", {}), setup.teacher)}
         setup.rescore_shards("theta0", setup.batched, "theta0")
         compared = on_first(setup.compare_with_capture)(pa.concat_tables(setup.shards("theta0")))
-        slopes, slope_facts = slopes_along(setup, "step", step, setup.bank, losses)
+        slopes, slope_facts = slopes_along(setup, "step", step, setup.bank, kl)
         setup.rescore_shards("relaid", setup.relaid(0), "theta0, another layout")
         for shrink in SHRINKS:
             state = _state(shrink)
@@ -69,7 +70,7 @@ def inner_products(
 
     L is the mean forward KL over the held-out contexts; `name` is that of the intermediate result.
     """
-    loss = {"loss": position_loss(setup.settings.loss, setup.settings.as_dict())}
+    loss = {"loss": Term(position_loss(setup.settings.loss, setup.settings.as_dict()), setup.teacher)}
 
     def along() -> Direction:
         return gradient(setup.student, setup.mean_kl(held_out), setup.settings, setup.reporter)
@@ -82,27 +83,46 @@ def slopes_along(
     name: str,
     direction: Callable[[], Direction],
     contexts: list[Context],
-    functions: dict[str, PositionLoss],
+    terms: dict[str, Term],
+    length: float | None = None,
 ) -> tuple[pa.Table, dict[str, float | None]]:
     """Return derivatives along a direction at every position of some contexts, or read those that are there.
 
+    Args:
+        setup: the student at theta0, where it is again afterwards.
+        name: of the intermediate result.
+        direction: makes the direction, where it is needed.
+        contexts: whose positions.
+        terms: what is differentiated.
+        length: Euclidean length of the central differences' step, where it is known already; else it is chosen.
+
     Returns:
-        The table of `derivatives`; and the step of the central differences with the relative change of the derivatives
-        when it is halved, both null for the exact method.
+        The table of `derivatives`; and `central_step`, the step of the central differences in units of the direction,
+        `central_length`, its Euclidean length, and `change_when_halved`, the relative change of the derivatives then:
+        null where that was not tried, and all three for the exact method.
     """
     path, note = setup.scratch / f"{name}.parquet", setup.scratch / f"{name}.json"
-    schema = {"central_step": float | None, "change_when_halved": float | None}
+    schema = dict.fromkeys(("central_step", "central_length", "change_when_halved"), float | None)
     if on_first(kept)(path, note, schema) is None:
         exact = Along(setup.student, setup.theta0, direction(), None)
-        step, change = None, None
+        made = dict.fromkeys(schema)
         if setup.settings.method == "central":
-            function = next(iter(functions.values()))
-            step, change = choose_step(exact, contexts, setup.teacher, function, setup.settings)
-        along = Along(setup.student, setup.theta0, exact.direction, step)
-        table = derivatives(along, contexts, setup.teacher, functions, setup.settings, setup.reporter)
-        on_first(keep)(table, path, {"central_step": step, "change_when_halved": change}, note)
+            made = _central(setup, exact, contexts, next(iter(terms.values())), length)
+        along = Along(setup.student, setup.theta0, exact.direction, made["central_step"])
+        on_first(keep)(derivatives(along, contexts, terms, setup.settings, setup.reporter), path, made, note)
     facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
     return read_parquet(path), facts
+
+
+def _central(
+    setup: ProbeSetup, exact: Along, contexts: list[Context], term: Term, length: float | None
+) -> dict[str, float | None]:
+    """Return the facts of `slopes_along` on central differences whose step has a length, or is to be chosen."""
+    norm = math.sqrt(inner(exact.direction, exact.direction))
+    if length is not None and norm > 0:
+        return {"central_step": length / norm, "central_length": length, "change_when_halved": None}
+    step, change = choose_step(exact, contexts, term, setup.settings)
+    return {"central_step": step, "central_length": step * norm, "change_when_halved": change}
 
 
 def keep(table: pa.Table, path: Path, facts: Mapping[str, Any], note: Path) -> None:

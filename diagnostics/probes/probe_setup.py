@@ -25,8 +25,8 @@ from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import Objective
-from teachdiag.diagnostics.processes.collectives import in_step, joined, on_first
-from teachdiag.diagnostics.processes.group import in_share
+from teachdiag.diagnostics.processes.collectives import gathered_rows, in_step, joined, on_first
+from teachdiag.diagnostics.processes.group import in_share, share_of
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.tiles import States, rescore
 from teachdiag.errors import RunError
@@ -99,6 +99,14 @@ class ProbeSetup:
         states = States(hidden, self.student.head, taught, self.teacher.head)
         columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows)
         return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
+
+    def bank_kl(self, batches: Sequence[Batch]) -> pa.Table:
+        """Forward KL of some batches of the bank at the student's present weights, by (context_id, position).
+
+        Several processes share the batches.
+        """
+        scored = gathered_rows([self.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
+        return scored.select([*(name for name, _ in KEY), "forward_kl"])
 
     def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
         """Rescore the bank at the student's present weights into the shards of a state; skip those that are there.

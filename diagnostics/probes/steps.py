@@ -72,13 +72,11 @@ class StepMeasurement(Measurement):
 
     def take_placebo(self, setup: ProbeSetup, update: Update) -> Step:
         """Move the student from theta0 by one draw of a placebo."""
-        seed = derive_seed(self.settings.seed, update.name, update.draw)
         if update.name == RANDOM:
-            direction = random_direction(setup.student, seed)
+            direction = random_direction(setup.student, derive_seed(self.settings.seed, RANDOM, update.draw))
             setup.theta0.displace(direction, 1.0)
             return Step(0.0, 0.0, 0, inner(direction, direction) ** 0.5)
-        entropy = rows_of(setup.run, setup.update, ["teacher_entropy"])["teacher_entropy"].to_numpy()
-        return take_steps(setup, setup.update, shuffle_teacher(setup.teacher, setup.update, entropy, seed))
+        return take_steps(setup, setup.update, shuffled_teacher(setup, update.draw))
 
     def folders(self, probe_id: str) -> tuple[str, ...]:
         """Return a folder of gains for the update, and one for each placebo."""
@@ -187,6 +185,12 @@ class StepMeasurement(Measurement):
             gains.append(columns["gain"])
         gain = np.concatenate(gains)
         return {"mean_gain": float(gain.mean(dtype=np.float64)), "share_gaining": float((gain > 0).mean())}
+
+
+def shuffled_teacher(setup: ProbeSetup, draw: int) -> TeacherStates:
+    """Return the teacher's states as a draw of the placebo deals them among the positions of the update batch."""
+    entropy = rows_of(setup.run, setup.update, ["teacher_entropy"])["teacher_entropy"].to_numpy()
+    return shuffle_teacher(setup.teacher, setup.update, entropy, derive_seed(setup.settings.seed, TEACHER, draw))
 
 
 def take_steps(setup: ProbeSetup, contexts: Sequence[Context], teacher: TeacherStates) -> Step:

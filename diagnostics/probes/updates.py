@@ -50,12 +50,15 @@ class Objective:
         teacher: the teacher's states at them.
         loss: the loss of one position.
         kept: response positions that count, ascending, for every context_id; None keeps all of them.
+        signs: +1 or -1 for every response position, int8, by context_id: what each loss counts for in a sum with
+            random signs; None counts all as they are.
     """
 
     contexts: Sequence[Context]
     teacher: TeacherStates
     loss: PositionLoss
     kept: Mapping[int, np.ndarray] | None = None
+    signs: Mapping[int, np.ndarray] | None = None
 
     @property
     def positions(self) -> int:
@@ -78,6 +81,14 @@ class Objective:
         lengths = [len(c.response) for c in batch.contexts]
         starts = np.cumsum(lengths) - lengths
         return np.concatenate([s + self.kept[c.context_id] for c, s in zip(batch.contexts, starts, strict=True)])
+
+    def weights(self, batch: Batch) -> np.ndarray:
+        """What the loss of every row that counts is multiplied by, float32."""
+        counted = self.counted(batch)
+        if self.signs is None:
+            return np.ones(len(counted), np.float32)
+        signs = [self.signs[c.context_id][: len(c.response)] for c in batch.contexts]
+        return np.concatenate(signs)[counted].astype(np.float32)
 
 
 def optimize(
@@ -174,11 +185,12 @@ def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_p
     cut = hidden.detach().requires_grad_()
     taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)  # (positions, width)
     tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)  # (positions,)
+    weights = torch.from_numpy(objective.weights(batch)).to(student.device)  # (positions,)
     loss_sum = 0.0
     for tile in tiles(len(counted), tile_positions):
         with torch.no_grad():
             teacher_logits = objective.teacher.head(taught[tile])  # (tile, vocabulary)
-        losses = objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])  # (tile,), nats
+        losses = weights[tile] * objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])  # (tile,), nats
         losses.sum().backward()  # type: ignore[no-untyped-call]
         loss_sum += losses.detach().double().sum().item()
     assert cut.grad is not None

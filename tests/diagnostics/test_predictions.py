@@ -16,7 +16,7 @@ from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes.derivatives import Along, choose_step, derivatives
+from teachdiag.diagnostics.probes.derivatives import Along, Term, choose_step, derivatives
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0, inner, random_direction
 from teachdiag.diagnostics.probes.updates import Objective, gradient
@@ -57,7 +57,7 @@ def test_every_loss_terms_inner_product_is_that_of_autograd(
 ) -> None:
     direction = unit_direction(pair)
     along = Along(pair.student, Theta0(pair.student), direction, step)
-    found = derivatives(along, contexts, teacher, {"x": position_loss(loss, {"jsd_beta": 0.5})}, PROBE, quiet)
+    found = derivatives(along, contexts, {"x": Term(position_loss(loss, {"jsd_beta": 0.5}), teacher)}, PROBE, quiet)
     truth = [
         sum((g * d.double()).sum().item() for g, d in zip(gradients, direction, strict=True))
         for c in contexts
@@ -73,10 +73,12 @@ def test_central_differences_settle_on_the_exact_slope_and_on_what_a_small_step_
 ) -> None:
     theta0, measure = Theta0(pair.student), position_loss("forward_kl", {})
     direction = gradient(pair.student, Objective(contexts, teacher, measure), PROBE, quiet)
-    step, change = choose_step(Along(pair.student, theta0, direction, None), contexts, teacher, measure, PROBE)
+    step, change = choose_step(Along(pair.student, theta0, direction, None), contexts, Term(measure, teacher), PROBE)
     assert change < 0.01
     exact, central = (
-        derivatives(Along(pair.student, theta0, direction, h), contexts, teacher, {"x": measure}, PROBE, quiet)["x"]
+        derivatives(Along(pair.student, theta0, direction, h), contexts, {"x": Term(measure, teacher)}, PROBE, quiet)[
+            "x"
+        ]
         for h in (None, step)
     )
     np.testing.assert_allclose(central, exact, rtol=0.02, atol=0.01 * np.abs(exact.to_numpy()).max())
@@ -103,7 +105,7 @@ def test_differences_that_do_not_settle_are_refused(
 ) -> None:
     along = Along(pair.student, Theta0(pair.student), unit_direction(pair), None)
     with pytest.raises(EstimationError, match="central differences do not settle"):
-        choose_step(along, contexts, teacher, lambda logits, *_: (1e5 * logits).sin().sum(-1), PROBE)
+        choose_step(along, contexts, Term(lambda logits, *_: (1e5 * logits).sin().sum(-1), teacher), PROBE)
 
 
 def test_the_heads_slope_is_its_difference_quotient() -> None:
