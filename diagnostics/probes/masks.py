@@ -243,8 +243,18 @@ def _drawn(setup: ProbeSetup, number: int, table: pa.Table) -> Draw:
     size = setup.settings.update_contexts or -(-len(pool) // 2)
     rng = np.random.default_rng(derive_seed(setup.settings.seed, "update batch", number))
     contexts = [pool[i] for i in sorted(rng.choice(len(pool), size, replace=False))]
-    rows = pc.is_in(table["context_id"], pa.array([c.context_id for c in contexts]))
-    seed = derive_seed(setup.settings.seed, "selection", number)
-    draw = Draw(contexts, Tokens.from_table(table.filter(rows), HEADLINE_K, seed))
+    draw = draw_of(contexts, table, derive_seed(setup.settings.seed, "selection", number))
     draw.described  # noqa: B018 (cached)
     return draw
+
+
+def draw_of(contexts: list[Context], table: pa.Table, seed: int) -> Draw:
+    """Return an update batch, from a table of the statistics of more contexts, by (context_id, position).
+
+    Args:
+        contexts: by rising context_id.
+        table: their positions' statistics, and others'.
+        seed: of random scores and ties.
+    """
+    rows = pc.is_in(table["context_id"], pa.array([c.context_id for c in contexts]))
+    return Draw(contexts, Tokens.from_table(table.filter(rows), HEADLINE_K, seed))

@@ -87,8 +87,8 @@ class Objective:
         counted = self.counted(batch)
         if self.signs is None:
             return np.ones(len(counted), np.float32)
-        signs = [self.signs[c.context_id][: len(c.response)] for c in batch.contexts]
-        return np.concatenate(signs)[counted].astype(np.float32)
+        signs = np.concatenate([self.signs[c.context_id][: len(c.response)] for c in batch.contexts])
+        return np.asarray(signs[counted], np.float32)
 
 
 def optimize(

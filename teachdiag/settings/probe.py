@@ -8,6 +8,7 @@ from teachdiag.losses import LOSSES, unread_options
 from teachdiag.registry import Registry, described
 from teachdiag.settings.base import (
     COUNTABLE,
+    HEADLINE_BUDGETS,
     HEADLINE_SELECTORS,
     SCALE,
     Checked,
@@ -119,6 +120,11 @@ class ProbeSettings(Checked):
         "Selectors whose norms are measured, comma-separated: the others are compared at equal learning rate only",
         kinds=("efficiency",),
     )
+    norm_budgets: str = option(
+        ",".join(f"{share:g}" for share in HEADLINE_BUDGETS),
+        "Shares of the update batch at which these norms are measured, comma-separated",
+        kinds=("efficiency",),
+    )
     real_steps: int = option(
         4, "Masked steps that are really taken, beside the unselective one", "steps", kinds=("efficiency",)
     )
@@ -182,6 +188,7 @@ class ProbeSettings(Checked):
         self._require(self.rollouts == "fixed" or not self.shard_model, "rollouts", "'fixed' with --shard-model")
         if self.reads("budgets"):
             self.budget_shares  # noqa: B018 (parsing is the check)
+        self.norm_shares  # noqa: B018
 
     @property
     def step_size(self) -> float:
@@ -202,12 +209,12 @@ class ProbeSettings(Checked):
     @property
     def budget_shares(self) -> tuple[float, ...]:
         """Budgets of the selector experiment, each in (0, 1]."""
-        try:
-            shares = tuple(dict.fromkeys(float(share) for share in self.budgets.split(",")))
-        except ValueError:
-            shares = ()
-        self._require(all(0 < s <= 1 for s in shares) and shares != (), "budgets", "shares in (0, 1], like '0.03,0.1'")
-        return shares
+        return self._shares("budgets")
+
+    @property
+    def norm_shares(self) -> tuple[float, ...]:
+        """Budgets at which norms of masked gradients are measured, each in (0, 1]."""
+        return self._shares("norm_budgets")
 
     def reads(self, name: str) -> bool:
         """Whether the kind of probe reads an option."""
@@ -221,6 +228,14 @@ class ProbeSettings(Checked):
             if value != entry.default and self.reads(entry.name):
                 words += [flag(entry.name)] if value is True else [flag(entry.name), str(value)]
         return words
+
+    def _shares(self, name: str) -> tuple[float, ...]:
+        try:
+            shares = tuple(dict.fromkeys(float(share) for share in getattr(self, name).split(",")))
+        except ValueError:
+            shares = ()
+        self._require(all(0 < s <= 1 for s in shares) and shares != (), name, "shares in (0, 1], like '0.03,0.1'")
+        return shares
 
     def _resolved_rate(self) -> float | str:
         """The rate as a number, which the command line gives as text; 'auto' only where a ladder decides."""

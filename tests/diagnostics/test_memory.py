@@ -26,7 +26,13 @@ def test_parameters_are_those_of_the_loaded_model(student_path: str, dropped: tu
 
 @pytest.mark.parametrize(
     ("kind", "optimizer", "copies"),
-    [("one_step", "adamw", 5), ("one_step", "sgd", 3), ("checkpoint", "auto", 3), ("predicted", "adamw", 6)],
+    [
+        ("one_step", "adamw", 5),
+        ("one_step", "sgd", 3),
+        ("checkpoint", "auto", 3),
+        ("predicted", "adamw", 6),
+        ("efficiency", "sgd", 4),
+    ],
 )
 def test_the_law_by_hand(kind: str, optimizer: str, copies: int) -> None:
     settings = ProbeSettings(kind=kind, optimizer=optimizer, student_after="x" if kind == "checkpoint" else "")

@@ -92,6 +92,7 @@ def test_processes_of_different_settings_are_refused(tmp_path: Path, settings: C
         ("predicted", ("predictions",)),
         ("selectors --selector learnable,random --budgets 0.3,1.0 --seeds 2", ("interventions", "intervention_gains")),
         ("lds --masks 4", ("interventions", "predictions")),
+        ("efficiency --blocks 3 --learning-rate 1e-3 --method jvp", ("inner_products", "masked_steps", "masked_gains")),
     ],
 )
 def test_other_kinds_of_probe_find_the_same(

@@ -31,7 +31,7 @@ from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import interventions, isolated, predicted, probe_setup, steps
+from teachdiag.diagnostics.probes import interventions, isolated, masked_gradients, predicted, probe_setup, steps
 from teachdiag.diagnostics.probes.updates import Step, optimize
 from teachdiag.diagnostics.train import run_train
 from teachdiag.errors import ContextError, EstimationError, InputError, ModelError, RunError, SettingsError
@@ -238,6 +238,7 @@ KINDS = {
     "isolated": {"fix_contexts": 1, "sample": 40},
     "selectors": {"fix_contexts": 1, "selector": "random", "seeds": 1, "budgets": "0.3"},
     "lds": {"fix_contexts": 1, "masks": 2},
+    "efficiency": {"blocks": 2, "norm_batches": 1},
 }
 
 
@@ -262,6 +263,7 @@ def test_another_theta0_than_the_captured_one_is_refused_before_any_step(
     for module in (steps, predicted, interventions):
         monkeypatch.setattr(module, "optimize", None)
     monkeypatch.setattr(isolated, "hold_out", None)
+    monkeypatch.setattr(masked_gradients, "gradient", None)
     after = {"student_after": student_path} if kind == "checkpoint" else {}
     given = ProbeSettings(name="p", kind=kind, batch_tokens=100, tile_positions=7, **KINDS[kind], **after)
     said = r"does not give what capture found in .*: at context \d+, position \d+, .* restore them, or capture again"
