@@ -15,6 +15,7 @@ from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.artefacts import (
     BUCKETS,
     CONTRASTS,
+    EFFICIENCY,
     ESTIMATES,
     FINDINGS,
     INFERENCE,
@@ -67,9 +68,21 @@ class Results:
     inference: pd.DataFrame
     top_n: pd.DataFrame
     buckets: pd.DataFrame
+    efficiency: pd.DataFrame
 
 
-RESULT_TABLES = (ESTIMATES, FINDINGS, SATURATION, SELECTION, PLACEBO_PANEL, CONTRASTS, INFERENCE, TOP_N, BUCKETS)
+RESULT_TABLES = (
+    ESTIMATES,
+    FINDINGS,
+    SATURATION,
+    SELECTION,
+    PLACEBO_PANEL,
+    CONTRASTS,
+    INFERENCE,
+    TOP_N,
+    BUCKETS,
+    EFFICIENCY,
+)
 
 
 def read_results(run: Path) -> Results:

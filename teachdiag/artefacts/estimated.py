@@ -245,11 +245,11 @@ EFFICIENCY = Table(
     folder="analysis/",
     written_by="analyze",
     meaning="Share of the whole batch's held-out gain that a step keeps on the positions that a selector chose, to "
-    "first order, and beside it what real steps kept.",
+    "first order, and beside it what real steps kept. Shares stand here where the whole batch's gain is told from 0.",
     key=("probe_id", "selector", "budget", "match", "statistic"),
     columns=(
         PROBE_ID,
-        Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md"),
+        Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md; 'all' is the whole batch"),
         Column("budget", DOUBLE, "1", "share of the update batch that is kept"),
         Column("match", TEXT, "", "'rate': equal learning rate, mean over the kept; 'norm': equal length of the step"),
         Column(
@@ -257,9 +257,12 @@ EFFICIENCY = Table(
             TEXT,
             "",
             "'share' of the whole batch's gain; 'share_vs_base' and 'share_vs_random': less that of raw KL, of random "
-            "positions; 'share_shuffled': a placebo's, of the same positions under shuffled teacher rows",
+            "positions; 'share_shuffled': a placebo's, of the same positions under shuffled teacher rows, over the "
+            "gain under the true ones; 'share_vs_shuffled': less that; of 'all' alone: 'gain' and 'gain_shuffled', of "
+            "a step of learning rate 1",
         ),
-        Column("estimate", DOUBLE, "1", "the statistic; null where its denominator may be 0", nullable=True),
+        UNIT,
+        Column("estimate", DOUBLE, "see unit", "the statistic"),
         *CI,
         METHOD,
         Column("n_contexts", LONG, "contexts", "update contexts behind the number"),
@@ -269,5 +272,6 @@ EFFICIENCY = Table(
         Column("real_share", DOUBLE, "1", "the share that real steps kept; null where none was taken", nullable=True),
         Column("real_low", DOUBLE, "1", "lower end of its 95% interval", nullable=True),
         Column("real_high", DOUBLE, "1", "its upper end", nullable=True),
+        Column("real_first_order", DOUBLE, "1", "the share of the same update batches to first order", nullable=True),
     ),
 )

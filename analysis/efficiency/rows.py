@@ -1,0 +1,193 @@
+"""The rows of the table `efficiency`: what each selector keeps of the whole batch's gain, and beside it real steps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachdiag.analysis.bank.measurements import Record
+from teachdiag.analysis.efficiency.drawn import Drawn, mean_of, ratio_of
+from teachdiag.analysis.efficiency.kept_means import RANDOM, Pool, kept_means
+from teachdiag.analysis.efficiency.pool import compared_selectors, load_pool
+from teachdiag.analysis.efficiency.real_steps import RealShare, real_shares
+from teachdiag.analysis.efficiency.step_lengths import ALL, LengthRatios, length_ratios
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling
+from teachdiag.analysis.resampling.few_blocks import block_weights
+from teachdiag.artefacts import MASKED_GAINS, MASKED_STEPS
+from teachdiag.scores import Array
+from teachdiag.seeds import derive_seed
+from teachdiag.signals import BASE
+
+MOST_DRAWS = 400  # of the update batch: in each, every selector chooses anew
+GAIN, SHARE = "gain", "share"
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Population:
+    """What stands behind every number of a probe, and the text of its `method` column."""
+
+    probe_id: str
+    n_contexts: int
+    n_prompts: int
+    n_blocks: int
+    method: str
+
+    def row(
+        self, selector: str, budget: float, match: str, statistic: str, interval: Interval, unit: str = "1"
+    ) -> dict[str, Any]:
+        """Return a row without norm error and real steps."""
+        return {
+            "probe_id": self.probe_id,
+            "selector": selector,
+            "budget": budget,
+            "match": match,
+            "statistic": statistic,
+            "unit": unit,
+            **interval.columns(),
+            "method": self.method,
+            "n_contexts": self.n_contexts,
+            "n_prompts": self.n_prompts,
+            "n_blocks": self.n_blocks,
+            **dict.fromkeys(("norm_error", "real_share", "real_low", "real_high", "real_first_order")),
+        }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Shares of every selector at every budget, flattened: m = selectors x budgets.
+
+    `share` and `placebo`: with the teacher's own rows and with shuffled ones, over the whole batch's gain with the
+    teacher's own; at equal rate.
+    """
+
+    selectors: Sequence[str]
+    budgets: Sequence[float]
+    share: Drawn
+    placebo: Drawn
+
+    def of(self, drawn: Drawn, selector: str) -> Drawn:
+        """Return one selector's numbers, as often as there are selectors: what all of them are compared with."""
+        first = len(self.budgets) * list(self.selectors).index(selector)
+        columns = np.tile(np.arange(first, first + len(self.budgets)), len(self.selectors))
+        return Drawn(drawn.values[:, columns], drawn.influence[:, columns])
+
+    def compared(self, drawn: Drawn) -> Iterator[tuple[str, Drawn]]:
+        """Yield shares at one match, and what they are less those of raw KL and of random positions, by statistic."""
+        yield SHARE, drawn
+        for name, statistic in ((BASE, "share_vs_base"), (RANDOM, "share_vs_random")):
+            if name in self.selectors:
+                yield statistic, drawn - self.of(drawn, name)
+
+    def at_rate(self) -> Iterator[tuple[str, Drawn]]:
+        """Yield every statistic at equal learning rate."""
+        yield from self.compared(self.share)
+        yield "share_shuffled", self.placebo
+        yield "share_vs_shuffled", self.share - self.placebo
+
+
+def efficiency_rows(run: Path, record: Record, resampling: Resampling) -> Rows:
+    """Return the rows of one probe of kind efficiency: of the whole batch alone where its gain is not told from 0.
+
+    Args:
+        run: the run directory.
+        record: the probe.
+        resampling: of the bank's prompts; its seed and draws are those of update batches too, of these at most
+            `MOST_DRAWS`.
+
+    Raises:
+        ArtefactError: a table is missing, or does not hold each position once in each block.
+        SettingsError: a selector is unknown, or its scores are no scores.
+    """
+    selectors = compared_selectors(run, record.settings)
+    pool = load_pool(run, record.probe_id, selectors, int(record.settings["seed"]))
+    few = replace(resampling, draws=min(resampling.draws, MOST_DRAWS))
+    budgets = [budget for budget in map(float, record.settings["budgets"].split(",")) if budget < 1]
+    means = kept_means(pool, selectors, budgets, prompt_weights(few, pool.n_prompts))
+    blocks, population = block_weights(few, pool.n_blocks), _population(record, pool, few)
+    gains = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
+    own, shuffled = (_known(interval, pool) for interval in gains.intervals(blocks))
+    rows = [
+        population.row(ALL, 1.0, "rate", statistic, interval, "nats")
+        for statistic, interval in ((GAIN, own), ("gain_shuffled", shuffled))
+    ]
+    if own.side() != 1:
+        return rows
+    flat = means.kept.reshape(2, len(blocks), len(selectors) * len(budgets), pool.n_blocks)
+    curve = Curve(list(selectors), budgets, *(ratio_of(kept, means.whole[0], pool.sizes) for kept in flat))
+    steps = MASKED_STEPS.read(run / "masked_steps" / record.probe_id)
+    gains_of_prompts = MASKED_GAINS.read(run / "masked_gains" / record.probe_id)
+    for statistic, drawn in curve.at_rate():
+        rows += _cell_rows(curve, population, blocks, "rate", statistic, drawn)
+    rows += _norm_rows(curve, population, blocks, length_ratios(steps, curve.selectors, budgets), few)
+    _add_real_steps(rows, real_shares(steps, gains_of_prompts, resampling))
+    return rows
+
+
+def prompt_weights(resampling: Resampling, n_prompts: int) -> Array:
+    """Return how often each prompt of the update split counts in each draw, shape (1 + draws, prompts), row 0 all ones.
+
+    n - 1 of n are drawn, so that variances are not too small by (n - 1) / n (Rao and Wu 1988).
+    """
+    rng = np.random.default_rng(derive_seed(resampling.seed, "bootstrap", "update batches"))
+    counts = rng.multinomial(max(n_prompts - 1, 1), np.full(n_prompts, 1 / n_prompts), size=resampling.draws)
+    return np.vstack([np.ones(n_prompts), counts])
+
+
+def _population(record: Record, pool: Pool, resampling: Resampling) -> Population:
+    n_contexts = len(np.unique(pool.tokens.stored("context_id")))
+    n_prompts = sum(int(block["prompts"]) for block in record.results["blocks"])
+    method = (
+        f"first order under SGD; {resampling.draws} draws of update prompts, in each of which the selector chooses "
+        f"anew, and Student weights of {pool.n_blocks} blocks of bank prompts, percentile"
+    )
+    return Population(record.probe_id, n_contexts, n_prompts, pool.n_blocks, method)
+
+
+def _known(interval: Interval, pool: Pool) -> Interval:
+    """Return an interval, if there are prompts enough for one."""
+    return interval if pool.n_prompts >= MIN_PROMPTS else Interval(interval.estimate, np.nan, np.nan)
+
+
+def _norm_rows(
+    curve: Curve, population: Population, blocks: Array, lengths: LengthRatios, resampling: Resampling
+) -> Rows:
+    """Return the rows at equal length of the step, of cells whose norm was measured."""
+    ratios = lengths.drawn(resampling.seed, resampling.draws).reshape(len(blocks), -1)
+    measured = replace(
+        population,
+        method=f"{population.method}; norms of {lengths.n_batches} batches of {lengths.n_contexts} contexts, their "
+        "error from the spread between these",
+    )
+    rows = [
+        row
+        for statistic, drawn in curve.compared(curve.share.scaled(ratios))
+        for row in _cell_rows(curve, measured, blocks, "norm", statistic, drawn)
+    ]
+    errors = dict(zip(curve.budgets, lengths.error.tolist(), strict=True))
+    for row in rows:
+        row["norm_error"] = None if np.isnan(errors[row["budget"]]) else errors[row["budget"]]
+    return rows
+
+
+def _cell_rows(
+    curve: Curve, population: Population, blocks: Array, match: str, statistic: str, drawn: Drawn
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every selector and budget that has the statistic."""
+    cells = [(selector, budget) for selector in curve.selectors for budget in curve.budgets]
+    for (selector, budget), interval in zip(cells, drawn.intervals(blocks), strict=True):
+        if not np.isnan(interval.estimate):
+            yield population.row(selector, budget, match, statistic, interval)
+
+
+def _add_real_steps(rows: Rows, shares: Sequence[RealShare]) -> None:
+    """Put what real steps kept beside the shares of their cells."""
+    by_cell = {(real.selector, real.budget, real.match): real for real in shares}
+    for row in rows:
+        real = by_cell.get((row["selector"], row["budget"], row["match"]))
+        if real is not None and row["statistic"] == SHARE:
+            ends = real.real.columns()
+            row |= {"real_share": ends["estimate"], "real_low": ends["ci_low"], "real_high": ends["ci_high"]}
+            row["real_first_order"] = real.first_order
