@@ -126,6 +126,12 @@ def _show_needs(summary: Summary) -> None:
         "detectable: the smallest effect that the run tells from 0, and from the nearest placebo by as much.\n"
         "prompts: of the bank; no number helps against a placebo that shows as much, or that was drawn too seldom."
     )
+    for claim in summary["claims"]:
+        if claim["update_contexts"] is not None:
+            print(
+                f"{claim['claim']}: with {claim['update_contexts']:,} update contexts and --norm-batches "
+                f"{claim['norm_batches']:,}, which grow alike."
+            )
     if summary["timed_by"]:
         print(f"Time: {summary['timed_by']}.")
 

@@ -2,23 +2,31 @@
 
 All but the number of prompts is taken to stay as it was: the pair, the length of responses, the update, and how much
 prompts differ. Positions grow with the prompts, and so do hours: those of capture with the contexts of bank and update
-together, those of the probe and of the analysis with the bank's.
+together, those of the probe and of the analysis with the bank's. What selectors keep varies with update contexts, with
+batches whose gradients are measured, and with bank prompts: all are taken to grow alike.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from teachdiag.analysis.bank.measurements import read_records
+from teachdiag.analysis.kinds.kind import CONTENDER
 from teachdiag.analysis.resampling.power import POWER
-from teachdiag.analysis.step.reach import Reach
-from teachdiag.artefacts import PRIMARY
+from teachdiag.analysis.step.reach import Reach, precision_of_row
+from teachdiag.artefacts import EFFICIENCY, PRIMARY
 from teachdiag.calibration import COMMAND, calibration_path, read_calibration
 from teachdiag.errors import SettingsError
 from teachdiag.planning import plan
 from teachdiag.runs import Stage
-from teachdiag.settings import PlanSettings
+from teachdiag.settings import HEADLINE_BUDGET, PlanSettings
+from teachdiag.signals import BASE
+from teachdiag.tables import rows_where
+
+EFFICIENCY_CLAIM = f"{CONTENDER} keeps more than {BASE} at {HEADLINE_BUDGET:.0%} of the tokens"
 
 
 def prompts_needed(run: Path, settings: PlanSettings) -> dict[str, Any]:
@@ -37,12 +45,12 @@ def prompts_needed(run: Path, settings: PlanSettings) -> dict[str, Any]:
     Raises:
         RunError: the run was not captured, or not analysed.
         ArtefactError: its table of primary claims, or the calibration that is given, cannot be read.
-        SettingsError: no claim has that name.
+        SettingsError: no claim has that name, or none was judged.
     """
     Stage(run, "analyze").record()
-    rows = _named(PRIMARY.read(PRIMARY.file(run)), settings.claim, run)
     bank = _Bank.of(run)
-    claims = [_needs({str(n): v for n, v in row.items()}, bank, settings) for row in rows.to_dict("records")]
+    asked = [*_of_steps(run, settings.detect), *_of_selectors(run, settings.detect)]
+    claims = [_needs(claim, bank, settings) for claim in _named(asked, settings.claim, run)]
     sources = {source for claim in claims if (source := claim.pop("timed_by"))}
     return {
         "run": str(run),
@@ -90,23 +98,74 @@ class _Bank:
         return time, f"extrapolated from {calibration.device}"
 
 
-def _needs(row: dict[str, Any], bank: _Bank, settings: PlanSettings) -> dict[str, Any]:
-    """Return what an effect on one claim needs."""
-    reach, effect = Reach.of_row(row), settings.detect
-    if reach is None:
-        prompts = None
-    else:
-        prompts = reach.prompts_needed_again(row) if effect is None else reach.prompts_needed(effect, effect)
-    more = None if prompts is None else prompts / row["n_prompts"]
-    seconds, source = _time(bank, row["probe_id"], more, settings)
+@dataclass(frozen=True)
+class _Claim:
+    """An effect on a claim: what the run could detect, from 0 and from the nearest placebo, and the prompts it needs.
+
+    `more`: how many times the prompts that it has. `update_contexts`, `batches`: what has to grow likewise.
+    """
+
+    probe_id: str
+    name: str
+    unit: str
+    detectable: tuple[float | None, float | None]
+    effect: float
+    prompts: int | None
+    more: float | None
+    update_contexts: int | None = None
+    batches: int | None = None
+
+
+def _of_steps(run: Path, effect: float | None) -> list[_Claim]:
+    """Return the primary claims on every step."""
+    claims = []
+    for row in _records(PRIMARY.read(PRIMARY.file(run))):
+        reach, found = Reach.of_row(row), abs(row["estimate"])
+        needed = None
+        if reach is not None:
+            needed = reach.prompts_needed_again(row) if effect is None else reach.prompts_needed(effect, effect)
+        detectable = reach.detectable() if reach else (None, None)
+        more = None if needed is None else needed / row["n_prompts"]
+        size = found if effect is None else effect
+        claims.append(_Claim(row["probe_id"], row["claim"], row["unit"], detectable, size, needed, more))
+    return claims
+
+
+def _of_selectors(run: Path, effect: float | None) -> list[_Claim]:
+    """Return the claim of every probe of kind efficiency, at equal length of the step."""
+    rows = EFFICIENCY.read(EFFICIENCY.file(run))
+    chosen = {"selector": CONTENDER, "statistic": "share_vs_base", "match": "norm", "budget": HEADLINE_BUDGET}
+    batches = {record.probe_id: record.settings["norm_batches"] for record in read_records(run)}
+    claims = []
+    for row in _records(rows_where(rows, **chosen)):
+        precision, size = precision_of_row(row), abs(row["estimate"]) if effect is None else effect
+        needed = precision.prompts_needed(size) if precision else None
+        more = None if needed is None else needed / row["n_prompts"]
+        grown = [None if more is None else math.ceil(more * n) for n in (row["n_contexts"], batches[row["probe_id"]])]
+        detectable = precision.detectable() if precision else None
+        claims.append(
+            _Claim(row["probe_id"], EFFICIENCY_CLAIM, row["unit"], (detectable, None), size, needed, more, *grown)
+        )
+    return claims
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def _needs(claim: _Claim, bank: _Bank, settings: PlanSettings) -> dict[str, Any]:
+    """Return what an effect on one claim needs, as plain values."""
+    seconds, source = _time(bank, claim.probe_id, claim.more, settings)
     return {
-        "probe_id": row["probe_id"],
-        "claim": row["claim"],
-        "unit": row["unit"],
-        "detectable": dict(zip(("from_0", "from_placebo"), reach.detectable() if reach else (None, None), strict=True)),
-        "effect": abs(row["estimate"]) if effect is None else effect,
-        "prompts": prompts,
-        "positions": None if more is None else round(more * bank.positions),
+        "probe_id": claim.probe_id,
+        "claim": claim.name,
+        "unit": claim.unit,
+        "detectable": dict(zip(("from_0", "from_placebo"), claim.detectable, strict=True)),
+        "effect": claim.effect,
+        "prompts": claim.prompts,
+        "positions": None if claim.more is None else round(claim.more * bank.positions),
+        "update_contexts": claim.update_contexts,
+        "norm_batches": claim.batches,
         "hours": None if seconds is None else sum(seconds.values()) / 3600,
         "seconds": seconds,
         "timed_by": source,
@@ -127,9 +186,11 @@ def _time(
     return None, f"unknown, since a stage of the run was interrupted; `{COMMAND}` makes a calibration to go by"
 
 
-def _named(rows: pd.DataFrame, name: str, run: Path) -> pd.DataFrame:
-    chosen = rows[[name.lower() in claim.lower() for claim in rows["claim"]]]
-    if chosen.empty:
-        known = f"there are {'; '.join(rows['claim'].unique())}" if len(rows) else f"{run} has no step that was judged"
-        raise SettingsError(f"--claim {name!r} is in the name of no primary claim: {known}")
+def _named(claims: list[_Claim], name: str, run: Path) -> list[_Claim]:
+    chosen = [claim for claim in claims if name.lower() in claim.name.lower()]
+    if not claims:
+        raise SettingsError(f"--from {run} has no claim that was judged: probe it with a kind that takes a step")
+    if not chosen:
+        known = "; ".join(dict.fromkeys(claim.name for claim in claims))
+        raise SettingsError(f"--claim {name!r} is in the name of no primary claim: there are {known}")
     return chosen

@@ -8,6 +8,8 @@ import pandas as pd
 
 from teachdiag.analysis.resampling.power import POWER, Precision
 
+_ENDS = ("ci_low", "ci_high")
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -24,8 +26,8 @@ class Reach:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Reach | None":
         """Read a row of the primary claims; None where its number has no standard error."""
-        known = {name: value for name, value in row.items() if not pd.isna(value)}
-        of_number = _precision(known, "std_error", "ci_low", "ci_high")
+        known = _known(row)
+        of_number = _precision(known, "std_error", *_ENDS)
         if of_number is None:
             return None
         of_margin = _precision(known, "margin_error", "margin_low", "margin_high", "placebo_error")
@@ -67,10 +69,19 @@ def reach_columns(row: Mapping[str, Any]) -> dict[str, float | int | None]:
     return {"detectable_from_0": from_zero, "detectable_from_placebo": from_placebo, "prompts_needed": needed}
 
 
+def precision_of_row(row: Mapping[str, Any]) -> Precision | None:
+    """Return how exactly a table's row tells its estimate; None where it has no interval, or no standard error."""
+    return _precision(_known(row), "draw_error", *_ENDS)
+
+
 def _precision(known: Mapping[str, Any], error: str, low: str, high: str, fixed: str = "") -> Precision | None:
     if not {error, low, high} <= known.keys() or not known[error] > 0:
         return None
     return Precision(known["n_prompts"], known[error], (known[high] - known[low]) / 2, known.get(fixed, 0.0))
+
+
+def _known(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not pd.isna(value)}
 
 
 def _needed(precision: Precision, effect: float, power: float) -> int | None:

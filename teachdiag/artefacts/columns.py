@@ -36,6 +36,7 @@ CI = (
     Column("ci_low", DOUBLE, "as estimate", "lower end of the 95% interval", nullable=True),
     Column("ci_high", DOUBLE, "as estimate", "upper end of the 95% interval", nullable=True),
 )
+DRAW_ERROR = Column("draw_error", DOUBLE, "as estimate", "standard deviation of the bootstrap draws", nullable=True)
 P_VALUES = (
     Column("p_value", DOUBLE, "1", "two-sided, from the bootstrap draws; null where nothing is tested", nullable=True),
     Column("q_value", DOUBLE, "1", "Benjamini-Hochberg, over the family that docs/analysis.md names", nullable=True),

@@ -1,18 +1,20 @@
 """`teachdiag plan --from`: what an effect needs, against the law of the standard error and against repeated plans."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planted import World, plant
+from planted_efficiency import EfficiencyWorld, plant_efficiency
 from scipy.stats import norm
 from typer.testing import CliRunner
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.analysis.report.prompts_needed import prompts_needed
+from teachdiag.analysis.report.prompts_needed import EFFICIENCY_CLAIM, prompts_needed
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
-from teachdiag.artefacts import PRIMARY
+from teachdiag.artefacts import EFFICIENCY, PRIMARY
 from teachdiag.calibration import Calibration, Measured, write_calibration
 from teachdiag.cli import app
 from teachdiag.errors import RunError, SettingsError
@@ -132,6 +134,27 @@ def test_the_command_prints_a_table_or_json(run: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[plan]\nfrom = "{run}"\ndetect = 0.01\njson = true\n')
     assert json.loads(CliRunner().invoke(app, ["plan", "--recipe", str(recipe)]).stdout) == as_json
+
+
+@pytest.mark.slow
+def test_what_selectors_keep_needs_update_contexts_as_well(tmp_path: Path) -> None:
+    run, world = tmp_path / "run", EfficiencyWorld(contexts=24, positions=20, prompts=24)
+    plant_efficiency(run, world, selector="forward_kl,learnable,random")
+    run_analysis(run, AnalyzeSettings(draws=200, fold_repeats=1), QUIET)
+    (found,) = asked(run, detect=0.1)["claims"]
+    assert found["claim"] == EFFICIENCY_CLAIM
+    rows = EFFICIENCY.read(EFFICIENCY.file(run)).query(
+        "selector == 'learnable' and budget == 0.1 and match == 'norm' and statistic == 'share_vs_base'"
+    )
+    (row,) = rows.to_dict("records")
+    limit = (row["ci_high"] - row["ci_low"]) / 2 + norm.ppf(0.8) * row["draw_error"]
+    assert found["detectable"] == {"from_0": pytest.approx(limit), "from_placebo": None}
+    more = (limit / 0.1) ** 2
+    assert found["prompts"] == math.ceil(more * 24)
+    assert found["update_contexts"] == pytest.approx(more * 24, abs=1.1)
+    assert found["norm_batches"] == pytest.approx(more * 2, abs=1.1)
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["plan", "--from", str(run)])
+    assert "update contexts and --norm-batches" in shown.stdout
 
 
 def test_what_cannot_be_answered_is_refused(run: Path, tmp_path: Path) -> None:
