@@ -9,10 +9,18 @@ PAIRS := demo privileged
 CAPTURE_privileged := --teacher-prompt privileged --bank-prompts 32
 PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
 PROBES_privileged := $(filter-out lds,$(PROBES_demo))
+# The pairs of `make study-real` bring recipes of their own. DATA_FILE is a copy of GSM8K's training split, as JSON lines
+# or Parquet; without it that is fetched from the Hub.
+REAL := real/qwen real/gemma
+PROBES_real/qwen := one_step efficiency
+PROBES_real/gemma := one_step efficiency
+CAPTURE_real/qwen = --recipe docs/study-real/qwen/capture.toml $(DATA)
+CAPTURE_real/gemma = --recipe docs/study-real/gemma/capture.toml $(DATA)
+DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures pair testbed sweep vllm-cpu test-vllm test-quick $(PAIRS:%=figures-%) $(PAIRS:%=drawn-%) test lint types bench docs readme clean
+.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN)
@@ -24,17 +32,22 @@ figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, ta
 runs/comparison/comparison.png: $(PAIRS:%=runs/%/analyze.json)
 	$(BIN)/teachdiag figures $(PAIRS:%=runs/%)
 
-# One run a pair. A mark in .made/ says that a stage has ended; a stage that was interrupted goes on where it stopped.
+study-real: runs/real/comparison/comparison.png $(REAL:%=figures-%)  ## two real models, Gemma without a layer, and the embedded pairs beside them: up to four hours, then seconds
+
+runs/real/comparison/comparison.png: $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS))
+	$(BIN)/teachdiag figures $(patsubst %,runs/%,$(REAL) $(PAIRS))
+
+# One run a pair, by the recipes of a folder. A mark in .made/ says that a stage has ended; a stage that was interrupted goes on where it stopped.
 define PAIR
 # analyze draws and prints everything; what is missing or older than it afterwards is made one by one.
 figures-$(1): runs/$(1)/analyze.json
 	@$$(MAKE) --no-print-directory drawn-$(1) \
 	  FIGURES="$$(call LISTED,figure,$(PROBES_$(1)))" TABLES="$$(call LISTED,table,$(PROBES_$(1)))"
 drawn-$(1): $(FIGURES:%=runs/$(1)/figures/%.png) $(TABLES:%=runs/$(1)/tables/%.md) runs/$(1)/report.html
-runs/$(1)/.made/capture: | .venv/installed
+runs/$(1)/.made/capture: | .venv/installed $(if $(filter $(1),$(REAL)),runs/models/.made)
 	$$(BIN)/teachdiag capture --run runs/$(1) $(CAPTURE_$(1))
 	@mkdir -p $$(@D) && touch $$@
-runs/$(1)/.made/%: docs/study/%.toml runs/$(1)/.made/capture
+runs/$(1)/.made/%: $(2)/%.toml runs/$(1)/.made/capture
 	$$(BIN)/teachdiag probe --run runs/$(1) --recipe $$<
 	@touch $$@
 runs/$(1)/analyze.json: $(PROBES_$(1):%=runs/$(1)/.made/%)
@@ -44,7 +57,8 @@ runs/$(1)/figures/%.png runs/$(1)/tables/%.md: runs/$(1)/analyze.json
 runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES:%=runs/$(1)/figures/%.png)
 	$$(BIN)/teachdiag report runs/$(1)
 endef
-$(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair))))
+$(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair),docs/study)))
+$(foreach pair,$(REAL),$(eval $(call PAIR,$(pair),$(pair:real/%=docs/study-real/%))))
 .SECONDARY:
 .DELETE_ON_ERROR:
 
