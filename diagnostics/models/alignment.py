@@ -20,6 +20,7 @@ from teachdiag.errors import ContextError
 Side = Literal["student", "teacher"]
 T = TypeVar("T")
 KEY = [("context_id", "ascending"), ("position", "ascending")]  # the order of rows in every table of positions
+_SIMILAR = 0.85  # of the longest context of a batch: what is shorter goes into the next
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,13 @@ class Batch:
 def batched(contexts: Sequence[Context], batch_tokens: int) -> list[Batch]:
     """Group contexts of similar length into batches of at most `batch_tokens` padded tokens (or one context).
 
+    No context is shorter than 85% of its batch's longest: fuller batches would save less than their padding costs.
     The grouping is the same for both sides, so that their rows pair up, and depends on nothing but the contexts.
     """
     batches: list[Batch] = []
     group: list[Context] = []
     for context in sorted(contexts, key=lambda c: (-c.cost, c.context_id)):  # the longest opens each batch
-        if group and (len(group) + 1) * group[0].cost > batch_tokens:
+        if group and ((len(group) + 1) * group[0].cost > batch_tokens or context.cost < _SIMILAR * group[0].cost):
             batches.append(Batch(tuple(group)))
             group = []
         group.append(context)

@@ -11,7 +11,7 @@ from tiny_pair import KNOWN, PROBE
 from transformers import AutoModelForCausalLM
 
 from teachdiag.diagnostics.contexts.sampling import sample
-from teachdiag.diagnostics.models.alignment import Context, batched
+from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.updates import gradient, step_objective
@@ -49,7 +49,7 @@ def exact(pair: Pair) -> list[torch.nn.Module]:
 
 
 def test_columns_are_those_of_whole_unpadded_passes(pair: Pair, exact: list[torch.nn.Module]) -> None:
-    (batch,) = batched(CONTEXTS, 1000)
+    batch = Batch(tuple(CONTEXTS))  # of several lengths, so that some are padded
     columns = score(pair.student, pair.teacher, batch, 3)
     for row, (number, t) in enumerate(zip(batch.context_ids, batch.positions, strict=True)):
         context = CONTEXTS[number]
