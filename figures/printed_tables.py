@@ -119,6 +119,12 @@ def _selection(tables: RunTables, statistics: Sequence[str], masks: bool) -> pd.
     return rows[["probe_id", "selector", "budget", "match", "statistic", *_NUMBER, "n_seeds", *_COUNTS, "method"]]
 
 
+def _efficiency(tables: RunTables) -> pd.DataFrame:
+    columns = ["probe_id", "selector", "budget", "match", "statistic", "unit", *_NUMBER, "norm_error"]
+    real = ["real_share", "real_low", "real_high", "real_first_order"]
+    return tables.efficiency[[*columns, *real, "n_contexts", "n_prompts", "n_blocks", "method"]]
+
+
 def _estimates(tables: RunTables, analyses: Sequence[str], every_outcome: bool = False) -> pd.DataFrame:
     rows = tables.estimates[tables.estimates["analysis"].isin(analyses)]
     rows = rows if every_outcome else rows[rows["outcome"].isin([OUTCOME, "fix_gain", "mean_gain"])]
@@ -169,6 +175,12 @@ TABLES = {
         "Tables 2 and 10, Figure 3B",
         "Steps on the selected positions of the update batch: what each selector gains on the bank (nats).",
         lambda t: _selection(t, _SELECTED, masks=False),
+    ),
+    "efficiency": Layout(
+        "efficiency",
+        "",
+        "Share of the whole batch's gain that a step keeps on what each selector chose, to first order.",
+        _efficiency,
     ),
     "q3_masks": Layout(
         "selectors",

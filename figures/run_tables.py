@@ -34,6 +34,7 @@ class RunTables:
     deciles: pd.DataFrame
     surfaces: pd.DataFrame
     selection: pd.DataFrame
+    efficiency: pd.DataFrame
     placebo_panel: pd.DataFrame
     contrasts: pd.DataFrame
     balance: pd.DataFrame
@@ -57,7 +58,8 @@ class RunTables:
 
     def probes(self, kind: str) -> list[str]:
         """Return the probes of a kind of which the analysis has numbers."""
-        measured = {*self.estimates["probe_id"], *self.selection["probe_id"], *self.placebo_panel["probe_id"]}
+        tables = (self.estimates, self.selection, self.efficiency, self.placebo_panel)
+        measured = {probe_id for table in tables for probe_id in table["probe_id"]}
         return [probe_id for probe_id, its_kind in self.kinds.items() if its_kind == kind and probe_id in measured]
 
     @property

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from teachdiag.tables import whole
 
-WIDTH = 7.2  # inches: two columns of a paper
-_CAPTION_CHARACTERS = 140  # what fits that width
+WIDTH, COLUMN = 7.2, 3.3  # inches: two columns of a paper, and one
+_CAPTION_CHARACTERS = 140 / WIDTH  # what fits an inch
 
 PALETTE = sns.color_palette("colorblind")
 REAL, SECOND, PLACEBO = PALETTE[0], PALETTE[1], "0.55"
@@ -57,16 +57,16 @@ def theme() -> Iterator[None]:
         yield
 
 
-def blank_figure(height: float) -> Figure:
-    """Return an empty figure of house width and the given height in inches, on the Agg backend."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def blank_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure of a height and a width in inches, on the Agg backend."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def add_caption(figure: Figure, text: str) -> None:
     """Write what was measured, on whom and how, below the axes."""
-    lines = "\n".join(textwrap.wrap(text, _CAPTION_CHARACTERS))
+    lines = "\n".join(textwrap.wrap(text, int(_CAPTION_CHARACTERS * figure.get_figwidth())))
     figure.supxlabel(lines, x=0.01, ha="left", linespacing=1.3, fontsize=7, color="0.3")
 
 

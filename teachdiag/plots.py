@@ -79,6 +79,7 @@ PLOTS = Registry(
             Plot("top_n", STEP, "gain of the best-scored positions", f"{_HERE}.top_n:top_n_figure"),
             Plot("position_profile", STEP, "gain by position", f"{_HERE}.position_profile:position_profile_figure"),
             Plot("placebo_panel", "placebo", "statistics beside placebos", f"{_HERE}.placebo_panel:panel_figure"),
+            Plot("efficiency", "efficiency", "share of gain kept", f"{_HERE}.efficiency:efficiency_figure"),
             Plot("budget_curve", "selectors", "gain by budget", f"{_HERE}.budget_curve:budget_figure"),
             Plot("lds", "lds", "token-LDS of every predictor", f"{_HERE}.lds:lds_figure"),
             Plot("isolated", "isolated", "what foresees one token's step", f"{_HERE}.isolated:isolated_figure"),

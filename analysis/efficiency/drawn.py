@@ -1,6 +1,6 @@
 """Numbers that depend on update batches and on bank blocks, their draws, and intervals over both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,12 +39,29 @@ class Drawn:
         Args:
             block_weights: shape (1 + draws, blocks), see `few_blocks`.
         """
+        moved = (block_weights - 1) @ self._of_blocks().T
+        errors = self._std_errors().tolist()
+        return [
+            replace(interval, std_error=error if interval.known else None)
+            for interval, error in zip(intervals(self.values + moved), errors, strict=True)
+        ]
+
+    def _std_errors(self) -> Array:
+        """Return how far each number scatters where both are drawn anew, shape (m,).
+
+        That over update batches is half the distance of the 16% and 84% quantiles, which few far draws do not move.
+        """
+        low, high = np.percentile(self.values[1:], [15.87, 84.13], axis=0)
+        n_blocks = self.influence.shape[2]
+        of_blocks = n_blocks / (n_blocks - 1) * (self._of_blocks() ** 2).sum(axis=1)
+        return np.asarray(np.sqrt(((high - low) / 2) ** 2 + of_blocks))
+
+    def _of_blocks(self) -> Array:
+        """Return the influence of each block beyond what update contexts explain of its square, shape (m, blocks)."""
         own, drawn = self.influence[0], self.influence[1:]
         squares = (own**2).sum(axis=1)
         left = 1 - ratio(((drawn - own) ** 2).sum(axis=2).mean(axis=0), squares)
-        kept = np.sqrt(np.clip(np.where(squares > 0, left, 0), 0, 1))  # shape (m,); NaN stays
-        moved = (block_weights - 1) @ own.T * kept
-        return intervals(self.values + moved)
+        return np.asarray(own * np.sqrt(np.clip(np.where(squares > 0, left, 0), 0, 1))[:, None])  # NaN stays
 
 
 def mean_of(by_block: Array, sizes: Array) -> Drawn:

@@ -1,11 +1,12 @@
 """The rows of the table `efficiency`: what each selector keeps of the whole batch's gain, and beside it real steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.efficiency.drawn import Drawn, mean_of, ratio_of
@@ -18,10 +19,12 @@ from teachdiag.analysis.resampling.few_blocks import block_weights
 from teachdiag.artefacts import MASKED_GAINS, MASKED_STEPS
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
+from teachdiag.selectors import Selector
 from teachdiag.signals import BASE
 
 MOST_DRAWS = 400  # of the update batch: in each, every selector chooses anew
 GAIN, SHARE = "gain", "share"
+_LESS = {"share_vs_base": BASE, "share_vs_random": RANDOM}  # statistic: whose share is taken off
 Rows = list[dict[str, Any]]
 
 
@@ -77,7 +80,7 @@ class Curve:
     def compared(self, drawn: Drawn) -> Iterator[tuple[str, Drawn]]:
         """Yield shares at one match, and what they are less those of raw KL and of random positions, by statistic."""
         yield SHARE, drawn
-        for name, statistic in ((BASE, "share_vs_base"), (RANDOM, "share_vs_random")):
+        for statistic, name in _LESS.items():
             if name in self.selectors:
                 yield statistic, drawn - self.of(drawn, name)
 
@@ -88,41 +91,79 @@ class Curve:
         yield "share_vs_shuffled", self.share - self.placebo
 
 
-def efficiency_rows(run: Path, record: Record, resampling: Resampling) -> Rows:
+@dataclass(frozen=True)
+class Measured:
+    """What a probe of kind efficiency measured.
+
+    Attributes:
+        probe_id: the probe.
+        pool: its update positions.
+        selectors: those that are compared, by name.
+        budgets: shares of the batch that are kept, below 1.
+        n_prompts: prompts of the bank.
+        steps: rows of `masked_steps`.
+        gains: rows of `masked_gains`.
+    """
+
+    probe_id: str
+    pool: Pool
+    selectors: Mapping[str, Selector]
+    budgets: Sequence[float]
+    n_prompts: int
+    steps: pd.DataFrame
+    gains: pd.DataFrame
+
+
+def load_measured(run: Path, record: Record) -> Measured:
+    """Read what a probe of kind efficiency measured.
+
+    Raises:
+        ArtefactError: a table is missing, or does not hold each position once in each block.
+        SettingsError: a selector is unknown.
+    """
+    settings, probe_id = record.settings, record.probe_id
+    selectors = compared_selectors(run, settings)
+    return Measured(
+        probe_id,
+        load_pool(run, probe_id, selectors, int(settings["seed"])),
+        selectors,
+        [budget for budget in map(float, settings["budgets"].split(",")) if budget < 1],
+        sum(int(block["prompts"]) for block in record.results["blocks"]),
+        MASKED_STEPS.read(run / "masked_steps" / probe_id),
+        MASKED_GAINS.read(run / "masked_gains" / probe_id),
+    )
+
+
+def efficiency_rows(measured: Measured, resampling: Resampling) -> Rows:
     """Return the rows of one probe of kind efficiency: of the whole batch alone where its gain is not told from 0.
 
     Args:
-        run: the run directory.
-        record: the probe.
+        measured: what it measured.
         resampling: of the bank's prompts; its seed and draws are those of update batches too, of these at most
             `MOST_DRAWS`.
 
     Raises:
-        ArtefactError: a table is missing, or does not hold each position once in each block.
-        SettingsError: a selector is unknown, or its scores are no scores.
+        SettingsError: the scores of a selector are no scores.
     """
-    selectors = compared_selectors(run, record.settings)
-    pool = load_pool(run, record.probe_id, selectors, int(record.settings["seed"]))
+    pool, budgets = measured.pool, measured.budgets
     few = replace(resampling, draws=min(resampling.draws, MOST_DRAWS))
-    budgets = [budget for budget in map(float, record.settings["budgets"].split(",")) if budget < 1]
-    means = kept_means(pool, selectors, budgets, prompt_weights(few, pool.n_prompts))
-    blocks, population = block_weights(few, pool.n_blocks), _population(record, pool, few)
-    gains = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
-    own, shuffled = (_known(interval, pool) for interval in gains.intervals(blocks))
+    means = kept_means(pool, measured.selectors, budgets, prompt_weights(few, pool.n_prompts))
+    blocks, population = block_weights(few, pool.n_blocks), _population(measured, few)
+    whole = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
+    own, shuffled = (_known(interval, pool) for interval in whole.intervals(blocks))
     rows = [
         population.row(ALL, 1.0, "rate", statistic, interval, "nats")
         for statistic, interval in ((GAIN, own), ("gain_shuffled", shuffled))
     ]
     if own.side() != 1:
         return rows
-    flat = means.kept.reshape(2, len(blocks), len(selectors) * len(budgets), pool.n_blocks)
-    curve = Curve(list(selectors), budgets, *(ratio_of(kept, means.whole[0], pool.sizes) for kept in flat))
-    steps = MASKED_STEPS.read(run / "masked_steps" / record.probe_id)
-    gains_of_prompts = MASKED_GAINS.read(run / "masked_gains" / record.probe_id)
+    flat = means.kept.reshape(2, len(blocks), -1, pool.n_blocks)
+    shares = [ratio_of(kept, means.whole[0], pool.sizes) for kept in flat]
+    curve = Curve(list(measured.selectors), budgets, *shares)
     for statistic, drawn in curve.at_rate():
         rows += _cell_rows(curve, population, blocks, "rate", statistic, drawn)
-    rows += _norm_rows(curve, population, blocks, length_ratios(steps, curve.selectors, budgets), few)
-    _add_real_steps(rows, real_shares(steps, gains_of_prompts, resampling))
+    rows += _norm_rows(curve, population, blocks, length_ratios(measured.steps, curve.selectors, budgets), few)
+    _add_real_steps(rows, real_shares(measured.steps, measured.gains, resampling))
     return rows
 
 
@@ -136,14 +177,14 @@ def prompt_weights(resampling: Resampling, n_prompts: int) -> Array:
     return np.vstack([np.ones(n_prompts), counts])
 
 
-def _population(record: Record, pool: Pool, resampling: Resampling) -> Population:
+def _population(measured: Measured, resampling: Resampling) -> Population:
+    pool = measured.pool
     n_contexts = len(np.unique(pool.tokens.stored("context_id")))
-    n_prompts = sum(int(block["prompts"]) for block in record.results["blocks"])
     method = (
         f"first order under SGD; {resampling.draws} draws of update prompts, in each of which the selector chooses "
         f"anew, and Student weights of {pool.n_blocks} blocks of bank prompts, percentile"
     )
-    return Population(record.probe_id, n_contexts, n_prompts, pool.n_blocks, method)
+    return Population(measured.probe_id, n_contexts, measured.n_prompts, pool.n_blocks, method)
 
 
 def _known(interval: Interval, pool: Pool) -> Interval:
@@ -178,7 +219,7 @@ def _cell_rows(
     """Yield a row for every selector and budget that has the statistic."""
     cells = [(selector, budget) for selector in curve.selectors for budget in curve.budgets]
     for (selector, budget), interval in zip(cells, drawn.intervals(blocks), strict=True):
-        if not np.isnan(interval.estimate):
+        if not np.isnan(interval.estimate) and selector != _LESS.get(statistic):
             yield population.row(selector, budget, match, statistic, interval)
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
-from teachdiag.analysis.efficiency.rows import efficiency_rows
+from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured
 from teachdiag.analysis.efficiency.step_lengths import ALL
 from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, shown
@@ -29,7 +29,7 @@ class Efficiency(KindAnalysis):
 
     def estimates(self, inputs: Inputs) -> Estimates:
         """Return what every selector keeps at every budget, and what real steps kept."""
-        return {EFFICIENCY: efficiency_rows(inputs.run, self.record, inputs.resampling)}
+        return {EFFICIENCY: efficiency_rows(load_measured(inputs.run, self.record), inputs.resampling)}
 
     def text(self) -> str:
         """Say what was measured, and what the brackets are."""

@@ -1,33 +1,45 @@
 """Efficiency curves: every number against plain loops, planted shares found, and nothing judged without a gain."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from planted_efficiency import EfficiencyWorld, draw_pool, plant_efficiency, true_shares
 from scipy.stats import t as student
+from stages import ROOT
 
+from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.lookup import lookup
 from teachdiag.analysis.bank.measurements import finished_probes
 from teachdiag.analysis.efficiency.drawn import Drawn, mean_of, ratio_of
 from teachdiag.analysis.efficiency.kept_means import kept_means
 from teachdiag.analysis.efficiency.pool import compared_selectors, load_pool
 from teachdiag.analysis.efficiency.real_steps import real_shares
-from teachdiag.analysis.efficiency.rows import efficiency_rows, prompt_weights
+from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured, prompt_weights
 from teachdiag.analysis.efficiency.step_lengths import length_ratios
 from teachdiag.analysis.kinds.efficiency import efficiency_sentences, headline_table, real_table, share_table
+from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.resampling.few_blocks import block_weights
 from teachdiag.artefacts import EFFICIENCY, INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.plots.efficiency import draw_efficiency, efficiency_figure
+from teachdiag.figures.publish import publish
+from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.style import theme
+from teachdiag.progress import Reporter
 from teachdiag.selectors import SELECTORS, Tokens
+from teachdiag.settings import AnalyzeSettings
 from teachdiag.tables import rows_where, shard_path, write_parquet
 
 WORLD = EfficiencyWorld(contexts=20, positions=20, prompts=24, blocks=4, batch=8)
 NAMES, BUDGETS = ("forward_kl", "learnable", "random"), (0.05, 0.1, 0.3)
 FEW = Resampling(3, 40, 24)
+QUIET = Reporter(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(run: Path) -> pd.DataFrame:
     (record,) = finished_probes(run)
-    return EFFICIENCY.build_rows(efficiency_rows(run, record, FEW)).to_pandas()
+    return EFFICIENCY.build_rows(efficiency_rows(load_measured(run, record), FEW)).to_pandas()
 
 
 def test_weights_of_few_blocks_make_the_t_interval() -> None:
@@ -242,6 +254,11 @@ def test_random_positions_keep_one_and_the_oracle_keeps_most(rows: pd.DataFrame)
     assert set(best["selector"]) == {"oracle"}
 
 
+def test_nothing_is_compared_with_itself(rows: pd.DataFrame) -> None:
+    assert "forward_kl" not in set(rows_where(rows, statistic="share_vs_base")["selector"])
+    assert "random" not in set(rows_where(rows, statistic="share_vs_random")["selector"])
+
+
 def test_cells_without_a_measured_norm_have_no_row(rows: pd.DataFrame) -> None:
     norm = set(rows_where(rows, match="norm")["selector"])
     assert norm == {"forward_kl", "learnable", "entropy", "random", "oracle"}
@@ -252,7 +269,7 @@ def test_nothing_is_judged_without_a_gain(tmp_path: Path) -> None:
     run = tmp_path / "run"
     plant_efficiency(run, replace(WORLD, mean=0.0, slope_kl=0.0), selector="forward_kl,learnable")
     (record,) = finished_probes(run)
-    rows = EFFICIENCY.build_rows(efficiency_rows(run, record, FEW)).to_pandas()
+    rows = EFFICIENCY.build_rows(efficiency_rows(load_measured(run, record), FEW)).to_pandas()
     assert set(rows["statistic"]) == {"gain", "gain_shuffled"}
     (said,) = efficiency_sentences(rows)
     assert "is not told from 0" in said
@@ -293,3 +310,44 @@ def test_a_selector_that_cannot_choose_has_no_number() -> None:
     found = kept_means(pool, selectors, BUDGETS, np.ones((1, pool.n_prompts)))
     assert np.isnan(found.kept[:, :, 0]).all()  # C is constant
     np.testing.assert_array_equal(np.isnan(found.kept[0, 0, 1, :, 0]), [False, False, True])  # a fifth is known
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("png_alone")
+def test_a_run_from_its_tables_to_its_figure(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    plant_efficiency(run, replace(WORLD, mean=0.5))
+    run_analysis(run, AnalyzeSettings(draws=100), QUIET)
+    rows = EFFICIENCY.read(EFFICIENCY.file(run))
+    selectors = set(rows_where(rows, match="rate", statistic="share")["selector"])
+    assert selectors == set(SELECTORS) - {"predicted"}
+    files = publish(run, QUIET, "efficiency")
+    assert {f"{file.parent.name}/{file.name}" for file in files} >= {"figures/efficiency.png", "tables/efficiency.md"}
+    assert "| raw KL |" in (run / "summary.md").read_text()
+    assert len(terminal_tables(run)) == 1
+    page = (ROOT / "docs/analysis.md").read_text()
+    assert {name for name in rows["statistic"].unique() if f"`{name}`" not in page} == set()
+
+
+def test_the_figure_holds_the_numbers_of_the_table(rows: pd.DataFrame) -> None:
+    ax = draw_efficiency(rows_where(rows, match="norm"), Figure().subplots())
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    share = rows_where(rows, match="norm", statistic="share", selector="learnable").sort_values("budget")
+    np.testing.assert_allclose(lines["learnable (TA-OPD)"].get_ydata(), [*share["estimate"], 1])
+    np.testing.assert_allclose(lines["learnable (TA-OPD)"].get_xdata(), [*share["budget"], 1])
+    real = rows_where(rows, match="norm", statistic="share", budget=0.1)["real_share"].dropna()
+    drawn = [float(y) for line in ax.get_lines() if line.get_markerfacecolor() == "white" for y in line.get_ydata()]
+    assert sorted(drawn) == pytest.approx(sorted(real))
+
+
+def test_type_of_the_figure_can_be_read_in_one_column(rows: pd.DataFrame, tmp_path: Path) -> None:
+    """It is 3.3 inches wide as it stands, and no letter is under 6 points."""
+    for shown in (rows, rows_where(rows, selector="all")):
+        nothing = {entry.name: rows.iloc[:0] for entry in fields(RunTables) if entry.name not in ("run", "kinds")}
+        tables = RunTables(**nothing | {"run": tmp_path, "kinds": {"efficiency": "efficiency"}, "efficiency": shown})
+        with theme():
+            figure = efficiency_figure(tables, "efficiency")
+        assert figure.get_figwidth() == pytest.approx(3.3)
+        sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert min(sizes) >= 6
+        assert "?" in figure.get_suptitle()

@@ -8,6 +8,7 @@ divided by the ratio of norms that many batches give.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,17 @@ import pyarrow as pa
 from planted import World, _finish, _positions, finish_capture, write_positions
 
 from teachdiag.analysis.efficiency.kept_means import Pool
+from teachdiag.analysis.efficiency.rows import Measured, Rows
 from teachdiag.artefacts import INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS
 from teachdiag.scores import Array, Codes, Mask
 from teachdiag.selectors import SELECTORS, Tokens, counts_at
 from teachdiag.selectors.budget import select_each
-from teachdiag.settings import ProbeSettings
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, ProbeSettings
 from teachdiag.tables import shard_path, write_parquet
 
 _LARGE = 8000  # contexts of the sample that gives the truth
 _DIMENSIONS = 8
+BUDGETS = ProbeSettings(kind="efficiency").budget_shares[:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,19 @@ def draw_pool(world: EfficiencyWorld, seed: int) -> tuple[Pool, Array, Bank]:
     return Pool(tokens, np.stack([own, shuffled]), columns["context_id"].astype(np.int64), sizes), gradients, bank
 
 
+def draw_measured(
+    world: EfficiencyWorld,
+    seed: int,
+    selectors: tuple[str, ...] = HEADLINE_SELECTORS,
+    budgets: tuple[float, ...] = HEADLINE_BUDGETS,
+) -> Measured:
+    """Draw what a probe of kind efficiency measures in a world, real batches included."""
+    pool, gradients, bank = draw_pool(world, seed)
+    steps, gains = masked_steps(world, pool.tokens, gradients, bank, selectors, budgets)
+    chosen = {name: SELECTORS[name] for name in selectors}
+    return Measured("efficiency", pool, chosen, budgets, world.prompts, pd.DataFrame(steps), pd.DataFrame(gains))
+
+
 def true_shares(world: EfficiencyWorld, selectors: tuple[str, ...], budgets: tuple[float, ...]) -> Array:
     """Return the efficiency of every selector at every budget at equal rate, shape (selectors, budgets)."""
     columns = draw_columns(world, _LARGE, np.random.default_rng(0))
@@ -155,7 +171,9 @@ def plant_efficiency(run: Path, world: EfficiencyWorld, probe_id: str = "efficie
     shuffled = (world.placebo * own.mean() + rng.normal(0, 1, own.shape) * own.std()).astype(np.float32)
     tokens = Tokens(columns | {"isolated_gain": own @ (sizes / sizes.sum())})
     _write_products(run, probe_id, update, np.stack([own, shuffled], axis=2), sizes)
-    _write_steps(run, probe_id, world, tokens, gradients, bank)
+    steps, gains = masked_steps(world, tokens, gradients, bank, probe_id=probe_id)
+    write_parquet(MASKED_STEPS.build_rows(steps), shard_path(run / "masked_steps" / probe_id, 0))
+    write_parquet(MASKED_GAINS.build_rows(gains), shard_path(run / "masked_gains" / probe_id, 0))
     settings = ProbeSettings(name=probe_id, kind="efficiency", blocks=world.blocks, selector=selector)
     prompts = np.bincount(bank.block, minlength=world.blocks)
     blocks = [{"prompts": int(m), "positions": int(n)} for m, n in zip(prompts, sizes, strict=True)]
@@ -179,43 +197,50 @@ def _write_products(run: Path, probe_id: str, update: pd.DataFrame, inner: Array
 _REAL = (("forward_kl", 0.1), ("entropy", 0.1))  # cells of which a real step is taken
 
 
-def _write_steps(
-    run: Path, probe_id: str, world: EfficiencyWorld, tokens: Tokens, gradients: Array, bank: Bank, length: float = 1e-3
-) -> None:
-    """Write `masked_steps` of two batches, and the gains of the steps that are taken on the first of them."""
-    settings = ProbeSettings(kind="efficiency")
-    contexts, held_out = np.unique(tokens.stored("context_id")), np.average(bank.gradients, 0, bank.positions)
-    rows, gains = [], []
+def masked_steps(
+    world: EfficiencyWorld,
+    tokens: Tokens,
+    gradients: Array,
+    bank: Bank,
+    selectors: tuple[str, ...] = HEADLINE_SELECTORS,
+    budgets: tuple[float, ...] = BUDGETS,
+    probe_id: str = "efficiency",
+) -> tuple[Rows, Rows]:
+    """Return the rows of `masked_steps` of two batches, and of `masked_gains`: steps taken on the first of them."""
+    contexts, rows, gains = np.unique(tokens.stored("context_id")), [], []
     for batch in range(2):
         ids = contexts[batch * world.batch : (batch + 1) * world.batch]
         inside = np.flatnonzero(np.isin(tokens.stored("context_id"), ids))
         drawn = Tokens({name: values[inside] for name, values in tokens.columns.items()})
         cells = {("all", 1.0): np.ones(len(inside), bool)}
-        for name in settings.norm_selectors.split(","):
-            masks = _masks(drawn, name, settings.budget_shares[:-1])
-            cells |= {(name, budget): mask for budget, mask in zip(settings.budget_shares, masks, strict=False)}
+        for name in selectors:
+            cells |= {(name, budget): mask for budget, mask in zip(budgets, _masks(drawn, name, budgets), strict=True)}
         for (name, budget), mask in cells.items():
-            mean = gradients[inside[mask]].mean(axis=0)
-            norm = float(np.linalg.norm(mean)) if name != "random" else _random_norm(gradients[inside], budget)
-            taken = batch == 0 and (name == "all" or (name, budget) in _REAL)
             place = {"probe_id": probe_id, "selector": name, "budget": budget, "batch": batch}
-            of_prompts = length * bank.gradients @ mean / norm
-            rows.append(
-                place
-                | {"loss": "reverse_kl", "optimizer": "sgd", "context_ids": ids, "n_batch": len(inside)}
-                | {"n_kept": int(mask.sum()), "gradient_norm": norm, "direction_norm": norm}
-                | {"first_order": float(held_out @ mean), "exact_first_order": float(held_out @ mean)}
-                | {"learning_rate": length / norm if taken else None, "update_norm": length if taken else None}
-                | {"real_gain": float(np.average(of_prompts, weights=bank.positions)) if taken else None}
-            )
-            facts = zip(bank.block, bank.positions, of_prompts, strict=True)
-            gains += [
-                place | {"prompt_id": f"b{number:03d}", "block": int(block), "n_positions": int(n), "gain": float(gain)}
-                for number, (block, n, gain) in enumerate(facts)
-                if taken
-            ]
-    write_parquet(MASKED_STEPS.build_rows(rows), shard_path(run / "masked_steps" / probe_id, 0))
-    write_parquet(MASKED_GAINS.build_rows(gains), shard_path(run / "masked_gains" / probe_id, 0))
+            taken = batch == 0 and (name == "all" or (name, budget) in _REAL)
+            random = _random_norm(gradients[inside], budget) if name == "random" else None
+            row, gained = _masked_step(gradients[inside[mask]].mean(axis=0), bank, taken, random)
+            rows.append(place | row | {"context_ids": ids, "n_batch": len(inside), "n_kept": int(mask.sum())})
+            gains += [place | of_prompt for of_prompt in gained]
+    return rows, gains
+
+
+def _masked_step(
+    mean: Array, bank: Bank, taken: bool, random: float | None = None, length: float = 1e-3
+) -> tuple[dict[str, Any], Rows]:
+    """Return what is known of one masked gradient, and what a step of that length along it gains on every prompt."""
+    norm = float(np.linalg.norm(mean)) if random is None else random
+    first_order = float(np.average(bank.gradients, 0, bank.positions) @ mean)
+    of_prompts = length * bank.gradients @ mean / norm
+    real = {"learning_rate": length / norm, "update_norm": length, "real_gain": length / norm * first_order}
+    row = {"loss": "reverse_kl", "optimizer": "sgd", "gradient_norm": norm, "direction_norm": norm}
+    row |= {"first_order": first_order, "exact_first_order": first_order, **(real if taken else dict.fromkeys(real))}
+    facts = zip(bank.block, bank.positions, of_prompts, strict=True)
+    gains = [
+        {"prompt_id": f"b{number:03d}", "block": int(block), "n_positions": int(n), "gain": float(gain)}
+        for number, (block, n, gain) in enumerate(facts)
+    ]
+    return row, gains if taken else []
 
 
 def _random_norm(gradients: Array, budget: float) -> float:
