@@ -33,6 +33,8 @@ from teachdiag.analysis.step.profiles import (
     q3_rows,
 )
 from teachdiag.analysis.step.regression import regressions
+from teachdiag.analysis.step.specifications import WINDOWS, Evidence, agreement_rows, specification_rows
+from teachdiag.analysis.step.step_length import update_facts
 from teachdiag.analysis.step.support_contrast import contrast_rows
 from teachdiag.analysis.step.top_n import top_rows
 from teachdiag.analysis.step.validity import validity
@@ -47,6 +49,7 @@ from teachdiag.artefacts import (
     PRIMARY,
     SATURATION,
     SCALES,
+    SPECIFICATIONS,
     SURFACES,
     TABLES,
     TOKENS,
@@ -96,6 +99,7 @@ def _step_tasks(inputs: Inputs) -> list[Task]:
     tasks += [partial(_contrasts, inputs, group) for group in fitted]
     tasks += [partial(_buckets, inputs, group) for group in fitted]
     tasks += [partial(_regressions, inputs, group, k) for group in fitted for k in SUPPORT_SIZES]
+    tasks += [partial(_specifications, inputs, step) for step in inputs.steps]
     tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in measured]
     tasks += [_each(group, partial(robust_rows, resampling=resampling)) for group in fitted]
     tasks += [_each(group, lambda outcome: [concentration_row(outcome)]) for group in fitted]
@@ -162,6 +166,16 @@ def _plane(inputs: Inputs) -> Estimates:
 def _gain_surfaces(inputs: Inputs, step: Step) -> Estimates:
     cells = gain_surface_rows(step, inputs.normalised)
     return {SURFACES: cells, SCALES: [gain_surface_scale(step, cells)]}
+
+
+def _specifications(inputs: Inputs, step: Step) -> Estimates:
+    evidence = Evidence(inputs.bank, inputs.normalised, inputs.raw, inputs.folds(), inputs.resampling)
+    rows = [row for window in WINDOWS for row in specification_rows(step, window, evidence, inputs.settings.cuts)]
+    facts = update_facts(next(record for record in inputs.records if record.probe_id == step.real.probe_id))
+    return {
+        SPECIFICATIONS: [row | facts for row in rows],
+        ESTIMATES: agreement_rows(rows, step, inputs.bank),
+    }
 
 
 def _scales(inputs: Inputs) -> Estimates:

@@ -136,10 +136,15 @@ class Outcome:
         return len(self.prompts), _count(self.prompts)
 
     @property
+    def n_prompts(self) -> int:
+        """Count the prompts in which it is defined."""
+        return self._size[1]
+
+    @property
     def obstacle(self) -> str:
         """Why no model can be fitted to this outcome, or an empty text."""
-        if self._size[1] < MIN_PROMPTS:
-            return f"above the noise floor in only {self._size[1]} prompts of the {MIN_PROMPTS} needed"
+        if self.n_prompts < MIN_PROMPTS:
+            return f"above the noise floor in only {self.n_prompts} prompts of the {MIN_PROMPTS} needed"
         if np.ptp(self.values) == 0:
             return f"exactly {self.values[0]:g} everywhere"
         return ""

@@ -1,6 +1,6 @@
 """What the regressions are fitted to: predictors and outcomes over the same positions, as cross-products by prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,25 @@ from teachdiag.scores import Array, Codes
 
 GAP = "learnable - incompatible"
 _CONTROLS = ("student_entropy", "teacher_entropy", "position")
-_CURVE = {  # with D itself a cubic regression spline of D, knots at a third and two thirds of its range
-    "disagreement^2": lambda d: d**2,
-    "disagreement^3": lambda d: d**3,
-    "(disagreement - 1/3)+^3": lambda d: np.maximum(d - 1 / 3, 0) ** 3,
-    "(disagreement - 2/3)+^3": lambda d: np.maximum(d - 2 / 3, 0) ** 3,
+_POWERS: Mapping[str, Callable[[Array], Array]] = {  # of x: with x itself a cubic regression spline, knots at thirds
+    "{}^2": lambda x: x**2,
+    "{}^3": lambda x: x**3,
+    "({} - 1/3)+^3": lambda x: np.maximum(x - 1 / 3, 0) ** 3,
+    "({} - 2/3)+^3": lambda x: np.maximum(x - 2 / 3, 0) ** 3,
 }
-_SPLINE = ("disagreement", *_CURVE, "entropy_x_disagreement", *_CONTROLS)
+_CURVES = {  # term: of which part, and how it is made
+    term.format(part): (part, power)
+    for part in ("disagreement", "student_entropy", "teacher_entropy")
+    for term, power in _POWERS.items()
+}
+
+
+def _curve(part: str) -> tuple[str, ...]:
+    """Return the terms of a cubic regression spline of a normalised score."""
+    return part, *(term for term, (of, _) in _CURVES.items() if of == part)
+
+
+_SPLINE = (*_curve("disagreement"), "entropy_x_disagreement", *_CONTROLS)
 MODELS = {
     "baseline": ("disagreement", "entropy_x_disagreement", *_CONTROLS),
     "plus_c": ("compatibility", "disagreement", "entropy_x_disagreement", *_CONTROLS),
@@ -36,19 +48,25 @@ BASES = {  # with which model each is compared; all but `decomposition` contain 
     "interaction": "plus_c",
     "spline_interaction": "spline",
 }
-PREDICTORS = tuple(dict.fromkeys(term for terms in MODELS.values() for term in terms))
+CONTROLLED = {  # the decomposition under every way of taking entropy into account
+    "none": ("learnable", "incompatible", "position"),
+    "linear": MODELS["decomposition"],
+    "linear, H x D": MODELS["nested"],
+    "splines": ("learnable", "incompatible", *_curve("student_entropy"), *_curve("teacher_entropy"), "position"),
+}
 
 
 class Sample(NamedTuple):
     """Predictors at one K and some outcomes over the same n positions.
 
-    `parts`: shape (n,) each, of what the predictors are made of. `mean`, `spread`: shape (q + m,), of predictors and
-    then outcomes, by which they are z-scored. `by_prompt`: shape (prompts, 1 + q + m, 1 + q + m), cross-products of
-    [1, z-scored] of each prompt.
+    `predictors`: names of all q. `parts`: shape (n,) each, of what they are made of. `mean`, `spread`: shape (q + m,),
+    of predictors and then outcomes, by which they are z-scored. `by_prompt`: shape (prompts, 1 + q + m, 1 + q + m),
+    cross-products of [1, z-scored] of each prompt.
     """
 
     outcomes: Sequence[Outcome]
     k: int
+    predictors: tuple[str, ...]
     parts: Parts
     mean: Array
     spread: Array
@@ -56,15 +74,25 @@ class Sample(NamedTuple):
 
     def columns(self, terms: Sequence[str], outcome: int) -> list[int]:
         """Return the columns of some predictors and then of one outcome."""
-        return [*(PREDICTORS.index(term) for term in terms), len(PREDICTORS) + outcome]
+        return [*(self.predictors.index(term) for term in terms), len(self.predictors) + outcome]
+
+    def variables(self, parts: Parts, rows: slice | Codes) -> Array:
+        """Return predictors made of some parts, and then the outcomes, at some positions: shape (rows, q + m)."""
+        return variables(self.predictors, parts, [outcome.values[rows] for outcome in self.outcomes])
 
     def scaled(self, rows: Codes) -> Array:
         """Return predictors and outcomes at some positions, z-scored: shape (rows, q + m)."""
         parts = {name: values[rows] for name, values in self.parts.items()}
-        return (variables(parts, [outcome.values[rows] for outcome in self.outcomes]) - self.mean) / self.spread
+        return (self.variables(parts, rows) - self.mean) / self.spread
 
 
-def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: int) -> Sample:
+def make_sample(
+    outcomes: Sequence[Outcome],
+    scores: Scores,
+    k: int,
+    n_prompts: int,
+    models: Mapping[str, tuple[str, ...]] = MODELS,
+) -> Sample:
     """Build the sample of outcomes that are defined over the same positions.
 
     Args:
@@ -72,37 +100,43 @@ def make_sample(outcomes: Sequence[Outcome], scores: Scores, k: int, n_prompts: 
         scores: normalised scores of the whole bank.
         k: support size.
         n_prompts: prompts of the bank.
+        models: the predictors of each model that will be fitted.
 
     Raises:
         EstimationError: a predictor is constant, or a combination of others in its model; the message names it.
     """
-    first = outcomes[0]
+    first, predictors = outcomes[0], tuple(dict.fromkeys(term for terms in models.values() for term in terms))
     parts = {name: first.of(values) for name, values in parts_of(scores, k).items()}
-    width = len(PREDICTORS) + len(outcomes)
+    width = len(predictors) + len(outcomes)
     raw, lowest, highest = np.zeros((n_prompts, 1 + width, 1 + width)), np.full(width, np.inf), np.full(width, -np.inf)
     for block in prompt_blocks(first.prompts):
         in_block = {name: values[block.rows] for name, values in parts.items()}
-        columns = variables(in_block, [outcome.values[block.rows] for outcome in outcomes])
+        columns = variables(predictors, in_block, [outcome.values[block.rows] for outcome in outcomes])
         raw[block.prompts] = block.products(with_intercept(columns))
         lowest, highest = np.minimum(lowest, columns.min(axis=0)), np.maximum(highest, columns.max(axis=0))
-    for index in np.flatnonzero((lowest == highest)[: len(PREDICTORS)]):
-        name = PREDICTORS[index]
+    for index in np.flatnonzero((lowest == highest)[: len(predictors)]):
+        name = predictors[index]
         raise EstimationError(
             f"predictor {name}{'' if (name, None) in scores else f' (K={k})'} is {lowest[index]:g} at every position "
             f"that has {first.name}: capture another pair, or more and later positions"
         )
     mean, spread, total = standardised(raw.sum(axis=0))
-    for terms in MODELS.values():
-        indices = [1 + PREDICTORS.index(term) for term in terms]
+    for terms in models.values():
+        indices = [1 + predictors.index(term) for term in terms]
         _refuse_collinear(total[np.ix_(indices, indices)] / total[0, 0], terms, k)
-    return Sample(outcomes, k, parts, mean, spread, rescaled(raw, mean, spread))
+    return Sample(outcomes, k, predictors, parts, mean, spread, rescaled(raw, mean, spread))
 
 
-def variables(parts: Parts, outcomes: Sequence[Array]) -> Array:
-    """Return every predictor, in the order of `PREDICTORS`, and then the outcomes: (n,) each to (n, q + m)."""
-    d = parts["disagreement"]
-    columns = [_CURVE[name](d) if name in _CURVE else combined_score(parts, name) for name in PREDICTORS]
-    return np.column_stack([*columns, *outcomes])
+def variables(predictors: Sequence[str], parts: Parts, outcomes: Sequence[Array]) -> Array:
+    """Return some predictors and then the outcomes: (n,) each to (n, q + m)."""
+    return np.column_stack([*(_predictor(name, parts) for name in predictors), *outcomes])
+
+
+def _predictor(name: str, parts: Parts) -> Array:
+    if name not in _CURVES:
+        return combined_score(parts, name)
+    part, power = _CURVES[name]
+    return power(parts[part])
 
 
 def with_intercept(columns: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
-from teachdiag.analysis.step.design import Sample, standardised, variables, with_intercept
+from teachdiag.analysis.step.design import Sample, standardised, with_intercept
 from teachdiag.scores import Array, clip_to
 
 _CUTS = (0.05, 0.95)
@@ -62,10 +62,9 @@ def _moments(sample: Sample, raw: Sequence[Array], cuts: Array) -> Array:
     moments = np.zeros((len(cuts), width, width))
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        outcomes = [outcome.values[rows] for outcome in sample.outcomes]
         for total, bounds in zip(moments, cuts.reshape(len(cuts), -1, 2), strict=True):
             parts = {name: clip_to(values[rows], *ends) for name, values, ends in zip(_CUT, raw, bounds, strict=True)}
             parts["position"] = sample.parts["position"][rows]
-            extended = with_intercept(variables(parts, outcomes))
+            extended = with_intercept(sample.variables(parts, rows))
             total += extended.T @ extended
     return moments

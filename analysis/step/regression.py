@@ -4,7 +4,7 @@ Every model is fitted from the moments of its variables, so a bootstrap draw is 
 coefficients are re-standardised within each draw; slopes are per unit of the normalised score, in the outcome's unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from teachdiag.scores import Array
 
 
 class Fit(NamedTuple):
-    """One model in every draw. `standardized` and `slopes`: shape (draws, terms). `r2`: shape (draws,)."""
+    """One model of m outcomes in every draw. `standardized`, `slopes`: shape (draws, m, terms). `r2`: (draws, m)."""
 
     standardized: Array
     slopes: Array
@@ -48,12 +48,9 @@ def regressions(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: b
         resampling: gives the draws.
         redraw: whether the cuts of the normalised scores are estimated anew in every draw.
     """
-    weights = resampling.weights("regression")
-    totals = np.tensordot(weights, sample.by_prompt, axes=1)
-    redrawn = redraw_cuts(sample, bank, weights) if redraw else None
-    method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
-    draws = Draws(totals, redrawn, method)
-    return [row for index in range(len(sample.outcomes)) for row in _rows(sample, index, draws)]
+    draws = draw(sample, bank, resampling, redraw=redraw)
+    fits = {model: fit_draws(sample, terms, draws) for model, terms in MODELS.items()}
+    return [row for index in range(len(sample.outcomes)) for row in _rows(sample, index, fits, draws)]
 
 
 def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) -> dict[tuple[str, str], float]:
@@ -66,69 +63,83 @@ def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) ->
     totals = sample.by_prompt.sum(axis=0)[None]
     estimates: dict[tuple[str, str], float] = {}
     for model, terms in MODELS.items():
-        columns = sample.columns(terms, 0)
-        estimate, (contrasts, names) = fit(totals, columns), contrasts_of(terms)
-        slopes = estimate.slopes * sample.spread[columns[-1]] / sample.spread[columns[:-1]]
-        for scale, coefficients in (("standardized", estimate.standardized), ("slope", slopes)):
-            values = (coefficients @ contrasts.T)[0]
+        estimate, (contrasts, names) = fit_draws(sample, terms, Draws(totals, None, "")), contrasts_of(terms)
+        for scale, coefficients in (("standardized", estimate.standardized), ("slope", estimate.slopes)):
+            values = (coefficients @ contrasts.T)[0, 0]
             estimates |= {(f"{scale}_{model}", name): float(value) for name, value in zip(names, values, strict=True)}
     return estimates
 
 
-def fit(totals: Array, columns: Sequence[int]) -> Fit:
-    """Least squares of the variable at the last place on those before it, in every draw.
+def draw(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: bool) -> Draws:
+    """Make the draws of a sample; arguments as `regressions` has them."""
+    weights = resampling.weights("regression")
+    totals = np.tensordot(weights, sample.by_prompt, axes=1)
+    redrawn = redraw_cuts(sample, bank, weights) if redraw else None
+    method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
+    return Draws(totals, redrawn, method)
+
+
+def fit(totals: Array, predictors: Sequence[int], outcomes: Sequence[int]) -> Fit:
+    """Least squares of each of some variables on others, in every draw.
 
     Args:
         totals: total moments of [1, variables], shape (draws, 1 + q, 1 + q). A draw in which a variable does not vary
             gives NaN.
-        columns: of the predictors and then the outcome, among the variables.
+        predictors: their columns among the variables.
+        outcomes: theirs.
 
     Raises:
         EstimationError: some draw's predictors are exactly collinear.
     """
-    wanted = [0, *(column + 1 for column in columns)]
-    correlations, spread = _correlations(totals[:, wanted][:, :, wanted])
-    usable = ~np.isnan(correlations).any(axis=(1, 2))
-    within, with_outcome = correlations[usable][:, :-1, :-1], correlations[usable][:, :-1, -1]
-    standardized, r2 = np.full((len(totals), len(columns) - 1), np.nan), np.full(len(totals), np.nan)
+    wanted = [0, *(column + 1 for column in (*predictors, *outcomes))]
+    correlations, spread = _correlations(totals[:, wanted][:, :, wanted], len(predictors))
+    within, with_outcomes = np.split(correlations, [len(predictors)], axis=2)
+    usable = ~np.isnan(within).any(axis=(1, 2))
+    standardized = np.full((len(totals), len(outcomes), len(predictors)), np.nan)
     try:
-        standardized[usable] = np.linalg.solve(within, with_outcome[..., None])[..., 0]
+        standardized[usable] = np.linalg.solve(within[usable], with_outcomes[usable]).swapaxes(1, 2)
     except np.linalg.LinAlgError:
         raise EstimationError("the predictors are collinear in a bootstrap draw: capture more prompts") from None
-    r2[usable] = (standardized[usable] * with_outcome).sum(axis=1)
-    return Fit(standardized, standardized * ratio(spread[:, -1:], spread[:, :-1]), r2)
+    slopes = standardized * ratio(spread[:, len(predictors) :, None], spread[:, None, : len(predictors)])
+    return Fit(standardized, slopes, (standardized * with_outcomes.swapaxes(1, 2)).sum(axis=2))
 
 
-def _rows(sample: Sample, index: int, draws: Draws) -> list[dict[str, Any]]:
+def fit_draws(sample: Sample, terms: Sequence[str], draws: Draws) -> Fit:
+    """Fit one model to every outcome in every draw, slopes in their own units, and let it follow the redrawn cuts.
+
+    Args:
+        sample: the regressions' sample.
+        terms: the model's predictors.
+        draws: of the sample.
+    """
+    q, m = len(sample.predictors), len(sample.outcomes)
+    predictors, outcomes = [sample.predictors.index(term) for term in terms], range(q, q + m)
+
+    def in_their_units(fitted: Fit, spread: Array) -> Fit:
+        return fitted._replace(slopes=fitted.slopes * spread[..., q:, None] / spread[..., None, predictors])
+
+    plain = in_their_units(fit(draws.totals, predictors, outcomes), sample.spread)
+    if draws.redrawn is None:
+        return plain
+    cuts = draws.redrawn
+    lower, higher = (
+        in_their_units(fit(cuts.moments[:, side], predictors, outcomes), cuts.spread[:, side]) for side in (0, 1)
+    )
+    return Fit(
+        *(at + np.tensordot(cuts.moves, (up - down) / 2, 1) for at, up, down in zip(plain, higher, lower, strict=True))
+    )
+
+
+def _rows(sample: Sample, index: int, fits: Mapping[str, Fit], draws: Draws) -> list[dict[str, Any]]:
     outcome = sample.outcomes[index]
-    fits = {model: _fit_draws(sample, sample.columns(terms, index), draws) for model, terms in MODELS.items()}
     rows = [row for model in MODELS for row in _coefficient_rows(sample, index, model, fits[model], draws)]
     shares = [("r2", model, fits[model].r2) for model in MODELS]
     shares += [("delta_r2", model, fits[model].r2 - fits[base].r2) for model, base in BASES.items()]
     return rows + [
         outcome.row(f"fit_{model}", term, sample.k, "1", interval, draws.method.format("OLS, in sample"))
         for term, model, values in shares
-        for interval in intervals(values[:, None])
+        for interval in intervals(values[:, index : index + 1])
     ]
-
-
-def _fit_draws(sample: Sample, columns: list[int], draws: Draws) -> Fit:
-    """Fit one model in every draw, slopes in the variables' own units, and let it follow the redrawn cuts."""
-    plain = fit(draws.totals, columns)
-    unscaled = plain._replace(slopes=plain.slopes * sample.spread[columns[-1]] / sample.spread[columns[:-1]])
-    if draws.redrawn is None:
-        return unscaled
-    cuts = draws.redrawn
-    sides = [fit(cuts.moments[:, side], columns) for side in (0, 1)]
-    slopes = [
-        moved.slopes * cuts.spread[:, side, columns[-1:]] / cuts.spread[:, side][:, columns[:-1]]
-        for side, moved in enumerate(sides)
-    ]
-    return Fit(
-        unscaled.standardized + cuts.moves @ (sides[1].standardized - sides[0].standardized) / 2,
-        unscaled.slopes + cuts.moves @ (slopes[1] - slopes[0]) / 2,
-        unscaled.r2 + cuts.moves @ (sides[1].r2 - sides[0].r2) / 2,
-    )
 
 
 def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, draws: Draws) -> list[dict[str, Any]]:
@@ -139,8 +150,8 @@ def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, dra
     covariance = crv1(model_of(sample.by_prompt, columns))[1:, 1:]
     rows = []
     for scale, unit, text, coefficients, factors in (
-        ("standardized", "1", "OLS, z-scored", estimate.standardized, np.ones(len(per_unit))),
-        ("slope", outcome.unit, "OLS, per unit of norm", estimate.slopes, per_unit),
+        ("standardized", "1", "OLS, z-scored", estimate.standardized[:, index], np.ones(len(per_unit))),
+        ("slope", outcome.unit, "OLS, per unit of norm", estimate.slopes[:, index], per_unit),
     ):
         scaled = contrasts * factors
         errors = np.sqrt(np.einsum("ci,ij,cj->c", scaled, covariance, scaled))
@@ -153,10 +164,18 @@ def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, dra
     return rows
 
 
-def _correlations(totals: Array) -> tuple[Array, Array]:
-    """Turn total moments (draws, q + 1, q + 1) into correlations (draws, q, q) and standard deviations (draws, q)."""
-    n, sums, products = totals[:, :1, 0], totals[:, 0, 1:], totals[:, 1:, 1:]
+def _correlations(totals: Array, rows: int) -> tuple[Array, Array]:
+    """Turn total moments into correlations of the first variables with all, and standard deviations of all.
+
+    Args:
+        totals: shape (draws, q + 1, q + 1).
+        rows: how many the first are.
+
+    Returns:
+        Shapes (draws, rows, q) and (draws, q).
+    """
+    n, sums, squares = totals[:, :1, 0], totals[:, 0, 1:], np.diagonal(totals, axis1=1, axis2=2)[:, 1:]
     means = ratio(sums, n)
-    spread = np.sqrt(variance(n, sums, np.diagonal(products, axis1=1, axis2=2)))
-    covariances = ratio(products, n[..., None]) - means[:, :, None] * means[:, None, :]
-    return ratio(covariances, spread[:, :, None] * spread[:, None, :]), spread
+    spread = np.sqrt(variance(n, sums, squares))
+    covariances = ratio(totals[:, 1 : rows + 1, 1:], n[..., None]) - means[:, :rows, None] * means[:, None, :]
+    return ratio(covariances, spread[:, :rows, None] * spread[:, None, :]), spread

@@ -18,6 +18,14 @@ def learning_rate(record: Record) -> str:
     return rate if isinstance(rate, str) else f"{rate:g}"
 
 
+def update_facts(record: Record) -> dict[str, Any]:
+    """Return loss, optimizer and learning rate of a probe's steps, in columns; None where the kind takes no step."""
+    settings = record.settings
+    facts = {name: settings[name] if kind_reads(record.kind, name) else None for name in ("loss", "optimizer")}
+    rate = learning_rate(record) if kind_reads(record.kind, "learning_rate") else "auto"
+    return facts | {"learning_rate": None if rate == "auto" else float(rate)}
+
+
 def length_text(record: Record) -> str:
     """Say how much of a step's gain is first order; nothing of a probe that measured no ladder."""
     ladder = record.results.get("ladder")

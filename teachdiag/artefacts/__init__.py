@@ -35,6 +35,7 @@ from teachdiag.artefacts.measured import (
     VOCABULARY,
 )
 from teachdiag.artefacts.released import RELEASED_BANK
+from teachdiag.artefacts.specifications import SPECIFICATIONS
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
@@ -69,6 +70,7 @@ __all__ = [
     "SATURATION",
     "SCALES",
     "SELECTION",
+    "SPECIFICATIONS",
     "SURFACES",
     "TABLES",
     "TOKENS",
@@ -108,6 +110,7 @@ TABLES = (
     SATURATION,
     FINDINGS,
     PRIMARY,
+    SPECIFICATIONS,
     SELECTION,
     EFFICIENCY,
     PLACEBO_PANEL,

@@ -53,14 +53,14 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     weights = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0], [2.0, 1.0, 0.0]])
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
-        fit(totals, [0, 1]).slopes,
+        fit(totals, [0], [1]).slopes[:, 0],
         rank_correlation(centred_ranks(y), centred_ranks(x), prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):
         assert np.isnan(samples[:, 0]).tolist() == [False, True, False]
         (interval,) = intervals(samples)
         assert "[" not in str(interval)
-        assert interval.columns() == {"estimate": samples[0, 0], "ci_low": None, "ci_high": None}
+        assert interval.columns() == {"estimate": samples[0, 0], "ci_low": None, "ci_high": None, "draw_error": None}
         assert interval.side() == 0
 
 

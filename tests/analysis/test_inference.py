@@ -11,7 +11,7 @@ from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from teachdiag.analysis.bank.measurements import Outcome
 from teachdiag.analysis.resampling.bootstrap import Resampling
-from teachdiag.analysis.step.design import MODELS, PREDICTORS, make_sample
+from teachdiag.analysis.step.design import MODELS, make_sample
 from teachdiag.analysis.step.inference import (
     FEW_PROMPTS,
     crv1,
@@ -99,7 +99,7 @@ def test_rows_of_the_table(prompts: int) -> None:
         assert row["crv3_p"] == pytest.approx(2 * t.sf(abs(row["estimate"]) / row["crv3_error"], prompts - 1))
     gap = next(r for r in rows if r["model"] == "nested" and "-" in r["term"])
     terms = MODELS["nested"]
-    design = sm.add_constant(columns[:, [PREDICTORS.index(term) for term in terms]])
+    design = sm.add_constant(columns[:, [sample.predictors.index(term) for term in terms]])
     reference = sm.OLS(columns[:, -1], design).fit(cov_type="cluster", cov_kwds={"groups": groups})
     contrast = np.zeros(design.shape[1])
     contrast[[1 + terms.index("learnable"), 1 + terms.index("incompatible")]] = 1, -1

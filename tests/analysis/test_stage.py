@@ -45,7 +45,7 @@ def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def claims_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the estimates that no claim reads, and half of the time with them."""
-    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces"):
+    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces", "_specifications"):
         monkeypatch.setattr(tasks, task, lambda *_: {})
     monkeypatch.setattr(tasks, "inference_rows", lambda *_: [])
 
@@ -238,7 +238,7 @@ def test_a_constant_outcome_is_said_and_skipped(tmp_path: Path) -> None:
     assert f"{said} everywhere." in sentences
     estimates = _read(run, ESTIMATES)
     theta0 = estimates[(estimates["probe_id"] == "step.theta0") & (estimates["outcome"] == "gain")]
-    assert set(theta0["analysis"]) == {"mean", "noise_floor", "mean_beyond_placebo"}
+    assert set(theta0["analysis"]) == {"mean", "noise_floor", "mean_beyond_placebo", "specifications"}
     assert (theta0.loc[theta0["analysis"] == "mean", ["estimate", "ci_low", "ci_high"]] == 0).all(axis=None)
     assert "theta0 not estimable" in _read(run, FINDINGS)["placebos"].iloc[1]
     assert coefficient_table(estimates, "step").loc[lambda t: t["update"] == "theta0", "beta_L"].tolist() == ["-"] * 3
