@@ -2,8 +2,8 @@
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
 selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, `large` ten million positions, and `calibration` what `teachdiag plan` extrapolates from. `bench.py PART ...`
-runs these alone.
+truth, `efficiency` how often those of efficiency curves do, `large` ten million positions, and `calibration` what
+`teachdiag plan` extrapolates from. `bench.py PART ...` runs these alone.
 """
 
 import sys
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from calibration import calibration_rows
+from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
 from intervals import coverage_rows
 from large import large_rows
@@ -31,6 +32,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "training": (f"Training, {threads}", training_rows),
         "estimates": ("Analysis, one BLAS thread", estimate_rows),
         "intervals": ("Coverage of 95% intervals", coverage_rows),
+        "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "large": ("A bank that memory cannot hold", large_rows),
         "calibration": (f"Calibration, {threads}", calibration_rows),
     }

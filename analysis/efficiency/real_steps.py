@@ -1,5 +1,6 @@
 """What real masked steps kept of the whole batch's gain, beside what first order says of the same batches."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,19 +47,30 @@ def real_shares(steps: pd.DataFrame, gains: pd.DataFrame, resampling: Resampling
     sums = totals.pivot_table(index="prompt_id", columns=_CELL, values="total", aggfunc="sum")
     weights = replace(resampling, n_prompts=len(sums)).weights("real steps") if len(sums) >= MIN_PROMPTS else None
     shares = []
-    for selector, budget in taken[["selector", "budget"]].drop_duplicates().itertuples(index=False):
-        cell = rows_where(taken, selector=selector, budget=budget).sort_values("batch")
-        whole = rows_where(taken, selector=ALL)
-        whole = whole[whole["batch"].isin(cell["batch"])].sort_values("batch")
-        if selector == ALL:
-            continue
+    for cell, whole in cells_beside_all(taken):
+        selector, budget = str(cell["selector"].iloc[0]), float(cell["budget"].iloc[0])
         for match in MATCHES:
-            lengths = _column(cell, "direction_norm") / _column(whole, "direction_norm")
-            lengths = lengths if match == "rate" else np.ones(len(cell))
-            expected = float(lengths @ _per_length(cell) / _per_length(whole).sum())
+            lengths = _lengths(cell, whole, match)
             share = _share(_sums(sums, cell) @ lengths, _sums(sums, whole).sum(axis=1), weights)
-            shares.append(RealShare(selector, budget, match, share, expected))
+            shares.append(RealShare(selector, budget, match, share, share_of_batches(cell, whole, match)))
     return shares
+
+
+def cells_beside_all(steps: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Yield the rows of every selector and budget, batch by batch, and those of the whole of the same batches."""
+    everything = rows_where(steps, selector=ALL).sort_values("batch")
+    for _, cell in steps[steps["selector"] != ALL].groupby(["selector", "budget"], sort=False):
+        yield cell.sort_values("batch"), everything[everything["batch"].isin(cell["batch"])]
+
+
+def share_of_batches(cell: pd.DataFrame, whole: pd.DataFrame, match: str) -> float:
+    """Return what a cell keeps of the whole batches' gain to first order, with the probe's own optimizer."""
+    return float(_lengths(cell, whole, match) @ _per_length(cell) / _per_length(whole).sum())
+
+
+def _lengths(cell: pd.DataFrame, whole: pd.DataFrame, match: str) -> Array:
+    """Length of a cell's step on every batch, in that of the step on the whole of it, shape (batches,)."""
+    return _column(cell, "direction_norm") / _column(whole, "direction_norm") if match == "rate" else np.ones(len(cell))
 
 
 def _column(cells: pd.DataFrame, name: str) -> Array:

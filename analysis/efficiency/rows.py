@@ -12,7 +12,7 @@ from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.efficiency.drawn import Drawn, mean_of, ratio_of
 from teachdiag.analysis.efficiency.kept_means import RANDOM, Pool, kept_means
 from teachdiag.analysis.efficiency.pool import compared_selectors, load_pool
-from teachdiag.analysis.efficiency.real_steps import RealShare, real_shares
+from teachdiag.analysis.efficiency.real_steps import RealShare, cells_beside_all, real_shares, share_of_batches
 from teachdiag.analysis.efficiency.step_lengths import ALL, LengthRatios, length_ratios
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling
 from teachdiag.analysis.resampling.few_blocks import block_weights
@@ -20,9 +20,10 @@ from teachdiag.artefacts import MASKED_GAINS, MASKED_STEPS
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Selector
+from teachdiag.settings import MATCHES
 from teachdiag.signals import BASE
 
-MOST_DRAWS = 400  # of the update batch: in each, every selector chooses anew
+MOST_DRAWS = 300  # of the update batch: in each, every selector chooses anew
 GAIN, SHARE = "gain", "share"
 _LESS = {"share_vs_base": BASE, "share_vs_random": RANDOM}  # statistic: whose share is taken off
 Rows = list[dict[str, Any]]
@@ -163,7 +164,8 @@ def efficiency_rows(measured: Measured, resampling: Resampling) -> Rows:
     for statistic, drawn in curve.at_rate():
         rows += _cell_rows(curve, population, blocks, "rate", statistic, drawn)
     rows += _norm_rows(curve, population, blocks, length_ratios(measured.steps, curve.selectors, budgets), few)
-    _add_real_steps(rows, real_shares(measured.steps, measured.gains, resampling))
+    rows += _own_optimizer_rows(measured.steps, population)
+    _add_real_steps(rows, real_shares(measured.steps, measured.gains, resampling), measured.steps["optimizer"].iloc[0])
     return rows
 
 
@@ -223,12 +225,36 @@ def _cell_rows(
             yield population.row(selector, budget, match, statistic, interval)
 
 
-def _add_real_steps(rows: Rows, shares: Sequence[RealShare]) -> None:
-    """Put what real steps kept beside the shares of their cells."""
+def _own_optimizer_rows(steps: pd.DataFrame, population: Population) -> Rows:
+    """Return what cells keep under an optimizer other than SGD, whose steps are not linear in what is kept."""
+    optimizer, n_batches = str(steps["optimizer"].iloc[0]), steps["batch"].nunique()
+    if optimizer == "sgd":
+        return []
+    measured = replace(
+        population,
+        method=f"first order under {optimizer}'s first step, on {n_batches} batches of "
+        f"{len(steps['context_ids'].iloc[0])} contexts; no interval from so few",
+    )
+    return [
+        measured.row(
+            str(cell["selector"].iloc[0]),
+            float(cell["budget"].iloc[0]),
+            match,
+            f"{SHARE}_{optimizer}",
+            Interval(share_of_batches(cell, whole, match), np.nan, np.nan),
+        )
+        for cell, whole in cells_beside_all(steps)
+        for match in MATCHES
+    ]
+
+
+def _add_real_steps(rows: Rows, shares: Sequence[RealShare], optimizer: str) -> None:
+    """Put what real steps kept beside the shares of their cells under the same optimizer."""
     by_cell = {(real.selector, real.budget, real.match): real for real in shares}
+    statistic = SHARE if optimizer == "sgd" else f"{SHARE}_{optimizer}"
     for row in rows:
         real = by_cell.get((row["selector"], row["budget"], row["match"]))
-        if real is not None and row["statistic"] == SHARE:
+        if real is not None and row["statistic"] == statistic:
             ends = real.real.columns()
             row |= {"real_share": ends["estimate"], "real_low": ends["ci_low"], "real_high": ends["ci_high"]}
             row["real_first_order"] = real.first_order

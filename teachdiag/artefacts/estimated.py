@@ -259,8 +259,8 @@ EFFICIENCY = Table(
             "",
             "'share' of the whole batch's gain; 'share_vs_base' and 'share_vs_random': less that of raw KL, of random "
             "positions; 'share_shuffled': a placebo's, of the same positions under shuffled teacher rows, over the "
-            "gain under the true ones; 'share_vs_shuffled': less that; of 'all' alone: 'gain' and 'gain_shuffled', of "
-            "a step of learning rate 1",
+            "gain under the true ones; 'share_vs_shuffled': less that; 'share_adamw': with AdamW's first step; of "
+            "'all' alone: 'gain' and 'gain_shuffled', of a step of learning rate 1",
         ),
         UNIT,
         Column("estimate", DOUBLE, "see unit", "the statistic"),

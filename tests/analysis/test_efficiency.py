@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from planted_efficiency import EfficiencyWorld, draw_pool, plant_efficiency, true_shares
+from planted_efficiency import EfficiencyWorld, draw_measured, draw_pool, plant_efficiency, true_shares
 from scipy.stats import t as student
 from stages import ROOT
 
@@ -310,6 +310,26 @@ def test_a_selector_that_cannot_choose_has_no_number() -> None:
     found = kept_means(pool, selectors, BUDGETS, np.ones((1, pool.n_prompts)))
     assert np.isnan(found.kept[:, :, 0]).all()  # C is constant
     np.testing.assert_array_equal(np.isnan(found.kept[0, 0, 1, :, 0]), [False, False, True])  # a fifth is known
+
+
+def test_with_adamw_its_own_first_steps_stand_beside_real_ones() -> None:
+    measured = draw_measured(replace(WORLD, mean=0.5), 0, budgets=(0.1, 0.3))
+    steps = measured.steps.assign(optimizer="adamw", direction_norm=10 * np.sqrt(measured.steps["gradient_norm"]))
+    rows = EFFICIENCY.build_rows(efficiency_rows(replace(measured, steps=steps), FEW)).to_pandas()
+    assert rows.loc[rows["real_share"].notna(), "statistic"].unique().tolist() == ["share_adamw"]
+    above, below = {"rate": 0.0, "norm": 0.0}, {"rate": 0.0, "norm": 0.0}
+    for batch in (0, 1):
+        mine, whole = (
+            rows_where(steps, selector=name, budget=budget, batch=batch).iloc[0]
+            for name, budget in (("entropy", 0.3), ("all", 1.0))
+        )
+        for match, length in (("rate", mine["direction_norm"] / whole["direction_norm"]), ("norm", 1.0)):
+            above[match] += length * mine["first_order"] / mine["direction_norm"]
+            below[match] += whole["first_order"] / whole["direction_norm"]
+    for match, expected in above.items():
+        found = lookup(rows, selector="entropy", budget=0.3, match=match, statistic="share_adamw")
+        assert found.estimate == pytest.approx(expected / below[match])
+        assert not found.known
 
 
 @pytest.mark.slow

@@ -145,8 +145,9 @@ def true_length_ratios(
         gradients, tokens = draw_gradients(world, columns, rng), Tokens(columns)
         whole = np.log(np.linalg.norm(gradients.mean(axis=0)))
         for row, name in enumerate(selectors):
-            for column, mask in enumerate(_masks(tokens, name, budgets)):
-                logs[row, column] += (whole - np.log(np.linalg.norm(gradients[mask].mean(axis=0)))) / batches
+            norms = [float(np.linalg.norm(gradients[mask].mean(axis=0))) for mask in _masks(tokens, name, budgets)]
+            norms = [_random_norm(gradients, budget) for budget in budgets] if name == "random" else norms
+            logs[row] += (whole - np.log(norms)) / batches
     return np.exp(logs)
 
 
