@@ -79,7 +79,9 @@ def _findings(estimates: pd.DataFrame, inputs: Inputs) -> Rows:
     return [
         row
         for step in inputs.steps
-        for row in finding_rows(estimates, records[step.real.probe_id], [probe.update for probe in step.placebos])
+        for row in finding_rows(
+            estimates, records[step.real.probe_id], {update: step.draws_of(update) for update in step.placebo_ids}
+        )
     ]
 
 

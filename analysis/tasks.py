@@ -15,12 +15,12 @@ from teachdiag.analysis.bank.normalised import saturation_rows
 from teachdiag.analysis.bank.token_scores import scale_rows, token_table
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
 from teachdiag.analysis.resampling.multiplicity import add_q_values
-from teachdiag.analysis.step.beyond_placebos import beyond_rows
 from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
 from teachdiag.analysis.step.claims import CLAIMS
 from teachdiag.analysis.step.design import make_sample
 from teachdiag.analysis.step.inference import inference_rows
 from teachdiag.analysis.step.matching import matched_rows
+from teachdiag.analysis.step.placebo_draws import beyond_rows, pool_draws
 from teachdiag.analysis.step.profiles import (
     concentration_row,
     decile_bins,
@@ -35,7 +35,7 @@ from teachdiag.analysis.step.profiles import (
 from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.specifications import WINDOWS, Evidence, agreement_rows, specification_rows
 from teachdiag.analysis.step.step_length import update_facts
-from teachdiag.analysis.step.support_contrast import contrast_rows
+from teachdiag.analysis.step.support_contrast import contrast_estimates, contrast_rows
 from teachdiag.analysis.step.top_n import top_rows
 from teachdiag.analysis.step.validity import validity
 from teachdiag.artefacts import (
@@ -71,7 +71,9 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     """Compute every table but those of claims."""
     bank, steps = inputs.bank, inputs.steps
     gathered: Estimates = {table: [] for table in _GATHERED}
-    gathered[ESTIMATES] += q3_rows(bank) + [noise_floor_row(probe, bank) for step in steps for probe in step.probes]
+    gathered[ESTIMATES] += q3_rows(bank) + [
+        noise_floor_row(probe, bank) for step in steps for probe in step.first_draws
+    ]
     gathered[SATURATION] += saturation_rows(bank, inputs.normalised)
     tasks = _step_tasks(inputs)
     probes = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
@@ -83,6 +85,7 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
         for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
             for table, rows in running.result().items():
                 gathered[table] += rows
+    gathered[ESTIMATES] = pool_draws(gathered[ESTIMATES])
     gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
     tables = {table: table.build_rows(rows) for table, rows in gathered.items()}
     return tables | {TOKENS: token_table(bank, inputs.normalised)}
@@ -92,31 +95,33 @@ def _step_tasks(inputs: Inputs) -> list[Task]:
     """Return the estimates of real steps and their placebos, those that take longest first."""
     bank, resampling = inputs.bank, inputs.resampling
     measured, fitted = _groups(inputs, fitted=False), _groups(inputs, fitted=True)
+    every_measured, every_fitted = _groups(inputs, fitted=False, draws=True), _groups(inputs, fitted=True, draws=True)
     if not measured:
         return [partial(_plane, inputs)]
     tasks: list[Task] = [partial(_top, inputs, measured)]
-    tasks += [partial(_validity, inputs, group, inputs.folds()) for group in fitted]
-    tasks += [partial(_contrasts, inputs, group) for group in fitted]
+    tasks += [partial(_validity, inputs, group, inputs.folds()) for group in every_fitted]
+    tasks += [partial(_contrasts, inputs, group) for group in every_fitted]
     tasks += [partial(_buckets, inputs, group) for group in fitted]
-    tasks += [partial(_regressions, inputs, group, k) for group in fitted for k in SUPPORT_SIZES]
+    tasks += [partial(_regressions, inputs, group, k) for group in every_fitted for k in SUPPORT_SIZES]
     tasks += [partial(_specifications, inputs, step) for step in inputs.steps]
-    tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in measured]
+    tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in every_measured]
     tasks += [_each(group, partial(robust_rows, resampling=resampling)) for group in fitted]
     tasks += [_each(group, lambda outcome: [concentration_row(outcome)]) for group in fitted]
     tasks += [partial(_deciles, inputs, group) for group in measured]
     return [*tasks, partial(_plane, inputs), *(partial(_gain_surfaces, inputs, step) for step in inputs.steps)]
 
 
-def _groups(inputs: Inputs, *, fitted: bool) -> list[Group]:
+def _groups(inputs: Inputs, *, fitted: bool, draws: bool = False) -> list[Group]:
     """Group outcomes that are defined over the same positions, which are fitted together: those that are anywhere.
 
     Args:
         inputs: gives the steps.
         fitted: only outcomes that models can be fitted to.
+        draws: every draw of a placebo, not the first alone.
     """
     bank = inputs.bank
     groups: dict[bytes, list[tuple[Probe, str]]] = {}
-    for probe in (probe for step in inputs.steps for probe in step.probes):
+    for probe in (probe for step in inputs.steps for probe in (step.probes if draws else step.first_draws)):
         for name in OUTCOMES:
             outcome = select_outcome(probe, name, bank)
             if len(outcome.values) and not (fitted and outcome.obstacle):
@@ -145,9 +150,10 @@ def _validity(inputs: Inputs, group: Group, folds: Codes) -> Estimates:
 def _contrasts(inputs: Inputs, group: Group) -> Estimates:
     bank, scores, resampling, outcomes = inputs.bank, inputs.normalised, inputs.resampling, group()
     thirds = contrast_rows(outcomes, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
-    matched, balance = matched_rows(outcomes, bank, scores, resampling)
+    thirds = pool_draws(thirds, ("probe_id", "outcome", "score", "k"))
+    matched, balance = matched_rows([o for o in outcomes if o.draw == 0], bank, scores, resampling)
     add_q_values([*thirds, *matched], ("probe_id", "outcome", "design"))
-    return {CONTRASTS: thirds + matched, BALANCE: balance}
+    return {CONTRASTS: thirds + matched, BALANCE: balance, ESTIMATES: contrast_estimates(thirds)}
 
 
 def _buckets(inputs: Inputs, group: Group) -> Estimates:

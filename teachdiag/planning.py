@@ -3,9 +3,9 @@
 Let P_s and P_t be the parameters of student and teacher, L the positions of a context, N those of the run: N / L
 contexts of (prompt + L - 1) tokens each, which both models read. A prime marks what was calibrated.
 
-- Passes: capture samples N tokens and reads every context once with each model. The default one_step probe reads it 7
-  more times with the student (theta0, theta0 in another layout, the step, half of it forwards and backwards, two
-  placebos) and once with the teacher. Each halving that a step needs to be short enough is one time more.
+- Passes: capture samples N tokens and reads every context once with each model. The default one_step probe reads it 10
+  more times with the student (theta0, theta0 in other layouts, the step, half of it forwards and backwards, two draws
+  of each placebo) and once with the teacher. Each halving that a step needs to be short enough is one time more.
 - Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
   P_t')), rollouts take N x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
   is the best that these can do. Gradients, loading of models and the analysis are left out.
@@ -28,7 +28,7 @@ from teachdiag.errors import SettingsError
 from teachdiag.settings import CaptureSettings, DType, PlanSettings, ProbeSettings
 
 LIVE = 12  # float32 arrays of a tile's size that scoring holds at the same time: logits, logs, and what is made of them
-PROBE_PASSES = {"student": 7, "teacher": 1}  # of the default one_step probe, over every context
+PROBE_PASSES = {"student": 10, "teacher": 1}  # of the default one_step probe, over every context
 OUT_OF_CORE = 10_000_000  # positions from which the analysis reads columns block by block
 SHARD_BYTES = 150e6  # what a shard should hold at scale
 SHARDS_A_PROCESS = 10  # at least, so that processes end together and a killed run loses little

@@ -1,5 +1,8 @@
 """Estimates in the tables of the analysis: a number is looked up by what its row holds."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -22,11 +25,13 @@ def lookup_text(rows: pd.DataFrame, **held: object) -> str:
     return "-" if interval is None else str(interval)
 
 
-def row_interval(row: pd.Series) -> Interval:
-    """Return the estimate of one row with its interval and, where the table has it, its standard error.
+def row_interval(row: "pd.Series[Any] | Mapping[str, Any]", names: Sequence[str] = _ENDS) -> Interval:
+    """Return an estimate of one row with its interval and, where the table has it, its standard error.
 
-    Reads estimate, ci_low, ci_high and draw_error, which may be null.
+    Args:
+        row: of a table; what is missing there is NaN.
+        names: the columns of the estimate and of its interval's ends.
     """
-    estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in _ENDS)
+    estimate, low, high = (np.nan if pd.isna(row[name]) else float(row[name]) for name in names)
     error = row.get(_ERROR)
     return Interval(estimate, low, high, std_error=None if pd.isna(error) else float(error))

@@ -96,20 +96,34 @@ class Probe:
 
 @dataclass(frozen=True)
 class Step:
-    """A real step and its placebos."""
+    """A real step and its placebos, the draws of each after one another."""
 
     real: Probe
     placebos: tuple[Probe, ...]
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """The real step first, then its placebos."""
+        """The real step first, then every draw of its placebos."""
         return (self.real, *self.placebos)
+
+    @property
+    def first_draws(self) -> tuple[Probe, ...]:
+        """The real step first, then one draw of each placebo."""
+        return (self.real, *(probe for probe in self.placebos if probe.draw == 0))
+
+    @property
+    def placebo_ids(self) -> dict[str, str]:
+        """The probe_id of each placebo, by its update."""
+        return {probe.update: probe.probe_id for probe in self.placebos}
+
+    def draws_of(self, update: str) -> int:
+        """Count the draws of a placebo."""
+        return sum(probe.update == update for probe in self.placebos)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One gain of one probe, where it is defined.
+    """One gain of one probe, where it is defined. `draw`: number of the placebo's draw.
 
     `rows`: shape (N,), which bank positions have it. `values`: shape (n,), the outcome there, in its unit.
     `prompts`: shape (n,), their prompts.
@@ -121,6 +135,7 @@ class Outcome:
     rows: Mask
     values: Array
     prompts: Codes
+    draw: int = 0
 
     def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a column of the bank, shape (N,), where the outcome is defined: (n,), the same array if everywhere."""
@@ -171,8 +186,10 @@ class Outcome:
             "term": term,
             "unit": unit,
             **interval.columns(),
-            "draws": interval.draws,  # for paired differences; no column of the table
+            "draw": self.draw,  # this and the samples pool draws and pair differences; neither is a column
+            "draws": interval.draws,
             "std_error": std_error,
+            "placebo_error": None,
             "method": method,
             "n_positions": n_positions,
             "n_prompts": n_prompts,
@@ -258,27 +275,17 @@ def _continuing(run: Path, settings: Mapping[str, Any]) -> str:
 
 
 def load_step(run: Path, probe_id: str, bank: Bank) -> Step:
-    """Read one real step and its placebos, one draw each.
+    """Read one real step and every draw of its placebos.
 
     Raises:
         ArtefactError: the gains are missing, or are not of this bank.
     """
-    placebos = tuple(_load_probe(folder, bank) for folder in _placebo_folders(run, probe_id))
-    return Step(_load_probe(run / "gains" / probe_id, bank), placebos)
-
-
-def load_draws(run: Path, probe_id: str, bank: Bank) -> tuple[Probe, dict[str, list[Probe]]]:
-    """Read one real step and every draw of its placebos, by their update.
-
-    Raises:
-        ArtefactError: the gains are missing, or are not of this bank.
-    """
-    placebos = {}
-    for folder in _placebo_folders(run, probe_id):
-        numbers = GAINS.read_arrow(folder, ["draw"])["draw"].unique().to_pylist()
-        draws = [_load_probe(folder, bank, number) for number in sorted(numbers)]
-        placebos[draws[0].update] = draws
-    return _load_probe(run / "gains" / probe_id, bank), placebos
+    placebos = [
+        _load_probe(folder, bank, draw)
+        for folder in _placebo_folders(run, probe_id)
+        for draw in sorted(GAINS.read_arrow(folder, ["draw"])["draw"].unique().to_pylist())
+    ]
+    return Step(_load_probe(run / "gains" / probe_id, bank), tuple(placebos))
 
 
 def load_aligned(table: Table, folder: Path, names: tuple[str, ...], bank: Bank, **equal: int) -> StoredColumns:
@@ -303,8 +310,8 @@ def select_outcome(probe: Probe, name: str, bank: Bank) -> Outcome:
     values = probe.column(name)
     rows = ~np.isnan(values)
     if rows.all():
-        return Outcome(probe.probe_id, probe.update, name, rows, values, bank.prompts)
-    return Outcome(probe.probe_id, probe.update, name, rows, values[rows], bank.prompts[rows])
+        return Outcome(probe.probe_id, probe.update, name, rows, values, bank.prompts, probe.draw)
+    return Outcome(probe.probe_id, probe.update, name, rows, values[rows], bank.prompts[rows], probe.draw)
 
 
 def select_outcomes(step: Step, bank: Bank) -> list[Outcome]:

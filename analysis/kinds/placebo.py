@@ -3,11 +3,13 @@
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.lookup import row_interval
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables
-from teachdiag.analysis.kinds.placebo_panel import MEAN_GAIN, panel_rows, panel_sentences
+from teachdiag.analysis.kinds.placebo_panel import DRAWN, MEAN_GAIN, panel_rows, panel_sentences
 from teachdiag.analysis.kinds.steps import LADDER, measured_updates, step_text
 from teachdiag.analysis.step.step_length import ladder_table, obstacle
 from teachdiag.artefacts import PLACEBO_PANEL
+from teachdiag.settings import KINDS
 
 _COMPACT = ("mean gain", "beta_L", "beta_I", "beta_L - beta_I", "beta_L - beta_I per unit of norm", "released gap")
 
@@ -20,17 +22,17 @@ class Placebo(KindAnalysis):
 
     def estimates(self, inputs: Inputs) -> Estimates:
         """Return the panel of headline statistics."""
-        scores = inputs.normalised, inputs.raw
-        return {PLACEBO_PANEL: panel_rows(inputs.run, self.probe_id, inputs.bank, *scores, inputs.folds())}
+        return {PLACEBO_PANEL: panel_rows(inputs, self.probe_id)}
 
     def text(self) -> str:
         """Say how the step was taken, and what the ranges of its placebos are."""
+        draws = self.settings["draws"] or KINDS[self.record.kind].draws
         return (
             f"{step_text(self.record)} `shuffled_rollouts` learns from the true teacher on responses dealt to other "
-            f"prompts: no null, and nothing is judged against it. Each was drawn {self.settings['draws']} times. "
-            "Brackets are 95% ranges for one more draw on the same bank, mean -+ t sd sqrt(1 + 1/n), wide where draws "
-            "are few; a number survives if it lies beyond that range on its own side of 0. A star marks the placebos "
-            "that it does not lie beyond."
+            f"prompts: no null, and nothing is judged against it. Each was drawn {draws} times. "
+            "Brackets are 95% ranges for one more draw on other prompts, wide where draws are few. A number survives "
+            "if its difference from every null placebo, over draws and prompts together, leaves 0 out on its own side. "
+            "A star marks the placebos that it does not lie beyond."
         )
 
     def sentences(self, results: Results) -> list[str]:
@@ -75,7 +77,7 @@ class Placebo(KindAnalysis):
 
 
 def panel_table(panel: pd.DataFrame, probe_id: str) -> pd.DataFrame:
-    """Return each headline statistic beside the 95% range of every placebo for one more draw, as text.
+    """Return each headline statistic beside the mean of every placebo's draws and their range for one more, as text.
 
     A star marks placebos that the real number does not lie beyond.
     """
@@ -132,14 +134,11 @@ def _status(rows: pd.DataFrame) -> str:
 
 
 def _value(row: pd.Series) -> str:
-    return f"{row['estimate']:.3g}{' nats' if row['unit'] == 'nats' else ''}"
+    return f"{row_interval(row)}{' nats' if row['unit'] == 'nats' else ''}"
 
 
 def _range(row: pd.Series) -> str:
     if row["n_draws"] == 0:
         return "-"
-    if pd.isna(row["range_low"]):
-        text = f"{row['draw_mean']:.3g} (no range)"
-    else:
-        text = f"{row['draw_mean']:.3g} [{row['range_low']:.3g}, {row['range_high']:.3g}]"
+    text = str(row_interval(row, DRAWN))
     return text if pd.isna(row["survives"]) or row["survives"] else f"{text} *"

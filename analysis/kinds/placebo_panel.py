@@ -1,145 +1,104 @@
 """The placebo panel: every headline statistic of a real step beside what it prints when there is nothing to learn.
 
-Each placebo was drawn several times, so that it has a distribution. The bank is the same for all draws: the panel says
-whether a number is of the step or of the statistic, not whether it would hold on other prompts.
+Estimates, draws of placebos and the rule for what lies beyond them are those of every real step.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
-from teachdiag.analysis.bank.measurements import Bank, Outcome, Probe, load_draws, select_outcome
-from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
-from teachdiag.analysis.step.design import GAP
-from teachdiag.analysis.step.rank_correlations import spearman
-from teachdiag.analysis.step.regression import point_estimates
+from teachdiag.analysis.bank.lookup import row_interval
+from teachdiag.analysis.bank.measurements import Bank, Probe, Step, load_step, select_outcome
+from teachdiag.analysis.bank.normalised import in_q3, key_at
+from teachdiag.analysis.kinds.kind import Inputs
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, intervals
+from teachdiag.analysis.step.design import GAP, make_sample
+from teachdiag.analysis.step.placebo_draws import beyond, beyond_rows, pool_draws
+from teachdiag.analysis.step.profiles import mean_rows
+from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.released_gap import arms
 from teachdiag.analysis.step.support_contrast import fixed_gaps
-from teachdiag.analysis.step.validity import cross_validated, predictor_sets
-from teachdiag.scores import Array, Codes, Mask
+from teachdiag.analysis.step.validity import validity
 from teachdiag.settings import HEADLINE_K as K
-from teachdiag.signals import BASE, PLACEBO_RANKS, set_label
+from teachdiag.signals import BASE, PLACEBO_RANKS, set_label, versus_base
+
+Rows = list[dict[str, Any]]
+Number = tuple[str, str, int | None]  # analysis, term and K of an estimate
 
 MEAN_GAIN, _RELEASED = "mean gain", "released gap"
-_REGRESSED = {  # statistic: its analysis and term in the regressions
-    "beta_L": ("standardized_decomposition", "learnable"),
-    "beta_I": ("standardized_decomposition", "incompatible"),
-    "beta_L - beta_I": ("standardized_decomposition", GAP),
-    "beta_L - beta_I beside H x D": ("standardized_nested", GAP),
-    "beta_L per unit of norm": ("slope_decomposition", "learnable"),
-    "beta_I per unit of norm": ("slope_decomposition", "incompatible"),
-    "beta_L - beta_I per unit of norm": ("slope_decomposition", GAP),
-    "beta_L - beta_I per unit of norm, beside H x D": ("slope_nested", GAP),
+_REGRESSED = {
+    "beta_L": ("standardized_decomposition", "learnable", K),
+    "beta_I": ("standardized_decomposition", "incompatible", K),
+    "beta_L - beta_I": ("standardized_decomposition", GAP, K),
+    "beta_L - beta_I beside H x D": ("standardized_nested", GAP, K),
+    "beta_L per unit of norm": ("slope_decomposition", "learnable", K),
+    "beta_I per unit of norm": ("slope_decomposition", "incompatible", K),
+    "beta_L - beta_I per unit of norm": ("slope_decomposition", GAP, K),
+    "beta_L - beta_I per unit of norm, beside H x D": ("slope_nested", GAP, K),
 }
 _VALIDITY = {"CV R2": "cv_r2", "CV rank": "cv_rank"}
 _SETS = {set_label(BASE): (BASE, None), set_label("decomposition"): ("decomposition", K)}
 _LESS = f"{set_label('decomposition')} less {set_label(BASE)}"
-_RANKS = {f"Spearman with {name}": key_at(name, K) for name in PLACEBO_RANKS}
-STATISTICS = {  # in the order of the panel: unit
-    MEAN_GAIN: "nats",
-    **{name: "nats" if analysis.startswith("slope") else "1" for name, (analysis, _) in _REGRESSED.items()},
-    **dict.fromkeys(_RANKS, "1"),
-    **{f"{name} of {told}": "1" for name in _VALIDITY for told in (*_SETS, _LESS)},
-    _RELEASED: "1",
+STATISTICS: Mapping[str, Number] = {  # in the order of the panel
+    MEAN_GAIN: ("mean", "bank", None),
+    **_REGRESSED,
+    **{f"Spearman with {name}": ("spearman", *key_at(name, K)) for name in PLACEBO_RANKS},
+    **{f"{name} of {told}": (analysis, *key) for name, analysis in _VALIDITY.items() for told, key in _SETS.items()},
+    **{f"{name} of {_LESS}": (f"{a}_difference", versus_base("decomposition"), K) for name, a in _VALIDITY.items()},
+    _RELEASED: ("released_gap", "compatibility", K),
 }
+DRAWN, _MARGIN = ("draw_mean", "range_low", "range_high"), ("margin", "margin_low", "margin_high")  # as intervals
+_ENDS = ("estimate", "ci_low", "ci_high")
 _POSITIVE = {f"{name} of {told}" for name in _VALIDITY for told in _SETS}  # what predicts nothing may be below 0
-_LEVEL = 0.95
-
-
-class Spread(NamedTuple):
-    """What a placebo's draws say of one statistic; `low` to `high` is the 95% range for one more draw."""
-
-    mean: float | None
-    sd: float | None
-    low: float | None
-    high: float | None
-
 
 # Shuffled rollouts learn from the true teacher: they show what needs no rollout of one's own, not what nothing teaches.
 NULLS = ("theta0", "shuffled_teacher", "random_direction")
-MIN_DRAWS = 3  # with fewer, no verdict
 
 
-def panel_rows(
-    run: Path, probe_id: str, bank: Bank, normalised: Scores, raw: Scores, folds: Codes
-) -> list[dict[str, Any]]:
-    """Return the rows of the placebo panel of one probe.
-
-    Args:
-        run: the run directory.
-        probe_id: a probe of kind placebo.
-        bank: the run's bank.
-        normalised: normalised scores of the bank.
-        raw: scores as measured.
-        folds: shape (repeats, prompts), the assignments that cross-validation averages over.
+def panel_rows(inputs: Inputs, probe_id: str) -> Rows:
+    """Return the rows of the placebo panel of one probe of kind placebo.
 
     Raises:
         ArtefactError: gains are missing, or are not of this bank.
         EstimationError: a predictor of the regressions is constant.
     """
-    real, placebos = load_draws(run, probe_id, bank)
-    statistics_of = partial(headline, bank=bank, normalised=normalised, raw=raw, folds=folds)
-    measured = statistics_of(real)
-    drawn = {update: [statistics_of(probe) for probe in draws] for update, draws in placebos.items()}
+    step = load_step(inputs.run, probe_id, inputs.bank)
+    by_draw = _estimates(step, inputs)
+    pooled = pool_draws(by_draw)
+    margins = beyond_rows(pooled, [step], {analysis for analysis, _, _ in STATISTICS.values()})
+    found = {(row["probe_id"], row["analysis"], row["term"], row["k"]): row for row in [*pooled, *margins]}
     return [
-        _row(probe_id, name, measured[name], update, [statistics.get(name) for statistics in draws])
-        for name in STATISTICS
-        if name in measured
-        for update, draws in drawn.items()
+        _row(step, name, update, found)
+        for name, number in STATISTICS.items()
+        if (probe_id, *number) in found
+        for update in step.placebo_ids
     ]
 
 
-def headline(probe: Probe, bank: Bank, normalised: Scores, raw: Scores, folds: Codes) -> dict[str, float]:
-    """Return the headline statistics of one update, without uncertainty; those that it leaves undefined are missing."""
-    outcome = select_outcome(probe, "gain", bank)
-    statistics = {MEAN_GAIN: float(outcome.values.mean())}
-    if not outcome.obstacle:
-        fitted = point_estimates(outcome, bank, normalised, K)
-        statistics |= {name: fitted[key] for name, key in _REGRESSED.items()}
-        statistics |= {name: spearman(outcome.values, raw[key]) for name, key in _RANKS.items()}
-        statistics |= _validity(outcome, bank, raw, folds)
+def _estimates(step: Step, inputs: Inputs) -> Rows:
+    """Return the estimates of gain at the headline K, those of every draw, where they are defined."""
+    bank, resampling = inputs.bank, inputs.resampling
+    outcomes = [select_outcome(probe, "gain", bank) for probe in step.probes]
+    rows = [row for outcome in outcomes for row in mean_rows(outcome, bank, resampling)]
+    if fitted := [outcome for outcome in outcomes if not outcome.obstacle]:
+        sample = make_sample(fitted, inputs.normalised, K, bank.n_prompts)
+        rows += regressions(sample, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
+        rows += validity(fitted, bank, inputs.raw, inputs.folds(), resampling)
+    return rows + [row for probe in step.probes for row in _released_rows(probe, bank, resampling)]
+
+
+def _released_rows(probe: Probe, bank: Bank, resampling: Resampling) -> Rows:
     relative = select_outcome(probe, "gain_relative", bank)
-    gap = _released_gap(relative.rows, probe.column("gain_relative"), bank)
-    return {name: value for name, value in (statistics | {_RELEASED: gap}).items() if np.isfinite(value)}
-
-
-def spread(draws: Sequence[float]) -> Spread:
-    """Return mean, standard deviation, and the 95% range for one more draw: mean -+ t_{n-1} sd sqrt(1 + 1/n).
-
-    The range takes draws as normal. There is none for fewer than two, nor where all are the same to the last digit:
-    these are one draw that was repeated.
-    """
-    n = len(draws)
-    if n == 0:
-        return Spread(None, None, None, None)
-    mean = float(np.mean(draws))
-    if n == 1:
-        return Spread(mean, None, None, None)
-    sd = float(np.std(draws, ddof=1)) if min(draws) < max(draws) else 0.0
-    if sd == 0:
-        return Spread(mean, sd, None, None)
-    reach = float(t.ppf((1 + _LEVEL) / 2, n - 1)) * sd * np.sqrt(1 + 1 / n)
-    return Spread(mean, sd, mean - reach, mean + reach)
-
-
-def survives(real: float, draws: Sequence[float], beside: Spread) -> bool | None:
-    """Say whether the real number lies further out, on its own side of 0, than one more draw of the placebo would.
-
-    It must lie beyond the range, or, without a range, beyond every draw. A placebo that shows more of the same is no
-    comfort, so a number between 0 and the placebo's does not survive. None where too few draws have the statistic to
-    judge: to lie beyond one or two is a toss of a coin.
-    """
-    if len(draws) < MIN_DRAWS:
-        return None
-    side = np.sign(real)
-    edges = draws if beside.low is None or beside.high is None else (beside.low, beside.high)
-    return bool(side != 0 and all(side * real > side * edge for edge in edges))
+    cut = arms(in_q3(bank)[0], bank.column(f"compatibility_k{K}"), relative.rows)
+    if not cut:
+        return []
+    values, weights = probe.column("gain_relative")[:, None], resampling.weights("released gap")
+    (interval,) = intervals(fixed_gaps(values, cut.high, cut.low, bank.prompts, weights), bank.n_prompts)
+    analysis, term, k = STATISTICS[_RELEASED]
+    return [relative.row(analysis, term, k, "1", interval, resampling.method("released statistic, cuts fixed"))]
 
 
 def panel_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,27 +106,35 @@ def panel_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_verdict(list(group)) for _, group in groupby(rows, key=lambda row: row["statistic"])]
 
 
-def _row(probe_id: str, name: str, real: float, update: str, drawn: Sequence[float | None]) -> dict[str, Any]:
-    draws = [value for value in drawn if value is not None]
-    spread_of_draws = spread(draws)
+def _row(step: Step, name: str, update: str, found: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    analysis, term, k = STATISTICS[name]
+    placebo_id, real = step.placebo_ids[update], found[step.real.probe_id, analysis, term, k]
+    placebo, margin = found.get((placebo_id, analysis, term, k)), found.get((placebo_id, beyond(analysis), term, k))
+    draws = [] if placebo is None else placebo.get("by_draw", [placebo["estimate"]])
     row = {
-        "probe_id": probe_id,
+        "probe_id": step.real.probe_id,
         "statistic": name,
-        "unit": STATISTICS[name],
+        "unit": real["unit"],
         "update": update,
-        "estimate": real,
+        **{end: real[end] for end in _ENDS},
         "draws": draws,
         "n_draws": len(draws),
-        "n_undefined": len(drawn) - len(draws),
-        "draw_mean": spread_of_draws.mean,
-        "draw_sd": spread_of_draws.sd,
-        "range_low": spread_of_draws.low,
-        "range_high": spread_of_draws.high,
-        "survives": survives(max(real, 0) if name in _POSITIVE else real, draws, spread_of_draws)
-        if update in NULLS
-        else None,
+        "n_undefined": step.draws_of(update) - len(draws),
+        "draw_mean": placebo and placebo["estimate"],
+        "draw_sd": float(np.std(draws, ddof=1)) if len(draws) > 1 else None,
+        "range_low": placebo and placebo["ci_low"],
+        "range_high": placebo and placebo["ci_high"],
+        **dict(zip(_MARGIN, (margin and margin[end] for end in _ENDS), strict=True)),
+        "survives": _survives(name, real["estimate"], row_interval(margin)) if margin and update in NULLS else None,
     }
     return row | {"sentence": _sentence(row)}
+
+
+def _survives(name: str, real: float, margin: Interval) -> bool | None:
+    """Say whether a number is beyond a placebo on its own side of 0; None where the difference has no interval."""
+    if not margin.known:
+        return None
+    return bool(margin.side() == np.sign(real) != 0 and not (name in _POSITIVE and real < 0))
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
@@ -177,10 +144,9 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if row["update"] not in NULLS:
         return f"{what}, where {_in_words(row)} learns from the true teacher too."
     if row["survives"] is None:
-        return f"{what} is not judged against {_in_words(row)}: {MIN_DRAWS} draws are needed."
+        return f"{what} is not judged against {_in_words(row)}: their difference has no interval."
     verdict = "lies beyond" if row["survives"] else "does not lie beyond"
-    aside = ": there is no range for one more draw" if pd.isna(row["range_low"]) else ""
-    return f"{what} {verdict} {_in_words(row)}{aside}."
+    return f"{what} {verdict} {_in_words(row)}, difference {row_interval(row, _MARGIN)}."
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -193,7 +159,7 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     others = [_in_words(row) for row in rows if row["update"] not in NULLS and row["n_draws"]]
     taught = f" The true teacher on dealt responses: {'; '.join(others)}." if others else ""
     if not judged:
-        return f"Not comparable: {opening}: no placebo has {MIN_DRAWS} draws with this statistic.{taught}"
+        return f"Not comparable: {opening}: no null placebo has this statistic.{taught}"
     if not shown:
         listed = "; ".join(_in_words(row) for row in judged)
         return f"Survives: {opening} lies beyond every null placebo{aside}: {listed}.{taught}"
@@ -202,31 +168,9 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _in_words(row: Mapping[str, Any]) -> str:
-    if pd.isna(row["range_low"]):
-        count = "one draw" if row["n_draws"] == 1 else f"{row['n_draws']} equal draws"
-        return f"{row['update']} {row['draws'][0]:.3g} ({count})"
-    return f"{row['update']} [{row['range_low']:.3g}, {row['range_high']:.3g}] ({row['n_draws']} draws)"
+    count = "one draw" if row["n_draws"] == 1 else f"{row['n_draws']} draws"
+    return f"{row['update']} {row_interval(row, DRAWN)} ({count})"
 
 
 def _unit(row: Mapping[str, Any]) -> str:
     return " nats" if row["unit"] == "nats" else ""
-
-
-def _validity(outcome: Outcome, bank: Bank, raw: Scores, folds: Codes) -> dict[str, float]:
-    """Cross-validated R2 and rank correlation of raw KL, of {D^L, D^I}, and the difference."""
-    members = {key: predictor_sets()[key] for key in _SETS.values()}
-    (samples,) = cross_validated([outcome], bank, raw, members, folds, np.ones((1, bank.n_prompts)))
-    statistics: dict[str, float] = {}
-    for name, analysis in _VALIDITY.items():
-        base, signal = (float(value) for value in samples[analysis][0])
-        values = (base, signal, signal - base)
-        statistics |= {f"{name} of {which}": value for which, value in zip((*_SETS, _LESS), values, strict=True)}
-    return statistics
-
-
-def _released_gap(measurable: Mask, relative: Array, bank: Bank) -> float:
-    q3 = in_q3(bank)[0]
-    cut = arms(q3, bank.column(f"compatibility_k{K}"), measurable)
-    if not cut:
-        return np.nan
-    return float(fixed_gaps(relative[:, None], cut.high, cut.low, bank.prompts, np.ones((1, bank.n_prompts)))[0, 0])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import norm, t
 
 from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes
@@ -101,7 +102,7 @@ class Resampling:
             undefined: what a draw does that leaves it undefined, as a verb phrase.
         """
         rows = []
-        for interval, count in zip(intervals(samples), n_prompts, strict=True):
+        for interval, count in zip(intervals(samples, self.n_prompts), n_prompts, strict=True):
             if count < MIN_PROMPTS:
                 shown = Interval(interval.estimate, np.nan, np.nan)
                 method = f"{what}; no interval from {count} prompts, where {MIN_PROMPTS} are needed"
@@ -113,7 +114,7 @@ class Resampling:
 
     def method(self, what: str) -> str:
         """Return the text of an estimate's `method` column."""
-        return f"{what}; prompt-cluster bootstrap, {self.draws} draws, percentile"
+        return f"{what}; prompt-cluster bootstrap, {self.draws} draws, expanded percentile"
 
 
 def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
@@ -156,14 +157,29 @@ def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:
     return ratio(totals[:, 1:], totals[:, :1])
 
 
-def intervals(samples: Array) -> list[Interval]:
-    """Turn samples of shape (1 + draws, m), row 0 the estimate, into m intervals (2.5% to 97.5%)."""
-    low, high = np.percentile(samples[1:], [2.5, 97.5], axis=0)
+def intervals(samples: Array, n_prompts: int | None = None) -> list[Interval]:
+    """Turn samples of shape (1 + draws, m), row 0 the estimate, into m 95% percentile intervals.
+
+    Args:
+        samples: of the bootstrap.
+        n_prompts: how many prompts were drawn: the bootstrap's variance falls short by (n - 1) / n, and is an estimate
+            itself, so that the expanded percentile interval goes further out, by sqrt(n / (n - 1)) t / z of n - 1
+            degrees of freedom (Hesterberg 2015, doi:10.1080/00031305.2015.1089789). None takes 2.5% to 97.5%.
+    """
+    low, high = np.percentile(samples[1:], _percentiles(n_prompts), axis=0)
     errors = np.std(samples[1:], axis=0, ddof=1)
     return [
         Interval(float(column[0]), float(lo), float(hi), column, None if np.isnan(error) else float(error))
         for column, lo, hi, error in zip(samples.T, low, high, errors, strict=True)
     ]
+
+
+def _percentiles(n_prompts: int | None) -> list[float]:
+    if n_prompts is None:
+        return [2.5, 97.5]
+    reach = np.sqrt(n_prompts / (n_prompts - 1)) * t.ppf(0.975, n_prompts - 1)
+    tail = 100 * float(norm.cdf(-reach))
+    return [tail, 100 - tail]
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

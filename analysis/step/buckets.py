@@ -102,7 +102,9 @@ def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]
         name = f"winsorised mean {100 * cuts[0]:g}-{100 * cuts[1]:g}"
         samples[name] = _whole(np.clip(y, *np.quantile(y, cuts)), outcome.prompts, weights)
     return [
-        outcome.row("robust_gain", name, None, outcome.unit, intervals(drawn)[0], resampling.method(name))
+        outcome.row(
+            "robust_gain", name, None, outcome.unit, intervals(drawn, resampling.n_prompts)[0], resampling.method(name)
+        )
         for name, drawn in samples.items()
     ]
 

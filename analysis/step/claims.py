@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from teachdiag.analysis.bank.measurements import OUTCOMES
 from teachdiag.analysis.step.design import GAP
+from teachdiag.analysis.step.support_contrast import Q3_CONTRAST
 from teachdiag.settings import HEADLINE_K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL, JUDGED, members_of, on_top_of_base, set_label, versus_base
@@ -98,10 +99,19 @@ def validity_claims() -> list[Claim]:
     ]
 
 
+def contrast_claim() -> Claim:
+    """Return TA-OPD's own claim: inside Q3 gain is higher where C is high. Where C is saturated it has no number."""
+    above = "inside Q3 the step gains more at high than at low C"
+    below = "inside Q3 the step gains more at low than at high C"
+    number = "mean gain in the upper less the lower third of C"
+    return Claim("high C beats low C inside Q3", Q3_CONTRAST, "compatibility", number, above, below, "nats")
+
+
 CLAIMS = (
     gain_claim(),
     *slope_claims(OUTCOME, (_STANDARDISED, _PER_UNIT)),
     *validity_claims(),
+    contrast_claim(),
     *(claim for outcome in OUTCOMES if outcome != OUTCOME for claim in slope_claims(outcome, (_STANDARDISED,))),
 )
 PRIMARY_CLAIMS = tuple(claim for claim in CLAIMS if claim.primary)

@@ -18,11 +18,11 @@ from typing import Any
 
 import pandas as pd
 
-from teachdiag.analysis.bank.lookup import lookup
+from teachdiag.analysis.bank.lookup import lookup, row_interval
 from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
-from teachdiag.analysis.step.beyond_placebos import beyond
 from teachdiag.analysis.step.claims import CLAIMS, PRIMARY_CLAIMS, Claim
+from teachdiag.analysis.step.placebo_draws import beyond
 from teachdiag.analysis.step.reach import reach_columns
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
@@ -31,17 +31,16 @@ from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
-_OF_THE_NEAREST = ("nearest_placebo", "placebo_estimate", "margin", "margin_low", "margin_high", "margin_error")
 STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
 
 
-def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str]) -> list[dict[str, Any]]:
+def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str, int]) -> list[dict[str, Any]]:
     """Test every claim on one real step.
 
     Args:
         estimates: the estimates table.
         record: the probe of the real step.
-        placebos: the updates of its placebos.
+        placebos: the draws of each of its placebos, by their update.
 
     Returns:
         Rows of the findings table, that of `gain_claim` first; a claim whose number could not be estimated has none.
@@ -52,7 +51,7 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
         for k in SUPPORT_SIZES if claim.per_k else (None,):
             real = _evidence(estimates, probe_id, claim, k)
             if real is not None:
-                beside = [_placebo(estimates, probe_id, name, claim, k) for name in placebos]
+                beside = [_placebo(estimates, probe_id, name, claim, k, draws) for name, draws in placebos.items()]
                 rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id, "n_prompts": n_prompts})
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
@@ -70,9 +69,8 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Sequence[str
 def primary_rows(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of the table of primary claims, from those of all findings."""
     wanted = {claim.finding: claim.headline_k for claim in PRIMARY_CLAIMS}
-    empty = dict.fromkeys(("placebo_draws", "placebo_error"))
     return [
-        {**empty, **row} | {"claim": row["finding"]} | reach_columns(row)
+        {**row} | {"claim": row["finding"]} | reach_columns(row)
         for row in findings
         if row["outcome"] == OUTCOME and row["finding"] in wanted and row["k"] == wanted[row["finding"]]
     ]
@@ -118,11 +116,16 @@ class _Evidence:
 
 @dataclass(frozen=True)
 class _Placebo:
-    """One placebo's evidence, and by how much the real step exceeds it; None where that could not be estimated."""
+    """One placebo's evidence, and by how much the real step exceeds it; None where that could not be estimated.
+
+    `error`: the part of the margin's standard error that is due to its draws.
+    """
 
     name: str
     shown: _Evidence | None
     margin: Interval | None
+    draws: int
+    error: float | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.shown.interval if self.shown else 'not estimable'}"
@@ -134,8 +137,6 @@ def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | Non
         return None
     floor = _noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0
     side = interval.side(floor)
-    if side < 0 and not claim.below:
-        return _Evidence(interval, 0, "it costs fit")
     if side and claim.rivals:
         better = claim.rivals[0] if side > 0 else claim.rivals[1]
         level = lookup(
@@ -150,10 +151,14 @@ def _of(estimates: pd.DataFrame, probe_id: str, claim: Claim) -> pd.DataFrame:
     return rows_where(estimates, probe_id=probe_id, outcome=claim.outcome)
 
 
-def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None) -> _Placebo:
+def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None, draws: int) -> _Placebo:
     placebo_id = f"{probe_id}.{name}"
-    margin = lookup(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k)
-    return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin)
+    rows = rows_where(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k).to_dict(
+        "records"
+    )
+    margin = row_interval({str(name): value for name, value in rows[0].items()}) if rows else None
+    error = rows[0]["placebo_error"] if rows else None
+    return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
 
 
 def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_Placebo]) -> dict[str, Any]:
@@ -172,29 +177,26 @@ def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_P
         "unit": claim.unit,
         "placebos": ", ".join(map(str, placebos)) or "none run",
         "sentence": f"{opening}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
-        **_nearest(real.interval, placebos),
+        **_beside(_nearest(real.interval, placebos)),
     }
 
 
-def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> dict[str, Any]:
-    """Return the columns of `primary` on the placebo that the real step is told from least, on its own side of 0."""
+def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> _Placebo | None:
+    """Return the placebo that the real step is told from least, on its own side of 0; None where none has a margin."""
     sign = -1 if real.estimate < 0 else 1
     measured = [(min(sign * p.margin.low, sign * p.margin.high), p) for p in placebos if p.margin and p.margin.known]
-    if not measured:
-        return dict.fromkeys(_OF_THE_NEAREST)
-    placebo = min(measured, key=lambda m: m[0])[1]
-    assert placebo.margin is not None
-    assert placebo.shown is not None, "a margin has two sides"
-    margin = placebo.margin.columns()
-    return {
-        "nearest_placebo": placebo.name,
-        "placebo_estimate": placebo.shown.interval.estimate,
-        **{
-            name: margin[end]
-            for name, end in (("margin", "estimate"), ("margin_low", "ci_low"), ("margin_high", "ci_high"))
-        },
-        "margin_error": placebo.margin.std_error,
-    }
+    return min(measured, key=lambda m: m[0])[1] if measured else None
+
+
+def _beside(nearest: _Placebo | None) -> dict[str, Any]:
+    """Return the columns of `primary` on the nearest placebo."""
+    of_margin = ("margin", "margin_low", "margin_high", "margin_error")
+    names = ("nearest_placebo", "placebo_estimate", *of_margin, "placebo_draws", "placebo_error")
+    if nearest is None or nearest.margin is None or nearest.shown is None:
+        return dict.fromkeys(names)
+    margin = nearest.margin.columns().values()
+    values = (nearest.name, nearest.shown.interval.estimate, *margin, nearest.draws, nearest.error)
+    return dict(zip(names, values, strict=True))
 
 
 def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
@@ -209,10 +211,10 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
         beside = ", ".join(f"{p}, difference {p.margin}" for p in level)
         return "unclear", f"; not told apart from a placebo: {beside}"
     status = "holds" if real.side > 0 else "reversed"
-    measured = [(p.shown.interval.estimate * real.side, p) for p in placebos if p.shown is not None]
-    if not measured:
+    nearest = _nearest(real.interval, placebos)
+    if nearest is None:
         return status, "; no placebo was run"
-    return status, f"; beyond every placebo, the nearest being {max(measured, key=lambda m: m[0])[1]}"
+    return status, f"; beyond every placebo, the nearest being {nearest}"
 
 
 def _noise_floor(estimates: pd.DataFrame, probe_id: str) -> float:

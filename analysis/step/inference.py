@@ -138,7 +138,7 @@ def contrasts_of(terms: Sequence[str]) -> tuple[Array, list[str]]:
 
 
 def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> list[dict[str, Any]]:
-    """Return the rows of the inference table: the gains of a sample, in units of z-scored variables.
+    """Return the rows of the inference table: gains of a sample, of placebos one draw, in units of z-scored variables.
 
     Args:
         sample: the regressions' sample.
@@ -148,7 +148,7 @@ def inference_rows(sample: Sample, tokens: Codes, resampling: Resampling) -> lis
     fitted = [
         (outcome, name, sample.columns(terms, index))
         for index, outcome in enumerate(sample.outcomes)
-        if outcome.name == HEADLINE_OUTCOME
+        if outcome.name == HEADLINE_OUTCOME and outcome.draw == 0
         for name, terms in MODELS.items()
         if "learnable" in terms
     ]

@@ -153,7 +153,7 @@ def _gaps(values: Array, pairs: Pairs, prompts: Codes, weights: Array) -> tuple[
         return [Interval(float(x), np.nan, np.nan) for x in samples[0]], note
     undefined = int(np.isnan(samples).any(axis=1).sum())
     note = f"no interval: {undefined} of {len(samples) - 1} draws hold no pair" if undefined else ""
-    return intervals(samples), note
+    return intervals(samples, weights.shape[1]), note
 
 
 def _imbalance(covariates: Array, pairs: Pairs) -> str:

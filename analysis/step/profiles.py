@@ -60,7 +60,11 @@ def mean_rows(outcome: Outcome, bank: Bank, resampling: Resampling) -> list[dict
         if inside.any():
             one_group = np.zeros(inside.sum(), np.int64)
             means = group_means(outcome.values[inside], one_group, 1, outcome.prompts[inside], weights)
-            rows.append(outcome.row("mean", term, None, outcome.unit, intervals(means)[0], method, inside=inside))
+            rows.append(
+                outcome.row(
+                    "mean", term, None, outcome.unit, intervals(means, bank.n_prompts)[0], method, inside=inside
+                )
+            )
     return rows
 
 
@@ -101,7 +105,7 @@ def gain_surface_rows(step: Step, normalised: Scores) -> list[dict[str, Any]]:
     rows = []
     for k in SUPPORT_SIZES:
         x, y = normalised["learnable", k], normalised["incompatible", k]
-        for probe in step.probes:
+        for probe in step.first_draws:
             cells = _grid(x, y, probe.column("gain"))
             surface = {"surface": _GAIN_SURFACE, "probe_id": probe.probe_id, "k": k}
             rows += [surface | {"x": "learnable", "y": "incompatible"} | cell for cell in cells]
@@ -132,7 +136,7 @@ def plane_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
 
 def _profile(outcome: Outcome, key: Key, score: Array, bins: Codes, weights: Array) -> list[dict[str, Any]]:
     score, bins = outcome.of(score), outcome.of(bins)
-    means = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights))
+    means = intervals(group_means(outcome.values, bins, N_BINS, outcome.prompts, weights), weights.shape[1])
     counts = group_sums(None, bins, N_BINS, outcome.prompts, weights.shape[1])
     sizes, totals = counts.sum(axis=0), np.bincount(bins, score, N_BINS)
     return [

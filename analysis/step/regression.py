@@ -36,6 +36,7 @@ class Draws(NamedTuple):
 
     totals: Array
     redrawn: Redrawn | None
+    n_prompts: int
     method: str
 
 
@@ -76,7 +77,7 @@ def draw(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: bool) ->
     totals = np.tensordot(weights, sample.by_prompt, axes=1)
     redrawn = redraw_cuts(sample, bank, weights) if redraw else None
     method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
-    return Draws(totals, redrawn, method)
+    return Draws(totals, redrawn, bank.n_prompts, method)
 
 
 def fit(totals: Array, predictors: Sequence[int], outcomes: Sequence[int]) -> Fit:
@@ -138,7 +139,7 @@ def _rows(sample: Sample, index: int, fits: Mapping[str, Fit], draws: Draws) -> 
     return rows + [
         outcome.row(f"fit_{model}", term, sample.k, "1", interval, draws.method.format("OLS, in sample"))
         for term, model, values in shares
-        for interval in intervals(values[:, index : index + 1])
+        for interval in intervals(values[:, index : index + 1], draws.n_prompts)
     ]
 
 
@@ -159,7 +160,9 @@ def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, dra
             outcome.row(
                 f"{scale}_{model}", name, sample.k, unit, interval, draws.method.format(text), std_error=float(error)
             )
-            for name, interval, error in zip(names, intervals(coefficients @ contrasts.T), errors, strict=True)
+            for name, interval, error in zip(
+                names, intervals(coefficients @ contrasts.T, draws.n_prompts), errors, strict=True
+            )
         ]
     return rows
 

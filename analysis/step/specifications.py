@@ -138,7 +138,7 @@ def agreement_rows(rows: Rows, step: Step, bank: Bank) -> Rows:
         if not headline["headline"] or headline["probe_id"] != step.real.probe_id:
             continue
         quantity, sign, side = headline["quantity"], np.sign(headline["estimate"]), _side(headline)
-        for probe in (step.real, *step.placebos):
+        for probe in step.first_draws:
             own = [row for row in known if (row["probe_id"], row["quantity"]) == (probe.probe_id, quantity)]
             if own:
                 signs = np.mean([np.sign(row["estimate"]) == sign for row in own])
@@ -175,7 +175,7 @@ def _samples(step: Step, window: str, bank: Bank) -> Iterator[list[Trimmed]]:
     together = [[name] for name in OUTCOMES] if bank.large else [list(OUTCOMES)]
     for names, (rows, trimmings) in product(together, ((inside, (_WHOLE, _WINSORISED)), (smaller, (_LARGEST_OUT,)))):
         groups: dict[bytes, list[Outcome]] = {}
-        for name, probe in product(names, (step.real, *step.placebos)):
+        for name, probe in product(names, step.first_draws):
             outcome = _within(select_outcome(probe, name, bank), rows)
             groups.setdefault(outcome.rows.tobytes(), []).append(outcome)
         yield from (
@@ -209,7 +209,9 @@ def _estimated(sample: Sequence[Trimmed], estimator: Estimator, choices: Sequenc
     try:
         for found in estimator([trimmed.outcome for trimmed in sample], evidence):
             for index, trimmed in enumerate(sample):
-                numbers = zip(found.choices, intervals(found.samples[:, index]), found.what, strict=True)
+                numbers = zip(
+                    found.choices, intervals(found.samples[:, index], evidence.bank.n_prompts), found.what, strict=True
+                )
                 rows += [
                     _row(trimmed, choice, evidence.resampling.method(what), number) for choice, number, what in numbers
                 ]

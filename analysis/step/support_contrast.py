@@ -4,7 +4,7 @@ Q3 lies between two medians of the bank, and the arms are the outer thirds of a 
 draw finds its own medians and thirds, as another bank would, unless the cuts are to be fixed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from teachdiag.analysis.resampling.multiplicity import bootstrap_p
 from teachdiag.analysis.resampling.redrawn_quantiles import Ordered, Population, Region, Whole, redrawn_quantiles
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, Codes, Mask
-from teachdiag.settings import SUPPORT_SIZES
+from teachdiag.settings import HEADLINE_OUTCOME, SUPPORT_SIZES
 from teachdiag.signals import SUPPORT
 
 THIRDS = (1 / 3, 2 / 3)
+Q3_CONTRAST = "q3_contrast"
 
 
 class Arms(NamedTuple):
@@ -90,6 +91,13 @@ def contrast_rows(
     return rows
 
 
+def contrast_estimates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return, as estimates, those contrasts by thirds that the verdict asks for: gain at high less at low C."""
+    wanted = [row for row in rows if row["score"] == "compatibility" and row["outcome"] == HEADLINE_OUTCOME]
+    facts = {"analysis": Q3_CONTRAST, "std_error": None, "placebo_error": None, "n_dropped": 0}
+    return [{**facts, **row, "term": row["score"]} for row in wanted if row["estimate"] is not None]
+
+
 def cut_thirds(q3: Mask, score: Array) -> Arms:
     """Cut a score inside Q3 at its 1/3 and 2/3 quantiles; what equals a cut belongs to that arm.
 
@@ -151,7 +159,7 @@ class _Draws(NamedTuple):
         drawn[0] = point  # to the last digit, however its sums were ordered
         undefined = int(np.isnan(drawn).any(axis=1).sum())
         note = f"no interval: in {undefined} of {len(drawn) - 1} draws a third is empty, or ties put positions in both"
-        return intervals(drawn), note if undefined else ""
+        return intervals(drawn, self.weights.shape[1]), note if undefined else ""
 
 
 def redrawn_q3(bank: Bank, outcome: Outcome, weights: Array) -> tuple[Region, Codes]:
@@ -209,6 +217,7 @@ def contrast_row(
         "unit": outcome.unit,
         **(interval.columns() if known else {"estimate": None, "ci_low": None, "ci_high": None}),
         "p_value": bootstrap_p(interval.draws) if interval.draws is not None else None,
+        "draws": interval.draws,  # no column of the table
         **sizes._asdict(),
         "method": method,
         "note": note,

@@ -144,7 +144,9 @@ def _validity_rows(
     )
     rows = []
     for analysis, drawn in samples.items():
-        alone, differences = intervals(drawn), intervals(drawn - drawn[:, base : base + 1])
+        alone, differences = (
+            intervals(values, resampling.n_prompts) for values in (drawn, drawn - drawn[:, base : base + 1])
+        )
         for (name, k), interval, difference in zip(sets, alone, differences, strict=True):
             rows.append(outcome.row(analysis, name, k, "1", interval, method))
             if name != BASE:
@@ -161,6 +163,6 @@ def _spearman_rows(
     for name, k in scores:
         ranks = centred_ranks(outcomes[0].of(scores[name, k]))
         for outcome, y in zip(outcomes, observed, strict=True):
-            (interval,) = intervals(rank_correlation(y, ranks, outcome.prompts, weights))
+            (interval,) = intervals(rank_correlation(y, ranks, outcome.prompts, weights), resampling.n_prompts)
             rows.append(outcome.row("spearman", name, k, "1", interval, method))
     return rows

@@ -14,11 +14,6 @@ class Placebo(StepMeasurement):
     """The step with many draws of each placebo."""
 
     @property
-    def draws(self) -> int:
-        """Draws of each placebo."""
-        return self.settings.draws
-
-    @property
     def placebos(self) -> tuple[str, ...]:
         """Names of the placebos.
 
@@ -35,7 +30,7 @@ class Placebo(StepMeasurement):
         """
         return [
             context
-            for draw in range(self.draws)
+            for draw in range(self.settings.placebo_draws)
             for context in shuffle_rollouts(
                 update, limit, -1 - draw * len(update), derive_seed(self.settings.seed, ROLLOUTS, draw)
             )

@@ -52,11 +52,6 @@ class StepMeasurement(Measurement):
     """One update of the student, and placebos of its length."""
 
     @property
-    def draws(self) -> int:
-        """Draws of each placebo."""
-        return 1
-
-    @property
     def update(self) -> str:
         """Name of the update that the probe is about."""
         return "one_step" if self.settings.steps == 1 else "multi_step"
@@ -94,7 +89,7 @@ class StepMeasurement(Measurement):
     def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Take every update, rescore the bank after it, and write the gains; return the probe's results."""
         real = Update(self.update)
-        placebos = [Update(name, draw) for name in self.placebos for draw in range(self.draws)]
+        placebos = [Update(name, draw) for name in self.placebos for draw in range(self.settings.placebo_draws)]
         half = setup.student.half
         setup.rescore_shards(_BEFORE, setup.batched, "theta0")
         compared = on_first(setup.compare_with_capture)(pa.concat_tables(setup.shards(_BEFORE)))
@@ -162,7 +157,7 @@ class StepMeasurement(Measurement):
     def _write_gains(self, setup: ProbeSetup, update: Update, real: bool, floor: float) -> dict[str, float]:
         settings, update_id = self.settings, self._update_id(setup.probe_id, update.name)
         number, folder = len(setup.shards(_BEFORE)), setup.run / "gains" / update_id
-        paths = shard_paths(folder, number * (1 if real else self.draws))
+        paths = shard_paths(folder, number * (1 if real else self.settings.placebo_draws))
         refuse_strays(folder, paths)
         states = (setup.shards(state) for state in (_BEFORE, Update(NOTHING).state, update.state))
         prompts = {c.context_id: c.prompt_id for c in setup.bank}

@@ -51,9 +51,9 @@ def panel_figure(tables: RunTables, probe_id: str) -> Figure:
         ax.axis("off")
     add_caption(
         figure,
-        "Blue: the real step. Ticks: draws of each placebo; bars: 95% range for one more draw. Shaded: beyond every "
-        "null placebo on its own side of 0 (shuffled rollouts have their true teacher, so they are none). K=16. "
-        f"{tables.population}, the same for all draws; probe {probe_id}. No intervals over prompts are drawn.",
+        "Blue: the real step. Ticks: draws of each placebo; bars: 95% range for one more, on other prompts. Shaded: "
+        "beyond every null placebo on its own side of 0, over draws and prompts together (shuffled rollouts have their "
+        f"true teacher, so they are none). K=16. {tables.population}; probe {probe_id}.",
     )
     return figure
 

@@ -45,6 +45,7 @@ ESTIMATES = Table(
             nullable=True,
         ),
         DRAW_ERROR,
+        Column("placebo_error", DOUBLE, "as estimate", "its part that draws of a placebo make up", nullable=True),
         METHOD,
         *COUNTS,
         Column("n_dropped", LONG, "positions", "positions of the bank left out: the outcome is under the noise floor"),

@@ -5,6 +5,12 @@ import pyarrow as pa
 from teachdiag.artefacts.columns import CI, DOUBLE, FLAG, LONG, N_PROMPTS, OUTCOME, PROBE_ID, TEXT, UNIT, K
 from teachdiag.tables import Column, Table
 
+MARGIN = (
+    Column("margin", DOUBLE, "as estimate", "the real step's number less the placebo's", nullable=True),
+    Column("margin_low", DOUBLE, "as estimate", "lower 95% end, over draws and prompts", nullable=True),
+    Column("margin_high", DOUBLE, "as estimate", "upper 95% end", nullable=True),
+)
+
 FINDINGS = Table(
     name="findings",
     folder="analysis/",
@@ -55,11 +61,7 @@ PRIMARY = Table(
             "the same number for that placebo, mean of its draws",
             nullable=True,
         ),
-        Column("margin", DOUBLE, "as estimate", "the real step's number less that placebo's", nullable=True),
-        Column(
-            "margin_low", DOUBLE, "as estimate", "lower end of its 95% interval, over draws and prompts", nullable=True
-        ),
-        Column("margin_high", DOUBLE, "as estimate", "its upper end", nullable=True),
+        *MARGIN,
         Column("margin_error", DOUBLE, "as estimate", "standard error of the margin, over both", nullable=True),
         Column("placebo_error", DOUBLE, "as estimate", "its part that is due to the placebo's draws", nullable=True),
         Column("placebo_draws", LONG, "draws", "draws of that placebo", nullable=True),
@@ -104,19 +106,27 @@ PLACEBO_PANEL = Table(
         UNIT,
         Column("update", TEXT, "", "the placebo"),
         Column("estimate", DOUBLE, "see unit", "the real step's number"),
+        *CI,
         Column("draws", pa.list_(DOUBLE), "as estimate", "the placebo's number in each draw that has one"),
         Column("n_draws", LONG, "draws", "how many these are"),
         Column("n_undefined", LONG, "draws", "draws that leave the number undefined"),
         Column("draw_mean", DOUBLE, "as estimate", "mean of the draws", nullable=True),
         Column("draw_sd", DOUBLE, "as estimate", "their standard deviation (n - 1)", nullable=True),
-        Column("range_low", DOUBLE, "as estimate", "lower end of the 95% range for one more draw", nullable=True),
+        Column(
+            "range_low",
+            DOUBLE,
+            "as estimate",
+            "lower end of the 95% range for one more draw, on other prompts",
+            nullable=True,
+        ),
         Column("range_high", DOUBLE, "as estimate", "its upper end", nullable=True),
+        *MARGIN,
         Column(
             "survives",
             FLAG,
             "",
-            "whether the real number lies beyond that range (or, without one, beyond every draw) on its own side of 0; "
-            "null where fewer than 3 draws have the number, and for 'shuffled_rollouts', which is no null",
+            "whether the real number is beyond the placebo: the margin's interval lies on the number's own side of 0; "
+            "null where it has none, and for 'shuffled_rollouts', which is no null",
             nullable=True,
         ),
         Column("sentence", TEXT, "", "the comparison in plain words"),

@@ -30,6 +30,7 @@ class Kind:
         copies: of the student's weights in float32 beside the optimizer's moments: theta0, the moved weights, and the
             gradient or another direction in its place.
         step: whether it is one update of the student beside placebos, in `gains`, which gets the full analysis.
+        draws: of each placebo, where no number is given.
         placebos: whether it says what placebos show, rather than what the pair does.
     """
 
@@ -45,6 +46,7 @@ class Kind:
     laddered: bool = False
     copies: int = 3
     step: bool = False
+    draws: int = 2
     placebos: bool = False
 
     def end(self, reference: str) -> Any:  # noqa: ANN401 (each room knows the class of its own)

@@ -68,7 +68,12 @@ class ProbeSettings(Checked):
         "'fresh' samples the responses of each of --steps anew from the student as it is then",
         kinds=("one_step",),
     )
-    draws: int = option(5, "Draws of each placebo", "draws", kinds=("placebo",))
+    draws: int = option(
+        0,
+        "Draws of each placebo; 0 takes 2, with kind placebo 5",
+        "draws",
+        kinds=("one_step", "placebo", "checkpoint"),
+    )
     student_after: str = option("", "Hub id or local folder of the trained student", kinds=("checkpoint",))
     update_on: Split = option(
         "update", "'update': held-out prompts; 'bank': the bank itself, and labelled so", kinds=("one_step", "placebo")
@@ -169,10 +174,10 @@ class ProbeSettings(Checked):
         able = " or ".join(map(repr, kind.optimizers))
         self._require(self.optimizer in kind.optimizers, "optimizer", f"{able} with --kind {self.kind}")
         object.__setattr__(self, "learning_rate", self._resolved_rate())
-        self._check_at_least(1, "batch_tokens", "tile_positions", "steps", "draws", "fix_contexts", "seeds", "masks")
+        self._check_at_least(1, "batch_tokens", "tile_positions", "steps", "fix_contexts", "seeds", "masks")
         self._check_at_least(1, "norm_batches")
         self._check_at_least(2, "blocks")
-        self._check_at_least(0, "weight_decay", "update_contexts", "bank_contexts")
+        self._check_at_least(0, "draws", "weight_decay", "update_contexts", "bank_contexts")
         self._check_at_least(0, "sample", "min_keep", "seed", "real_steps")
         self._check_at_most(COUNTABLE, "steps", "draws", "seeds", "masks", "blocks", "norm_batches", "real_steps")
         lowest, highest = _RATES[self.optimizer]
@@ -194,6 +199,11 @@ class ProbeSettings(Checked):
     def step_size(self) -> float:
         """Learning rate of the step: where that is found on a ladder, the ladder's longest."""
         return KINDS[self.kind].usual_rate(self) if self.learning_rate == "auto" else float(self.learning_rate)
+
+    @property
+    def placebo_draws(self) -> int:
+        """Draws of each placebo."""
+        return self.draws or KINDS[self.kind].draws
 
     @property
     def laddered(self) -> bool:
@@ -286,6 +296,7 @@ KINDS: Registry[Kind] = Registry(
                 analysed_by="teachdiag.analysis.kinds.placebo:Placebo",
                 folders=("gains",),
                 laddered=True,
+                draws=5,
                 placebos=True,
             ),
             Kind(

@@ -102,7 +102,7 @@ class Shrunk(KindAnalysis):
         frame = TABLE.read(inputs.run / "shrunk" / self.probe_id)
         row = {"analysis": "shrunk_mean", "probe_id": self.probe_id, "update": "shrunk", "outcome": "gain", "k": None}
         row |= {"term": "bank", "unit": "nats", "method": "mean"}
-        row |= dict.fromkeys(("ci_low", "ci_high", "std_error", "draw_error"))
+        row |= dict.fromkeys(("ci_low", "ci_high", "std_error", "draw_error", "placebo_error"))
         row |= {"n_positions": len(frame), "n_prompts": inputs.bank.n_prompts, "n_dropped": 0}
         gain = frame["forward_kl_before"] - frame["forward_kl_after"]
         return {ESTIMATES: [row | {"estimate": gain.astype("float64").mean()}]}

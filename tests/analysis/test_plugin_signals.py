@@ -90,7 +90,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
         run, quiet = folder / "run", Reporter(quiet=True)
         run_capture(run, tiny_settings, quiet)
         run_probe(run, PROBE, quiet)
-        selectors = replace(PROBE, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1)
+        selectors = replace(PROBE, draws=0, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1)
         run_probe(run, selectors, quiet)
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
         publish(run, quiet)
@@ -177,7 +177,9 @@ def test_a_capture_with_the_package_is_not_continued_without_it(
 def test_a_run_captured_without_it_is_read_without_it_and_refuses_its_selector(
     captured_without: Path, toys: None, quiet: Reporter
 ) -> None:
-    probe = replace(PROBE, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1, selector="margin")
+    probe = replace(
+        PROBE, draws=0, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1, selector="margin"
+    )
     with pytest.raises(ArtefactError, match="positions lacks margin: it was captured without the package"):
         run_probe(captured_without, probe, quiet)
     run_analysis(captured_without, AnalyzeSettings(draws=100), quiet)

@@ -73,8 +73,10 @@ def test_a_killed_capture_continues_to_the_same_bytes(run: Path, tmp_path: Path)
 def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path) -> None:
     summary = teachdiag("probe", run, "--name", "step")
     updates = summary["updates"]
-    assert updates["one_step"]["mean_gain"] > 3 * abs(updates["random_direction"]["mean_gain"])
-    assert updates["one_step"]["mean_gain"] > updates["shuffled_teacher"]["mean_gain"]
+    assert updates["one_step"]["mean_gain"] > 3 * max(
+        abs(draw["mean_gain"]) for draw in updates["random_direction"]["draws"]
+    )
+    assert updates["one_step"]["mean_gain"] > max(draw["mean_gain"] for draw in updates["shuffled_teacher"]["draws"])
     assert summary["noise_floor"] < 1e-4
     analysis = teachdiag("analyze", run, "--draws", 200)
     assert analysis["verdict"]

@@ -65,7 +65,7 @@ def test_the_laws_by_hand() -> None:
         {
             "rollouts": 8e6 * 2 / 20 / 4,  # a student of twice the size, four processes
             "scoring": read * 2 / 50 / 4,  # a pair of twice the size
-            "probe": read * (7 * 2e8 + 6e8) / (4e8 * 50) / 4,
+            "probe": read * (10 * 2e8 + 6e8) / (4e8 * 50) / 4,
         }
     )
     shard = 150e6 / (1000 * 80)  # 1875 contexts: 40 shards at least would be 2500

@@ -97,8 +97,8 @@ def test_clipped_steps_with_idle_processes_and_a_head_of_its_own(tmp_path: Path,
 
 def test_a_checkpoint(tmp_path: Path, captured: Path) -> None:
     after = save_model(tmp_path / "after", seed=3)
-    given = {"name": "p", "kind": "checkpoint", "student_after": after}
-    asked = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    given = {"name": "p", "kind": "checkpoint", "draws": 1, "student_after": after}
+    asked = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert_same(captured, tmp_path, ProbeSettings(**given), probed(captured, tmp_path / "sharded", 2, asked))
 
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_is_measured_against_the_same_bank(
             parameter.copy_(teacher[name][: parameter.shape[0]])
     after.save_pretrained(tmp_path / "after")
     AutoTokenizer.from_pretrained(tiny_settings.student).save_pretrained(tmp_path / "after")
-    probe = ProbeSettings(**SMALL, kind="checkpoint", name="c", student_after=str(tmp_path / "after"))
+    probe = ProbeSettings(**SMALL, kind="checkpoint", draws=1, name="c", student_after=str(tmp_path / "after"))
     results = run_probe(run, probe, quiet)["updates"]
     assert set(results) == {"checkpoint", "theta0", "random_direction"}
     gains = GAINS.read(run / "gains/c")

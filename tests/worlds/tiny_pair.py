@@ -10,7 +10,7 @@ from teachdiag.settings import ProbeSettings
 
 END = "<end>"
 KNOWN = 257  # ids of `byte_tokenizer`; the other rows of a head are padding
-PROBE = ProbeSettings(name="p", learning_rate=1e-4, batch_tokens=100, tile_positions=7)
+PROBE = ProbeSettings(name="p", draws=1, learning_rate=1e-4, batch_tokens=100, tile_positions=7)
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 
 
