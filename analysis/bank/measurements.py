@@ -189,7 +189,6 @@ class Outcome:
             "draw": self.draw,  # this and the samples pool draws and pair differences; neither is a column
             "draws": interval.draws,
             "std_error": std_error,
-            "placebo_error": None,
             "method": method,
             "n_positions": n_positions,
             "n_prompts": n_prompts,

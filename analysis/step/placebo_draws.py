@@ -80,7 +80,7 @@ def pool_draws(rows: Iterable[dict[str, Any]], key: Sequence[str] = ("probe_id",
 def _pooled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     if len(rows) == 1 or any(row["draws"] is None for row in rows):
-        return first
+        return {"placebo_error": None, **first}
     samples = np.mean([row["draws"] for row in rows], axis=0)
     by_draw = [float(row["draws"][0]) for row in rows]
     widened = one_more_draw(samples, by_draw)

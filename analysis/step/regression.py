@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teachdiag.analysis.bank.measurements import Bank, Outcome
-from teachdiag.analysis.bank.normalised import Scores
+from teachdiag.analysis.bank.measurements import Bank
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
-from teachdiag.analysis.step.design import BASES, MODELS, Sample, make_sample
+from teachdiag.analysis.step.design import BASES, MODELS, Sample
 from teachdiag.analysis.step.inference import contrasts_of, crv1, model_of
 from teachdiag.analysis.step.redrawn_cuts import Redrawn, redraw_cuts
 from teachdiag.errors import EstimationError
@@ -52,23 +51,6 @@ def regressions(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: b
     draws = draw(sample, bank, resampling, redraw=redraw)
     fits = {model: fit_draws(sample, terms, draws) for model, terms in MODELS.items()}
     return [row for index in range(len(sample.outcomes)) for row in _rows(sample, index, fits, draws)]
-
-
-def point_estimates(outcome: Outcome, bank: Bank, normalised: Scores, k: int) -> dict[tuple[str, str], float]:
-    """Return the coefficients of every model at one K without uncertainty, by (analysis, term) of the estimates table.
-
-    Raises:
-        EstimationError: a predictor is constant, or a combination of others; the message names it.
-    """
-    sample = make_sample([outcome], normalised, k, bank.n_prompts)
-    totals = sample.by_prompt.sum(axis=0)[None]
-    estimates: dict[tuple[str, str], float] = {}
-    for model, terms in MODELS.items():
-        estimate, (contrasts, names) = fit_draws(sample, terms, Draws(totals, None, "")), contrasts_of(terms)
-        for scale, coefficients in (("standardized", estimate.standardized), ("slope", estimate.slopes)):
-            values = (coefficients @ contrasts.T)[0, 0]
-            estimates |= {(f"{scale}_{model}", name): float(value) for name, value in zip(names, values, strict=True)}
-    return estimates
 
 
 def draw(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: bool) -> Draws:

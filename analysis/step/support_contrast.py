@@ -94,7 +94,7 @@ def contrast_rows(
 def contrast_estimates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return, as estimates, those contrasts by thirds that the verdict asks for: gain at high less at low C."""
     wanted = [row for row in rows if row["score"] == "compatibility" and row["outcome"] == HEADLINE_OUTCOME]
-    facts = {"analysis": Q3_CONTRAST, "std_error": None, "placebo_error": None, "n_dropped": 0}
+    facts = {"analysis": Q3_CONTRAST, "std_error": None, "n_dropped": 0}
     return [{**facts, **row, "term": row["score"]} for row in wanted if row["estimate"] is not None]
 
 

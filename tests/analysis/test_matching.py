@@ -89,7 +89,7 @@ def test_a_matched_gap_is_that_of_a_loop_over_prompts(case: Case, design: str) -
         for counts in resampling.weights("matching")
     ]
     assert row["estimate"] == pytest.approx(drawn[0], abs=1e-12)
-    assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(drawn), abs=1e-12)
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(drawn, case.bank.n_prompts), abs=1e-12)
     assert (row["n_high"], row["n_unmatched"]) == (len(together), len(highs) - len(together))
     assert row["n_low"] == len({j for _, j in together})
     mine = [b for b in balance if (b["score"], b["k"], b["design"]) == ("bhattacharyya", 32, design)]

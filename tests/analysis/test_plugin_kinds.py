@@ -102,7 +102,7 @@ class Shrunk(KindAnalysis):
         frame = TABLE.read(inputs.run / "shrunk" / self.probe_id)
         row = {"analysis": "shrunk_mean", "probe_id": self.probe_id, "update": "shrunk", "outcome": "gain", "k": None}
         row |= {"term": "bank", "unit": "nats", "method": "mean"}
-        row |= dict.fromkeys(("ci_low", "ci_high", "std_error", "draw_error", "placebo_error"))
+        row |= dict.fromkeys(("ci_low", "ci_high", "std_error", "draw_error"))
         row |= {"n_positions": len(frame), "n_prompts": inputs.bank.n_prompts, "n_dropped": 0}
         gain = frame["forward_kl_before"] - frame["forward_kl_after"]
         return {ESTIMATES: [row | {"estimate": gain.astype("float64").mean()}]}
@@ -243,12 +243,14 @@ def test_help_and_lists_name_them(
     assert "shrunk" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="--optimizer is 'adamw': it must be 'sgd' with --kind shrunk"):
         ProbeSettings(kind="shrunk", optimizer="adamw")
-    with pytest.raises(SettingsError, match="--draws belongs to --kind placebo, not to shrunk"):
+    with pytest.raises(
+        SettingsError, match="--draws belongs to --kind one_step or placebo or checkpoint, not to shrunk"
+    ):
         ProbeSettings(kind="shrunk", draws=2)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(refused: Callable[..., str], run: Path) -> None:
-    known = "one_step, checkpoint, placebo, selectors, lds, isolated, predicted"
+    known = "one_step, checkpoint, placebo, selectors, efficiency, lds, isolated, predicted"
     said = refused("probe", "--run", str(run), "--kind", "shrunk")
     assert f"no kind of probe 'shrunk': choose from {known}" in said
     assert "did you mean isolated?" in refused("probe", "--run", str(run), "--kind", "isolatd")

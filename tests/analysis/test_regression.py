@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from contrast_worlds import percentiles
 from planted import World, plant
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
@@ -15,7 +16,7 @@ from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
 from teachdiag.analysis.step.design import BASES, GAP, MODELS, make_sample
 from teachdiag.analysis.step.redrawn_cuts import redraw_cuts
-from teachdiag.analysis.step.regression import point_estimates, regressions
+from teachdiag.analysis.step.regression import regressions
 from teachdiag.errors import EstimationError
 
 K = 16
@@ -128,7 +129,9 @@ def test_bootstrap_is_that_of_a_loop_over_stacked_rows(case: tuple[Bank, list[Ou
         draws.setdefault(("fit_nested", "delta_r2"), []).append(shares[0] - shares[1])
     for (analysis, term), samples in draws.items():
         row = _row(estimates, analysis, term)
-        assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]), rel=1e-8)
+        assert [row["ci_low"], row["ci_high"]] == pytest.approx(
+            percentiles([row["estimate"], *samples], bank.n_prompts), rel=1e-8
+        )
 
 
 def test_outcomes_together_are_those_alone(case: tuple[Bank, list[Outcome]]) -> None:
@@ -151,13 +154,15 @@ def test_redrawn_cuts_are_those_of_a_loop_that_normalises_every_draw(tmp_path: P
     drawn = redraw_cuts(sample, bank, weights)
     exact, quantiles = [], []
     for counts in weights:
-        rows = np.repeat(np.arange(len(bank.prompts)), counts[bank.prompts].astype(int))
+        picked = np.repeat(np.arange(len(bank.prompts)), counts[bank.prompts].astype(int))
         again = Bank(
-            {name: values[rows] for name, values in bank.positions.items()}, bank.prompts[rows], bank.n_prompts
+            {name: values[picked] for name, values in bank.positions.items()}, bank.prompts[picked], bank.n_prompts
         )
-        everywhere = np.ones(len(rows), bool)
-        stacked = Outcome("step", "one_step", "gain", everywhere, outcome.values[rows], again.prompts)
-        found = point_estimates(stacked, again, normalised_scores(again), K)
+        everywhere = np.ones(len(picked), bool)
+        stacked = Outcome("step", "one_step", "gain", everywhere, outcome.values[picked], again.prompts)
+        alone = make_sample([stacked], normalised_scores(again), K, again.n_prompts)
+        rows = regressions(alone, again, Resampling(0, 2, again.n_prompts), redraw=False)
+        found = {(row["analysis"], row["term"]): row["estimate"] for row in rows}
         exact.append([found["standardized_decomposition", GAP], found["slope_nested", "learnable"]])
         quantiles.append(np.quantile(again.positions[f"disagreement_k{K}"], [0.05, 0.95]))
     moved = redrawn_quantiles(bank.column(f"disagreement_k{K}"), bank.prompts, weights, (0.05, 0.95))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from contrast_worlds import percentiles
 from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
-from scipy.stats import norm, t
 from stages import ROOT, amend
 
 from teachdiag.analysis import tasks
@@ -145,9 +145,7 @@ def test_differences_from_placebos_are_paired(effect_run: Path) -> None:
     row = estimates.query(
         "analysis == 'mean_beyond_placebo' and probe_id == 'step.random_direction' and outcome == 'gain'"
     )
-    n = prompts.max() + 1
-    tail = norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))
-    expected = np.quantile(np.subtract(*draws)[1:], [tail, 1 - tail])
+    expected = percentiles(np.subtract(*draws), prompts.max() + 1)
     np.testing.assert_allclose(row[row["term"] == "bank"][["ci_low", "ci_high"]].to_numpy()[0], expected, rtol=1e-6)
 
 

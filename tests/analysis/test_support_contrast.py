@@ -55,7 +55,7 @@ def test_redrawn_contrast_is_that_of_a_loop_over_resampled_rows(case: Case, scor
         for again in drawn_rows(resampling.weights("contrast"), case.bank.prompts)
     ]
     assert row["estimate"] == pytest.approx(drawn[0], abs=1e-12)
-    assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(drawn), abs=1e-10)
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(drawn, case.bank.n_prompts), abs=1e-10)
     assert row["p_value"] == pytest.approx(
         max(2 * min(np.mean([x <= 0 for x in drawn[1:]]), np.mean([x >= 0 for x in drawn[1:]])), 1 / 101)
     )
@@ -70,7 +70,9 @@ def test_fixed_cuts_are_those_of_the_full_sample(case: Case) -> None:
     for again in drawn_rows(resampling.weights("contrast"), case.bank.prompts):
         upper, lower = (inside & (c >= high))[again], (inside & (c <= low))[again]
         drawn.append(y[again][upper].mean() - y[again][lower].mean())
-    assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx([drawn[0], *percentiles(drawn)], abs=1e-12)
+    assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx(
+        [drawn[0], *percentiles(drawn, case.bank.n_prompts)], abs=1e-12
+    )
     assert "medians and thirds fixed" in row["method"]
 
 

@@ -49,7 +49,9 @@ def test_means_are_those_of_the_best_by_hand(
             y[again][inside[again]].mean()
             for again in drawn_rows(case.resampling().weights("top_n"), case.bank.prompts)
         ]
-        assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx([drawn[0], *percentiles(drawn)])
+        assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx(
+            [drawn[0], *percentiles(drawn, case.bank.n_prompts)]
+        )
         assert row["gain_per_keep"] == pytest.approx(drawn[0] / (len(best) / n))
         assert row["q3_share"] == in_q3(case.bank)[0][best].mean()
         assert row["mean_incompatible"] == pytest.approx(case.scores["incompatible", k or 16][best].mean())
@@ -61,7 +63,9 @@ def test_random_is_what_chance_expects(world: tuple[Case, Tokens], rows: list[di
     y = case.gain.values
     drawn = [y[again].mean() for again in drawn_rows(case.resampling().weights("top_n"), case.bank.prompts)]
     for row in whole:
-        assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx([drawn[0], *percentiles(drawn)])
+        assert [row["estimate"], row["ci_low"], row["ci_high"]] == pytest.approx(
+            [drawn[0], *percentiles(drawn, case.bank.n_prompts)]
+        )
         assert row["gain_per_keep"] == pytest.approx(y.mean() / row["budget"])
         assert (row["tied"], row["k"]) == (0, None)
 

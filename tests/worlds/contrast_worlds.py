@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from planted import World, plant
+from scipy.stats import norm, t
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import Scores, normalised_scores
@@ -88,9 +89,10 @@ def moments(columns: np.ndarray, prompts: np.ndarray, n_prompts: int) -> np.ndar
     return np.stack([extended[prompts == p].T @ extended[prompts == p] for p in range(n_prompts)])
 
 
-def percentiles(drawn: list[float]) -> list[float]:
-    """The 95% interval of draws whose first is the estimate."""
-    return list(np.percentile(drawn[1:], [2.5, 97.5]))
+def percentiles(drawn: list[float], n_prompts: int) -> list[float]:
+    """The 95% interval of draws whose first is the estimate, cut where Student's t has its tails (Hesterberg 2015)."""
+    tail = norm.cdf(-np.sqrt(n_prompts / (n_prompts - 1)) * t.ppf(0.975, n_prompts - 1))
+    return list(np.quantile(drawn[1:], [tail, 1 - tail]))
 
 
 def found(rows: list[dict[str, Any]], **key: object) -> dict[str, Any]:
@@ -108,4 +110,4 @@ def in_thirds(h: np.ndarray, kl: np.ndarray, score: np.ndarray, y: np.ndarray) -
 
 def numbers(row: dict[str, Any]) -> pd.Series:
     """The numbers of a row, NaN where there is none."""
-    return pd.to_numeric(pd.Series({k: v for k, v in row.items() if not isinstance(v, str)}, dtype=object))
+    return pd.to_numeric(pd.Series({k: v for k, v in row.items() if not isinstance(v, str | np.ndarray)}, dtype=object))
