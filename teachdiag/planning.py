@@ -14,7 +14,7 @@ contexts of (prompt + L - 1) tokens each, which both models read. A prime marks 
   tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
   beyond that, and is not scaled. A probe needs 5 float32 copies of the student instead of the weights.
 - Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A
-  probe keeps the teacher's hidden states, N x width x 4 bytes, until it ends.
+  probe keeps the teacher's hidden states, N x width x 4 bytes, for the next one.
 
 A calibration of a CPU says nothing about a GPU, nor one of small models about how well large ones use a device.
 """
@@ -127,7 +127,7 @@ def _time(positions: float, read: float, processes: int, models: Models, measure
 
 
 def _storage(positions: float, shards: int, models: Models, measured: Measured) -> Bytes:
-    """Bytes of the `positions` table, with and without its top-K lists, and of what a probe keeps until it ends."""
+    """Bytes of the `positions` table, with and without its top-K lists, and of what probes share."""
     further = positions - shards  # one position of each file is in the bytes of a file
     bare = measured.bytes_per_position_without_topk * further + measured.bytes_per_file_without_topk * shards
     return {

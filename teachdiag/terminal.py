@@ -142,7 +142,7 @@ def _amounts(summary: Summary) -> list[tuple[str, str]]:
     return [
         ("disk: positions, with top-K lists", _size(stored["positions"])),
         ("disk: positions, without", _size(stored["positions_without_topk"])),
-        ("disk: a probe's scratch, until it ends", _size(stored["probe_scratch"])),
+        ("disk: the teacher's states, which probes share", _size(stored["probe_scratch"])),
         (f"time: rollouts, {processes} processes", _duration(time["rollouts"])),
         (f"time: scoring, {processes} processes", _duration(time["scoring"])),
         (f"time: one_step probe, {processes} processes", _duration(time["probe"])),

@@ -22,7 +22,7 @@ from teachdiag.diagnostics.models.sharding import load_over_processes
 from teachdiag.diagnostics.models.sources import Sources
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
-from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states, shared_file
 from teachdiag.diagnostics.probes.theta0 import Theta0
 from teachdiag.diagnostics.probes.updates import Objective
 from teachdiag.diagnostics.processes.collectives import gathered_rows, in_step, joined, on_first
@@ -219,7 +219,8 @@ def set_up(
     more = kind.further_contexts(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch
-    teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, scratch / "teacher.npy", reporter)
+    file = scratch / "teacher.npy" if more else on_first(_states_file)(stage, capture, settings)
+    teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, file, reporter)
     return ProbeSetup(
         run=stage.run,
         probe_id=probe_id,
@@ -236,6 +237,15 @@ def set_up(
         further=more,
         reporter=reporter,
     )
+
+
+def _states_file(stage: Stage, capture: CaptureSettings, settings: ProbeSettings) -> Path:
+    """Return the file of the teacher's states that probes of a run share where they would compute the same bytes."""
+    note = stage.read()
+    assert note is not None, "a claimed stage has a note"
+    decided_by = {"teacher": note["inputs"]["teacher"], "contexts": note["inputs"]["contexts"]}
+    decided_by |= {"positions": capture.positions, "dtype": capture.dtype, "batch_tokens": settings.batch_tokens}
+    return shared_file(stage.run / "teacher_states", decided_by | note["made_with"])
 
 
 def update_contexts(run: Path, kind: Measurement, contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:

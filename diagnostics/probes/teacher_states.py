@@ -1,13 +1,17 @@
-"""The frozen teacher's hidden states of a run's contexts, computed once a probe and read from disk tile by tile.
+"""The frozen teacher's hidden states of a run's contexts, computed once and read from disk tile by tile.
 
-A probe scores the same positions under many student weights; the teacher need not run again, nor stay in memory.
+A probe scores the same positions under many student weights; the teacher need not run again, nor stay in memory. The
+next probe of the run takes the same file, which may be deleted at any time between them.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +79,15 @@ def compute_teacher_states(
                 advance(len(batch.contexts))
         on_first(_finish)(part, file)
     return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
+
+
+def shared_file(folder: Path, decided_by: Mapping[str, Any]) -> Path:
+    """Return where states lie that probes share, after everything that decides a byte of them; delete all others."""
+    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+    file = folder / f"{digest[:16]}.npy"
+    for stale in set(folder.glob("*")) - {file, file.with_suffix(CHECKSUM)}:
+        stale.unlink(missing_ok=True)
+    return file
 
 
 def _empty(file: Path, shape: tuple[int, int]) -> None:

@@ -172,6 +172,7 @@ unless marked optional: those need the teacher's whole distribution, which one b
 | `contexts/`, `positions/` | the tables of capture, in shards |
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
 | `inner_products/`, `masked_steps/`, `masked_gains/` | those of kind efficiency |
+| `teacher_states/` | the teacher's hidden states, which probes share: N x width x 4 bytes; may be deleted |
 | `tokens/` | the bank's positions with their scores, from analyze |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
 | `figures/*.png`, `*.svg`, `*.pdf` | every figure |

@@ -3,12 +3,14 @@
 The truth: lengths and draws that are asked for, other probes of the same step, and weights saved here.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from stages import tables
 from tiny_pair import PROBE, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,9 +18,11 @@ from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import batched, relaid
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.probes import teacher_states
 from teachdiag.errors import ModelError, RunError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.tables import is_intact
 
 pytestmark = pytest.mark.slow
 
@@ -124,3 +128,24 @@ def test_every_layout_draw_is_another_layout(run: Path) -> None:
     assert len({str(shape) for shape in shapes}) == 5
     assert len(shapes[0]) == 1
     assert len(shapes[1]) > 1  # though all would fit into one batch
+
+
+def test_the_next_probe_takes_the_teachers_states(
+    run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are those of a probe that computed them; what is damaged, or of other batches, is computed again."""
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    run_probe(alone, replace(PROBE, name="second"), quiet)
+    run_probe(run, PROBE, quiet)
+    (states,) = (run / "teacher_states").glob("*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_states, "_fill", None)
+        run_probe(run, replace(PROBE, name="second"), quiet)
+    of_second = {name: digest for name, digest in tables(run).items() if "/second" in name}
+    assert of_second == {name: digest for name, digest in tables(alone).items() if "/second" in name} != {}
+    states.write_bytes(states.read_bytes()[:-4])
+    run_probe(run, replace(PROBE, name="third"), quiet)
+    assert is_intact(states)
+    run_probe(run, replace(PROBE, name="fourth", batch_tokens=50), quiet)
+    assert not states.exists()
+    assert len(list((run / "teacher_states").glob("*.npy"))) == 1
