@@ -128,7 +128,7 @@ def load_measured(run: Path, record: Record) -> Measured:
         probe_id,
         load_pool(run, probe_id, selectors, int(settings["seed"])),
         selectors,
-        [budget for budget in map(float, settings["budgets"].split(",")) if budget < 1],
+        [budget for budget in dict.fromkeys(map(float, settings["budgets"].split(","))) if budget < 1],
         sum(int(block["prompts"]) for block in record.results["blocks"]),
         MASKED_STEPS.read(run / "masked_steps" / probe_id),
         MASKED_GAINS.read(run / "masked_gains" / probe_id),

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import pandas as pd
+from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
 from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured
 from teachdiag.analysis.efficiency.step_lengths import ALL
-from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables
+from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, shown
 from teachdiag.analysis.text.text_tables import readable
 from teachdiag.artefacts import EFFICIENCY
@@ -71,6 +72,16 @@ class Efficiency(KindAnalysis):
         return {
             f"Share of the whole batch's gain, {how}": headline_table(rows, match) for match, how in MATCHES.items()
         }
+
+    def measured(self, title: str) -> list[Grid | str]:
+        """Return what the measured cells keep on the real batches, at equal update norm."""
+        cells = {(cell["selector"], cell["budget"]): f"{cell['norm']:.3g}" for cell in self.record.results["masked"]}
+        budgets = sorted({budget for _, budget in cells if budget < 1})
+        selectors = [name for name in dict.fromkeys(name for name, _ in cells) if name != ALL]
+        rows = [[_named(name), *(cells.get((name, budget), "-") for budget in budgets)] for name in selectors]
+        batches = f"{self.settings['norm_batches']} update batches; `teachdiag analyze` takes all update contexts"
+        shares = f"share of the whole batch's gain, first order, {MATCHES['norm']}"
+        return [grid(f"{title}: {shares}", ["kept by", *map(_percent, budgets)], rows), f"mean over {batches}"]
 
 
 def headline_table(rows: pd.DataFrame, match: str = "norm") -> pd.DataFrame:

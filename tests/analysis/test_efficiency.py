@@ -14,14 +14,20 @@ from stages import ROOT
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.lookup import lookup
-from teachdiag.analysis.bank.measurements import finished_probes
+from teachdiag.analysis.bank.measurements import Record, finished_probes
 from teachdiag.analysis.efficiency.drawn import Drawn, mean_of, ratio_of
 from teachdiag.analysis.efficiency.kept_means import kept_means
 from teachdiag.analysis.efficiency.pool import compared_selectors, load_pool
 from teachdiag.analysis.efficiency.real_steps import real_shares
 from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured, prompt_weights
 from teachdiag.analysis.efficiency.step_lengths import length_ratios
-from teachdiag.analysis.kinds.efficiency import efficiency_sentences, headline_table, real_table, share_table
+from teachdiag.analysis.kinds.efficiency import (
+    Efficiency,
+    efficiency_sentences,
+    headline_table,
+    real_table,
+    share_table,
+)
 from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.resampling.few_blocks import block_weights
@@ -33,7 +39,7 @@ from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.style import theme
 from teachdiag.progress import Reporter
 from teachdiag.selectors import SELECTORS, Tokens
-from teachdiag.settings import AnalyzeSettings
+from teachdiag.settings import AnalyzeSettings, ProbeSettings
 from teachdiag.tables import rows_where, shard_path, write_parquet
 
 WORLD = EfficiencyWorld(contexts=20, positions=20, prompts=24, blocks=4, batch=8)
@@ -284,6 +290,16 @@ def test_sentences_name_the_leader_and_the_contender(rows: pd.DataFrame) -> None
         assert text in said
     assert "2 masked steps were really taken: in 4 of 4 comparisons" in said
     assert headline_table(rows)["selector"].iloc[0] == "raw KL"
+
+
+def test_a_probe_that_has_just_ended_shows_its_measured_cells() -> None:
+    cells = [("all", 1.0, 1.0), ("forward_kl", 0.1, 0.5), ("forward_kl", 0.3, 0.75), ("oracle", 0.1, 1.25)]
+    masked = [{"selector": name, "budget": budget, "rate": 1.0, "norm": share} for name, budget, share in cells]
+    record = Record("efficiency", "efficiency", ProbeSettings(kind="efficiency").as_dict(), {"masked": masked})
+    shown, further = Efficiency(record).measured("Probe efficiency")
+    columns = [list(column.cells) for column in shown.columns]
+    assert columns == [["raw KL", "oracle (ceiling)"], ["0.5", "1.25"], ["0.75", "-"]]
+    assert further.startswith("mean over 2 update batches")
 
 
 def test_positions_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
