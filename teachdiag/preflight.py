@@ -145,7 +145,7 @@ def local_model(name: str) -> Path | None:
     return None
 
 
-_OF_PROMPTS = ("prompts", "data_file", "bank_prompts", "update_prompts", "responses", "seed")
+_OF_PROMPTS = (*("prompts", "data_file", "bank_prompts", "update_prompts", "max_prompt_tokens", "responses", "seed"),)
 _UNREAD_REVISION = {"revision": "models on the Hub, and none is"}
 
 

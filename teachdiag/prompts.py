@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,28 @@ class PromptSet:
         """What a run records of questions that are left out; nothing where there are none."""
         return {"contradictory_left_out": self.contradictory} if self.contradictory else {}
 
-    def draw(self, bank: int, update: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    def draw(
+        self, bank: int, update: int, seed: int, fits: Callable[[Prompt], bool] | None = None
+    ) -> tuple[list[Prompt], list[Prompt]]:
         """Draw two disjoint sets of prompts, the same for the same seed whatever copy of the source was read.
+
+        Args:
+            bank: prompts of the first set.
+            update: prompts of the second.
+            seed: of the order in which prompts are drawn.
+            fits: whether a drawn prompt is taken; another is drawn in place of one that is not.
 
         Raises:
             EstimationError: the source has too few distinct prompts.
         """
-        if bank + update > len(self.prompts):
-            raise EstimationError(
-                f"{self.manifest.id} has {len(self.prompts)} distinct prompts, too few for {bank} bank and {update} "
-                "update prompts: ask for fewer"
-            )
         order = np.random.default_rng(derive_seed(seed, "prompts")).permutation(len(self.prompts))
-        drawn = [self.prompts[i] for i in order[: bank + update]]
+        in_order = (self.prompts[i] for i in order)
+        drawn = list(islice(in_order if fits is None else filter(fits, in_order), bank + update))
+        if len(drawn) < bank + update:
+            raise EstimationError(
+                f"{self.manifest.id} has {len(drawn)} distinct prompts{' that are short enough' * (fits is not None)}, "
+                f"too few for {bank} bank and {update} update prompts: ask for fewer"
+            )
         return drawn[:bank], drawn[bank:]
 
 

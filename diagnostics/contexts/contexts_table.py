@@ -13,6 +13,7 @@ from teachdiag.diagnostics.contexts.templates import Options, encode_prompts
 from teachdiag.diagnostics.models.alignment import Context, Side, check_fits, in_shards
 from teachdiag.diagnostics.models.pair import PairOutline
 from teachdiag.errors import ArtefactError
+from teachdiag.manifests import Prompt
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet
 from teachdiag.seeds import derive_seed
@@ -28,7 +29,7 @@ def lay_out(
     prompts: PromptSet,
     options: tuple[Options, Options],
     reporter: Reporter,
-) -> list[Group]:
+) -> tuple[list[Group], int]:
     """Lay out every rollout of a run, in groups: every column of `contexts` that is known before sampling, bank first.
 
     Args:
@@ -38,11 +39,14 @@ def lay_out(
         options: of the chat template, for the student's prompts and the teacher's.
         reporter: told of control tokens in the prompts' own text.
 
+    Returns:
+        The groups, and the number of prompts that were passed over, as they are longer than is asked for.
+
     Raises:
         ContextError: a prompt leaves no room for its response.
         ManifestError: there are too few prompts.
     """
-    bank, update = prompts.draw(settings.bank_prompts, settings.update_prompts, settings.seed)
+    bank, update, longer = _drawn(settings, pair, prompts, options[0])
     drawn, manifest, privileged = [*bank, *update], prompts.manifest, settings.teacher_prompt == "privileged"
     asked = [(prompt.prompt_id, manifest.student_messages(prompt)) for prompt in drawn]
     for_teacher = [(p.prompt_id, manifest.privileged_messages(p)) for p in drawn] if privileged else asked
@@ -65,7 +69,24 @@ def lay_out(
             rows.append(row | {"context_id": len(rows), "sampling_seed": seed})
     for model, column in ((pair.student, "prompt_token_ids"), (pair.teacher, "teacher_prompt_token_ids")):
         check_prompts_fit([(row["prompt_id"], row[column]) for row in rows], model, settings.max_new_tokens)
-    return [Group(index, group) for index, group in enumerate(in_shards(rows, ROLLOUT_CONTEXTS))]
+    return [Group(index, group) for index, group in enumerate(in_shards(rows, ROLLOUT_CONTEXTS))], longer
+
+
+def _drawn(
+    settings: CaptureSettings, pair: PairOutline, prompts: PromptSet, options: Options
+) -> tuple[list[Prompt], list[Prompt], int]:
+    """Draw the prompts of bank and updates, and count those that were passed over as too long."""
+    counts = settings.bank_prompts, settings.update_prompts
+    if not settings.max_prompt_tokens:
+        return *prompts.draw(*counts, settings.seed), 0
+    lengths: list[int] = []
+
+    def fits(prompt: Prompt) -> bool:
+        named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt))]
+        lengths.append(len(encode_prompts(pair.student.tokenizer, named, options)[0]))
+        return lengths[-1] <= settings.max_prompt_tokens
+
+    return *prompts.draw(*counts, settings.seed, fits), sum(n > settings.max_prompt_tokens for n in lengths)
 
 
 def unsampled(run: Path, groups: Iterable[Group]) -> list[Group]:

@@ -97,7 +97,10 @@ class CaptureSettings(PairSettings):
         "", "Parquet file or folder of the `contexts` schema: score these rollouts, sample none", panel=PROMPTS
     )
     bank_prompts: int = option(64, "Prompts of the bank, on which gains are measured", "prompts", panel=PROMPTS)
-    update_prompts: int = option(24, "Prompts of the update batch, disjoint from the bank's", "prompts", panel=PROMPTS)
+    update_prompts: int = option(64, "Prompts of update batches, disjoint from the bank's", "prompts", panel=PROMPTS)
+    max_prompt_tokens: int = option(
+        0, "Longest prompt of the student that is drawn, template included; 0 takes any", "tokens", panel=PROMPTS
+    )
     responses: int = option(1, "Rollouts sampled for each prompt", "responses", panel=SAMPLING)
     max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens", panel=SAMPLING)
     positions: int = option(64, "Response positions scored in each context, from the first", "positions")
@@ -159,7 +162,7 @@ class CaptureSettings(PairSettings):
             *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
             *("tile_positions", "shard_contexts", "tensor_parallel"),
         )
-        self._check_at_least(0, "top_k", "seed", "ray_workers")
+        self._check_at_least(0, "top_k", "seed", "ray_workers", "max_prompt_tokens")
         self._check_at_most(COUNTABLE, "responses", "ray_workers", "tensor_parallel")
         self._check_temperature("temperature")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")

@@ -95,6 +95,10 @@ def test_draws_are_disjoint_seeded_and_bounded(tmp_path: Path) -> None:
     assert any(prompts.draw(3, 3, seed=s) != (bank, update) for s in range(1, 4))
     with pytest.raises(EstimationError, match="mine has 6 distinct prompts, too few for 4 bank and 3 update prompts"):
         prompts.draw(4, 3, seed=0)
+    unwanted = bank[0]  # passed over, without moving any other
+    assert prompts.draw(3, 2, seed=0, fits=lambda p: p != unwanted) == ([*bank[1:], update[0]], update[1:])
+    with pytest.raises(EstimationError, match="mine has 5 distinct prompts that are short enough, too few for 3 bank"):
+        prompts.draw(3, 3, seed=0, fits=lambda p: p != unwanted)
 
 
 def test_what_does_not_match_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The truth: texts rendered by hand, and runs that were not interrupted.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_pair import byte_tokenizer, save_model
 from tokenizers.processors import TemplateProcessing
 from transformers.utils import chat_template_utils
 
+from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics import capture
 from teachdiag.diagnostics.contexts import contexts_table, templates
 from teachdiag.diagnostics.contexts.doubts import say_without_template
@@ -29,7 +31,7 @@ from teachdiag.diagnostics.models.sources import outline, resolve
 from teachdiag.diagnostics.train import Experiment
 from teachdiag.diagnostics.training.distillation import _dataset
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
-from teachdiag.errors import ContextError, InputError, RunError, SettingsError
+from teachdiag.errors import ContextError, EstimationError, InputError, RunError, SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import load_prompts
@@ -216,6 +218,22 @@ def settings(
     monkeypatch.setattr(contexts_table, "ROLLOUT_CONTEXTS", 2)
     own = {"student": clocked[0], "teacher": clocked[1], "bank_prompts": 4, "update_prompts": 2, "max_new_tokens": 4}
     return CaptureSettings(**tiny_settings.as_dict() | own)
+
+
+def test_prompts_that_are_too_long_are_passed_over_and_counted(
+    settings: CaptureSettings, tmp_path: Path, quiet: Reporter
+) -> None:
+    capture.run_capture(tmp_path / "any", settings, quiet)
+    lengths = CONTEXTS.read(tmp_path / "any/contexts")["prompt_token_ids"].map(len)
+    limit = int(lengths.max()) - 1
+    capture.run_capture(tmp_path / "short", replace(settings, max_prompt_tokens=limit), quiet)
+    short = CONTEXTS.read(tmp_path / "short/contexts")
+    assert len(short) == len(lengths)
+    assert short["prompt_token_ids"].map(len).max() <= limit
+    recorded = Stage(tmp_path / "short", "capture").require()["inputs"]["prompts"]
+    assert recorded["too_long_left_out"] >= (lengths > limit).sum() > 0
+    with pytest.raises(EstimationError, match="0 distinct prompts that are short enough"):
+        capture.run_capture(tmp_path / "none", replace(settings, max_prompt_tokens=1), quiet)
 
 
 def test_a_capture_that_is_resumed_on_another_day_gives_the_same_bytes(
