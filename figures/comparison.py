@@ -1,4 +1,4 @@
-"""Several runs in one table: the paper's robustness table, by run, real step, K and design (Table 1, Figure 5A)."""
+"""Several runs beside one another: the paper's robustness table (Table 1, Figure 5A), and one specification curve."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.plots.forest import draw_forest, shades
+from teachdiag.figures.plots.specification_curve import curves_figure
 from teachdiag.figures.printed_tables import Printed, write_printed
 from teachdiag.figures.run_tables import load_tables, steps_of
 from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
@@ -23,7 +24,7 @@ _DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
 
 
 def compare_runs(runs: Sequence[Path]) -> list[Path]:
-    """Write the contrasts of several analysed runs into `comparison/` beside the first, as table and figure.
+    """Write what several analysed runs show into `comparison/` beside the first, as tables and figures.
 
     Raises:
         ArtefactError: a run has not been analysed, or none has a real step.
@@ -40,7 +41,19 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     population = "Banks: " + "; ".join(f"{run.name}: {load_tables(run).population}" for run in runs)
     files = write_printed(folder, printed, population)
     with theme():
-        return files + save(_figure(rows, what), folder, "comparison")
+        files += save(_figure(rows, what), folder, "comparison")
+        return files + save(curves_figure(_specifications(runs), population), folder, "specification_curve")
+
+
+def _specifications(runs: Sequence[Path]) -> pd.DataFrame:
+    """The specifications of all runs' real steps and placebos, with their run, and their probe where a run has many."""
+    tables = []
+    for run in runs:
+        steps = steps_of(load_tables(run))
+        for step in steps:
+            probe = step.probe_id if len(steps) > 1 else None
+            tables.append(step.own_specifications.assign(run=run.name, probe=probe))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _rows(run: Path) -> pd.DataFrame:

@@ -43,6 +43,7 @@ class RunTables:
     inference: pd.DataFrame
     saturation: pd.DataFrame
     scales: pd.DataFrame
+    specifications: pd.DataFrame
 
     def bank_surface(self, name: str, k: int) -> pd.DataFrame:
         """Return the cells of one map of the bank alone."""
@@ -97,6 +98,11 @@ class StepTables(RunTables):
     def surface(self, name: str, k: int, update: str) -> pd.DataFrame:
         """Return the cells of one map of an update."""
         return rows_where(self.surfaces, surface=name, k=k, probe_id=self.updates[update])
+
+    @property
+    def own_specifications(self) -> pd.DataFrame:
+        """Return the specifications of the step and its placebos."""
+        return self.specifications[self.specifications["probe_id"].isin(self.updates.values())]
 
     @property
     def intervals(self) -> str:

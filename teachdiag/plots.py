@@ -78,6 +78,12 @@ PLOTS = Registry(
             Plot("buckets", STEP, "gain by quarter of each score", f"{_HERE}.buckets:buckets_figure"),
             Plot("top_n", STEP, "gain of the best-scored positions", f"{_HERE}.top_n:top_n_figure"),
             Plot("position_profile", STEP, "gain by position", f"{_HERE}.position_profile:position_profile_figure"),
+            Plot(
+                "specification_curve",
+                STEP,
+                "primary numbers under every choice",
+                f"{_HERE}.specification_curve:specification_figure",
+            ),
             Plot("placebo_panel", "placebo", "statistics beside placebos", f"{_HERE}.placebo_panel:panel_figure"),
             Plot("efficiency", "efficiency", "share of gain kept", f"{_HERE}.efficiency:efficiency_figure"),
             Plot("budget_curve", "selectors", "gain by budget", f"{_HERE}.budget_curve:budget_figure"),

@@ -21,16 +21,17 @@ from teachdiag.analysis.step.design import CONTROLLED, make_sample
 from teachdiag.analysis.step.inference import contrasts_of
 from teachdiag.analysis.step.regression import draw, fit_draws
 from teachdiag.analysis.step.validity import cross_validated, predictor_sets
+from teachdiag.artefacts import IN_SPREADS, QUANTITIES
 from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes, Mask
 from teachdiag.settings import HEADLINE_K, HEADLINE_OUTCOME, SUPPORT_SIZES
-from teachdiag.signals import BASE, BASE_LABEL, set_label
+from teachdiag.signals import BASE
 
 Rows = list[dict[str, Any]]
 Choices = dict[str, Any]  # by column of the table
 
-MEAN, GAP = "mean gain", "beta_L - beta_I"
-COMPARED = {f"{set_label(name)} less {BASE_LABEL}": name for name in ("decomposition", "compatibility")}
+MEAN, GAP = QUANTITIES[:2]
+COMPARED = dict(zip(QUANTITIES[2:], ("decomposition", "compatibility"), strict=True))  # set of signals beside raw KL
 AGREEMENT, COUNT, SAME_SIGN, SAME_SIDE = "specifications", "specifications", "same sign", "same side of 0"  # estimates
 WINDOWS: Mapping[str, Callable[[Bank], Mask]] = {
     "all": lambda bank: np.ones(len(bank), bool),
@@ -269,8 +270,7 @@ def _comparison_estimates(outcomes: Sequence[Outcome], evidence: Evidence) -> It
 def _row(trimmed: Trimmed, choice: Choices, method: str, number: Interval | None = None) -> dict[str, Any]:
     """Return one row, but for the window; without a number, `method` says why."""
     outcome = trimmed.outcome
-    in_its_unit = choice["measure"] in ("mean", "per unit of norm")
-    unit = outcome.unit if in_its_unit else "1"
+    unit = outcome.unit if choice["measure"] in IN_SPREADS else "1"
     row = outcome.row("", "", None, unit, number or Interval(np.nan, np.nan, np.nan), method)
     return {
         **{"k": None, "control": None, "cuts": None},

@@ -35,7 +35,7 @@ from teachdiag.artefacts.measured import (
     VOCABULARY,
 )
 from teachdiag.artefacts.released import RELEASED_BANK
-from teachdiag.artefacts.specifications import SPECIFICATIONS
+from teachdiag.artefacts.specifications import IN_SPREADS, QUANTITIES, SPECIFICATIONS
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
@@ -56,6 +56,7 @@ __all__ = [
     "INNER_PRODUCTS",
     "INTERVENTIONS",
     "INTERVENTION_GAINS",
+    "IN_SPREADS",
     "ISOLATED",
     "MASKED_GAINS",
     "MASKED_STEPS",
@@ -65,6 +66,7 @@ __all__ = [
     "PREDICTIONS",
     "PRIMARY",
     "PROBE_VERSUS_TRAINING",
+    "QUANTITIES",
     "RANKED",
     "RELEASED_BANK",
     "SATURATION",

@@ -15,6 +15,9 @@ from teachdiag.artefacts.columns import (
 )
 from teachdiag.tables import Column, Table
 
+QUANTITIES = ("mean gain", "beta_L - beta_I", "{D^L, D^I} less raw KL", "C less raw KL")
+IN_SPREADS = ("mean", "per unit of norm")  # measures in the outcome's unit, which differs from outcome to outcome
+
 SPECIFICATIONS = Table(
     name="specifications",
     folder="analysis/",
@@ -24,7 +27,7 @@ SPECIFICATIONS = Table(
     columns=(
         PROBE_ID,
         UPDATE,
-        Column("quantity", TEXT, "", "the number; each is a primary claim's: see docs/analysis.md"),
+        Column("quantity", TEXT, "", f"the number of a primary claim: {', '.join(map(repr, QUANTITIES))}"),
         Column(
             "measure",
             TEXT,

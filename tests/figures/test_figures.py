@@ -21,6 +21,7 @@ from teachdiag.figures.plots.deciles import draw_profile
 from teachdiag.figures.plots.gain_surface import draw_gain_surface
 from teachdiag.figures.plots.plane import plane_figure
 from teachdiag.figures.plots.position_profile import position_profile_figure
+from teachdiag.figures.plots.specification_curve import choice_levels, draw_curve, draw_matrix
 from teachdiag.figures.plots.top_n import top_n_figure
 from teachdiag.figures.publish import draw_figures, publish
 from teachdiag.figures.run_tables import StepTables, load_tables, steps_of
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 STEP_FIGURES = (
     *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
-    "position_profile",
+    *("position_profile", "specification_curve"),
 )
 QUIET = Reporter(quiet=True)
 
@@ -93,7 +94,8 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
     amend(note, lambda content: content["settings"].update(loss="forward_kl"))
     files = compare_runs([other, run])
     kinds = ("parquet", "csv", "md", "png", "svg", "pdf")
-    assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds}
+    pictures = {f"specification_curve.{kind}" for kind in kinds[3:]}
+    assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds} | pictures
     rows = pd.read_parquet(tmp_path / "comparison/comparison.parquet")
     assert list(dict.fromkeys(rows["run"])) == ["other", "run"]
     assert len(rows) == 2 * 3 * 2  # runs, K, designs
@@ -157,6 +159,27 @@ def test_selectors_and_regions_hold_the_numbers_of_their_tables(step: StepTables
     lines = buckets_figure(step).axes[0].get_lines()
     for line, region in zip(lines, ("all", "q3"), strict=False):
         np.testing.assert_array_equal(line.get_ydata(), rows[rows["region"] == region]["estimate"])
+
+
+def test_specifications_are_sorted_over_the_choices_that_were_made(step: StepTables) -> None:
+    rows = step.own_specifications
+    rows = rows[(rows["quantity"] == "beta_L - beta_I") & rows["estimate"].notna()]
+    levels = choice_levels(rows)
+    assert [column for column, _ in levels].count("trimming") == 3
+    assert "loss" not in dict(levels)  # which is the same everywhere
+    curve, matrix = Figure().subplots(2)
+    drawn = draw_curve(rows, curve)
+    draw_matrix(drawn, levels, matrix)
+    real = rows[rows["probe_id"] == "step"]
+    size = real["outcome_spread"].where(real["measure"] == "per unit of norm", 1.0)
+    np.testing.assert_allclose(curve.get_lines()[-3].get_ydata(), np.sort(real["estimate"] / size))
+    shown = np.asarray(matrix.get_images()[0].get_array())[:: len(matrix.get_images()[0].get_array()) // len(levels)]
+    for line, (column, value) in zip(shown, levels, strict=True):
+        np.testing.assert_array_equal(line.astype(bool), drawn[column] == value)
+    claimed = curve.get_lines()[-2].get_xdata()
+    assert drawn["headline"].to_numpy().nonzero()[0].tolist() == list(claimed)
+    greys = [line for line in curve.get_lines() if str(line.get_label()).startswith("placebo")]
+    assert {len(line.get_ydata()) for line in greys} <= set(rows.groupby("probe_id").size())
 
 
 def test_an_update_without_gain_leaves_the_position_axis_alone(step: StepTables) -> None:
