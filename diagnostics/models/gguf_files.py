@@ -22,9 +22,11 @@ def dequantise(gguf: Path, folder: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"reading {gguf.name} needs gguf: pip install 'teachdiag[gguf]'")
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 now; these marks of their origin would forbid saving them.
