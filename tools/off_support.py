@@ -18,6 +18,7 @@ import pandas as pd
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.markdown import markdown_table
+from teachdiag.scores import norm
 from teachdiag.tables import rows_where
 
 SUPPORTS = (1, 2, 4, 8, 16, 32)  # values of K: any up to the length of the stored lists
@@ -47,21 +48,20 @@ def split_kl(student: Reals, teacher: Reals, forward_kl: Reals) -> tuple[Reals, 
 
 
 def off_support_rows(positions: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield a row for every K: how C is spread over the bank, and how its KL is split at the support."""
+    """Yield a row for every K: how C is spread over the bank, and how its KL is split at the support and by scores.
+
+    `called incompatible` is the share of the KL at positions where D^I > D^L, which is where norm(C) < 1/2.
+    """
     student, teacher = (np.array(positions[name].tolist(), dtype=float) for name in _LISTS)
     kl = positions["forward_kl"].to_numpy(float)
     for k in SUPPORTS:
         mass, inside = split_kl(student[:, :k], teacher[:, :k], kl)
-        off = kl - inside
-        yield (
-            {"K": k, "mean C": mass.mean(), "5% of C below": np.quantile(mass, 0.05)}
-            | {f"1 - C >= {least:g}": (1 - mass >= least).mean() for least in OUTSIDE}
-            | {
-                "KL off support": off.sum() / kl.sum(),
-                "of which there": off[1 - mass >= OUTSIDE[1]].sum() / kl.sum(),
-                "rank corr. of 1 - C and KL": pd.Series(1 - mass).corr(pd.Series(kl), method="spearman"),
-            }
-        )
+        shares = {f"1 - C >= {least:g}": (1 - mass >= least).mean() for least in OUTSIDE} | {
+            "KL off support": 1 - inside.sum() / kl.sum(),
+            "KL called incompatible": kl[norm(mass, "C") < 0.5].sum() / kl.sum(),
+        }
+        ranks = pd.Series(1 - mass).corr(pd.Series(kl), method="spearman")
+        yield {"K": k, "mean C": mass.mean(), **shares, "rank corr. of 1 - C and KL": ranks}
 
 
 def off_support_table(runs: Sequence[Path]) -> pd.DataFrame:
@@ -73,12 +73,12 @@ def off_support_table(runs: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for run in runs:
         positions = POSITIONS.read(run / "positions", ["split", "forward_kl", *_LISTS])
-        for row in off_support_rows(rows_where(positions, split="bank")):
-            plain = {"run": run.name, "K": row.pop("K"), "mean C": f"{row.pop('mean C'):.4f}"}
-            plain |= {"5% of C below": f"{row.pop('5% of C below'):.3f}"}
-            correlation = {name: f"{row.pop(name):.2f}" for name in list(row) if name.startswith("rank")}
-            rows.append(plain | {name: f"{share:.1%}" for name, share in row.items()} | correlation)
-    return pd.DataFrame(rows)
+        rows += [{"run": run.name} | row for row in off_support_rows(rows_where(positions, split="bank"))]
+    table = pd.DataFrame(rows)
+    for name in table.columns[2:]:
+        digits = ".1%" if name.startswith(("1", "KL")) else ".4f" if name == "mean C" else ".2f"
+        table[name] = [f"{value:{digits}}" for value in table[name]]
+    return table
 
 
 if __name__ == "__main__":

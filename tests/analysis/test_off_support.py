@@ -47,19 +47,20 @@ def test_by_hand() -> None:
 
 
 def test_shares_are_of_all_positions_and_of_all_nats() -> None:
-    student = np.log([[0.6, *[0.01] * 31]] * 2)
-    teacher = np.log([[0.6, *[0.01] * 31], [0.2, *[0.01] * 31]])
+    """Twenty positions on which the teacher agrees, and twenty on which it leaves the student's first id."""
+    student, agreeing, leaving = ([first, *[0.01] * 31] for first in (0.6, 0.6, 0.2))
     positions = pd.DataFrame(
         {
-            "student_topk_logp": list(student),
-            "teacher_logp_at_student_topk": list(teacher),
-            "forward_kl": [0.0, 1.0],
+            "student_topk_logp": [np.log(student)] * 40,
+            "teacher_logp_at_student_topk": [np.log(agreeing)] * 20 + [np.log(leaving)] * 20,
+            "forward_kl": [0.25] * 20 + [0.75] * 20,
         }
     )
     first, *_, last = off_support_rows(positions)
     assert (first["K"], last["K"]) == (1, 32)
-    assert first["1 - C >= 0.5"] == 0.5
     assert first["mean C"] == pytest.approx(0.4)
-    assert first["KL off support"] == first["of which there"] == pytest.approx(1.0)
+    assert (first["1 - C >= 0.1"], first["1 - C >= 0.5"]) == (1.0, 0.5)
+    assert first["KL off support"] == pytest.approx(1.0)
+    assert first["KL called incompatible"] == pytest.approx(0.75)
     assert first["rank corr. of 1 - C and KL"] == pytest.approx(1.0)
     assert last["KL off support"] < 1.0
