@@ -6,8 +6,8 @@ IN_PARALLEL := --numprocesses auto --dist worksteal
 
 
 PAIRS := demo privileged
-# Shorter prompts cost less: half of them have at most 96 tokens, template included.
-CAPTURE_demo := --bank-prompts 32 --max-prompt-tokens 96
+# Short prompts cost less: one in eight has at most 80 tokens, template included.
+CAPTURE_demo := --bank-prompts 32 --max-prompt-tokens 80
 CAPTURE_privileged := $(CAPTURE_demo) --teacher-prompt privileged
 PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
 PROBES_privileged := $(filter-out lds,$(PROBES_demo))

@@ -37,7 +37,7 @@ _SETTLED = 1e-3  # relative change from one halving to the next that is good eno
 _TOLERATED = 0.05  # and that beyond which nothing is reported
 _TRIAL_POSITIONS = 96  # positions on which the step is chosen, and the share of all contexts that these may take
 _TRIAL_SHARE = 1 / 32
-_GROUP = 8  # contexts between two moves of the weights
+GROUP = 8  # contexts between two moves of the weights
 
 
 class Term(NamedTuple):
@@ -62,13 +62,16 @@ class Along:
         student: the student, at theta0.
         theta0: the way back.
         direction: one tensor a parameter.
-        step: h of the central differences; None takes the exact slope, in forward mode.
+        step: h of the differences; None takes the exact slope, in forward mode.
+        start: the student's states at theta0, where differences are one-sided: one pass a direction. None takes them
+            from both sides.
     """
 
     student: LanguageModel
     theta0: Theta0
     direction: Direction
     step: float | None
+    start: TeacherStates | None = None
 
     def tangents(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tangent]]:
         """Yield every batch with its hidden states and their slopes."""
@@ -76,8 +79,13 @@ class Along:
             for batch in batches:
                 yield batch, self._forward_mode(batch)
             return
-        ahead, behind = (self._moved(sign * self.step, batches) for sign in (1, -1))
-        for batch, plus, minus in zip(batches, ahead, behind, strict=True):
+        ahead = self._moved(self.step, batches)
+        if self.start is not None:
+            for batch, plus in zip(batches, ahead, strict=True):
+                hidden = self.start.at(self.start.rows(batch), plus.device)
+                yield batch, Tangent(hidden, (plus - hidden) / self.step)
+            return
+        for batch, plus, minus in zip(batches, ahead, self._moved(-self.step, batches), strict=True):
             yield batch, Tangent((plus + minus) / 2, (plus - minus) / (2 * self.step))
 
     def head_slopes(self) -> tuple[Tensor, Tensor | None]:
@@ -148,7 +156,7 @@ def derivatives(
     """
     tables = []
     with reporter.bar("First-order predictions", total=len(contexts)) as advance:
-        for number, group in enumerate(in_shards(contexts, _GROUP)):
+        for number, group in enumerate(in_shards(contexts, GROUP)):
             if not in_share(number):
                 continue
             for batch, tangent in along.tangents(batched(group, settings.batch_tokens)):

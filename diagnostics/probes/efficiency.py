@@ -79,7 +79,7 @@ class Efficiency(Measurement):
         setup.rescore_shards(_THETA0, setup.batched, "theta0")
         compared = on_first(setup.compare_with_capture)(pa.concat_tables(setup.shards(_THETA0)))
         bank = BankGradient(setup, deal_blocks(setup.bank, self.settings.blocks, self.settings.seed))
-        products, central = _inner_products(setup, bank)
+        products, derivatives = _inner_products(setup, bank)
         on_first(_write_products)(setup, bank, products)
         table = _statistics(setup, bank.mean([product["inner"].to_numpy() for product in products]))
         draws = [_drawn(setup, number, table) for number in range(self.settings.norm_batches)]
@@ -93,7 +93,7 @@ class Efficiency(Measurement):
                 {"prompts": len({c.prompt_id for c in block}), "positions": n}
                 for block, n in zip(bank.blocks, bank.positions, strict=True)
             ],
-            "central": central,
+            "derivatives": derivatives,
             "first_order_error": first_order_error(rows),
             "step": found.step,
             "masked": _summary(rows),
@@ -110,13 +110,13 @@ def deal_blocks(contexts: Sequence[Context], count: int, seed: int) -> list[list
 def _inner_products(setup: ProbeSetup, bank: BankGradient) -> tuple[list[pa.Table], dict[str, float | None]]:
     """Return, a block each, the inner products of every loss term, `inner` and `inner_shuffled`; and how.
 
-    The step of the central differences is chosen on the first block, and has its length on all.
+    The step of the differences is chosen on the first block, and has its length on all.
     """
     loss = position_loss(setup.settings.loss, setup.settings.as_dict())
     terms = {"inner": Term(loss, setup.teacher), "inner_shuffled": Term(loss, shuffled_teacher(setup, 0))}
     tables, facts = [], list[dict[str, float | None]]()
     for number in range(len(bank.blocks)):
-        length = facts[0]["central_length"] if facts else None
+        length = facts[0]["difference_length"] if facts else None
         table, how = slopes_along(setup, f"block-{number}", partial(bank.of, number), setup.update, terms, length)
         tables.append(table)
         facts.append(how)

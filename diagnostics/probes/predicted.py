@@ -6,6 +6,7 @@ gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from teachdiag.artefacts import PREDICTIONS
-from teachdiag.diagnostics.models.alignment import Context
-from teachdiag.diagnostics.probes.derivatives import Along, Term, choose_step, derivatives
+from teachdiag.diagnostics.models.alignment import Context, in_shards
+from teachdiag.diagnostics.probes.derivatives import GROUP, Along, Term, choose_step, derivatives
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor
+from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Direction, inner
 from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
 from teachdiag.diagnostics.processes.collectives import on_first
@@ -25,6 +27,8 @@ from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
+
+_ONE_SIDED = 1 / 8  # of the central step: its error falls with the step alone, not with its square
 
 
 class Predicted(Measurement):
@@ -94,35 +98,45 @@ def slopes_along(
         direction: makes the direction, where it is needed.
         contexts: whose positions.
         terms: what is differentiated.
-        length: Euclidean length of the central differences' step, where it is known already; else it is chosen.
+        length: Euclidean length of the differences' step, where it is known already; else it is chosen.
 
     Returns:
-        The table of `derivatives`; and `central_step`, the step of the central differences in units of the direction,
-        `central_length`, its Euclidean length, and `change_when_halved`, the relative change of the derivatives then:
-        null where that was not tried, and all three for the exact method.
+        The table of `derivatives`; and `difference_step`, the step of the differences in units of the direction,
+        `difference_length`, its Euclidean length, and `change_when_halved`, by how much the derivatives then change,
+        relative to themselves, if differences are central: null where that was not tried. With one-sided differences
+        the first two are an eighth of those for which it was. All are null for the exact method.
     """
     path, note = setup.scratch / f"{name}.parquet", setup.scratch / f"{name}.json"
-    schema = dict.fromkeys(("central_step", "central_length", "change_when_halved"), float | None)
+    schema = dict.fromkeys(("difference_step", "difference_length", "change_when_halved"), float | None)
     if on_first(kept)(path, note, schema) is None:
         exact = Along(setup.student, setup.theta0, direction(), None)
         made = dict.fromkeys(schema)
-        if setup.settings.method == "central":
-            made = _central(setup, exact, contexts, next(iter(terms.values())), length)
-        along = Along(setup.student, setup.theta0, exact.direction, made["central_step"])
+        if setup.settings.method != "jvp":
+            made = _difference(setup, exact, contexts, next(iter(terms.values())), length)
+        start = _start(setup, contexts) if setup.settings.method == "one-sided" else None
+        along = replace(exact, step=made["difference_step"], start=start)
         on_first(keep)(derivatives(along, contexts, terms, setup.settings, setup.reporter), path, made, note)
     facts: dict[str, float | None] = read_note(note, schema, "start the probe again")
     return read_parquet(path), facts
 
 
-def _central(
+def _difference(
     setup: ProbeSetup, exact: Along, contexts: list[Context], term: Term, length: float | None
 ) -> dict[str, float | None]:
-    """Return the facts of `slopes_along` on central differences whose step has a length, or is to be chosen."""
+    """Return the facts of `slopes_along` on differences whose step has a length, or is to be chosen."""
     norm = math.sqrt(inner(exact.direction, exact.direction))
     if length is not None and norm > 0:
-        return {"central_step": length / norm, "central_length": length, "change_when_halved": None}
+        return {"difference_step": length / norm, "difference_length": length, "change_when_halved": None}
     step, change = choose_step(exact, contexts, term, setup.settings)
-    return {"central_step": step, "central_length": step * norm, "change_when_halved": change}
+    step *= _ONE_SIDED if setup.settings.method == "one-sided" else 1.0
+    return {"difference_step": step, "difference_length": step * norm, "change_when_halved": change}
+
+
+def _start(setup: ProbeSetup, contexts: list[Context]) -> TeacherStates:
+    """The student's states at theta0, in the very batches in which it moves, so that rounding cancels."""
+    groups, file = list(in_shards(contexts, GROUP)), setup.scratch / "student.npy"
+    tokens = setup.settings.batch_tokens
+    return compute_teacher_states(setup.student, groups, tokens, file, setup.reporter, "student")
 
 
 def keep(table: pa.Table, path: Path, facts: Mapping[str, Any], note: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.alignment import Batch, Context, Side, batched
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.processes.collectives import in_step, joined, on_first
@@ -54,12 +54,18 @@ class TeacherStates:
 
 
 def compute_teacher_states(
-    teacher: LanguageModel, groups: Sequence[Sequence[Context]], batch_tokens: int, file: Path, reporter: Reporter
+    teacher: LanguageModel,
+    groups: Sequence[Sequence[Context]],
+    batch_tokens: int,
+    file: Path,
+    reporter: Reporter,
+    side: Side = "teacher",
 ) -> TeacherStates:
     """Run the teacher over every context once and keep its hidden states in `file`, or read those that are there.
 
-    Several processes share the batches. These hold contexts of one group, so that no state depends, in its last digits,
-    on what other groups there are.
+    With `side` "student" it is the student at theta0 that runs, over its own prompts. Several processes share the
+    batches. These hold contexts of one group, so that no state depends, in its last digits, on what other groups there
+    are.
     """
     contexts = [c for group in groups for c in group]
     starts = np.cumsum([0] + [len(c.response) for c in contexts])
@@ -70,11 +76,11 @@ def compute_teacher_states(
         start = int(np.load(part, mmap_mode="r").offset)  # behind the header
         batches = [batch for group in groups for batch in batched(group, batch_tokens)]
         local = share_of(batches)
-        bar = reporter.bar("Teacher states", total=sum(len(b.contexts) for b in local))
-        idle = partial(teacher.hidden_rows, batches[-1], "teacher")
+        bar = reporter.bar(f"{side.capitalize()} states", total=sum(len(b.contexts) for b in local))
+        idle = partial(teacher.hidden_rows, batches[-1], side)
         with joined(), in_step(idle, teacher.sharded) as step, bar as advance:
             for batch in local:
-                states = step(partial(teacher.hidden_rows, batch, "teacher"))  # (rows, width)
+                states = step(partial(teacher.hidden_rows, batch, side))  # (rows, width)
                 _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
         on_first(_finish)(part, file)

@@ -123,6 +123,18 @@ def test_inner_products_are_those_of_autograd(probed: Path, truth: Truth) -> Non
         np.testing.assert_allclose(mine["inner"], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def test_one_sided_differences_are_nearly_those_of_autograd(run: Path, truth: Truth, quiet: Reporter) -> None:
+    """Their error is told by the cells, whose own gradients are exact."""
+    given = {"method": "one-sided", "norm_batches": 1, "real_steps": 0, "batch_tokens": 60}
+    run_probe(run, ProbeSettings(**SMALL | given), quiet)
+    table = INNER_PRODUCTS.read(run / "inner_products/e")
+    mine = table[table["block"] == 2].set_index(["context_id", "position"])["inner"]
+    terms, toward = truth.terms(truth.of("update")), truth.bank_gradient(deal_blocks(truth.of("bank"), 3, 0)[2])
+    expected = np.array([(terms[key] @ toward).item() for key in mine.index])
+    np.testing.assert_allclose(mine, expected, rtol=0.05, atol=0.02 * np.abs(expected).max())
+    assert 0 < results(run)["first_order_error"] < 0.05
+
+
 def test_shuffled_products_are_under_rows_of_other_prompts(
     run: Path, truth: Truth, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +278,7 @@ def test_a_killed_probe_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Killed at a block, at the search for a step's length, and among the cells."""
-    whole, probe = tmp_path / "whole", ProbeSettings(**SMALL | {"method": "central"})
+    whole, probe = tmp_path / "whole", ProbeSettings(**SMALL | {"method": "one-sided"})
     shutil.copytree(run, whole)
     run_probe(whole, probe, quiet)
     with monkeypatch.context() as patch:

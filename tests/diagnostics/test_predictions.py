@@ -127,7 +127,7 @@ def test_the_heads_slope_is_its_difference_quotient() -> None:
     torch.testing.assert_close(slope.double(), quotient, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["central", "jvp"])
+@pytest.mark.parametrize("method", ["central", "one-sided", "jvp"])
 def test_the_probe_predicts_the_gain_of_a_small_step(run: Path, quiet: Reporter, method: str) -> None:
     settings = ProbeSettings(kind="predicted", name="p", method=method, batch_tokens=100, tile_positions=7)
     results = run_probe(run, settings, quiet)
@@ -144,7 +144,7 @@ def test_the_probe_predicts_the_gain_of_a_small_step(run: Path, quiet: Reporter,
         )
         assert r2 == pytest.approx(results["r2"][f"1/{share}"], abs=1e-4)
         assert r2 > 0.99
-    assert (results["step"]["central_step"] is None) == (method == "jvp")
+    assert (results["step"]["difference_step"] is None) == (method == "jvp")
 
 
 def test_the_predicted_step_is_the_one_step_probes(run: Path, quiet: Reporter) -> None:
