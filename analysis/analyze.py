@@ -7,22 +7,21 @@ import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from teachdiag.analysis.bank.lookup import lookup
 from teachdiag.analysis.bank.measurements import finished_probes, left_out_probes, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
 from teachdiag.analysis.kinds.kind import RESULT_TABLES, Inputs, Results, analysis_of
 from teachdiag.analysis.report.caveats import caveats
+from teachdiag.analysis.report.front_page import first_page
 from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.report.summary import sections, summary_json, summary_markdown
 from teachdiag.analysis.resampling.bootstrap import Resampling
-from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.findings import finding_rows, obstacle_sentences, primary_rows
 from teachdiag.analysis.tasks import estimate_tables
 from teachdiag.artefacts import ESTIMATES, FINDINGS, PRIMARY, TOKENS
 from teachdiag.progress import Reporter
 from teachdiag.runs import SUMMARY, Stage, joining, table_digest
-from teachdiag.settings import HEADLINE_K, HEADLINE_OUTCOME, KINDS, AnalyzeSettings
-from teachdiag.tables import Table, rows_where, write_parquet_and_csv, write_table, write_text
+from teachdiag.settings import KINDS, AnalyzeSettings
+from teachdiag.tables import Table, write_parquet_and_csv, write_table, write_text
 
 Rows = list[dict[str, Any]]
 
@@ -33,8 +32,8 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
     The stage is cheap and derived, so it always recomputes, whatever an earlier analysis was made with.
 
     Returns:
-        `verdict`: sentences at the headline K, probe by probe; `headline`: beta_L, beta_I and their gap, as [estimate,
-        low, high], for each real step; `tables`: the files written, relative to the run; `left_out`: a sentence on
+        `headline`: sentences, the recommended action with its command, and caveats; `verdict`: sentences at the
+        headline K, probe by probe; `tables`: the files written, relative to the run; `left_out`: a sentence on
         each probe that is. Also the `results` of `analyze.json`.
 
     Raises:
@@ -95,23 +94,16 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
         for r in inputs.records
     }
     probes, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
-    write_text(summary_markdown(pair, probes, results), inputs.run / "summary.md")
+    page = first_page(inputs.run, capture, inputs.records, results)
+    write_text(summary_markdown(page, pair, probes, results), inputs.run / "summary.md")
     doubts = caveats(inputs.run, capture, results)
     write_text(summary_json(pair, probes, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     return {
         "warnings": capture["results"].get("warnings", []),
         "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
-        "headline": {s.real.probe_id: _headline(results.estimates, s.real.probe_id) for s in inputs.steps},
+        "headline": page.as_dict(),
     }
-
-
-def _headline(estimates: pd.DataFrame, probe_id: str) -> dict[str, list[float | None]]:
-    terms = {"beta_L": "learnable", "beta_I": "incompatible", "gap": GAP}
-    rows = rows_where(estimates, probe_id=probe_id, analysis="standardized_decomposition", outcome=HEADLINE_OUTCOME)
-    intervals = {name: lookup(rows, term=term, k=HEADLINE_K) for name, term in terms.items()}
-    known = {name: interval.columns() for name, interval in intervals.items() if interval is not None}
-    return {name: [columns[end] for end in ("estimate", "ci_low", "ci_high")] for name, columns in known.items()}
 
 
 def _write(run: Path, table: Table, content: pa.Table) -> list[str]:

@@ -39,20 +39,17 @@ def show_probe(summary: Summary, run: Path) -> None:
 
 
 def show_analysis(summary: Summary, run: Path) -> None:
-    """Print the central tables and the verdict, or where the released code's tables are."""
+    """Print the first page, and the central tables of what it does not tell of; or where the released code's are."""
     if "verdict" not in summary:
         print(f"{run}: {len(summary['tables'])} files in {run / 'analysis/released'}")
         return
-    from teachdiag.analysis.report.summary import terminal_tables
+    from teachdiag.analysis.report.summary import first_lines, terminal_tables
 
+    for line in first_lines(run):
+        print(line)
     console = _console(max(Console().width, _WIDTH))
     for table in terminal_tables(run):
         console.print(table)
-    for doubt in summary["warnings"]:
-        print(f"Beware: {doubt}.")
-    for sentence in summary["verdict"]:
-        print(f"- {sentence}")
-    print(f"Tables, figures and summary.md are in {run}")
 
 
 def show_models(summary: Summary, run: Path) -> None:

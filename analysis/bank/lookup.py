@@ -25,6 +25,11 @@ def lookup_text(rows: pd.DataFrame, **held: object) -> str:
     return "-" if interval is None else str(interval)
 
 
+def row_dicts(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, each by column."""
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
 def row_interval(row: "pd.Series[Any] | Mapping[str, Any]", names: Sequence[str] = _ENDS) -> Interval:
     """Return an estimate of one row with its interval and, where the table has it, its standard error.
 

@@ -62,9 +62,8 @@ class Efficiency(KindAnalysis):
         return tables | {"The same positions under a shuffled teacher": placebo, "Real masked steps": real_table(rows)}
 
     def central_tables(self, results: Results) -> Tables:
-        """Return the share that a few selectors keep at a few budgets, at equal update norm."""
-        rows = rows_where(results.efficiency, probe_id=self.probe_id)
-        return {f"Share of the whole batch's gain, {MATCHES['norm']}, {self.probe_id}": headline_table(rows)}
+        """Return nothing: the first page has what a few selectors keep at a few budgets."""
+        return {}
 
     def compact_tables(self, results: Results) -> Tables:
         """Return the same at both matches."""

@@ -20,6 +20,7 @@ from teachdiag.artefacts import (
     FINDINGS,
     INFERENCE,
     PLACEBO_PANEL,
+    PRIMARY,
     SATURATION,
     SELECTION,
     TOP_N,
@@ -68,6 +69,7 @@ class Results:
     inference: pd.DataFrame
     top_n: pd.DataFrame
     buckets: pd.DataFrame
+    primary: pd.DataFrame
     efficiency: pd.DataFrame
 
 
@@ -81,6 +83,7 @@ RESULT_TABLES = (
     INFERENCE,
     TOP_N,
     BUCKETS,
+    PRIMARY,
     EFFICIENCY,
 )
 

@@ -65,12 +65,8 @@ class StepAnalysis(KindAnalysis):
         )
 
     def central_tables(self, results: Results) -> Tables:
-        """Return coefficients at the headline K, and validity without nested sets and theta0."""
-        titles, (coefficients, validity) = zip(*titled(results.estimates, self.probe_id).items(), strict=True)
-        unshown = ["gap per unit of norm [nats]", "CRV1 error of the gap"]
-        coefficients = at_headline_k(coefficients).drop(columns=unshown)
-        validity = validity[~validity["signals"].str.contains("hidden")].drop(columns="theta0", errors="ignore")
-        return dict(zip(titles, (coefficients, validity), strict=True))
+        """Return nothing: the first page has the primary claims."""
+        return {}
 
     def measured(self, title: str) -> list[Grid | str]:
         """Return mean gains of the update and of its placebos."""

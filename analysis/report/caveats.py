@@ -1,15 +1,21 @@
 """What in this run's data keeps its numbers from being read plainly, each with its size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results
+from teachdiag.analysis.step.step_length import TOO_LONG
 from teachdiag.artefacts import CONTEXTS, probes_by_step
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+
+_MUCH_CUT = 0.2  # of the bank's responses
+_CONCENTRATED = 0.5  # of the sum of squares, in ten positions
+_FEW_DRAWS = 3  # of each placebo, with fewer of which their spread is hardly known
 
 
 def caveats(run: Path, capture: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
@@ -30,6 +36,39 @@ def caveats(run: Path, capture: Mapping[str, Any], results: Results) -> list[tup
     for probe_id in probes_by_step(results.estimates):
         sentences += _of_step(results, probe_id)
     return [(heading, text) for heading, text in sentences if text]
+
+
+def changing_caveats(run: Path, capture: Mapping[str, Any], records: Sequence[Record], results: Results) -> list[str]:
+    """Return, in a few words each and with what to do, the caveats that change how a headline is read.
+
+    Args:
+        run: the run directory.
+        capture: the note of its capture.
+        records: its finished probes.
+        results: the tables of its analysis.
+    """
+    settings = capture["settings"]
+    found = [doubt for doubt in capture["results"].get("warnings", ()) if "were cut" not in doubt]
+    found += [doubt.rstrip(".") for record in records for doubt in record.results.get("doubts", ())]
+    ends = _known_ends(run)
+    share = float((ends == "length").mean()) if len(ends) else 0.0
+    if share >= _MUCH_CUT:
+        remedy = "" if settings["contexts"] else f" at {settings['max_new_tokens']} tokens (raise --max-new-tokens)"
+        found.append(f"{share:.0%} of responses were cut{remedy}")
+    ten = results.estimates[
+        (results.estimates["analysis"] == "concentration")
+        & (results.estimates["outcome"] == OUTCOME)
+        & results.estimates["probe_id"].isin(results.primary["probe_id"])
+    ]["estimate"].max()
+    if ten >= _CONCENTRATED:
+        found.append(f"ten positions hold {ten:.0%} of the gain's sum of squares (ranks say more than means)")
+    draws = results.primary["placebo_draws"].min()
+    if draws < _FEW_DRAWS:
+        drawn = "one draw" if draws == 1 else f"{draws:.0f} draws"
+        found.append(f"{drawn} of each placebo (--draws)")
+    if (results.primary["status"] == TOO_LONG).any():
+        found.append("a step was too long")
+    return found
 
 
 def _of_step(results: Results, probe_id: str) -> list[tuple[str, str]]:
@@ -53,12 +92,23 @@ def _of_step(results: Results, probe_id: str) -> list[tuple[str, str]]:
     return [*sentences, ("Where in the response", _position(results.buckets, probe_id))]
 
 
-def _truncation(run: Path, settings: Mapping[str, Any]) -> str:
+def _known_ends(run: Path) -> "pd.Series[str]":
+    """Return how the bank's responses ended, of those of which it is known."""
+    ends = _ends(run)
+    return ends[ends != "unknown"]
+
+
+def _ends(run: Path) -> "pd.Series[str]":
     if not (run / "contexts").exists():
-        return ""
+        return pd.Series([], dtype=str)
     contexts = CONTEXTS.read(run / "contexts", ["split", "finish_reason"])
-    ends = contexts[contexts["split"] == "bank"]["finish_reason"]
-    known = ends[ends != "unknown"]
+    return contexts[contexts["split"] == "bank"]["finish_reason"]
+
+
+def _truncation(run: Path, settings: Mapping[str, Any]) -> str:
+    ends, known = _ends(run), _known_ends(run)
+    if ends.empty:
+        return ""
     if known.empty:
         return "Whether the bank's responses ended or were cut is unknown: what may come later was not measured."
     whose = "" if len(known) == len(ends) else " whose end is known"

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from teachdiag.analysis.bank.lookup import row_dicts
 from teachdiag.analysis.bank.measurements import read_records
 from teachdiag.analysis.kinds.kind import CONTENDER
 from teachdiag.analysis.resampling.power import POWER
@@ -119,7 +118,7 @@ class _Claim:
 def _of_steps(run: Path, effect: float | None) -> list[_Claim]:
     """Return the primary claims on every step."""
     claims = []
-    for row in _records(PRIMARY.read(PRIMARY.file(run))):
+    for row in row_dicts(PRIMARY.read(PRIMARY.file(run))):
         reach, found = Reach.of_row(row), abs(row["estimate"])
         needed = None
         if reach is not None:
@@ -137,7 +136,7 @@ def _of_selectors(run: Path, effect: float | None) -> list[_Claim]:
     chosen = {"selector": CONTENDER, "statistic": "share_vs_base", "match": "norm", "budget": HEADLINE_BUDGET}
     batches = {record.probe_id: record.settings["norm_batches"] for record in read_records(run)}
     claims = []
-    for row in _records(rows_where(rows, **chosen)):
+    for row in row_dicts(rows_where(rows, **chosen)):
         precision, size = precision_of_row(row), abs(row["estimate"]) if effect is None else effect
         needed = precision.prompts_needed(size) if precision else None
         more = None if needed is None else needed / row["n_prompts"]
@@ -147,10 +146,6 @@ def _of_selectors(run: Path, effect: float | None) -> list[_Claim]:
             _Claim(row["probe_id"], EFFICIENCY_CLAIM, row["unit"], (detectable, None), size, needed, more, *grown)
         )
     return claims
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
 def _needs(claim: _Claim, bank: _Bank, settings: PlanSettings) -> dict[str, Any]:

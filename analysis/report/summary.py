@@ -11,9 +11,11 @@ from rich.table import Table
 from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.bank.normalised import label
 from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
+from teachdiag.analysis.report.front_page import FrontPage, first_page
 from teachdiag.analysis.report.sections import Section, figure_group, section
 from teachdiag.analysis.text.text_tables import rich_table
 from teachdiag.markdown import markdown_table
+from teachdiag.runs import Stage
 
 _TIES = (
     "In the column of a budget: the share of it that ties would decide, were the clipped score all there is, as the "
@@ -37,9 +39,9 @@ def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], 
     ]
 
 
-def summary_markdown(pair: str, probes: Sequence[Section], results: Results) -> str:
-    """Write `summary.md` from the sentence on the pair and what every probe has to say."""
-    parts = ["# What this student can learn from this teacher", pair]
+def summary_markdown(page: FrontPage, pair: str, probes: Sequence[Section], results: Results) -> str:
+    """Write `summary.md` from its first page, the sentence on the pair, and what every probe has to say."""
+    parts = ["# What this student can learn from this teacher", *page.markdown(), "## Everything else", pair]
     parts += [paragraph for probe in probes for paragraph in probe.markdown()]
     ties = markdown_table(saturation_table(results.saturation))
     parts += ["## Ties and saturation of the normalised scores", ties, _TIES]
@@ -64,10 +66,16 @@ def summary_json(pair: str, probes: Sequence[Section], results: Results, caveats
     return json.dumps(content, indent=1) + "\n"
 
 
-def terminal_tables(run: Path) -> list[Table]:
-    """Return the central tables of every probe at the headline K and budget, cut to the width of a terminal.
+def first_lines(run: Path) -> list[str]:
+    """Return the first page of an analysed run, as a terminal shows it."""
+    capture = Stage(run, "capture").record("settings.max_new_tokens")
+    return first_page(run, capture, read_records(run), read_results(run)).terminal()
 
-    `summary.md` has every K and budget, the theta0 placebo (rounding alone) and the remaining signals too.
+
+def terminal_tables(run: Path) -> list[Table]:
+    """Return the central tables of the probes that the first page does not tell of, cut to the width of a terminal.
+
+    `summary.md` has those of all, at every K and budget.
     """
     results = read_results(run)
     return [

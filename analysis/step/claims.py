@@ -22,7 +22,8 @@ class Claim:
     """One question put to the estimates: where its number stands, and what either sign of it says.
 
     `level` is the analysis that holds what either of two `rivals` achieves by itself, where the number is the first's
-    less the second's. `primary` claims are judged at the headline K, without regard to how many others there are.
+    less the second's. `primary` claims are judged at the headline K, without regard to how many others there are, and
+    have a `short` form for tables.
     """
 
     finding: str
@@ -37,6 +38,7 @@ class Claim:
     rivals: tuple[str, ...] = ()
     outcome: str = OUTCOME
     primary: bool = False
+    short: str = ""
 
     @property
     def headline_k(self) -> int | None:
@@ -48,7 +50,18 @@ def gain_claim() -> Claim:
     """Return the claim that everything else presupposes: that the step taught the student something."""
     above = "the step brings the student closer to the teacher on the bank"
     below = "the step takes the student further from the teacher on the bank"
-    return Claim("the step helps", "mean", "bank", "mean gain", above, below, "nats", per_k=False, primary=True)
+    return Claim(
+        "the step helps",
+        "mean",
+        "bank",
+        "mean gain",
+        above,
+        below,
+        "nats",
+        per_k=False,
+        primary=True,
+        short="the step helps",
+    )
 
 
 def slope_claims(outcome: str, scales: Sequence[tuple[str, str]]) -> list[Claim]:
@@ -64,6 +77,7 @@ def slope_claims(outcome: str, scales: Sequence[tuple[str, str]]) -> list[Claim]
             "1" if scale == "standardized" else OUTCOMES[outcome],
             outcome=outcome,
             primary=(outcome, model, scale) == (OUTCOME, "decomposition", "slope"),
+            short="beta_L > beta_I per unit of norm",
         )
         for model, beside in (("decomposition", ""), ("nested", ", beside entropy x disagreement"))
         for scale, scale_name in scales
@@ -92,6 +106,7 @@ def validity_claims() -> list[Claim]:
             level=analysis,
             rivals=(of(name), BASE),
             primary=of is str and analysis == "cv_rank" and name in ("compatibility", "decomposition"),
+            short=f"{set_label(name)} ranks gain better than {BASE_LABEL}",
         )
         for name in JUDGED
         for of, above, below in sides

@@ -31,7 +31,16 @@ from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
-STATUSES = ("holds", REVERSED, "artefact", "unclear", "not shown", TOO_LONG, NOT_JUDGED)
+MEANINGS = {
+    "holds": "the interval lies above 0, and so does the difference from every placebo",
+    REVERSED: "the same below 0, so that the opposite holds",
+    "artefact": "a placebo shows it too",
+    "unclear": "not told from a placebo",
+    "not shown": "not told from 0",
+    TOO_LONG: "the step was, so that nothing is judged on it",
+    NOT_JUDGED: "the step does not carry it",
+}
+STATUSES = tuple(MEANINGS)
 
 
 def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str, int]) -> list[dict[str, Any]]:

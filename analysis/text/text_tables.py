@@ -1,5 +1,6 @@
 """Estimates as text, and tables of text for the terminal."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -19,6 +20,20 @@ def rich_table(title: str, table: pd.DataFrame) -> Table:
     for row in table.itertuples(index=False):
         shown.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
     return shown
+
+
+def aligned(table: pd.DataFrame, widths: Sequence[int]) -> list[str]:
+    """Return a table of text as lines, cells wrapped inside columns of these widths, a blank between them."""
+    lines = []
+    for row in [tuple(table.columns), *table.itertuples(index=False)]:
+        cells = [textwrap.wrap(str(cell), width) or [""] for cell, width in zip(row, widths, strict=True)]
+        height = max(map(len, cells))
+        columns = [cell + [""] * (height - len(cell)) for cell in cells]
+        lines += [
+            " ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()
+            for parts in zip(*columns, strict=True)
+        ]
+    return lines
 
 
 def model_name(name: str) -> str:

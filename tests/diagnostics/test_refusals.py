@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.artefacts import CONTEXTS
+from teachdiag.artefacts import CONTEXTS, PRIMARY
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.sampling import sample
@@ -314,7 +314,7 @@ def test_an_interrupted_probe_is_left_out_by_name_with_what_continues_it(
     results = run_analysis(run, AnalyzeSettings(draws=100), quiet)
     (sentence,) = results["left_out"]
     command = shlex.split(sentence.split("`")[1])
-    assert list(results["headline"]) == ["p"]
+    assert list(PRIMARY.read(PRIMARY.file(run))["probe_id"].unique()) == ["p"]
     done = CliRunner().invoke(app, command[1:], catch_exceptions=False)
     assert done.exit_code == 0
     assert run_analysis(run, AnalyzeSettings(draws=100), quiet)["left_out"] == []
