@@ -22,7 +22,7 @@ DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme clean
+.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme results clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag capture --run $(RUN) $(CAPTURE_demo)
@@ -111,6 +111,9 @@ docs: .venv/installed  ## pages that are made from code
 
 readme: .venv/installed  ## put what was measured into the README and docs/study.md (needs `make figures`, or `make sweep`)
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
+
+results: .venv/installed  ## put what was measured on all pairs into docs/results.md (needs `make study-real`)
+	$(BIN)/python -m tools.results_page $(patsubst %,runs/%,$(REAL) $(PAIRS))
 
 clean:  ## remove the environment and every run
 	rm -rf .venv .venv-vllm runs

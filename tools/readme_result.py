@@ -20,11 +20,15 @@ PICTURE, CURVE = Path("docs/demo_coefficients.png"), Path("docs/accuracy.png")
 def main(runs: Sequence[Path]) -> None:
     """Replace what stands between the marks of both pages, and the pictures."""
     for name, block in _blocks(runs):
-        page = ROOT / _PAGES.get(name, "README.md")
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        before, rest = page.read_text().split(begin)
-        _, after = rest.split(end)
-        page.write_text(f"{before}{begin}{block}\n{end}{after}")
+        put(ROOT / _PAGES.get(name, "README.md"), name, block)
+
+
+def put(page: Path, name: str, block: str) -> None:
+    """Replace what stands between a page's marks of a name."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}{block}\n{end}{after}")
 
 
 def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:

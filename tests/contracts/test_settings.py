@@ -6,6 +6,7 @@ The truth is the annotation of each field, and values and sentences written by h
 import json
 import math
 import re
+import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -200,3 +201,15 @@ def test_the_headline_budget_is_nearest_to_a_tenth_by_ratio() -> None:
     assert headline_budget([0.01, 0.05, 0.2, 0.4]) == 0.05  # 0.2 is twice a tenth too: of two as near, the smaller
     assert headline_budget([0.3, 1.0]) == 0.3
     assert headline_budget([1.0]) == 1.0
+
+
+def test_the_recipes_of_the_docs_can_be_read() -> None:
+    """Every table of every one is settings of its stage; that of a sweep is read by the sweep."""
+    recipes = sorted((Path(__file__).parents[2] / "docs").rglob("*.toml"))
+    assert len(recipes) > 8
+    for recipe in recipes:
+        tables = tomllib.loads(recipe.read_text())
+        assert tables.keys() <= {*STAGES, "sweep"}, recipe
+        for stage, values in tables.items():
+            if stage in STAGES:
+                STAGES[stage](**values)
