@@ -37,6 +37,7 @@ from teachdiag.tables import write_table
 RANDOM, ORACLE_SCORE = "random", "isolated_gain"  # what the oracle ranks by: here the inner product with the bank
 BATCH_CONTEXTS = 16  # of an update batch, where none are asked for
 _THETA0 = "theta0"
+_TOLERATED = 0.05  # of an error to first order, relative to the whole batch's gain
 _REAL_BUDGET = 0.03  # below it too few positions carry a step for it to be short
 _KEYS = [name for name, _ in KEY]
 
@@ -88,16 +89,22 @@ class Efficiency(Measurement):
         rows = [*_drawn_rows(setup, cells, found), *_random_rows(setup, cells, found)]
         setup.theta0.verify()
         on_first(_write_steps)(setup, bank, cells, rows, found.taken)
-        return compared | {
-            "blocks": [
-                {"prompts": len({c.prompt_id for c in block}), "positions": n}
-                for block, n in zip(bank.blocks, bank.positions, strict=True)
-            ],
-            "derivatives": derivatives,
-            "first_order_error": first_order_error(rows),
-            "step": found.step,
-            "masked": _summary(rows),
-        }
+        error = first_order_error(rows)
+        doubts = [*compared.get("doubts", []), *_doubts(error, found.step)]
+        return (
+            compared
+            | ({"doubts": doubts} if doubts else {})
+            | {
+                "blocks": [
+                    {"prompts": len({c.prompt_id for c in block}), "positions": n}
+                    for block, n in zip(bank.blocks, bank.positions, strict=True)
+                ],
+                "derivatives": derivatives,
+                "first_order_error": error,
+                "step": found.step,
+                "masked": _summary(rows),
+            }
+        )
 
 
 def deal_blocks(contexts: Sequence[Context], count: int, seed: int) -> list[list[Context]]:
@@ -270,6 +277,23 @@ def first_order_error(rows: Sequence[Mapping[str, Any]]) -> float:
     known = [row for row in rows if row["exact_first_order"] is not None]
     errors = [abs(r["first_order"] - r["exact_first_order"]) / max(scale[r["batch"]], 1e-30) for r in known]
     return float(max(errors))
+
+
+def _doubts(error: float, step: Mapping[str, Any]) -> list[str]:
+    """Sentences on derivatives that are off, and on real steps that could not be taken."""
+    sentences = []
+    if error > _TOLERATED:
+        sentences.append(
+            f"First-order gains of what selectors keep are off by up to {error:.0%} of the whole batch's, as exact "
+            "products show: use --method central, or jvp."
+        )
+    if step["trials"] and step["learning_rate"] is None:
+        last = step["trials"][-1]
+        sentences.append(
+            f"No real step was taken: at learning rate {last['learning_rate']:.3g}, {last['curvature']:.1%} of the "
+            f"mean gain is curvature and {last['rounding']:.1%} rounding; give a --learning-rate to take them anyway."
+        )
+    return sentences
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

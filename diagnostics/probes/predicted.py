@@ -28,7 +28,7 @@ from teachdiag.notes import Schema, read_note, recall, write_note
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
 
-_ONE_SIDED = 1 / 8  # of the central step: its error falls with the step alone, not with its square
+_ONE_SIDED = 1 / 16  # of the central step: its error falls with the step alone, not with its square
 
 
 class Predicted(Measurement):
@@ -104,7 +104,7 @@ def slopes_along(
         The table of `derivatives`; and `difference_step`, the step of the differences in units of the direction,
         `difference_length`, its Euclidean length, and `change_when_halved`, by how much the derivatives then change,
         relative to themselves, if differences are central: null where that was not tried. With one-sided differences
-        the first two are an eighth of those for which it was. All are null for the exact method.
+        the first two are a sixteenth of those for which it was. All are null for the exact method.
     """
     path, note = setup.scratch / f"{name}.parquet", setup.scratch / f"{name}.json"
     schema = dict.fromkeys(("difference_step", "difference_length", "change_when_halved"), float | None)

@@ -99,8 +99,8 @@ class ProbeSettings(Checked):
     match: Match = option("rate", "'rate': one step size for all; 'norm': one update norm for all", kinds=("isolated",))
     method: Derivative = option(
         "central",
-        "First-order gains by central differences; by one-sided ones, an eighth as long, less exact and cheaper where "
-        "there are several directions; or exactly, in forward mode (jvp)",
+        "First-order gains by central differences; by one-sided ones, a sixteenth as long, less exact and cheaper "
+        "where there are several directions; or exactly, in forward mode (jvp)",
         kinds=("predicted", "selectors", "lds", "efficiency"),
     )
     selector: str = option(

@@ -326,6 +326,16 @@ def test_adamw_steps_along_signs(run: Path, truth: Truth, quiet: Reporter) -> No
     assert results(run)["step"]["learning_rate"] == 1e-6
 
 
+def test_what_is_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficiency, "_TOLERATED", 0.0)
+    monkeypatch.setattr(masked_gradients, "_ROUNDED", 0.0)
+    run_probe(run, ProbeSettings(**SMALL | {"norm_batches": 1}), quiet)
+    off, without_step = results(run)["doubts"]
+    assert off.startswith("First-order gains of what selectors keep are off by up to ")
+    assert without_step.startswith("No real step was taken: at learning rate ")
+    assert MASKED_STEPS.read(run / "masked_steps/e")["real_gain"].isna().all()
+
+
 def test_what_cannot_be_measured_is_refused(run: Path, quiet: Reporter) -> None:
     for given, error, said in (
         ({"norm_selectors": "forward_kl,predicted"}, SettingsError, "selector predicted reads fix_inner, which"),
