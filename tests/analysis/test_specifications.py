@@ -93,7 +93,7 @@ def _kept(
     if trimming == "ten largest out":
         gain = step.real.column("gain")[rows]
         rows = rows[np.sort(np.argsort(-np.abs(gain - gain.mean()), kind="stable")[10:])]
-    (probe,) = (p for p in (step.real, *step.placebos) if p.update == update)
+    (probe,) = (p for p in step.first_draws if p.update == update)
     y = probe.column(outcome)[rows]
     rows, y = rows[~np.isnan(y)], y[~np.isnan(y)]
     if trimming == "winsorised at 1%":
