@@ -1,23 +1,26 @@
-"""Several runs beside one another: the paper's robustness table (Table 1, Figure 5A), and one specification curve."""
+"""Several runs beside one another: the paper's claims, its robustness table (Table 1, Figure 5A), one curve of all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from matplotlib.figure import Figure
 
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.paper_claims import answers, long_table, wide_table
 from teachdiag.figures.plots.forest import draw_forest, shades
 from teachdiag.figures.plots.specification_curve import curves_figure
 from teachdiag.figures.printed_tables import Printed, write_printed
-from teachdiag.figures.run_tables import load_tables, steps_of
+from teachdiag.figures.run_tables import RunTables, load_tables, steps_of
 from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
-from teachdiag.tables import rows_where
+from teachdiag.tables import rows_where, write_parquet_and_csv, write_text
 
+CLAIMS = "claims"
 _PAIR = ("student", "teacher", "without_layers", "teacher_prompt", "prompts")
 _UPDATE = ("kind", "optimizer", "learning_rate", "loss", "update_on", "steps")
 _DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
@@ -29,7 +32,9 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     Raises:
         ArtefactError: a run has not been analysed, or none has a real step.
     """
-    rows = pd.concat([_rows(run) for run in runs], ignore_index=True)
+    names = [run.name for run in runs]
+    loaded = {str(run) if names.count(run.name) > 1 else run.name: load_tables(run) for run in runs}
+    rows = pd.concat([_rows(name, tables) for name, tables in loaded.items()], ignore_index=True)
     if rows.empty:
         raise ArtefactError(f"none of {', '.join(map(str, runs))} has a real step: run `teachdiag probe` in one first")
     folder = runs[0].parent / "comparison"
@@ -38,31 +43,42 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     if differing:
         what += f" The runs differ in {', '.join(name.replace('_', ' ') for name in differing)}."
     printed = Printed("comparison", "Table 1, Figures 3C and 5A", what, rows)
-    population = "Banks: " + "; ".join(f"{run.name}: {load_tables(run).population}" for run in runs)
-    files = write_printed(folder, printed, population)
+    population = "Banks: " + "; ".join(f"{name}: {tables.population}" for name, tables in loaded.items())
+    files = write_printed(folder, printed, population) + _write_claims(loaded, folder, population)
     with theme():
         files += save(_figure(rows, what), folder, "comparison")
-        return files + save(curves_figure(_specifications(runs), population), folder, "specification_curve")
+        return files + save(curves_figure(_specifications(loaded), f"{population}."), folder, "specification_curve")
 
 
-def _specifications(runs: Sequence[Path]) -> pd.DataFrame:
+def _write_claims(loaded: Mapping[str, RunTables], folder: Path, population: str) -> list[Path]:
+    """Write the paper's claims over all runs: a row an answer as data, and a row a claim as Markdown."""
+    given = answers(loaded)
+    page = folder / f"{CLAIMS}.md"
+    write_text(f"{wide_table(given, list(loaded))}\n\n{population}.\n", page)
+    return [
+        *write_parquet_and_csv(pa.Table.from_pandas(long_table(given), preserve_index=False), folder / CLAIMS),
+        page,
+    ]
+
+
+def _specifications(loaded: Mapping[str, RunTables]) -> pd.DataFrame:
     """The specifications of all runs' real steps and placebos, with their run, and their probe where a run has many."""
     tables = []
-    for run in runs:
-        steps = steps_of(load_tables(run))
+    for name, of_run in loaded.items():
+        steps = steps_of(of_run)
         for step in steps:
             probe = step.probe_id if len(steps) > 1 else None
-            tables.append(step.own_specifications.assign(run=run.name, probe=probe))
+            tables.append(step.own_specifications.assign(run=name, probe=probe))
     return pd.concat(tables, ignore_index=True)
 
 
-def _rows(run: Path) -> pd.DataFrame:
+def _rows(name: str, tables: RunTables) -> pd.DataFrame:
     """The contrasts of a run's real steps, with what tells the run from others."""
+    run = tables.run
     capture = Stage(run, "capture").record("inputs.student.dropped_layers")
-    pair = {name: capture["settings"][name] for name in ("student", "teacher")}
+    pair = {side: capture["settings"][side] for side in ("student", "teacher")}
     pair["without_layers"] = ", ".join(map(str, capture["inputs"]["student"]["dropped_layers"]))
     pair |= {"teacher_prompt": teacher_prompt(capture), "prompts": bank_prompts(capture)}
-    tables = load_tables(run)
     contrasts = []
     for step in steps_of(tables):
         note = Stage(run, f"probes/{step.probe_id}").record()
@@ -70,9 +86,9 @@ def _rows(run: Path) -> pd.DataFrame:
         settings: dict[str, Any] = note["settings"] | {n: v for n, v in ladder.items() if n == "learning_rate"}
         rows = rows_where(tables.contrasts, probe_id=step.probe_id, outcome=OUTCOME, score="compatibility")
         rows = rows[rows["design"].isin(_DESIGNS)]
-        facts = {name: pair[name] for name in _PAIR} | {name: settings.get(name, "") for name in _UPDATE}
+        facts = {fact: pair[fact] for fact in _PAIR} | {fact: settings.get(fact, "") for fact in _UPDATE}
         columns = ["k", "design", "estimate", "ci_low", "ci_high", "n_high", "n_low", "n_positions", "n_prompts"]
-        table = rows[[*columns, "note", "method"]].assign(run=run.name, probe_id=step.probe_id, **facts)
+        table = rows[[*columns, "note", "method"]].assign(run=name, probe_id=step.probe_id, **facts)
         contrasts.append(table[["run", "probe_id", *facts, *columns, "note", "method"]])
     return pd.concat(contrasts, ignore_index=True) if contrasts else pd.DataFrame()
 

@@ -31,6 +31,8 @@ class RunTables:
     run: Path
     kinds: dict[str, str]
     estimates: pd.DataFrame
+    findings: pd.DataFrame
+    primary: pd.DataFrame
     deciles: pd.DataFrame
     surfaces: pd.DataFrame
     selection: pd.DataFrame

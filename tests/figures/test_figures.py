@@ -10,7 +10,7 @@ from planted import World, plant
 from stages import amend
 
 from teachdiag.analysis.analyze import run_analysis
-from teachdiag.artefacts import CONTRASTS, MIN_CELL
+from teachdiag.artefacts import CONTRASTS, MIN_CELL, PRIMARY
 from teachdiag.cli import main
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures import plots
@@ -95,7 +95,13 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
     files = compare_runs([other, run])
     kinds = ("parquet", "csv", "md", "png", "svg", "pdf")
     pictures = {f"specification_curve.{kind}" for kind in kinds[3:]}
-    assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds} | pictures
+    claims = {f"claims.{kind}" for kind in kinds[:3]}
+    assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds} | pictures | claims
+    answered = pd.read_parquet(tmp_path / "comparison/claims.parquet").set_index(["claim", "run"])
+    for name, own in (("other", other), ("run", run)):
+        for row in PRIMARY.read(own / "analysis/primary.parquet").to_dict("records"):
+            answer = answered.loc[row["claim"], name]
+            assert [answer["status"], answer["estimate"]] == [row["status"], row["estimate"]]
     rows = pd.read_parquet(tmp_path / "comparison/comparison.parquet")
     assert list(dict.fromkeys(rows["run"])) == ["other", "run"]
     assert len(rows) == 2 * 3 * 2  # runs, K, designs
