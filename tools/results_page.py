@@ -12,7 +12,8 @@ PAGE = ROOT / "docs/results.md"
 
 
 def main(runs: Sequence[Path]) -> None:
-    """Replace what stands between the page's marks."""
+    """Replace what stands between the page's marks; `teachdiag figures RUN RUN ...` has compared these very runs."""
+    put(PAGE, "claims", (runs[0].parent / "comparison/claims.md").read_text().rstrip())
     put(PAGE, "support", markdown_table(off_support_table(runs)))
 
 
