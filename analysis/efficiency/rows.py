@@ -198,11 +198,12 @@ def _norm_rows(
     curve: Curve, population: Population, blocks: Array, lengths: LengthRatios, resampling: Resampling
 ) -> Rows:
     """Return the rows at equal length of the step, of cells whose norm was measured."""
-    ratios = lengths.drawn(resampling.seed, resampling.draws).reshape(len(blocks), -1)
+    shares = curve.share.values.reshape(len(blocks), *lengths.ratio.shape)
+    ratios = lengths.at(shares, resampling.seed).reshape(len(blocks), -1)
     measured = replace(
         population,
-        method=f"{population.method}; norms of {lengths.n_batches} batches of {lengths.n_contexts} contexts, their "
-        "error from the spread between these",
+        method=f"{population.method}; norms of {lengths.n_batches} batches of {lengths.n_contexts} contexts, read "
+        "off where these would keep that share, with their own error",
     )
     rows = [
         row

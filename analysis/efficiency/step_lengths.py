@@ -1,4 +1,14 @@
-"""How long the step on kept positions is beside that on the whole batch: norms of masked gradients, as measured."""
+"""How long the step on kept positions is beside that on the whole batch: norms of masked gradients, as measured.
+
+Norms are known of a few real batches, shares at equal learning rate of all update contexts. The two go together: where
+a batch happens to keep more, the part of its masked gradient along the held-out one is longer, and so is the gradient.
+With X a share at equal rate, R a ratio of norms, c the cosine of the whole gradient with the held-out one,
+
+    d log R = -c^2 R (R X) dX,
+
+so that the square of c is the slope of what the measured batches show, and the ratio can be read off where the share is
+that of all update contexts (the regression estimator of double sampling; Cochran 1977, chapter 12).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from teachdiag.analysis.resampling.bootstrap import ratio as divided
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
+from teachdiag.tables import rows_where
 
 ALL = "all"  # the selector that keeps the whole batch
 
@@ -18,42 +30,105 @@ class LengthRatios:
 
     Attributes:
         ratio: shape (selectors, budgets), geometric mean over batches; NaN where no norm was measured.
-        error: shape (budgets,), relative standard error of that mean, from the spread between batches of every selector
-            that was measured at the budget; NaN with one batch.
-        freedom: shape (budgets,), degrees of freedom of that error.
+        share: shape (selectors, budgets), mean share of the same batches at equal rate.
+        slope: what log ratio falls by for each unit of ratio^2 share (share - its mean), within [0, 1].
+        slope_error: its standard error.
+        own_error, shared_error: shape (budgets,), standard errors of the mean log ratio: what the selectors of a budget
+            have each for itself, and together; NaN with one batch.
+        freedom: shape (budgets,), degrees of freedom of both.
         n_batches: real update batches behind every mean.
         n_contexts: contexts of each of them.
     """
 
     ratio: Array
-    error: Array
+    share: Array
+    slope: float
+    slope_error: float
+    own_error: Array
+    shared_error: Array
     freedom: Array
     n_batches: int
     n_contexts: int
 
-    def drawn(self, seed: int, n_draws: int) -> Array:
-        """Return the ratios in draws of their error, t distributed: shape (1 + draws, selectors, budgets)."""
+    @property
+    def error(self) -> Array:
+        """Relative standard error of a ratio, shape (budgets,)."""
+        return np.hypot(self.own_error, self.shared_error)
+
+    def at(self, shares: Array, seed: int) -> Array:
+        """Return the ratios at shares of all update contexts, in every draw of these and of their own error.
+
+        Args:
+            shares: at equal rate, shape (1 + draws, selectors, budgets), the estimates first.
+            seed: of the error's draws.
+        """
         rng = np.random.default_rng(derive_seed(seed, "bootstrap", "step lengths"))
-        t = rng.standard_t(np.maximum(self.freedom, 1), (n_draws, *self.ratio.shape))
-        return np.concatenate([self.ratio[None], self.ratio * np.exp(self.error * t)])
+        n_draws, (n_selectors, n_budgets) = len(shares) - 1, self.ratio.shape
+        beyond = self.ratio**2 * self.share * (shares - self.share)
+        freedom = np.maximum(self.freedom, 1)
+        noise = self.own_error * rng.standard_t(freedom, (n_draws, n_selectors, n_budgets))
+        noise += self.shared_error * rng.standard_t(freedom, (n_draws, 1, n_budgets))
+        noise += self.slope_error * rng.standard_normal((n_draws, 1, 1)) * beyond[1:]
+        expected = self.ratio * np.exp(-self.slope * beyond)
+        return np.concatenate([expected[:1], expected[1:] * np.exp(noise)])
 
 
 def length_ratios(steps: pd.DataFrame, selectors: Sequence[str], budgets: Sequence[float]) -> LengthRatios:
     """Return them from the rows of `masked_steps` of one probe.
 
-    Between batches, selectors at one budget scatter about alike, and two batches alone tell the scatter of none: it is
-    pooled over them, as if they were independent.
+    Two batches alone tell the scatter of no cell: it is pooled over the selectors of a budget, and the slope over all
+    cells, as if these were independent. Shares of the batches are known under SGD; else the slope is 0.
     """
-    logs = steps.assign(log=np.log(steps["gradient_norm"]))
-    whole = logs[logs["selector"] == ALL].set_index("batch")["log"]
-    logs["log"] = whole.reindex(logs["batch"]).to_numpy() - logs["log"]
-    wide = logs.pivot_table(index=["selector", "budget"], columns="batch", values="log")  # one column a batch
-    cells = wide.reindex(pd.MultiIndex.from_product([selectors, budgets])).to_numpy()
-    by_cell = cells.reshape(len(selectors), len(budgets), -1)  # (selectors, budgets, batches)
-    n_batches = by_cell.shape[2]
-    measured = ~np.isnan(by_cell).any(axis=2)
-    mean = by_cell.mean(axis=2)
-    squares = np.where(measured[..., None], (by_cell - mean[..., None]) ** 2, 0).sum(axis=(0, 2))
+    by_cell = {name: _by_cell(steps, name, selectors, budgets) for name in ("gradient_norm", "first_order")}
+    logs = -np.log(by_cell["gradient_norm"])  # (selectors, budgets, batches)
+    shares = by_cell["first_order"] if (steps["optimizer"] == "sgd").all() else np.ones_like(logs)
+    ratio, share = np.exp(logs.mean(axis=2)), shares.mean(axis=2)
+    measured, n_batches = ~np.isnan(ratio), logs.shape[2]
+    off = np.nan_to_num(logs - logs.mean(axis=2, keepdims=True))
+    beyond = np.nan_to_num((ratio**2 * share)[..., None] * (shares - share[..., None]))
+    squares = float((beyond**2).sum())
+    slope = float(np.clip(-(beyond * off).sum() / squares, 0, 1)) if squares > 0 else 0.0
+    off += slope * beyond
     freedom = measured.sum(axis=0) * (n_batches - 1)
-    error = np.sqrt(np.where(freedom > 0, squares / np.maximum(freedom, 1), np.nan) / n_batches)
-    return LengthRatios(np.exp(mean), error, freedom, n_batches, len(steps["context_ids"].iloc[0]))
+    own, shared = _spreads(off, measured)
+    scatter = (off**2).sum() / max(int(freedom.sum()), 1)
+    slope_error = float(np.sqrt(scatter / squares)) if squares > 0 else 0.0
+    return LengthRatios(
+        ratio,
+        share,
+        slope,
+        slope_error,
+        own_error=np.sqrt(own / n_batches),
+        shared_error=np.sqrt(shared / n_batches),
+        freedom=freedom,
+        n_batches=n_batches,
+        n_contexts=len(steps["context_ids"].iloc[0]),
+    )
+
+
+def _by_cell(steps: pd.DataFrame, column: str, selectors: Sequence[str], budgets: Sequence[float]) -> Array:
+    """Return a column over that of the whole of the same batch, shape (selectors, budgets, batches)."""
+    whole = rows_where(steps, selector=ALL).set_index("batch")[column]
+    relative = steps.assign(relative=steps[column] / whole.reindex(steps["batch"]).to_numpy())
+    wide = relative.pivot_table(index=["selector", "budget"], columns="batch", values="relative")
+    cells = wide.reindex(pd.MultiIndex.from_product([selectors, budgets])).to_numpy(np.float64)
+    return np.asarray(cells.reshape(len(selectors), len(budgets), -1))
+
+
+def _spreads(off: Array, measured: Array) -> tuple[Array, Array]:
+    """Return the variances between batches that the selectors of a budget have each for itself, and together.
+
+    Args:
+        off: deviations from each cell's mean, shape (selectors, budgets, batches), 0 where nothing was measured.
+        measured: shape (selectors, budgets), which cells were.
+
+    Returns:
+        Shape (budgets,) each; NaN with one batch, or without a measured selector.
+    """
+    count, free = measured.sum(axis=0), off.shape[2] - 1  # (budgets,)
+    together = off.sum(axis=0) / np.maximum(count, 1)[:, None]  # (budgets, batches)
+    apart = np.where(measured[..., None], off - together, 0)
+    total = divided((off**2).sum(axis=(0, 2)), count * free)
+    own = divided((apart**2).sum(axis=(0, 2)), np.maximum(count - 1, 0) * free)
+    own = np.fmin(own, total)  # that of a single selector is all its own
+    return own, total - own

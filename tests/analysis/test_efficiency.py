@@ -133,34 +133,52 @@ def test_intervals_hold_what_contexts_and_blocks_vary_and_count_their_interactio
     assert np.mean(ratios) == pytest.approx(expected, rel=0.06)
 
 
-def test_length_ratios_and_their_error_are_those_of_loops() -> None:
-    logs = {"all": [0.0, 0.2], "a": [0.5, 0.9], "b": [0.1, 0.2]}
-    steps = pd.DataFrame(
-        [
-            {"selector": name, "budget": 1.0 if name == "all" else 0.1, "batch": batch, "gradient_norm": np.exp(value)}
-            for name, values in logs.items()
-            for batch, value in enumerate(values)
-        ]
-    ).assign(context_ids=[[1, 2, 3]] * 6)
+def _steps(cells: dict[str, list[tuple[float, float]]]) -> pd.DataFrame:
+    """Return rows of `masked_steps` from -log norm and gain to first order, batch by batch."""
+    rows = [
+        {"selector": name, "budget": 1.0 if name == "all" else 0.1, "batch": batch, "first_order": gain}
+        | {"gradient_norm": np.exp(-log), "optimizer": "sgd"}
+        for name, of_batches in cells.items()
+        for batch, (log, gain) in enumerate(of_batches)
+    ]
+    return pd.DataFrame(rows).assign(context_ids=[[1, 2, 3]] * len(rows))
+
+
+def test_length_ratios_and_their_errors_are_those_of_loops() -> None:
+    steps = _steps({"all": [(0, 2), (-0.2, 2)], "a": [(-0.5, 4), (-0.9, 6)], "b": [(-0.1, 2), (-0.2, 2)]})
     found = length_ratios(steps, ["a", "b", "c"], [0.1, 0.3])
     np.testing.assert_allclose(found.ratio[:2, 0], np.exp([-0.6, -0.05]))
     assert np.isnan(found.ratio[2]).all()
     assert np.isnan(found.ratio[:, 1]).all()
-    # residuals: a -0.5, -0.7 around -0.6; b -0.1, 0 around -0.05
-    pooled = (2 * 0.1**2 + 2 * 0.05**2) / 2
-    assert found.error[0] == pytest.approx(np.sqrt(pooled / 2))
+    # Log ratios: a -0.5, -0.7 at shares 2, 3; b -0.1, 0 at shares 1, 1.
+    beyond = np.exp(-1.2) * 2.5 * np.array([-0.5, 0.5])
+    slope = -(beyond @ [0.1, -0.1]) / (beyond @ beyond)
+    assert found.slope == pytest.approx(slope)
+    left = np.array([[0.1, -0.1] + slope * beyond, [-0.05, 0.05]])
+    total, together = (left**2).sum() / 2, left.mean(axis=0)
+    own = min(((left - together) ** 2).sum(), total)
+    assert found.own_error[0] == pytest.approx(np.sqrt(own / 2))
+    assert found.shared_error[0] == pytest.approx(np.sqrt((total - own) / 2))
+    assert found.slope_error == pytest.approx(np.sqrt(total / (beyond @ beyond)))
     assert (found.freedom.tolist(), found.n_batches, found.n_contexts) == ([2, 0], 2, 3)
-    drawn = found.drawn(0, 20_000)
-    np.testing.assert_array_equal(drawn[0], found.ratio)
-    spread = np.percentile(np.log(drawn[1:, 0, 0]), [2.5, 97.5])
-    reach = student.ppf(0.975, 2) * found.error[0]
-    assert spread == pytest.approx([-0.6 - reach, -0.6 + reach], abs=0.05)
+
+
+def test_ratios_are_read_off_at_the_share_of_all_contexts() -> None:
+    steps = _steps({"all": [(0, 2), (-0.2, 2)], "a": [(-0.5, 4), (-0.9, 6)], "b": [(-0.1, 2), (-0.2, 2)]})
+    found = length_ratios(steps, ["a", "b"], [0.1])
+    shares = np.full((20_001, 2, 1), 2.5)
+    shares[:, 1] = 1.0
+    drawn = found.at(shares, 0)
+    np.testing.assert_allclose(drawn[0], found.ratio)  # the share is that of the batches
+    spread = np.percentile(np.log(drawn[1:, 1, 0]), [2.5, 97.5]) + 0.05
+    assert spread == pytest.approx(np.array([-1, 1]) * student.ppf(0.975, 2) * found.error[0], rel=0.1)
+    ahead = found.at(shares[:1] + 0.2, 0)[0, 0, 0]
+    assert ahead == pytest.approx(found.ratio[0, 0] * np.exp(-found.slope * np.exp(-1.2) * 2.5 * 0.2))
 
 
 def test_one_batch_gives_shares_at_equal_norm_without_an_interval() -> None:
-    steps = pd.DataFrame({"selector": ["all", "a"], "budget": [1, 0.1], "batch": 0, "gradient_norm": [1.0, 2.0]})
-    found = length_ratios(steps.assign(context_ids=[[1], [1]]), ["a"], [0.1])
-    drawn = Drawn(np.ones((6, 1)), np.zeros((6, 1, 2))).scaled(found.drawn(0, 5)[:, :, 0])
+    found = length_ratios(_steps({"all": [(0, 1)], "a": [(-np.log(2), 1)]}), ["a"], [0.1])
+    drawn = Drawn(np.ones((6, 1)), np.zeros((6, 1, 2))).scaled(found.at(np.ones((6, 1, 1)), 0)[:, :, 0])
     (interval,) = drawn.intervals(block_weights(Resampling(0, 5, 8), 2))
     assert interval.estimate == 0.5
     assert not interval.known
@@ -243,13 +261,9 @@ def test_rows_of_a_run_agree_with_one_another(run: Path, rows: pd.DataFrame) -> 
         lookup(rows, match="rate", statistic="share", **cell).estimate - shuffled.estimate
     )
     steps = MASKED_STEPS.read(run / "masked_steps")
-    norms = {
-        b: rows_where(steps, selector="all", batch=b)["gradient_norm"].iloc[0]
-        / rows_where(steps, batch=b, **cell)["gradient_norm"].iloc[0]
-        for b in (0, 1)
-    }
     rate, norm = (lookup(rows, match=m, statistic="share", **cell).estimate for m in ("rate", "norm"))
-    assert norm == pytest.approx(rate * np.sqrt(norms[0] * norms[1]))
+    found = length_ratios(steps, ["learnable"], [0.1])
+    assert norm / rate == pytest.approx(found.ratio[0, 0], rel=0.5)  # the slope is that of all measured cells
 
 
 def test_random_positions_keep_one_and_the_oracle_keeps_most(rows: pd.DataFrame) -> None:
