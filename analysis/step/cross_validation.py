@@ -4,7 +4,7 @@ Least squares on any folds, and its squared errors on the one left out, need no 
 prompt. Rows are met again only to predict them, for one set of predictors at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,9 @@ def draw_folds(n_prompts: int, folds: int, repeats: int, seed: int) -> Codes:
     return (np.stack(orders) % folds).astype(np.int64)
 
 
+Products = tuple[Codes, Array]  # some prompts, shape (p,), and cross-products of [design, values], shape (p, ., .)
+
+
 class Data(NamedTuple):
     """What is predicted, and from what.
 
@@ -48,7 +51,7 @@ class Data(NamedTuple):
         """Return the indices of some scores."""
         return [list(self.scores).index(key) for key in keys]
 
-    def products(self) -> Iterator[tuple[Codes, Array]]:
+    def products(self) -> Iterator[Products]:
         """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
         for block in prompt_blocks(self.prompts):
             extended = np.column_stack(
@@ -69,7 +72,12 @@ class Fits(NamedTuple):
     coefficients: list[Array]
 
 
-def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
+def fit_other_folds(
+    data: Data,
+    sets: Mapping[Key, Sequence[Key]],
+    products: Iterable[Products] | None = None,
+    weights: Array | None = None,
+) -> Fits:
     """Fit every set of predictors to every outcome, each time without one fold.
 
     One cross-product of the design serves every set: a set's is the part that belongs to its columns. Those of the
@@ -78,13 +86,16 @@ def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
     Args:
         data: predictors and outcomes.
         sets: the scores in each set of predictors.
+        products: those of the data, where they were kept; made anew by default.
+        weights: how often each prompt counts, shape (prompts,); once by default.
     """
     n_folds, q = int(data.folds.max()) + 1, len(data.splines.owners)
     width = q + len(data.values)
     folds = np.zeros((len(data.folds), n_folds, width, width))
-    for owners, products in data.products():
+    for owners, by_prompt in data.products() if products is None else products:
+        counted = np.ones(len(owners)) if weights is None else weights[owners]
         for total, assignment in zip(folds, data.folds[:, owners], strict=True):
-            total += np.tensordot(np.equal.outer(np.arange(n_folds), assignment).astype(np.float64), products, 1)
+            total += np.tensordot(np.equal.outer(np.arange(n_folds), assignment) * counted, by_prompt, 1)
     training = np.einsum("fg,rgij->rfij", 1.0 - np.eye(n_folds), folds)
     gram, moments = training[..., :q, :q], training[..., :q, q:]
     means = moments[:, :, 0] / gram[:, :, 0, :1]  # the design's first column is the intercept
@@ -99,8 +110,16 @@ def fit_other_folds(data: Data, sets: Mapping[Key, Sequence[Key]]) -> Fits:
     )
 
 
-def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array]:
+def squared_errors(
+    data: Data, fits: Fits, n_prompts: int, products: Iterable[Products] | None = None
+) -> tuple[Array, Array]:
     """Return each prompt's squared errors, by the fits that have not seen it, averaged over fold assignments.
+
+    Args:
+        data: predictors and outcomes.
+        fits: of all sets.
+        n_prompts: prompts of the bank.
+        products: those of the data, where they were kept; made anew by default.
 
     Returns:
         Sums of (y - mean of the other folds)^2, shape (prompts, m), and of (y - prediction)^2, shape (prompts, sets,
@@ -108,8 +127,9 @@ def squared_errors(data: Data, fits: Fits, n_prompts: int) -> tuple[Array, Array
     """
     m, q = len(data.values), len(data.splines.owners)
     total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
-    for owners, products in data.products():
-        gram, with_y, squares = products[:, :q, :q], products[:, :q, q:], np.diagonal(products[:, q:, q:], 0, 1, 2)
+    for owners, by_prompt in data.products() if products is None else products:
+        gram, with_y = by_prompt[:, :q, :q], by_prompt[:, :q, q:]
+        squares = np.diagonal(by_prompt[:, q:, q:], 0, 1, 2)
         means = [by_fold[assigned] for by_fold, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
         for mean in means:
             total[owners] += _errors(gram[:, :1, :1], with_y[:, :1], squares, mean[:, None]) / len(means)

@@ -13,13 +13,20 @@ import numpy as np
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
-from teachdiag.analysis.step.cross_validation import Data, fit_other_folds, out_of_fold, squared_errors
+from teachdiag.analysis.step.cross_validation import Data, Fits, Products, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.step.splines import rank_splines
 from teachdiag.scores import Array, Codes, mid_places
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 
+REFITS = 100  # draws in which predictors are fitted anew
+Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
+
+
+def difference(analysis: str) -> str:
+    """Return the name of the analysis that holds a set's number less raw KL's."""
+    return f"{analysis}_difference"
 
 
 def predictor_sets(added: Sequence[Signal] = ()) -> dict[Key, tuple[Key, ...]]:
@@ -41,7 +48,12 @@ def predictor_sets(added: Sequence[Signal] = ()) -> dict[Key, tuple[Key, ...]]:
 
 
 def validity(
-    outcomes: Sequence[Outcome], bank: Bank, raw: Scores, folds: Codes, resampling: Resampling
+    outcomes: Sequence[Outcome],
+    bank: Bank,
+    raw: Scores,
+    folds: Codes,
+    resampling: Resampling,
+    sets: Mapping[Key, Sequence[Key]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the estimates of predictive validity of outcomes that are defined over the same positions.
 
@@ -51,8 +63,9 @@ def validity(
         raw: the compared scores over the whole bank.
         folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
+        sets: what is compared, raw KL among it; by default every set of `predictor_sets`.
     """
-    sets, weights = predictor_sets(bank.added), resampling.weights("validity")
+    sets, weights = sets or predictor_sets(bank.added), resampling.weights("validity")
     samples = cross_validated(outcomes, bank, raw, sets, folds, weights)
     estimates: list[dict[str, Any]] = []
     for outcome, drawn in zip(outcomes, samples, strict=True):
@@ -67,24 +80,73 @@ def cross_validated(
     sets: Mapping[Key, Sequence[Key]],
     folds: Codes,
     weights: Array,
-) -> list[dict[str, Array]]:
-    """Return `cv_r2` and `cv_rank` of every set of predictors, shape (draws, sets) each, for each outcome.
+    refits: int = REFITS,
+) -> list[Samples]:
+    """Return `cv_r2` and `cv_rank` of every set of predictors for each outcome, and what they are less raw KL's.
 
-    Arguments as `validity` has them; `weights` has shape (draws, prompts).
+    Draws hold predictions fixed, and are stretched about the estimate until they spread as much as some of them do
+    that are fitted anew: other prompts would give other predictions too, and where there is nothing to predict that is
+    most of the spread. Arguments as `validity` has them; `weights` has shape (draws, prompts), the estimate's first;
+    so many draws are fitted anew.
     """
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
     splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
     step = max(1, _TOGETHER // len(outcomes[0].prompts))
-    samples: list[dict[str, Array]] = []
+    samples: list[Samples] = []
     for first in range(0, len(outcomes), step):
         values = [outcome.values for outcome in outcomes[first : first + step]]
-        samples += _cross_validate(Data(splines, used, values, outcomes[0].prompts, folds), sets, weights)
+        data = Data(splines, used, values, outcomes[0].prompts, folds)
+        fixed = _samples(data, sets, fit_other_folds(data, sets), weights)
+        if refits and len(weights) > 1:
+            fixed = _stretched(fixed, _fitted_anew(data, sets, weights[1 : refits + 1]))
+        samples += fixed
     return samples
 
 
-def _cross_validate(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Array) -> list[dict[str, Array]]:
-    fits = fit_other_folds(data, sets)
-    total, unexplained = squared_errors(data, fits, weights.shape[1])
+def _fitted_anew(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Array) -> list[Samples]:
+    """Fit all sets anew to the prompts of every draw; a prompt that is drawn twice is twice in the same fold.
+
+    Two fold assignments are averaged over, which gives the spread of ten but for some percent. Draws that leave nothing
+    outside some fold are passed over.
+    """
+    data = data._replace(folds=data.folds[:2])
+    products = list(data.products())
+    draws = [
+        _samples(data, sets, fit_other_folds(data, sets, products, counts), counts[None], products)
+        for counts in weights
+        if _trains_every_fold(data.folds, counts)
+    ]
+    return [
+        {name: np.vstack([drawn[name] for drawn in of_outcome]) for name in of_outcome[0]}
+        for of_outcome in zip(*draws, strict=True)
+    ]
+
+
+def _stretched(fixed: Sequence[Samples], anew: Sequence[Samples]) -> list[Samples]:
+    """Stretch draws about the estimate by how much further those that were fitted anew spread than they do."""
+    return [
+        {
+            name: drawn[0] + (drawn - drawn[0]) * np.fmax(1.0, ratio(refitted[name].std(axis=0), drawn[1:].std(axis=0)))
+            for name, drawn in held.items()
+        }
+        for held, refitted in zip(fixed, anew, strict=True)
+    ]
+
+
+def _trains_every_fold(folds: Codes, counts: Array) -> bool:
+    """Whether prompts are drawn outside every fold of every assignment."""
+    return all((counts[assigned != fold] > 0).any() for assigned in folds for fold in np.unique(assigned))
+
+
+def _samples(
+    data: Data,
+    sets: Mapping[Key, Sequence[Key]],
+    fits: Fits,
+    weights: Array,
+    products: Sequence[Products] | None = None,
+) -> list[Samples]:
+    """Evaluate fits in every draw."""
+    total, unexplained = squared_errors(data, fits, weights.shape[1], products)
     ranks = [centred_ranks(sample) for sample in data.values]
     drawn = np.empty((len(ranks), len(weights), len(sets)))
     for number, keys in enumerate(sets.values()):
@@ -92,9 +154,16 @@ def _cross_validate(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Arra
         for sample, y, column in zip(drawn, ranks, predicted.T, strict=True):
             sample[:, number] = rank_correlation(y, centred_ranks(column), data.prompts, weights)[:, 0]
     return [
-        {"cv_r2": explained(total[:, number], unexplained[..., number], weights), "cv_rank": sample}
+        _beside_base(
+            {"cv_r2": explained(total[:, number], unexplained[..., number], weights), "cv_rank": sample},
+            list(sets).index((BASE, None)),
+        )
         for number, sample in enumerate(drawn)
     ]
+
+
+def _beside_base(alone: Samples, base: int) -> Samples:
+    return alone | {difference(name): drawn - drawn[:, base : base + 1] for name, drawn in alone.items()}
 
 
 def explained(total: Array, unexplained: Array, weights: Array) -> Array:
@@ -135,22 +204,19 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))
 
 
-def _validity_rows(
-    outcome: Outcome, sets: list[Key], samples: Mapping[str, Array], resampling: Resampling
-) -> list[dict[str, Any]]:
-    base = sets.index((BASE, None))
+def _validity_rows(outcome: Outcome, sets: list[Key], samples: Samples, resampling: Resampling) -> list[dict[str, Any]]:
     method = resampling.method(
-        "prompt-grouped CV of cubic rank splines, averaged over fold assignments, predictions fixed"
+        "prompt-grouped CV of cubic rank splines, averaged over fold assignments, spread of predictions fitted anew"
     )
     rows = []
-    for analysis, drawn in samples.items():
+    for analysis in ("cv_r2", "cv_rank"):
         alone, differences = (
-            intervals(values, resampling.n_prompts) for values in (drawn, drawn - drawn[:, base : base + 1])
+            intervals(samples[name], resampling.n_prompts) for name in (analysis, difference(analysis))
         )
-        for (name, k), interval, difference in zip(sets, alone, differences, strict=True):
+        for (name, k), interval, beside in zip(sets, alone, differences, strict=True):
             rows.append(outcome.row(analysis, name, k, "1", interval, method))
             if name != BASE:
-                rows.append(outcome.row(f"{analysis}_difference", versus_base(name), k, "1", difference, method))
+                rows.append(outcome.row(difference(analysis), versus_base(name), k, "1", beside, method))
     return rows
 
 

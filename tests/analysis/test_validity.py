@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.resampling import bootstrap
-from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals
 from teachdiag.analysis.step.cross_validation import (
     Data,
     Fits,
@@ -15,8 +16,16 @@ from teachdiag.analysis.step.cross_validation import (
     squared_errors,
 )
 from teachdiag.analysis.step.splines import rank_splines
-from teachdiag.analysis.step.validity import centred_ranks, explained, predictor_sets, rank_correlation
+from teachdiag.analysis.step.validity import (
+    centred_ranks,
+    cross_validated,
+    difference,
+    explained,
+    predictor_sets,
+    rank_correlation,
+)
 from teachdiag.errors import EstimationError
+from teachdiag.signals import BASE
 
 RNG = np.random.default_rng(5)
 PROMPTS = np.repeat(np.arange(15), 20)
@@ -129,3 +138,51 @@ def test_every_signal_stands_alone_and_on_top_of_raw_kl() -> None:
         if name.startswith("forward_kl + "):
             assert members == (("forward_kl", None), *sets[name.removeprefix("forward_kl + "), k])
     assert len(sets) == 1 + 2 * (2 + 2 * 3)
+
+
+def _cross_validated(y: np.ndarray, weights: np.ndarray, refits: int) -> dict[str, np.ndarray]:
+    everywhere = np.ones(len(PROMPTS), bool)
+    outcome = Outcome("p", "one_step", "gain", everywhere, y, PROMPTS)
+    sets = {(BASE, None): ((BASE, None),), ("b", 8): (("b", 8),)}
+    scores = {(BASE, None): X["a", None], ("b", 8): X["b", 8]}
+    bank = Bank({}, PROMPTS, 15)
+    return cross_validated([outcome], bank, scores, sets, FOLDS, weights, refits)[0]
+
+
+def test_draws_spread_as_much_as_refits_to_repeated_rows_do() -> None:
+    """Refits of the truth: rows laid out as often as they are drawn, folds of their own prompts."""
+    noise, refits = RNG.normal(0, 1, 300), 25
+    fixed, found = (_cross_validated(noise, WEIGHTS, number)["cv_r2"] for number in (0, refits))
+    anew = []
+    for counts in WEIGHTS[1 : refits + 1]:
+        rows = np.concatenate([np.flatnonzero(p == PROMPTS) for p in range(15) for _ in range(int(counts[p]))])
+        r2 = []
+        for key in X:
+            design = np.column_stack([np.ones(300), _truncated_powers(X[key])])
+            squares, base = 0.0, 0.0
+            for folds in FOLDS[:, PROMPTS]:
+                for fold in range(5):
+                    training, held = rows[folds[rows] != fold], rows[folds[rows] == fold]
+                    mean = noise[training].mean()
+                    b = np.linalg.lstsq(design[training], noise[training] - mean, rcond=None)[0]
+                    squares += ((noise[held] - mean - design[held] @ b) ** 2).sum()
+                    base += ((noise[held] - mean) ** 2).sum()
+            r2.append(1 - squares / base)
+        anew.append(r2)
+    stretch = np.maximum(1, np.std(anew, axis=0) / fixed[1:].std(axis=0))
+    np.testing.assert_allclose(found, fixed[0] + (fixed - fixed[0]) * stretch, rtol=1e-6)
+    np.testing.assert_array_equal(found[0], fixed[0])
+
+
+@pytest.mark.slow
+def test_without_an_effect_at_most_one_difference_in_twenty_leaves_0_out() -> None:
+    """What predictions held fixed do not reach: here one in five."""
+    left, fixed = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(0, 0.5, 15)[PROMPTS] + rng.normal(0, 1, 300)
+        for refits, missed in ((0, fixed), (30, left)):
+            drawn = _cross_validated(noise, WEIGHTS, refits)[difference("cv_rank")]
+            missed.append(intervals(drawn, 15)[1].side() != 0)
+    assert np.mean(fixed) > 0.1
+    assert np.mean(left) <= 0.05
