@@ -99,9 +99,10 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     doubts = caveats(inputs.run, capture, results)
     write_text(summary_json(pair, probes, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
+    said = {r.probe_id: [*sentences[r.probe_id], *analysis_of(r).secondary(results)] for r in inputs.records}
     return {
         "warnings": capture["results"].get("warnings", []),
-        "verdict": [s if alone else f"{probe}: {s}" for probe, group in sentences.items() for s in group],
+        "verdict": [s if alone else f"{probe}: {s}" for probe, group in said.items() for s in group],
         "headline": page.as_dict(),
     }
 

@@ -19,5 +19,10 @@ def bullets(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
+def folded(title: str, text: str) -> str:
+    """Return text behind a title that opens it."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
 def _line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"

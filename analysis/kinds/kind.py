@@ -125,6 +125,10 @@ class KindAnalysis:
         """Say what it shows: its verdict."""
         raise NotImplementedError
 
+    def secondary(self, results: Results) -> list[str]:
+        """Say what it shows of secondary claims, which are folded away."""
+        return []
+
     def tables(self, results: Results) -> Tables:
         """Return its tables for `summary.md` and the report."""
         raise NotImplementedError

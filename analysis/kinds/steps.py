@@ -43,8 +43,12 @@ class StepAnalysis(KindAnalysis):
     """One update of the student beside its placebos, which the full analysis is made of."""
 
     def sentences(self, results: Results) -> list[str]:
-        """Return its claims with their status."""
-        return judged_sentences(results.findings, self.probe_id)
+        """Return its primary claims with their status."""
+        return judged_sentences(results.findings, self.probe_id, primary=True)
+
+    def secondary(self, results: Results) -> list[str]:
+        """Return its secondary claims with their status."""
+        return judged_sentences(results.findings, self.probe_id, primary=False)
 
     def tables(self, results: Results) -> Tables:
         """Return the claims at every K, and the numbers behind them."""

@@ -7,8 +7,8 @@ from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
 from teachdiag.analysis.kinds.steps import at_headline_k, coefficient_table, outcome_table, validity_table
 from teachdiag.analysis.report.sections import pair_text
-from teachdiag.analysis.step.findings import STATUSES, at_headline
-from teachdiag.markdown import bullets, markdown_table
+from teachdiag.analysis.step.findings import secondary_title
+from teachdiag.markdown import bullets, folded, markdown_table
 from teachdiag.settings import HEADLINE_K, KINDS
 from teachdiag.signals import BASE_LABEL
 
@@ -48,7 +48,7 @@ def _study_parts(record: Record, results: Results) -> list[str]:
     """Return one probe's sentences, and its compact tables folded away."""
     probe = analysis_of(record)
     folded = [
-        _folded(title, markdown_table(table))
+        folded(title, markdown_table(table))
         for title, table in probe.compact_tables(results).items()
         if not table.empty
     ]
@@ -61,9 +61,6 @@ def _step_parts(record: Record, results: Results) -> list[str]:
     validity = validity_table(estimates, probe_id)
     alone = validity[~validity["signals"].str.contains(r"hidden|\+")]
     differences = [name for name in alone.columns if name.endswith(f" vs {BASE_LABEL}")]
-    headline = at_headline(results.findings, probe_id)
-    counts = headline["status"].value_counts()
-    counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
     return [
         probe.text(),
         f"Standardised coefficients of gain on D^L (beta_L) and D^I (beta_I), K={HEADLINE_K}:",
@@ -72,9 +69,6 @@ def _step_parts(record: Record, results: Results) -> list[str]:
         markdown_table(outcome_table(estimates, probe_id).drop(columns="theta0", errors="ignore")),
         f"Predicting gain on prompts not seen, K={HEADLINE_K}:",
         markdown_table(alone.drop(columns=["theta0", *differences], errors="ignore")),
-        _folded(f"The verdict, {len(headline)} claims: {counted}", bullets(probe.sentences(results))),
+        bullets(probe.sentences(results)),
+        folded(secondary_title(results.findings, probe_id), bullets(probe.secondary(results))),
     ]
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"

@@ -7,8 +7,9 @@ from typing import Any
 
 from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results, Tables, analysis_of
+from teachdiag.analysis.step.findings import secondary_title
 from teachdiag.analysis.text.text_tables import model_name, without_layers
-from teachdiag.markdown import bullets, markdown_table
+from teachdiag.markdown import bullets, folded, markdown_table
 from teachdiag.plots import STEP, plots_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import KINDS
@@ -16,7 +17,10 @@ from teachdiag.settings import KINDS
 
 @dataclass(frozen=True)
 class Section:
-    """What one probe has to say: how it was made, its verdict, its tables by title, and the names of its figures."""
+    """What one probe has to say: how it was made, its verdict, its tables by title, and the names of its figures.
+
+    `secondary`: the title and the sentences of secondary claims; None where it has none.
+    """
 
     probe_id: str
     kind: str
@@ -25,10 +29,14 @@ class Section:
     sentences: list[str]
     tables: Tables
     figures: list[str]
+    secondary: tuple[str, list[str]] | None = None
 
     def markdown(self) -> list[str]:
         """Return its part of `summary.md`, paragraph by paragraph."""
         parts = [f"## {self.title} `{self.probe_id}`", self.text, "### Verdict", bullets(self.sentences)]
+        if self.secondary is not None:
+            title, sentences = self.secondary
+            parts.append(folded(title, bullets(sentences)))
         parts += [part for title, table in self.tables.items() for part in (f"### {title}", markdown_table(table))]
         return [*parts, " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)]
 
@@ -61,7 +69,9 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
     probe = analysis_of(record)
     tables = {title: table for title, table in probe.tables(results).items() if len(table)}
     figures = [f"{plot.name}{suffix}" for plot in plots_of(figure_group(record))]
-    return Section(record.probe_id, record.kind, probe.title, probe.text(), list(sentences), tables, figures)
+    further = probe.secondary(results)
+    secondary = (secondary_title(results.findings, record.probe_id), further) if further else None
+    return Section(record.probe_id, record.kind, probe.title, probe.text(), list(sentences), tables, figures, secondary)
 
 
 def figure_group(record: Record) -> str:

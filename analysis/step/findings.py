@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from teachdiag.analysis.bank.lookup import lookup, row_interval
 from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
-from teachdiag.analysis.step.claims import CLAIMS, PRIMARY_CLAIMS, Claim
+from teachdiag.analysis.resampling.multiplicity import add_q_values
+from teachdiag.analysis.step.claims import CLAIMS, Claim
 from teachdiag.analysis.step.placebo_draws import beyond
 from teachdiag.analysis.step.reach import reach_columns
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
@@ -31,6 +34,7 @@ from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
+_RATE = 0.05  # of false discoveries among secondary claims
 MEANINGS = {
     "holds": "the interval lies above 0, and so does the difference from every placebo",
     REVERSED: "the same below 0, so that the opposite holds",
@@ -61,7 +65,9 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
             real = _evidence(estimates, probe_id, claim, k)
             if real is not None:
                 beside = [_placebo(estimates, probe_id, name, claim, k, draws) for name, draws in placebos.items()]
-                rows.append(_finding(claim, k, real, beside) | {"probe_id": probe_id, "n_prompts": n_prompts})
+                own = {"probe_id": probe_id, "n_prompts": n_prompts, "primary": claim.primary and k == claim.headline_k}
+                rows.append(_finding(claim, k, real, beside) | own)
+    _control_discoveries([row for row in rows if not row["primary"]])
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
     if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0):
@@ -77,12 +83,7 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
 
 def primary_rows(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of the table of primary claims, from those of all findings."""
-    wanted = {claim.finding: claim.headline_k for claim in PRIMARY_CLAIMS}
-    return [
-        {**row} | {"claim": row["finding"]} | reach_columns(row)
-        for row in findings
-        if row["outcome"] == OUTCOME and row["finding"] in wanted and row["k"] == wanted[row["finding"]]
-    ]
+    return [{**row} | {"claim": row["finding"]} | reach_columns(row) for row in findings if row["primary"]]
 
 
 def obstacle_sentences(outcomes: Sequence[Outcome]) -> list[str]:
@@ -103,10 +104,18 @@ def at_headline(findings: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     return judged[judged["k"].isna() | (judged["k"] == HEADLINE_K)]
 
 
-def judged_sentences(findings: pd.DataFrame, probe_id: str) -> list[str]:
-    """Return the verdict on one real step: the sentences of its findings at the headline K that were judged."""
+def judged_sentences(findings: pd.DataFrame, probe_id: str, *, primary: bool) -> list[str]:
+    """Return the sentences on one real step, of its primary or of its secondary claims at the headline K, if judged."""
     rows = at_headline(findings, probe_id)
-    return list(rows.loc[rows["status"] != NOT_JUDGED, "sentence"])
+    return list(rows.loc[(rows["status"] != NOT_JUDGED) & (rows["primary"] == primary), "sentence"])
+
+
+def secondary_title(findings: pd.DataFrame, probe_id: str) -> str:
+    """Count the secondary claims on one real step at the headline K by their status."""
+    rows = at_headline(findings, probe_id)
+    counts = rows.loc[~rows["primary"], "status"].value_counts()
+    counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
+    return f"Secondary claims, {counts.sum()}: {counted} (of those that hold, at most 5% are expected to be false)"
 
 
 @dataclass(frozen=True)
@@ -170,24 +179,63 @@ def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k:
     return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
 
 
+def _control_discoveries(rows: Sequence[dict[str, Any]]) -> None:
+    """Let secondary claims hold, or their reverse, only if their false discovery rate allows it: q at most 5%."""
+    add_q_values(rows, ("probe_id",))
+    for row in rows:
+        if row["status"] in ("holds", REVERSED) and row["q_value"] > _RATE:
+            remark = f"; among {len(rows)} secondary claims its false discovery rate is {row['q_value']:.2f}"
+            row |= {"status": "not shown", "sentence": _sentence("not shown", row, remark)}
+
+
+def _p_value(real: _Evidence, placebos: Sequence[_Placebo]) -> float | None:
+    """Return the p-value of a claim or its reverse, whose parts must all hold: the largest of theirs; None without any.
+
+    Each is that of a normal number with its interval. Where neither of two compared sets predicts, nothing is claimed.
+    """
+    if not real.interval.known:
+        return None
+    if real.reason:
+        return 1.0
+    parts = [real.interval, *(p.margin for p in placebos if p.margin is not None and p.margin.known)]
+    return max(_p_of(interval, np.sign(real.interval.estimate)) for interval in parts)
+
+
+def _p_of(interval: Interval, sign: float) -> float:
+    """Return the two-sided p-value of 0, or 1 where the estimate lies on the other side of it."""
+    reach = interval.estimate - interval.low if sign > 0 else interval.high - interval.estimate
+    if sign * interval.estimate <= 0 or reach <= 0:
+        return float(sign * interval.estimate <= 0)
+    return float(2 * norm.sf(norm.ppf(0.975) * sign * interval.estimate / reach))
+
+
 def _finding(claim: Claim, k: int | None, real: _Evidence, placebos: Sequence[_Placebo]) -> dict[str, Any]:
     status, remark = _judged(real, placebos)
-    what = claim.below if real.side < 0 else claim.above
-    number = f"{claim.number}: {real.interval}{' nats' if claim.unit == 'nats' else ''}"
-    opening = "The opposite holds" if status == "reversed" else status.capitalize()
-    return {
+    said = {
+        "k": k,
+        "what": claim.below if real.side < 0 else claim.above,  # this and the number make the sentence; no columns
+        "number": f"{claim.number}: {real.interval}{' nats' if claim.unit == 'nats' else ''}",
+    }
+    return said | {
         "finding": claim.finding,
         "outcome": claim.outcome,
-        "k": k,
+        "p_value": _p_value(real, placebos),
+        "q_value": None,
         "status": status,
         **real.interval.columns(),
         "std_error": real.interval.std_error,
         "noise_floor": real.floor,
         "unit": claim.unit,
         "placebos": ", ".join(map(str, placebos)) or "none run",
-        "sentence": f"{opening}{f' at K={k}' if k else ''}: {what} ({number}{remark}).",
+        "sentence": _sentence(status, said, remark),
         **_beside(_nearest(real.interval, placebos)),
     }
+
+
+def _sentence(status: str, said: Mapping[str, Any], remark: str) -> str:
+    opening = "The opposite holds" if status == REVERSED else status.capitalize()
+    at = f" at K={said['k']}" if said["k"] else ""
+    return f"{opening}{at}: {said['what']} ({said['number']}{remark})."
 
 
 def _nearest(real: Interval, placebos: Sequence[_Placebo]) -> _Placebo | None:

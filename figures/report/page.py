@@ -8,6 +8,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import pandas as pd
+
 from teachdiag.artefacts import FINDINGS
 from teachdiag.figures.report.token_view import View
 from teachdiag.settings import HEADLINE_K as K
@@ -53,11 +55,10 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
     judged = judged[judged["status"] != "not judged"]
     parts = []
     for probe_id, claims in judged.groupby("probe_id", sort=False):
-        items = "".join(
-            f'<li><span class="status {status.replace(" ", "-")}">{escape(status)}</span> {escape(sentence)}</li>'
-            for status, sentence in zip(claims["status"], claims["sentence"], strict=True)
-        )
-        parts.append(f'<h3>Step <code>{escape(str(probe_id))}</code></h3><ul class="claims">{items}</ul>')
+        parts.append(f"<h3>Step <code>{escape(str(probe_id))}</code></h3>{_claims(claims[claims['primary']])}")
+        if len(secondary := claims[~claims["primary"]]):
+            title = f"Secondary claims, {len(secondary)}"
+            parts.append(f"<details><summary>{title}</summary>{_claims(secondary)}</details>")
     for section in content["sections"]:
         if (
             section["probe_id"] not in set(judged["probe_id"])
@@ -66,6 +67,14 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
         ):
             parts.append(f"<h3>{_heading(section)}</h3>{_list(section['sentences'])}")
     return "".join(parts)
+
+
+def _claims(claims: pd.DataFrame) -> str:
+    items = "".join(
+        f'<li><span class="status {status.replace(" ", "-")}">{escape(status)}</span> {escape(sentence)}</li>'
+        for status, sentence in zip(claims["status"], claims["sentence"], strict=True)
+    )
+    return f'<ul class="claims">{items}</ul>'
 
 
 def _section(run: Path, section: dict[str, Any]) -> str:
