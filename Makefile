@@ -7,7 +7,7 @@ IN_PARALLEL := --numprocesses auto --dist worksteal
 
 PAIRS := demo privileged
 # Short prompts cost less: one in eight has at most 80 tokens, template included.
-CAPTURE_demo := --bank-prompts 32 --max-prompt-tokens 80
+CAPTURE_demo := --bank-prompts 28 --max-prompt-tokens 80
 CAPTURE_privileged := $(CAPTURE_demo) --teacher-prompt privileged
 PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
 PROBES_privileged := $(filter-out lds,$(PROBES_demo))

@@ -21,6 +21,8 @@ _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "keeps more than", -1: "keeps less than", 0: "cannot be told from"}
 _NAMES = {ORACLE: "oracle (ceiling)", CONTENDER: f"{CONTENDER} (TA-OPD)", RANDOM: "random positions"}
 
+_OF_MEASURED = "mean over the update batches whose gradients were measured; `teachdiag analyze` takes all contexts"
+
 
 class Efficiency(KindAnalysis):
     """Efficiency of selectors, to first order."""
@@ -78,9 +80,8 @@ class Efficiency(KindAnalysis):
         budgets = sorted({budget for _, budget in cells if budget < 1})
         selectors = [name for name in dict.fromkeys(name for name, _ in cells) if name != ALL]
         rows = [[_named(name), *(cells.get((name, budget), "-") for budget in budgets)] for name in selectors]
-        batches = f"{self.settings['norm_batches']} update batches; `teachdiag analyze` takes all update contexts"
         shares = f"share of the whole batch's gain, first order, {MATCHES['norm']}"
-        return [grid(f"{title}: {shares}", ["kept by", *map(_percent, budgets)], rows), f"mean over {batches}"]
+        return [grid(f"{title}: {shares}", ["kept by", *map(_percent, budgets)], rows), _OF_MEASURED]
 
 
 def headline_table(rows: pd.DataFrame, match: str = "norm") -> pd.DataFrame:

@@ -53,9 +53,9 @@ class ProbeSettings(Checked):
         "auto",
         "Learning rate of the step. 'auto', for a single step (kinds one_step and placebo), is the longest at which "
         "first order explains 95% of the variance of the gain, from 1e-5 for AdamW, 1e-3 for SGD, down by halves; for "
-        "kind efficiency, short enough for first order to explain the mean gain but for 2%; for other kinds, and for "
-        "several --steps, it is that rate itself, 1e-5 for isolated steps. With --match norm: the length of each "
-        "isolated step, 5e-4 by default",
+        "kind efficiency, the longest of which it explains the mean gain but for 2%, from a quarter of these; for "
+        "other kinds, and for several --steps, it is that rate itself, 1e-5 for isolated steps. With --match norm: the "
+        "length of each isolated step, 5e-4 by default",
         kinds=_STEPS,
     )
     weight_decay: float = option(0.0, "Weight decay of the step, decoupled for AdamW", "1", kinds=_BATCHES)
@@ -316,6 +316,7 @@ KINDS: Registry[Kind] = Registry(
                 analysed_by="teachdiag.analysis.kinds.efficiency:Efficiency",
                 folders=("inner_products", "masked_steps", "masked_gains"),
                 optimizers=("sgd", "adamw"),
+                usual_rate=lambda settings: 2.5e-6 if settings.optimizer == "adamw" else 2.5e-4,
                 laddered=True,
                 copies=4,
             ),

@@ -26,6 +26,7 @@ from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.terminal import show_probe
 
 SMALL = {
     "kind": "efficiency",
@@ -324,6 +325,12 @@ def test_adamw_steps_along_signs(run: Path, truth: Truth, quiet: Reporter) -> No
         assert cell.first_order == cell.exact_first_order == pytest.approx((sign @ toward).item(), rel=1e-2)
     assert cells["real_gain"].notna().sum() == 3
     assert results(run)["step"]["learning_rate"] == 1e-6
+
+
+def test_the_terminal_shows_what_was_measured(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_probe(results(probed), probed)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("raw KL", "random", "oracle", "10%", "50%"))
 
 
 def test_what_is_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
