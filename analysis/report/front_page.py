@@ -18,12 +18,12 @@ from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
 from teachdiag.analysis.step.findings import MEANINGS
 from teachdiag.analysis.text.text_tables import aligned
 from teachdiag.markdown import markdown_table
-from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, KINDS
 from teachdiag.signals import BASE, BASE_LABEL
 from teachdiag.tables import rows_where
 
 WIDTH = 80  # of a terminal, in characters
-_CLAIM_WIDTHS = (27, 25, 17, 8)  # of the columns of primary claims
+_CLAIM_WIDTHS = (26, 25, 17, 9)  # of the columns of primary claims
 _SHORT = {claim.finding: claim.short for claim in PRIMARY_CLAIMS}
 _MOST = "oracle ranks by the gain itself: a ceiling."
 
@@ -86,7 +86,7 @@ def first_page(run: Path, capture: Mapping[str, Any], records: Sequence[Record],
         records: its finished probes.
         results: the tables of its analysis.
     """
-    updates = {record.probe_id: update_name(record) for record in records}
+    updates = {record.probe_id: update_name(record) for record in records if KINDS[record.kind].step}
     said = headline(results.primary, results.efficiency, run, capture["settings"], updates)
     return front_page(said, results.primary, results.efficiency, changing_caveats(run, capture, records, results), run)
 

@@ -35,6 +35,7 @@ RANDOM, ORACLE, EVERYTHING = "random", "oracle", "full"
 NAMES = {BASE: BASE_LABEL, CONTENDER: "TA-OPD's learnable score", RANDOM: "random tokens", "entropy": "entropy"}
 STEP = "One step"
 _ONE_STEP = "One step says what one step does; `teachdiag train --sweep RECIPE` says whether training agrees."
+_NOTHING = "This run judges no step beside placebos, and not what selectors keep of a batch's gain."
 _LEVEL = 0.025  # one-sided, of the family of candidates
 _OF_PAIR = (
     *("student", "teacher", "revision", "teacher_revision", "student_drop_layers", "end_of_text", "trust_remote_code"),
@@ -77,12 +78,13 @@ def headline(
         efficiency: the table of what selectors keep.
         run: the run, for commands.
         capture: the settings of its capture.
-        updates: what to call each probe's update: see `update_name`.
+        updates: what to call the update of each probe that is one: see `update_name`.
     """
     efficiency = efficiency[efficiency["probe_id"] == efficiency["probe_id"].min()]  # of the first such probe
     sentences = [*efficiency_sentences(efficiency), *step_sentences(primary, updates)]
     if len(efficiency) or STEP in updates.values():
         sentences.append(_ONE_STEP)
+    sentences = sentences or [_NOTHING]
     return Headline(tuple(sentences), *_action(efficiency, run, capture))
 
 

@@ -166,6 +166,12 @@ def test_a_checkpoint_alone_is_no_step() -> None:
     assert update_name(Record("m", "one_step", {"steps": 4}, {})) == "4 steps"
 
 
+def test_a_run_without_either_says_so() -> None:
+    assert said(NO_STEP, NOTHING).sentences == (
+        "This run judges no step beside placebos, and not what selectors keep of a batch's gain.",
+    )
+
+
 def test_two_probes_are_told_apart() -> None:
     two = pd.concat([primary(HOLDS, "a"), primary(HOLDS, "b")], ignore_index=True)
     assert [s.split(":")[0] for s in said(two, NOTHING).sentences[:4]] == ["a", "a", "b", "b"]
