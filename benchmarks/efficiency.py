@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 from workload import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/worlds"))
-from planted_efficiency import EfficiencyWorld, draw_measured, true_length_ratios, true_shares
+from planted_efficiency import EfficiencyWorld, draw_measured, true_norm_shares, true_shares
 
 from teachdiag.analysis.efficiency.rows import efficiency_rows
 from teachdiag.analysis.resampling.bootstrap import Resampling
@@ -56,7 +56,7 @@ def true_cells(world: EfficiencyWorld) -> dict[Cell, float]:
     """Return the true share of every selector, and what it is less raw KL's."""
     rate = true_shares(world, SELECTORS, BUDGETS)
     rate[SELECTORS.index("random")] = 1.0
-    norm = rate * true_length_ratios(world, SELECTORS, BUDGETS)
+    norm = true_norm_shares(world, SELECTORS, BUDGETS)
     return {
         (selector, budget, match, statistic): float(value)
         for match, shares in (("rate", rate), ("norm", norm))

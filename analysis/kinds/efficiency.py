@@ -188,7 +188,7 @@ def _contender_sentence(rows: pd.DataFrame, budget: float) -> str:
 def _whole_batch_sentence(rows: pd.DataFrame) -> str:
     """Say which selectors keep more than all at equal norm; at equal rate, larger gradients alone do so."""
     compared = rows_where(rows, match="norm", statistic="share")
-    compared = compared[~compared["selector"].isin((ORACLE, RANDOM))]
+    compared = compared[~compared["selector"].isin((ORACLE, RANDOM)) & compared["ci_low"].notna()]
     if compared.empty:
         return ""
     better = compared[compared["ci_low"] > 1]

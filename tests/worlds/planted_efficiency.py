@@ -2,8 +2,8 @@
 
 The gradient of an update position is g = (a, further), and that of a bank prompt's KL is h = (1, 0, ...) and noise, so
 that the inner product with that of the whole population is a: what the scores foretell of it is planted. The efficiency
-of a selector is that of an infinite batch, E[a | kept] / E[a], which a very large sample gives; at equal norm it is
-divided by the ratio of norms that many batches give.
+of a selector is that of an infinite batch, E[a | kept] / E[a], which a very large sample gives; at equal norm it is the
+ratio of what many batches give.
 """
 
 from dataclasses import dataclass
@@ -135,20 +135,26 @@ def true_shares(world: EfficiencyWorld, selectors: tuple[str, ...], budgets: tup
     return np.array(means) / gain.mean()
 
 
-def true_length_ratios(
-    world: EfficiencyWorld, selectors: tuple[str, ...], budgets: tuple[float, ...], batches: int = 400
+def true_norm_shares(
+    world: EfficiencyWorld, selectors: tuple[str, ...], budgets: tuple[float, ...], batches: int = 1000
 ) -> Array:
-    """Return |whole gradient| / |masked gradient|, geometric mean over many batches, shape (selectors, budgets)."""
-    rng, logs = np.random.default_rng(1), np.zeros((len(selectors), len(budgets)))
+    """Return the same at equal length of the step, over many batches of the world's size.
+
+    What is expected to be kept, mean of <masked gradient, h> / |masked gradient|, over what is expected of all.
+    """
+    rng, kept, whole = np.random.default_rng(1), np.zeros((len(selectors), len(budgets))), 0.0
     for _ in range(batches):
         columns = draw_columns(world, world.batch, rng)
         gradients, tokens = draw_gradients(world, columns, rng), Tokens(columns)
-        whole = np.log(np.linalg.norm(gradients.mean(axis=0)))
+        mean = gradients.mean(axis=0)
+        whole += mean[0] / np.linalg.norm(mean)
         for row, name in enumerate(selectors):
-            norms = [float(np.linalg.norm(gradients[mask].mean(axis=0))) for mask in _masks(tokens, name, budgets)]
-            norms = [_random_norm(gradients, budget) for budget in budgets] if name == "random" else norms
-            logs[row] += (whole - np.log(norms)) / batches
-    return np.exp(logs)
+            if name == "random":
+                kept[row] += [mean[0] / _random_norm(gradients, budget) for budget in budgets]
+            else:
+                means = [gradients[mask].mean(axis=0) for mask in _masks(tokens, name, budgets)]
+                kept[row] += [masked[0] / np.linalg.norm(masked) for masked in means]
+    return kept / whole
 
 
 def _masks(tokens: Tokens, selector: str, budgets: tuple[float, ...]) -> list[Mask]:
@@ -220,7 +226,8 @@ def masked_steps(
             place = {"probe_id": probe_id, "selector": name, "budget": budget, "batch": batch}
             taken = batch == 0 and (name == "all" or (name, budget) in _REAL)
             random = _random_norm(gradients[inside], budget) if name == "random" else None
-            row, gained = _masked_step(gradients[inside[mask]].mean(axis=0), bank, taken, random)
+            kept = inside if name == "random" else inside[mask]  # random positions gain what all do, in expectation
+            row, gained = _masked_step(gradients[kept].mean(axis=0), bank, taken, random)
             rows.append(place | row | {"context_ids": ids, "n_batch": len(inside), "n_kept": int(mask.sum())})
             gains += [place | of_prompt for of_prompt in gained]
     return rows, gains
