@@ -89,29 +89,22 @@ class Efficiency(Measurement):
         rows = [*_drawn_rows(setup, cells, found), *_random_rows(setup, cells, found)]
         setup.theta0.verify()
         on_first(_write_steps)(setup, bank, cells, rows, found.taken)
-        error = first_order_error(rows)
-        doubts = [*compared.get("doubts", []), *_doubts(error, found.step)]
-        return (
-            compared
-            | ({"doubts": doubts} if doubts else {})
-            | {
-                "blocks": [
-                    {"prompts": len({c.prompt_id for c in block}), "positions": n}
-                    for block, n in zip(bank.blocks, bank.positions, strict=True)
-                ],
-                "derivatives": derivatives,
-                "first_order_error": error,
-                "step": found.step,
-                "masked": _summary(rows),
-            }
-        )
+        results = compared | {
+            "blocks": bank.facts,
+            "derivatives": derivatives,
+            "first_order_error": first_order_error(rows),
+            "step": found.step,
+            "masked": _summary(rows),
+        }
+        doubts = [*compared.get("doubts", []), *_doubts(results["first_order_error"], found.step)]
+        return results | ({"doubts": doubts} if doubts else {})
 
 
 def deal_blocks(contexts: Sequence[Context], count: int, seed: int) -> list[list[Context]]:
     """Deal whole prompts at random into blocks of as many prompts as possible alike."""
     prompts = sorted({c.prompt_id for c in contexts})
     dealt = np.random.default_rng(derive_seed(seed, "blocks")).permutation(prompts)
-    return [[c for c in contexts if c.prompt_id in set(part)] for part in np.array_split(dealt, count)]
+    return [[c for c in contexts if c.prompt_id in part] for part in map(set, np.array_split(dealt, count))]
 
 
 def _inner_products(setup: ProbeSetup, bank: BankGradient) -> tuple[list[pa.Table], dict[str, float | None]]:

@@ -76,6 +76,12 @@ class BankGradient:
         self.positions = [sum(len(c.response) for c in block) for block in blocks]
         self._setup, self._sum, self._added = setup, list[torch.Tensor](), 0
 
+    @property
+    def facts(self) -> list[dict[str, int]]:
+        """Prompts and positions of each block."""
+        prompts = (len({c.prompt_id for c in block}) for block in self.blocks)
+        return [{"prompts": n, "positions": size} for n, size in zip(prompts, self.positions, strict=True)]
+
     def of(self, number: int) -> Direction:
         """Gradient of a block's mean forward KL."""
         setup = self._setup
