@@ -40,7 +40,7 @@ class Efficiency(KindAnalysis):
         return (
             f"Gain on the bank, to first order, of an SGD step on the mean {settings['loss']} loss of the positions "
             "that a selector keeps of the update batch, as a share of that of a step on all of them: at equal update "
-            f"norm, with norms measured on {settings['norm_batches']} real batches, and at equal learning rate. "
+            f"norm, with norms measured on real batches ({settings['norm_batches']}), and at equal learning rate. "
             f"`{ORACLE}` ranks by the gain itself, and is judged on the bank that it ranked by: a ceiling. Brackets: "
             f"bootstrap over update prompts, every selection made anew, and over {len(blocks)} blocks of bank prompts."
         )
@@ -164,7 +164,7 @@ def _leader_sentence(rows: pd.DataFrame, budget: float, match: Match) -> str:
     if len(ranked) < 2:
         return ""
     followed = [
-        f"{_named(name)} keeps {lookup_text(shares, selector=name)}"
+        f"{_named(name)} {lookup_text(shares, selector=name)}"
         + (f" (number {ranked.index(name) + 1})" if name in ranked else "")
         for name in (BASE, CONTENDER, RANDOM, ORACLE)
         if (shares["selector"] == name).any() and name != ranked[0]
@@ -172,7 +172,7 @@ def _leader_sentence(rows: pd.DataFrame, budget: float, match: Match) -> str:
     return (
         f"At {_percent(budget)} of the positions and {MATCHES[match]}, of {len(ranked)} selectors {_named(ranked[0])} "
         f"keeps most of the whole batch's gain: {lookup_text(shares, selector=ranked[0])} (the best of many flatters "
-        f"itself); {'; '.join(followed)}."
+        f"itself); {', '.join(followed)}."
     )
 
 
@@ -208,11 +208,11 @@ def _whole_batch_sentence(rows: pd.DataFrame) -> str:
 def _placebo_sentence(rows: pd.DataFrame, budget: float) -> str:
     placebo = rows_where(rows, match="rate", statistic="share_shuffled", budget=budget)
     parts = [
-        f"{lookup_text(placebo, selector=name)} of those of {_named(name)}"
+        f"{lookup_text(placebo, selector=name)} ({_named(name)})"
         for name in (BASE, CONTENDER, RANDOM)
         if (placebo["selector"] == name).any()
     ]
-    opening = f"Under a shuffled teacher, at {_percent(budget)} and {MATCHES['rate']}, the same positions keep"
+    opening = f"Under a shuffled teacher the same positions keep, at {_percent(budget)} and {MATCHES['rate']},"
     return f"{opening} {', '.join(parts)}." if parts else ""
 
 

@@ -30,6 +30,7 @@ def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
     for name, (style, colour, label) in _EXPECTED.items():
         curve = _curve(shares, name)
         ax.plot(curve["budget"], curve["estimate"], style, color=colour, linewidth=1.1, label=label, zorder=3)
+        _draw_real_steps(rows_where(shares, selector=name), ax, colour, "^", len(_FOLLOWED))
     for number, name in enumerate(_FOLLOWED):
         curve, colour = _curve(shares, name), signal_named(name).colour
         low, high = (curve[end].astype(float) for end in ("ci_low", "ci_high"))
@@ -91,7 +92,7 @@ def _draw_placebo(rows: pd.DataFrame, ax: Axes) -> None:
     ax.plot(placebo["budget"], placebo["estimate"], "-.", color=PLACEBO, linewidth=1.1, label=label, zorder=3)
 
 
-def _draw_real_steps(shares: pd.DataFrame, ax: Axes, colour: str, marker: str, number: int) -> None:
+def _draw_real_steps(shares: pd.DataFrame, ax: Axes, colour: object, marker: str, number: int) -> None:
     taken = shares[shares["real_share"].notna()]
     x = taken["budget"] * _APART ** (number - 1)
     ax.vlines(x, taken["real_low"].astype(float), taken["real_high"].astype(float), color=colour, linewidth=1, zorder=5)
