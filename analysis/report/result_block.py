@@ -47,12 +47,12 @@ def _run_parts(run: Path) -> list[str]:
 def _study_parts(record: Record, results: Results) -> list[str]:
     """Return one probe's sentences, and its compact tables folded away."""
     probe = analysis_of(record)
-    folded = [
+    tables = [
         folded(title, markdown_table(table))
         for title, table in probe.compact_tables(results).items()
         if not table.empty
     ]
-    return [f"**{probe.question}** {probe.text()}", bullets(probe.headlines(results)), *folded]
+    return [f"**{probe.question}** {probe.text()}", bullets(probe.headlines(results)), *tables]
 
 
 def _step_parts(record: Record, results: Results) -> list[str]:
