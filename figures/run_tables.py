@@ -15,9 +15,9 @@ from teachdiag.tables import rows_where
 
 _GRID = {"columns": list[str], "rows": list[list[Any]]}
 _SECTION = {
-    **dict.fromkeys(("probe_id", "kind", "title", "text"), str),
+    **dict.fromkeys(("probe_id", "kind", "title", "text", "legend"), str),
     **dict.fromkeys(("sentences", "figures"), list[str]),
-    "tables": [{"title": str, **_GRID}],
+    "tables": [{"title": str, "legend": str, **_GRID}],
 }
 
 

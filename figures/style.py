@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from teachdiag.glossary import explain, legend
 from teachdiag.tables import whole
 
 WIDTH, COLUMN = 7.2, 3.3  # inches: two columns of a paper, and one
@@ -25,14 +27,15 @@ BLANK = "0.88"  # cells that hold too few positions to show
 # Formats, and what keeps the date out of each: the same tables give the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
+_OF_PLACEBO = "placebo:\n"
 TITLES = {
     "one_step": "real step\n",
     "multi_step": "real steps\n",
     "checkpoint": "trained student\n",
-    "theta0": "placebo:\nno step",
-    "shuffled_teacher": "placebo:\nshuffled teacher",
-    "shuffled_rollouts": "placebo:\nshuffled rollouts",
-    "random_direction": "placebo:\nrandom direction",
+    "theta0": f"{_OF_PLACEBO}no step",
+    "shuffled_teacher": f"{_OF_PLACEBO}shuffled teacher",
+    "shuffled_rollouts": f"{_OF_PLACEBO}shuffled rollouts",
+    "random_direction": f"{_OF_PLACEBO}random direction",
 }
 _RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
@@ -65,7 +68,10 @@ def blank_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """Write what was measured, on whom and how, below the axes."""
+    """Write what was measured, on whom and how, below the axes, and what the words mean that are drawn there."""
+    drawn = [artist.get_text() for artist in figure.findobj(Text)]
+    words = {TITLES.get(name, name).removeprefix(_OF_PLACEBO): meaning for name, meaning in explain(drawn).items()}
+    text = " ".join(filter(None, (text, legend(words))))
     lines = "\n".join(textwrap.wrap(text, int(_CAPTION_CHARACTERS * figure.get_figwidth())))
     figure.supxlabel(lines, x=0.01, ha="left", linespacing=1.3, fontsize=7, color="0.3")
 

@@ -6,14 +6,15 @@ from typing import Any
 import pandas as pd
 from rich.table import Table as Grid
 
-from teachdiag.analysis.bank.lookup import lookup_text, row_interval
+from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.bank.measurements import OUTCOMES, Record
 from teachdiag.analysis.kinds.kind import KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.step.design import GAP
 from teachdiag.analysis.step.findings import judged_sentences
+from teachdiag.analysis.step.specifications import AGREEMENT, COUNT, SAME_SIDE, SAME_SIGN
 from teachdiag.analysis.step.step_length import ladder_table, learning_rate, length_text
 from teachdiag.analysis.step.validity import predictor_sets
-from teachdiag.artefacts import probes_by_step
+from teachdiag.artefacts import QUANTITIES, probes_by_step
 from teachdiag.settings import HEADLINE_K, SHORT_ENOUGH, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE_LABEL, COMPOSITION, SIGNALS, added_signals, set_label, versus_base
@@ -64,6 +65,7 @@ class StepAnalysis(KindAnalysis):
                 top_title: top_table(results.top_n, probe_id),
                 f"Cluster-robust errors (K={HEADLINE_K})": inference_table(results.inference, probe_id),
             }
+            | {"The primary numbers under every choice": specification_table(estimates, probe_id)}
             | further(estimates, probe_id)
             | {LADDER: ladder_table(self.record)}
         )
@@ -75,6 +77,22 @@ class StepAnalysis(KindAnalysis):
     def measured(self, title: str) -> list[Grid | str]:
         """Return mean gains of the update and of its placebos."""
         return measured_updates(self.record.results, title)
+
+
+def specification_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
+    """Return how many specifications agree with a step's headline: its own in sign and interval, its placebos' too."""
+    ids, rows = probes_by_step(estimates)[probe_id], rows_where(estimates, analysis=AGREEMENT)
+    shares = {"sign as in the claim": SAME_SIGN, "interval on its side of 0": SAME_SIDE}
+    table = []
+    for quantity in QUANTITIES:
+        count = lookup(rows, probe_id=probe_id, term=f"{quantity}: {COUNT}")
+        if count is not None:
+            row = {"number": quantity, "specifications": f"{count.estimate:.0f}"}
+            for told, term in shares.items():
+                found = {name: lookup(rows, probe_id=own, term=f"{quantity}: {term}") for name, own in ids.items()}
+                row |= {f"{told}, {name}": f"{share.estimate:.0%}" if share else "-" for name, share in found.items()}
+            table.append(row)
+    return pd.DataFrame(table)
 
 
 def step_text(record: Record) -> str:

@@ -15,8 +15,8 @@ from teachdiag.analysis.report.caveats import changing_caveats
 from teachdiag.analysis.report.headline import Headline, headline, update_name
 from teachdiag.analysis.resampling.bootstrap import Interval, shown
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
-from teachdiag.analysis.step.findings import MEANINGS
 from teachdiag.analysis.text.text_tables import aligned
+from teachdiag.glossary import STATUSES
 from teachdiag.markdown import markdown_table
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, KINDS
 from teachdiag.signals import BASE, BASE_LABEL
@@ -104,7 +104,7 @@ def front_page(
         run: the run directory.
     """
     statuses = dict.fromkeys(primary["status"])
-    legend = "; ".join(f"{status}: {meaning}" for status, meaning in MEANINGS.items() if status in statuses)
+    legend = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items() if status in statuses)
     shares = {str(probe): efficiency_table(rows) for probe, rows in efficiency.groupby("probe_id", sort=False)}
     return FrontPage(
         said,

@@ -9,6 +9,7 @@ from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results, Tables, analysis_of
 from teachdiag.analysis.step.findings import secondary_title
 from teachdiag.analysis.text.text_tables import model_name, without_layers
+from teachdiag.glossary import explain, legend
 from teachdiag.markdown import bullets, folded, markdown_table
 from teachdiag.plots import STEP, plots_of
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
@@ -19,7 +20,8 @@ from teachdiag.settings import KINDS
 class Section:
     """What one probe has to say: how it was made, its verdict, its tables by title, and the names of its figures.
 
-    `secondary`: the title and the sentences of secondary claims; None where it has none.
+    `secondary`: the title and the sentences of secondary claims; None where it has none. `legend` explains words of the
+    verdict, `legends` those of each table, by title, that are not explained before.
     """
 
     probe_id: str
@@ -27,7 +29,9 @@ class Section:
     title: str
     text: str
     sentences: list[str]
+    legend: str
     tables: Tables
+    legends: dict[str, str]
     figures: list[str]
     secondary: tuple[str, list[str]] | None = None
 
@@ -37,13 +41,17 @@ class Section:
         if self.secondary is not None:
             title, sentences = self.secondary
             parts.append(folded(title, bullets(sentences)))
-        parts += [part for title, table in self.tables.items() for part in (f"### {title}", markdown_table(table))]
-        return [*parts, " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)]
+        parts.append(self.legend)
+        for title, table in self.tables.items():
+            parts += [f"### {title}", markdown_table(table), self.legends[title]]
+        figures = " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)
+        return [part for part in (*parts, figures) if part]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for `summary.json`, tables as columns and rows of text."""
         tables = [
             {"title": title, "columns": list(table.columns), "rows": table.to_numpy().tolist()}
+            | {"legend": self.legends[title]}
             for title, table in self.tables.items()
         ]
         return {
@@ -52,6 +60,7 @@ class Section:
             "title": self.title,
             "text": self.text,
             "sentences": self.sentences,
+            "legend": self.legend,
             "tables": tables,
             "figures": self.figures,
         }
@@ -70,8 +79,24 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
     tables = {title: table for title, table in probe.tables(results).items() if len(table)}
     figures = [f"{plot.name}{suffix}" for plot in plots_of(figure_group(record))]
     further = probe.secondary(results)
-    secondary = (secondary_title(results.findings, record.probe_id), further) if further else None
-    return Section(record.probe_id, record.kind, probe.title, probe.text(), list(sentences), tables, figures, secondary)
+    said, told = probe.text(), explain([probe.text()])  # which explains what it names
+    of_verdict = explain([*sentences, *further], told)
+    legends = {
+        title: legend(explain([title, *table.columns, *table.to_numpy().ravel()], [*told, *of_verdict]))
+        for title, table in tables.items()
+    }
+    return Section(
+        record.probe_id,
+        record.kind,
+        probe.title,
+        said,
+        list(sentences),
+        legend(of_verdict),
+        tables,
+        legends,
+        figures,
+        (secondary_title(results.findings, record.probe_id), further) if further else None,
+    )
 
 
 def figure_group(record: Record) -> str:

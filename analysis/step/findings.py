@@ -27,7 +27,8 @@ from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.claims import CLAIMS, Claim
 from teachdiag.analysis.step.placebo_draws import beyond
 from teachdiag.analysis.step.reach import reach_columns
-from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG, obstacle
+from teachdiag.analysis.step.step_length import REVERSED, obstacle
+from teachdiag.glossary import STATUSES
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE
@@ -35,16 +36,6 @@ from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
 _RATE = 0.05  # of false discoveries among secondary claims
-MEANINGS = {
-    "holds": "the interval lies above 0, and so does the difference from every placebo",
-    REVERSED: "the same below 0, so that the opposite holds",
-    "artefact": "a placebo shows it too",
-    "unclear": "not told from a placebo",
-    "not shown": "not told from 0",
-    TOO_LONG: "the step was, so that nothing is judged on it",
-    NOT_JUDGED: "the step does not carry it",
-}
-STATUSES = tuple(MEANINGS)
 
 
 def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str, int]) -> list[dict[str, Any]]:

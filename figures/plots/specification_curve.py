@@ -43,7 +43,7 @@ _SHOWN: dict[Level, str] = {
     ("trimming", "none"): "not trimmed",
 }
 _CURVE, _LINE = 1.0, 0.1  # inches: height of a curve, and of a line of a matrix
-_TOP, _TITLE, _GAP_BELOW, _CAPTION = 0.35, 0.3, 0.06, 0.7  # inches: above all, above and below a curve, and below all
+_TOP, _TITLE, _GAP_BELOW, _CAPTION = 0.35, 0.3, 0.06, 1.4  # inches: above all, above and below a curve, and below all
 _LABELS, _RIGHT = 1.1, 0.1  # inches: to the left and to the right of a panel
 _SHARP, _MANY = 8, 500
 _AROUND = 0.3  # of the curves' height: what is shown beyond them, where intervals may run out

@@ -55,17 +55,20 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
     judged = judged[judged["status"] != "not judged"]
     parts = []
     for probe_id, claims in judged.groupby("probe_id", sort=False):
+        (legend,) = (section["legend"] for section in content["sections"] if section["probe_id"] == probe_id)
         parts.append(f"<h3>Step <code>{escape(str(probe_id))}</code></h3>{_claims(claims[claims['primary']])}")
         if len(secondary := claims[~claims["primary"]]):
             title = f"Secondary claims, {len(secondary)}"
             parts.append(f"<details><summary>{title}</summary>{_claims(secondary)}</details>")
+        parts.append(_legend(legend))
     for section in content["sections"]:
         if (
             section["probe_id"] not in set(judged["probe_id"])
             and not KINDS[section["kind"]].placebos
             and section["sentences"]
         ):
-            parts.append(f"<h3>{_heading(section)}</h3>{_list(section['sentences'])}")
+            said = _list(section["sentences"]) + _legend(section["legend"])
+            parts.append(f"<h3>{_heading(section)}</h3>{said}")
     return "".join(parts)
 
 
@@ -80,16 +83,22 @@ def _claims(claims: pd.DataFrame) -> str:
 def _section(run: Path, section: dict[str, Any]) -> str:
     figures = "".join(_figure(run, name) for name in section["figures"])
     tables = "".join(
-        f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}</details>"
+        f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}"
+        f"{_legend(table['legend'])}</details>"
         for table in section["tables"]
     )
-    said = _list(section["sentences"]) if KINDS[section["kind"]].placebos else ""
+    said = _list(section["sentences"]) + _legend(section["legend"]) if KINDS[section["kind"]].placebos else ""
     return f"<article><h3>{_heading(section)}</h3><p>{_inline(section['text'])}</p>{said}{figures}{tables}</article>"
 
 
 def _ties(run: Path, saturation: dict[str, Any]) -> str:
     table = _table(saturation["columns"], saturation["rows"])
-    return f"{table}<p>{_inline(saturation['note'])}</p>{_figure(run, 'saturation')}"
+    return f"{table}{_legend(saturation['note'])}{_figure(run, 'saturation')}"
+
+
+def _legend(text: str) -> str:
+    """Lay out what explains the words of a list or a table; nothing where there is none."""
+    return f'<p class="words">{_inline(text)}</p>' if text else ""
 
 
 def _inline(text: str) -> str:

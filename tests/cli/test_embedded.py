@@ -19,8 +19,8 @@ from in_ranks import command, print_where_the_embedded_model_is
 from processes import in_processes
 from safetensors import safe_open
 
-from teachdiag.analysis.step.findings import STATUSES
 from teachdiag.artefacts import ESTIMATES, FINDINGS, POSITIONS
+from teachdiag.glossary import STATUSES
 from teachdiag.runs import table_digest
 
 pytestmark = pytest.mark.slow
