@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from tiny_pair import KNOWN
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from teachdiag.artefacts import INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS, POSITIONS
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.artefacts import EFFICIENCY, INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS, POSITIONS
+from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probe import run_probe
@@ -25,7 +28,8 @@ from teachdiag.diagnostics.probes.masked_gradients import _expected_square
 from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
-from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings, ProbeSettings
+from teachdiag.tables import rows_where
 from teachdiag.terminal import show_probe
 
 SMALL = {
@@ -331,6 +335,23 @@ def test_the_terminal_shows_what_was_measured(probed: Path, capsys: pytest.Captu
     show_probe(results(probed), probed)
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("raw KL", "random", "oracle", "10%", "50%"))
+
+
+@pytest.mark.slow
+def test_the_analysis_judges_what_was_measured(tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter) -> None:
+    """Both ends of the kind together: every selector at equal rate, those with norms at equal length, real steps."""
+    run = tmp_path / "run"
+    run_capture(run, replace(tiny_settings, bank_prompts=12, update_prompts=16), quiet)
+    run_probe(run, ProbeSettings(**SMALL | {"loss": "forward_kl", "blocks": 4}), quiet)
+    run_analysis(run, AnalyzeSettings(draws=100), quiet)
+    table = EFFICIENCY.read(EFFICIENCY.file(run))
+    whole = rows_where(table, selector="all", statistic="gain")["estimate"].iloc[0]
+    products = INNER_PRODUCTS.read(run / "inner_products/e")
+    assert whole == pytest.approx(np.average(products["inner"], weights=products["block_positions"]), rel=1e-5)
+    shares = rows_where(table, statistic="share")
+    assert set(rows_where(shares, match="norm")["selector"]) >= {"forward_kl", "random", "oracle"}
+    assert len(set(rows_where(shares, match="rate")["selector"])) > 15
+    assert shares["real_share"].notna().any()
 
 
 def test_what_is_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
