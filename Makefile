@@ -101,9 +101,9 @@ lint: .venv/installed  ## ruff and the layering contracts
 types: .venv/installed  ## mypy, strict
 	$(BIN)/mypy
 
-bench: .venv/installed .venv-vllm/installed  ## speed and memory as ratios within one run
-	$(BIN)/python benchmarks/bench.py
-	.venv-vllm/bin/python benchmarks/engines.py
+bench: .venv/installed $(if $(PARTS),,.venv-vllm/installed)  ## speed and memory as ratios within one run; PARTS="intervals ..." are run alone
+	$(BIN)/python benchmarks/bench.py $(PARTS)
+	$(if $(PARTS),,.venv-vllm/bin/python benchmarks/engines.py)
 
 docs: .venv/installed  ## pages that are made from code
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md

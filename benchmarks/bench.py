@@ -18,6 +18,7 @@ from large import large_rows
 from probes import probe_rows
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
+from simulation import simulation_rows
 from training import training_rows
 from workload import QUIET, Row, load_bench_pair, show
 
@@ -31,7 +32,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "selection": ("Selectors", selection_rows),
         "training": (f"Training, {threads}", training_rows),
         "estimates": ("Analysis, one BLAS thread", estimate_rows),
-        "intervals": ("Coverage of 95% intervals", coverage_rows),
+        "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "large": ("A bank that memory cannot hold", large_rows),
         "calibration": (f"Calibration, {threads}", calibration_rows),

@@ -54,6 +54,7 @@ def validity(
     folds: Codes,
     resampling: Resampling,
     sets: Mapping[Key, Sequence[Key]] | None = None,
+    refits: int = REFITS,
 ) -> list[dict[str, Any]]:
     """Return the estimates of predictive validity of outcomes that are defined over the same positions.
 
@@ -64,9 +65,10 @@ def validity(
         folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
         sets: what is compared, raw KL among it; by default every set of `predictor_sets`.
+        refits: draws that are fitted anew.
     """
     sets, weights = sets or predictor_sets(bank.added), resampling.weights("validity")
-    samples = cross_validated(outcomes, bank, raw, sets, folds, weights)
+    samples = cross_validated(outcomes, bank, raw, sets, folds, weights, refits)
     estimates: list[dict[str, Any]] = []
     for outcome, drawn in zip(outcomes, samples, strict=True):
         estimates += _validity_rows(outcome, list(sets), drawn, resampling)
