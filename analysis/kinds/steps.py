@@ -79,20 +79,40 @@ class StepAnalysis(KindAnalysis):
         return measured_updates(self.record.results, title)
 
 
+def specification_shares(estimates: pd.DataFrame, probe_id: str) -> dict[str, tuple[int, float, float]]:
+    """Return, by primary number, how many specifications a step or placebo has, and which shares agree with the claim.
+
+    The first share has the sign of the real step's headline, the second an interval on the same side of 0, or about 0.
+    """
+    rows = rows_where(estimates, analysis=AGREEMENT, probe_id=probe_id)
+    found = {
+        quantity: [lookup(rows, term=f"{quantity}: {term}") for term in (COUNT, SAME_SIGN, SAME_SIDE)]
+        for quantity in QUANTITIES
+    }
+    return {
+        quantity: (int(count.estimate), sign.estimate, side.estimate)
+        for quantity, (count, sign, side) in found.items()
+        if count and sign and side
+    }
+
+
 def specification_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
     """Return how many specifications agree with a step's headline: its own in sign and interval, its placebos' too."""
-    ids, rows = probes_by_step(estimates)[probe_id], rows_where(estimates, analysis=AGREEMENT)
-    shares = {"sign as in the claim": SAME_SIGN, "interval on its side of 0": SAME_SIDE}
-    table = []
-    for quantity in QUANTITIES:
-        count = lookup(rows, probe_id=probe_id, term=f"{quantity}: {COUNT}")
-        if count is not None:
-            row = {"number": quantity, "specifications": f"{count.estimate:.0f}"}
-            for told, term in shares.items():
-                found = {name: lookup(rows, probe_id=own, term=f"{quantity}: {term}") for name, own in ids.items()}
-                row |= {f"{told}, {name}": f"{share.estimate:.0%}" if share else "-" for name, share in found.items()}
-            table.append(row)
-    return pd.DataFrame(table)
+    shares = {
+        update: specification_shares(estimates, own) for update, own in probes_by_step(estimates)[probe_id].items()
+    }
+    real = next(iter(shares.values()))
+    return pd.DataFrame(
+        [
+            {"number": quantity, "specifications": str(count)}
+            | {
+                f"{told}, {update}": f"{own[quantity][index]:.0%}" if quantity in own else "-"
+                for index, told in ((1, "sign as in the claim"), (2, "interval as in the claim"))
+                for update, own in shares.items()
+            }
+            for quantity, (count, _, _) in real.items()
+        ]
+    )
 
 
 def step_text(record: Record) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results
+from teachdiag.analysis.kinds.steps import specification_shares
 from teachdiag.analysis.step.step_length import TOO_LONG
 from teachdiag.artefacts import CONTEXTS, probes_by_step
 from teachdiag.settings import HEADLINE_K as K
@@ -89,7 +90,8 @@ def _of_step(results: Results, probe_id: str) -> list[tuple[str, str]]:
             "much, means, slopes and R2 hang on them, and ranks say more."
         )
         sentences.append(("Few positions carry the variance", text))
-    return [*sentences, ("Where in the response", _position(results.buckets, probe_id))]
+    where = ("Where in the response", _position(results.buckets, probe_id))
+    return [*sentences, where, ("Do conclusions hang on choices?", choices_text(results.estimates, probe_id))]
 
 
 def _known_ends(run: Path) -> "pd.Series[str]":
@@ -103,6 +105,20 @@ def _ends(run: Path) -> "pd.Series[str]":
         return pd.Series([], dtype=str)
     contexts = CONTEXTS.read(run / "contexts", ["split", "finish_reason"])
     return contexts[contexts["split"] == "bank"]["finish_reason"]
+
+
+def choices_text(estimates: pd.DataFrame, probe_id: str) -> str:
+    """Say how many specifications of each primary number of a step agree with the claim's; nothing where none could."""
+    shares = specification_shares(estimates, probe_id)
+    listed = "; ".join(
+        f"{count} of {quantity}: {sign:.0%} and {side:.0%}" for quantity, (count, sign, side) in shares.items()
+    )
+    if not listed:
+        return ""
+    return (
+        f"How many specifications of {probe_id} there are under other choices, which share has the claim's sign, and "
+        f"which an interval that lies as the claim's does, above 0, below or about it: {listed}."
+    )
 
 
 def _truncation(run: Path, settings: Mapping[str, Any]) -> str:

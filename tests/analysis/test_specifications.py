@@ -12,6 +12,7 @@ from planted import World, plant
 
 from teachdiag.analysis.bank.measurements import Bank, Step, load_bank, load_step, select_outcome
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
+from teachdiag.analysis.report.caveats import choices_text
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.analysis.step.design import GAP, make_sample
@@ -166,6 +167,10 @@ def test_agreement_counts_signs_and_sides(
         assert found[probe_id, f"{quantity}: same side of 0"] == pytest.approx(
             (side[own.index] == side[headline]).mean()
         )
+    estimates = pd.DataFrame(agreement_rows(rows, step, bank))
+    of_gap = [found["step", f"beta_L - beta_I: {term}"] for term in ("same sign", "same side of 0")]
+    assert f"2304 of beta_L - beta_I: {of_gap[0]:.0%} and {of_gap[1]:.0%}; " in choices_text(estimates, "step")
+    assert choices_text(estimates, "another") == ""
     assert found["step", "beta_L - beta_I: same side of 0"] > 0.95  # as planted
     assert found["step.theta0", "beta_L - beta_I: same side of 0"] < 0.2
 
