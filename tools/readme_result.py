@@ -1,7 +1,7 @@
 """`make readme`: put what was measured, whichever way it falls, into the README and docs/study.md.
 
-The first run gives its real step and the picture; several give their studies of single tokens and of selectors; a run
-that has trained gives what came of it.
+The first run gives its first page and the picture; several give what all their probes show; a run that has trained
+gives what came of it.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from teachdiag.analysis.training.training_block import training_block
 
 ROOT = Path(__file__).parents[1]
 _PAGES = {"study": "docs/study.md"}  # of blocks that are not the README's
-PICTURE, CURVE = Path("docs/demo_coefficients.png"), Path("docs/accuracy.png")
+PICTURE, CURVE = Path("docs/efficiency.png"), Path("docs/accuracy.png")
 
 
 def main(runs: Sequence[Path]) -> None:
@@ -36,8 +36,8 @@ def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
     trained = [run for run in runs if (run / "train.json").exists()]
     probed = [run for run in runs if run not in trained]
     if probed:
-        shutil.copy(probed[0] / "figures/coefficients.png", ROOT / PICTURE)
-        picture = f"![Standardised coefficients of the demo's real step and its placebos]({PICTURE})"
+        shutil.copy(probed[0] / "figures/efficiency.png", ROOT / PICTURE)
+        picture = f"![The share of the whole batch's gain that selectors keep, by the share of tokens]({PICTURE})"
         yield "result", f"{picture}\n\n{result_block(probed[0])}"
     if len(probed) > 1:
         yield "study", study_block(probed)

@@ -1,4 +1,4 @@
-"""A run's result in Markdown, short enough for a README: the verdict first, whichever way it falls, then few tables."""
+"""Runs' results in Markdown: one run's first page for the README, and what all probes show for the page of the study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,28 @@ from pathlib import Path
 from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
 from teachdiag.analysis.kinds.steps import at_headline_k, coefficient_table, outcome_table, validity_table
+from teachdiag.analysis.report.front_page import first_page
 from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.step.findings import secondary_title
 from teachdiag.markdown import bullets, folded, markdown_table
+from teachdiag.runs import Stage
 from teachdiag.settings import HEADLINE_K, KINDS
 from teachdiag.signals import BASE_LABEL
 
 
 def result_block(run: Path) -> str:
-    """Return what the run's real steps show at the headline K: tables, then the verdict.
+    """Return a run's first page: headline, primary claims, what selectors keep, caveats; and which pair it is of.
 
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    results = read_results(run)
-    steps = [record for record in read_records(run) if KINDS[record.kind].step]
-    return "\n\n".join([pair_text(run, results), *(part for step in steps for part in _step_parts(step, results))])
+    capture, results = Stage(run, "capture").record("settings.max_new_tokens"), read_results(run)
+    page = first_page(run, capture, read_records(run), results)
+    return "\n\n".join([*page.markdown(), pair_text(run, results)])
 
 
 def study_block(runs: Sequence[Path]) -> str:
-    """Return what the other probes of each run show: selectors, token-LDS, placebo panel, and studies of single tokens.
+    """Return what every probe of each run shows, the real steps with their tables first.
 
     Raises:
         ArtefactError: the analysis of a run is missing.
@@ -36,12 +38,13 @@ def study_block(runs: Sequence[Path]) -> str:
 def _run_parts(run: Path) -> list[str]:
     order = list(KINDS)
     records = sorted(read_records(run), key=lambda record: order.index(record.kind))
-    studies = [record for record in records if not KINDS[record.kind].step]
-    if not studies:
-        return []
     results = read_results(run)
     pair = pair_text(run, results).split(" Brackets are")[0]
-    return [f"**{run.name}.** {pair}", *(part for study in studies for part in _study_parts(study, results))]
+    parts = [_step_parts if KINDS[record.kind].step else _study_parts for record in records]
+    return [
+        f"**{run.name}.** {pair}",
+        *(part for record, make in zip(records, parts, strict=True) for part in make(record, results)),
+    ]
 
 
 def _study_parts(record: Record, results: Results) -> list[str]:

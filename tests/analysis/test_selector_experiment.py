@@ -300,8 +300,10 @@ def test_a_run_of_many_kinds(full_run: Path) -> None:
     assert block.count("**Which positions should carry the loss?**") == 2
     assert "Beyond every null placebo, " in block
     assert "the true teacher on responses dealt to other prompts gains" in block
-    assert "Standardised coefficients" not in block
-    assert "Standardised coefficients" in result_block(full_run)
+    assert block.count("Standardised coefficients") == 2
+    first_page = result_block(full_run)
+    assert "Standardised coefficients" not in first_page
+    assert "Primary claims, `step`" in first_page
     estimates = _read(full_run, ESTIMATES)
     assert set(estimates[estimates["analysis"] == "mean"]["probe_id"].str.partition(".")[0]) == {"step"}
 

@@ -17,7 +17,7 @@ from stages import ROOT, amend
 from teachdiag.analysis import tasks
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.kinds.steps import coefficient_table, validity_table
-from teachdiag.analysis.report.result_block import result_block
+from teachdiag.analysis.report.result_block import study_block
 from teachdiag.analysis.report.summary import terminal_tables
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.design import GAP
@@ -167,7 +167,7 @@ def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:
     """The status of the step itself, that of all other claims, and the verdict's sentences."""
     verdict = run_analysis(run, QUICK, QUIET)["verdict"]
     assert verdict[0] in (run / "summary.md").read_text()
-    assert verdict[0] in result_block(run)
+    assert verdict[0] in study_block([run])
     status = _read(run, FINDINGS).set_index("finding")["status"]
     return [status["the step helps"]], set(status.drop("the step helps")), verdict
 
