@@ -1,4 +1,4 @@
-"""Runs' results in Markdown: one run's first page for the README, and what all probes show for the page of the study."""
+"""Runs' results in Markdown: a run's first page for the README, and what all probes show for the page of the study."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -116,7 +116,7 @@ def beyond_rows(
         for placebo_id in step.placebo_ids.values()
         if (placebo_id, *_term(row)) in by_key
     ]
-    return [_margin(real, placebo) for real, placebo in pairs]
+    return [_margin(*pair) for pair in pairs if all(row["draws"] is not None for row in pair)]  # None: no interval
 
 
 def _margin(real: dict[str, Any], placebo: dict[str, Any]) -> dict[str, Any]:

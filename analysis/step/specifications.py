@@ -20,7 +20,7 @@ from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resam
 from teachdiag.analysis.step.design import CONTROLLED, make_sample
 from teachdiag.analysis.step.inference import contrasts_of
 from teachdiag.analysis.step.regression import draw, fit_draws
-from teachdiag.analysis.step.validity import REFITS, cross_validated, difference, predictor_sets
+from teachdiag.analysis.step.validity import REFIT_EVERY, cross_validated, difference, predictor_sets
 from teachdiag.artefacts import IN_SPREADS, QUANTITIES
 from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes, Mask
@@ -41,7 +41,7 @@ WINDOWS: Mapping[str, Callable[[Bank], Mask]] = {
 }
 _WHOLE, _LARGEST_OUT, _WINSORISED = "none", "ten largest out", "winsorised at 1%"
 _N_LARGEST, _WINSOR = 10, (0.01, 0.99)
-_FEW_REFITS = 20  # a rough spread is enough beside that of specifications
+_FEWER = 5  # times fewer fits anew: a rough spread is enough beside that of specifications
 _SLOPES = {"per unit of norm": "slopes", "standardised": "standardized"}  # measure: field of a fit
 _VALIDITY = {"rank correlation": "cv_rank", "R2": "cv_r2"}  # measure: analysis
 _HEADLINE = {"k": HEADLINE_K, "outcome": HEADLINE_OUTCOME, "window": "all", "control": "linear", "trimming": _WHOLE}
@@ -254,7 +254,8 @@ def _comparison_estimates(outcomes: Sequence[Outcome], evidence: Evidence) -> It
     names: Iterable[Key] = product(COMPARED.values(), SUPPORT_SIZES)
     sets = {key: predictor_sets()[key] for key in (base, *names)}
     weights = evidence.resampling.weights("validity")
-    refits = REFITS if outcomes[0].rows.all() else _FEW_REFITS  # the headline is over the whole bank
+    whole = outcomes[0].rows.all()  # as the headline has it
+    refits = len(weights) // (REFIT_EVERY * (1 if whole else _FEWER))
     drawn = cross_validated(outcomes, evidence.bank, evidence.raw, sets, evidence.folds, weights, refits)
     columns = {key: number for number, key in enumerate(sets)}
     samples = [

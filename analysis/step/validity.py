@@ -19,7 +19,7 @@ from teachdiag.scores import Array, Codes, mid_places
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 
-REFITS = 100  # draws in which predictors are fitted anew
+REFIT_EVERY = 10  # one draw in so many is fitted anew
 Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
 
@@ -54,7 +54,7 @@ def validity(
     folds: Codes,
     resampling: Resampling,
     sets: Mapping[Key, Sequence[Key]] | None = None,
-    refits: int = REFITS,
+    refits: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the estimates of predictive validity of outcomes that are defined over the same positions.
 
@@ -65,7 +65,7 @@ def validity(
         folds: shape (repeats, prompts), fold assignments to average over: one alone decides small differences.
         resampling: gives the draws, shared by all outcomes and both sides of every difference.
         sets: what is compared, raw KL among it; by default every set of `predictor_sets`.
-        refits: draws that are fitted anew.
+        refits: draws that are fitted anew; by default one in `REFIT_EVERY`.
     """
     sets, weights = sets or predictor_sets(bank.added), resampling.weights("validity")
     samples = cross_validated(outcomes, bank, raw, sets, folds, weights, refits)
@@ -82,7 +82,7 @@ def cross_validated(
     sets: Mapping[Key, Sequence[Key]],
     folds: Codes,
     weights: Array,
-    refits: int = REFITS,
+    refits: int | None = None,
 ) -> list[Samples]:
     """Return `cv_r2` and `cv_rank` of every set of predictors for each outcome, and what they are less raw KL's.
 
@@ -93,6 +93,7 @@ def cross_validated(
     """
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
     splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
+    refits = len(weights) // REFIT_EVERY if refits is None else refits
     step = max(1, _TOGETHER // len(outcomes[0].prompts))
     samples: list[Samples] = []
     for first in range(0, len(outcomes), step):

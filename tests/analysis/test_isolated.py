@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from teachdiag.analysis.bank.measurements import load_bank
 from teachdiag.analysis.kinds.isolated import first_order_table, isolated_rows, isolated_sentences, isolated_table
 from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.placebo_draws import pool_draws
 from teachdiag.analysis.step.rank_correlations import load_tokens, predictor_scores, weighted_spearman
 from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
@@ -53,7 +54,7 @@ def _positions(run: Path, split: str = "bank") -> pd.DataFrame:
 def _estimated(run: Path, probe_id: str) -> pd.DataFrame:
     bank = load_bank(run)
     rows = isolated_rows(run, probe_id, bank, Resampling(0, DRAWS, bank.n_prompts))
-    return ESTIMATES.build_rows(rows).to_pandas()
+    return ESTIMATES.build_rows(pool_draws(rows)).to_pandas()
 
 
 def _number(estimates: pd.DataFrame, analysis: str, outcome: str, term: str) -> pd.Series:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.kinds.lds import lds_rows, lds_sentences, lds_table, load_masks, mask_correlations, mask_counts
 from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.placebo_draws import pool_draws
 from teachdiag.artefacts import ESTIMATES, INTERVENTIONS, POSITIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.progress import Reporter
@@ -74,7 +75,7 @@ def test_draws_are_those_of_stacked_masks(run: Path) -> None:
 
 
 def test_the_planted_predictor_wins_and_is_named(run: Path) -> None:
-    estimates = ESTIMATES.build_rows(lds_rows(run, "masks", DRAWS)).to_pandas()
+    estimates = ESTIMATES.build_rows(pool_draws(lds_rows(run, "masks", DRAWS))).to_pandas()
     assert not estimates.duplicated(list(ESTIMATES.key)).any()
     table = lds_table(estimates, "masks")
     assert set(table["predictor"][:3]) == {"raw KL", "first_order", "disagreement (K=16)"}
@@ -95,7 +96,7 @@ def test_few_masks_are_marked(tmp_path: Path, masks: int, marked: bool) -> None:
     run = _planted(tmp_path, masks=masks, noise=0.02)
     rows = lds_rows(run, "masks", DRAWS)
     assert ("fewer than 100" in rows[0]["method"]) == marked
-    said = lds_sentences(ESTIMATES.build_rows(rows).to_pandas(), "masks", masks)
+    said = lds_sentences(ESTIMATES.build_rows(pool_draws(rows)).to_pandas(), "masks", masks)
     assert ("Fewer than 100 masks: take these as rough." in said[0]) == marked
 
 

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from teachdiag.analysis.bank.measurements import load_bank
 from teachdiag.analysis.kinds.predicted import inner_table, predicted_rows, predicted_sentences, predicted_table
 from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.placebo_draws import pool_draws
 from teachdiag.artefacts import ESTIMATES, POSITIONS
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.plots.predicted import draw_points, draw_remainders, predicted_figure, read_points
@@ -49,7 +50,7 @@ def _bank(run: Path) -> pd.DataFrame:
 def _estimated(run: Path, probe_id: str) -> pd.DataFrame:
     bank = load_bank(run)
     rows = predicted_rows(run, probe_id, bank, Resampling(0, DRAWS, bank.n_prompts))
-    return ESTIMATES.build_rows(rows).to_pandas()
+    return ESTIMATES.build_rows(pool_draws(rows)).to_pandas()
 
 
 def _number(estimates: pd.DataFrame, analysis: str, term: str) -> pd.Series:

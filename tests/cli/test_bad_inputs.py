@@ -268,10 +268,10 @@ def option_cases(family: str, world: World, count: int) -> Iterator[Case]:
 
 
 def recipe_cases(family: str, world: World, count: int) -> Iterator[Case]:
-    rng = random.Random(f"{family} recipes")
+    rng, given = random.Random(f"{family} recipes"), options(world.settings)  # the command line's win over a recipe's
     for number in range(count):
         stage = rng.choice(FAMILIES[family])
-        entry = rng.choice([e for e in fields(STAGES[stage]) if e.name not in ("models",)])  # type: ignore[arg-type]
+        entry = rng.choice([e for e in fields(STAGES[stage]) if e.name != "models" and flag(e.name) not in given])  # type: ignore[arg-type]
         good = f"[{stage}]\nquiet = true\n" if stage != "plan" else "[plan]\njson = true\n"
         if rng.random() < 0.7:
             value = spoilt_toml(get_type_hints(STAGES[stage])[entry.name], rng)
