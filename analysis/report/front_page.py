@@ -15,7 +15,7 @@ from teachdiag.analysis.report.caveats import changing_caveats
 from teachdiag.analysis.report.headline import Headline, headline, update_name
 from teachdiag.analysis.resampling.bootstrap import Interval, shown
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
-from teachdiag.analysis.text.text_tables import aligned
+from teachdiag.analysis.text.text_tables import aligned, capitalised
 from teachdiag.glossary import STATUSES
 from teachdiag.markdown import markdown_table
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, KINDS
@@ -110,7 +110,7 @@ def front_page(
         said,
         {str(probe): primary_table(rows) for probe, rows in primary.groupby("probe_id", sort=False)},
         {probe: table for probe, table in shares.items() if len(table)},
-        f"{_capital(legend)}." if legend else "",
+        f"{capitalised(legend)}." if legend else "",
         f"{'; '.join(caveats)}." if caveats else "",
         run,
     )
@@ -156,10 +156,6 @@ def _cell(interval: Interval | None) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _wrapped(text: str) -> list[str]:

@@ -17,12 +17,14 @@ from statsmodels.stats.multitest import multipletests
 
 from teachdiag.analysis.bank.lookup import lookup, row_dicts, row_interval
 from teachdiag.analysis.bank.measurements import Record
+from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
 from teachdiag.analysis.kinds.kind import CONTENDER
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
 from teachdiag.analysis.step.findings import NOT_JUDGED
 from teachdiag.analysis.step.reach import precision_of_row
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG
+from teachdiag.analysis.text.text_tables import capitalised
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, TrainSettings, headline_budget
 from teachdiag.settings.base import flag
 from teachdiag.signals import BASE, BASE_LABEL
@@ -31,7 +33,7 @@ from teachdiag.tables import rows_where
 Row = Mapping[str, Any]
 
 ENOUGH = 0.9  # of the whole batch's gain: what tokens must keep to be worth training on alone
-RANDOM, ORACLE, EVERYTHING = "random", "oracle", "full"
+EVERYTHING = "full"
 NAMES = {BASE: BASE_LABEL, CONTENDER: "TA-OPD's learnable score", RANDOM: "random tokens", "entropy": "entropy"}
 STEP = "One step"
 _ONE_STEP = "One step says what one step does; `teachdiag train --sweep RECIPE` says whether training agrees."
@@ -221,7 +223,7 @@ def _claimed(rows: Sequence[Row]) -> list[str]:
     said = [told(row) for row in rows if row["status"] in ("holds", REVERSED)]
     open_ = [told(row) for row in rows if row["status"] in ("not shown", "unclear")]
     artefacts = [told(row) for row in rows if row["status"] == "artefact"]
-    sentences = [f"{_capital('; '.join(said))}."] if said else []
+    sentences = [f"{capitalised('; '.join(said))}."] if said else []
     sentences += [f"Not told on this run: whether {'; '.join(open_)}."] if open_ else []
     return sentences + ([f"A placebo shows it too: {'; '.join(artefacts)}."] if artefacts else [])
 
@@ -299,10 +301,6 @@ def _known(value: str | float | None) -> bool:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _command(*words: str) -> str:

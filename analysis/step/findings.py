@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from teachdiag.analysis.bank.lookup import lookup, row_interval
+from teachdiag.analysis.bank.lookup import lookup, row_dicts, row_interval
 from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import Interval
 from teachdiag.analysis.resampling.multiplicity import add_q_values
@@ -162,10 +162,10 @@ def _of(estimates: pd.DataFrame, probe_id: str, claim: Claim) -> pd.DataFrame:
 
 def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None, draws: int) -> _Placebo:
     placebo_id = f"{probe_id}.{name}"
-    rows = rows_where(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k).to_dict(
-        "records"
+    rows = row_dicts(
+        rows_where(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k)
     )
-    margin = row_interval({str(name): value for name, value in rows[0].items()}) if rows else None
+    margin = row_interval(rows[0]) if rows else None
     error = rows[0]["placebo_error"] if rows else None
     return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
 

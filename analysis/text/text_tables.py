@@ -54,3 +54,8 @@ def named(row: pd.Series) -> str:
 def readable(name: str) -> str:
     """Return the name of a predictor for people."""
     return BASE_LABEL if name == BASE else name
+
+
+def capitalised(text: str) -> str:
+    """Return a text with its first letter large, and all others as they are."""
+    return text[:1].upper() + text[1:]
