@@ -106,10 +106,12 @@ def headlines(name: str, runs: int) -> Headlines:
 
 
 def _nothing(said: Headline, _: int) -> bool:
-    """Nothing is claimed of the step, and nothing advised."""
+    """Nothing is claimed of the step, no share of its gain is stated, and nothing advised."""
     text = " ".join(said.sentences)
     harm = "further from the teacher" in text or "away from the teacher" in text
-    return "nothing else is claimed of it" in text and not harm and not said.command.startswith("teachdiag train")
+    gain = "of the whole batch's gain" in text
+    quiet = "nothing else is claimed of it" in text and not harm and not gain
+    return quiet and not said.command.startswith("teachdiag train")
 
 
 def _effect(said: Headline, _: int) -> bool:
@@ -222,9 +224,9 @@ estimates that no headline needs; of the bootstrap there are {world.draws} draws
 
 {right}
 
-A headline is wrong under no effect if it states a gain or a harm, or advises a selector. With a known effect it is
-right if it states every planted claim. With a known efficiency it is right if it states which score keeps more, and if
-what it advises to train on, if anything, keeps at least {enough} of the gain in truth.
+A headline is wrong under no effect if it states a gain or a harm, what is kept of a gain, or advises a selector. With a
+known effect it is right if it states every planted claim. With a known efficiency it is right if it states which score
+keeps more, and if what it advises to train on, if anything, keeps at least {enough} of the gain in truth.
 
 Each primary claim by itself, where there is no effect: how often it holds or is reversed, placebo included. The
 headline mentions the last three only where the first holds.

@@ -15,7 +15,7 @@ from teachdiag.analysis.efficiency.pool import compared_selectors, load_pool
 from teachdiag.analysis.efficiency.real_steps import RealShare, cells_beside_all, real_shares, share_of_batches
 from teachdiag.analysis.efficiency.step_lengths import ALL, LengthRatios, length_ratios
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling
-from teachdiag.analysis.resampling.few_blocks import block_weights
+from teachdiag.analysis.resampling.few_blocks import block_weights, clear_side
 from teachdiag.artefacts import MASKED_GAINS, MASKED_STEPS
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
@@ -156,7 +156,7 @@ def efficiency_rows(measured: Measured, resampling: Resampling) -> Rows:
         population.row(ALL, 1.0, "rate", statistic, interval, "nats")
         for statistic, interval in ((GAIN, own), ("gain_shuffled", shuffled))
     ]
-    if own.side() != 1:
+    if clear_side(own, pool.n_blocks) != 1:
         return rows
     flat = means.kept.reshape(2, len(blocks), -1, pool.n_blocks)
     shares = [ratio_of(kept, means.whole[0], pool.sizes) for kept in flat]

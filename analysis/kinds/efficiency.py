@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.table import Table as Grid
 
-from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
+from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_dicts, row_interval
 from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
 from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured
 from teachdiag.analysis.efficiency.step_lengths import ALL
 from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, shown
+from teachdiag.analysis.resampling.few_blocks import clear_side
 from teachdiag.analysis.text.text_tables import readable
 from teachdiag.artefacts import EFFICIENCY
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, MATCHES, Match, headline_budget
@@ -147,14 +148,14 @@ def efficiency_sentences(rows: pd.DataFrame) -> list[str]:
 
 
 def _obstacle(rows: pd.DataFrame) -> str:
-    gain = lookup(rows, selector=ALL, statistic="gain")
-    assert gain is not None, "every probe has the whole batch's gain"
+    (row,) = row_dicts(rows_where(rows, selector=ALL, statistic="gain"))
+    gain = row_interval(row)
     what = f"the gain of a step on the whole update batch, {gain} nats per unit of learning rate to first order,"
     if not gain.known:
         return f"No share is judged: {what} has no interval from fewer than {MIN_PROMPTS} update prompts."
-    if gain.high < 0:
+    if clear_side(gain, row["n_blocks"]) < 0:
         return f"No share is judged: {what} lies below 0, so that there is no gain to keep a share of."
-    return f"No share is judged: {what} is not told from 0, and a share of it could be anything."
+    return f"No share is judged: {what} is not clearly told from 0, and a share of it could be anything."
 
 
 def _leader_sentence(rows: pd.DataFrame, budget: float, match: Match) -> str:

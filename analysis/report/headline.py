@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from teachdiag.analysis.bank.lookup import lookup, row_dicts, row_interval
@@ -20,6 +19,7 @@ from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
 from teachdiag.analysis.kinds.kind import CONTENDER
 from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.analysis.resampling.few_blocks import clear_side, p_above
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
 from teachdiag.analysis.step.findings import NOT_JUDGED
 from teachdiag.analysis.step.reach import precision_of_row
@@ -105,12 +105,12 @@ def efficiency_sentences(efficiency: pd.DataFrame) -> list[str]:
     rows = rows_where(efficiency, match="norm")
     shares = rows_where(rows, statistic="share")
     if shares.empty:
-        gain = lookup(efficiency, statistic="gain")
-        assert gain is not None, "every probe has the whole batch's gain"
-        told = "takes the student away from the teacher" if gain.side() < 0 else "has no gain that is told from 0"
+        (gain,) = row_dicts(rows_where(efficiency, statistic="gain"))
+        harms = clear_side(row_interval(gain), gain["n_blocks"]) < 0
+        told = "takes the student away from the teacher" if harms else "has no gain that is clearly told from 0"
         return [
-            f"On held-out prompts a step on all tokens {told} ({gain} nats per unit of learning rate, to first order), "
-            "so that no selector can keep a share of its gain."
+            f"On held-out prompts a step on all tokens {told} ({row_interval(gain)} nats per unit of learning rate, to "
+            "first order), so that no selector can keep a share of its gain."
         ]
     budget = headline_budget(shares["budget"])
     at = rows_where(shares, budget=budget)
@@ -162,7 +162,7 @@ def choose(efficiency: pd.DataFrame) -> Choice:
         return Choice(
             "", 1.0, f"This run is too small to tell which tokens to train on{_about(gain, gain['estimate'])}"
         )
-    p_values = [_p_above(row) for row in row_dicts(candidates)]
+    p_values = [p_above(row_interval(row), ENOUGH, row["n_blocks"]) for row in row_dicts(candidates)]
     enough = candidates[multipletests(p_values, alpha=_LEVEL, method="holm")[0]]
     if len(enough):
         return _smallest(enough)
@@ -234,7 +234,7 @@ def _action(efficiency: pd.DataFrame, run: Path, capture: Mapping[str, Any]) -> 
         action = "Which tokens to train on was not measured: measure what each selector keeps"
         return action, _command("probe", "--run", str(run), "--kind", "efficiency")
     gain = row_dicts(rows_where(efficiency, statistic="gain"))[0]
-    if row_interval(gain).side() < 0:
+    if clear_side(row_interval(gain), gain["n_blocks"]) < 0:
         return "Choose another loss: a step on all tokens takes the student away from the teacher", ""
     choice = choose(efficiency)
     if not choice.selector:
@@ -276,13 +276,6 @@ def _needed(row: Row) -> str:
     if not _known(needed) or needed <= row["n_prompts"]:
         return ""
     return f" This run is too small to tell: about {int(needed)} prompts would be needed."
-
-
-def _p_above(row: Row) -> float:
-    """One-sided p-value of a share no larger than `ENOUGH`, from its interval's lower half."""
-    freedom = max(int(row["n_blocks"]) - 1, 1)
-    error = (row["estimate"] - row["ci_low"]) / t.ppf(0.975, freedom)
-    return float(t.sf((row["estimate"] - ENOUGH) / error, freedom)) if error > 0 else 1.0
 
 
 def _share(interval: Interval) -> str:

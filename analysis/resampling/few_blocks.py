@@ -5,10 +5,13 @@ With four or eight blocks, drawing them with replacement makes intervals that ar
 """
 
 import numpy as np
+from scipy.stats import t
 
-from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
+
+_CLEAR = 0.005  # one-sided level at which a gain is told from 0
 
 
 def block_weights(resampling: Resampling, n_blocks: int) -> Array:
@@ -27,3 +30,23 @@ def block_weights(resampling: Resampling, n_blocks: int) -> Array:
     z = rng.standard_normal((resampling.draws, n_blocks))
     scale = np.sqrt(n_blocks / rng.chisquare(n_blocks - 1, (resampling.draws, 1)))  # sqrt(S / (S - 1)) T
     return np.vstack([np.ones(n_blocks), 1 + scale * (z - z.mean(axis=1, keepdims=True))])
+
+
+def p_above(interval: Interval, threshold: float, n_blocks: int) -> float:
+    """Return the one-sided p-value of a number no larger than a threshold, from its interval's lower half.
+
+    Tails are those of t with as many degrees of freedom as there are blocks, less one.
+    """
+    freedom = max(n_blocks - 1, 1)
+    error = (interval.estimate - interval.low) / t.ppf(0.975, freedom)
+    return float(t.sf((interval.estimate - threshold) / error, freedom)) if error > 0 else 1.0
+
+
+def clear_side(interval: Interval, n_blocks: int) -> int:
+    """Return 1 or -1 where a number is told from 0 on that side, at 0.5% each; 0 else, and without an interval.
+
+    Stricter than an interval of 95%: what is divided by such a number must not be near 0, and a run makes statements on
+    its step too, so that one run in twenty at most makes a false one.
+    """
+    upside_down = Interval(-interval.estimate, -interval.high, -interval.low)
+    return int(p_above(interval, 0.0, n_blocks) < _CLEAR) - int(p_above(upside_down, 0.0, n_blocks) < _CLEAR)

@@ -53,7 +53,8 @@ def efficiency_figure(tables: RunTables, probe_id: str) -> Figure:
     if not matches:
         ax = figure.subplots()
         ax.axis("off")
-        ax.text(0.5, 0.5, "not judged: the whole batch's own gain\nis not told from 0", ha="center", va="center")
+        why = "not judged: the whole batch's own gain\nis not clearly told from 0"
+        ax.text(0.5, 0.5, why, ha="center", va="center")
     else:
         key, *panels = figure.subplots(1 + len(matches), 1, sharex=True, height_ratios=[0.3, *[1] * len(matches)])
         for ax, match in zip(panels, matches, strict=True):

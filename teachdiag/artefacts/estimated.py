@@ -247,7 +247,8 @@ EFFICIENCY = Table(
     folder="analysis/",
     written_by="analyze",
     meaning="Share of the whole batch's held-out gain that a step keeps on the positions that a selector chose, to "
-    "first order, and beside it what real steps kept. Shares stand here where the whole batch's gain is told from 0.",
+    "first order, and beside it what real steps kept. Shares stand here where the whole batch's gain is clearly told "
+    "from 0 (one-sided 0.5%).",
     key=("probe_id", "selector", "budget", "match", "statistic"),
     columns=(
         PROBE_ID,

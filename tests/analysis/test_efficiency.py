@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from planted_efficiency import EfficiencyWorld, draw_measured, draw_pool, plant_efficiency, true_shares
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 from stages import ROOT
 
 from teachdiag.analysis.analyze import run_analysis
@@ -29,8 +30,8 @@ from teachdiag.analysis.kinds.efficiency import (
     share_table,
 )
 from teachdiag.analysis.report.summary import terminal_tables
-from teachdiag.analysis.resampling.bootstrap import Resampling
-from teachdiag.analysis.resampling.few_blocks import block_weights
+from teachdiag.analysis.resampling.bootstrap import Interval, Resampling
+from teachdiag.analysis.resampling.few_blocks import block_weights, clear_side, p_above
 from teachdiag.artefacts import EFFICIENCY, INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.plots.efficiency import draw_efficiency, efficiency_figure
@@ -43,6 +44,7 @@ from teachdiag.settings import AnalyzeSettings, ProbeSettings
 from teachdiag.tables import rows_where, shard_path, write_parquet
 
 WORLD = EfficiencyWorld(contexts=20, positions=20, prompts=24, blocks=4, batch=8)
+CLEAR = replace(WORLD, mean=0.5, prompt_noise=0.3)  # its gain is clearly told from 0
 NAMES, BUDGETS = ("forward_kl", "learnable", "random"), (0.05, 0.1, 0.3)
 FEW = Resampling(3, 40, 24)
 QUIET = Reporter(quiet=True)
@@ -51,7 +53,7 @@ QUIET = Reporter(quiet=True)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("efficiency") / "run"
-    plant_efficiency(run, replace(WORLD, mean=0.5), selector="forward_kl,learnable,q3,entropy,released:dlearn_high")
+    plant_efficiency(run, CLEAR, selector="forward_kl,learnable,q3,entropy,released:dlearn_high")
     return run
 
 
@@ -69,6 +71,18 @@ def test_weights_of_few_blocks_make_the_t_interval() -> None:
     low, high = np.percentile(weights[1:] @ values / 4, [2.5, 97.5])
     reach = student.ppf(0.975, 3) * values.std(ddof=1) / 2
     assert (low, high) == pytest.approx((3.25 - reach, 3.25 + reach), abs=0.05)
+
+
+@pytest.mark.parametrize("shift", [-4.0, -1.5, 0.0, 1.5, 4.0])
+def test_p_values_over_blocks_are_those_of_the_t_test(shift: float) -> None:
+    values = np.array([0.3, -0.2, 0.4, -0.5]) + shift
+    reach = student.ppf(0.975, 3) * values.std(ddof=1) / 2
+    interval = Interval(values.mean(), values.mean() - reach, values.mean() + reach)
+    above = ttest_1samp(values, 0.5, alternative="greater").pvalue
+    assert p_above(interval, 0.5, 4) == pytest.approx(above, rel=1e-9)
+    clear = ttest_1samp(values, 0.0).pvalue < 0.01  # 1.5 is beyond its interval, and not clear
+    assert clear_side(interval, 4) == np.sign(shift) * clear
+    assert clear_side(Interval(shift, np.nan, np.nan), 4) == 0
 
 
 def _scores(columns: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -292,7 +306,7 @@ def test_nothing_is_judged_without_a_gain(tmp_path: Path) -> None:
     rows = EFFICIENCY.build_rows(efficiency_rows(load_measured(run, record), FEW)).to_pandas()
     assert set(rows["statistic"]) == {"gain", "gain_shuffled"}
     (said,) = efficiency_sentences(rows)
-    assert "is not told from 0" in said
+    assert "is not clearly told from 0" in said
     assert headline_table(rows).empty
     assert share_table(rows_where(rows, statistic="share")).empty
     assert real_table(rows).empty
@@ -366,7 +380,7 @@ def test_with_adamw_its_own_first_steps_stand_beside_real_ones() -> None:
 @pytest.mark.usefixtures("png_alone")
 def test_a_run_from_its_tables_to_its_figure(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    plant_efficiency(run, replace(WORLD, mean=0.5))
+    plant_efficiency(run, CLEAR)
     run_analysis(run, AnalyzeSettings(draws=100), QUIET)
     rows = EFFICIENCY.read(EFFICIENCY.file(run))
     selectors = set(rows_where(rows, match="rate", statistic="share")["selector"])

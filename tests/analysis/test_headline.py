@@ -106,8 +106,8 @@ def test_no_effect_makes_one_claim_and_no_more() -> None:
     nothing = primary(HOLDS | {HELPS: "not shown"}, estimate=1e-3, ci_low=-1e-3, ci_high=3e-3, prompts_needed=290)
     found = said(nothing, efficiency({}, gain=(0.01, -0.02, 0.04)))
     assert found.sentences[:2] == (
-        "On held-out prompts a step on all tokens has no gain that is told from 0 (0.01 [-0.02, 0.04] nats per unit of "
-        "learning rate, to first order), so that no selector can keep a share of its gain.",
+        "On held-out prompts a step on all tokens has no gain that is clearly told from 0 (0.01 [-0.02, 0.04] nats per "
+        "unit of learning rate, to first order), so that no selector can keep a share of its gain.",
         "What one step gains cannot be told from 0 (0.001 [-0.001, 0.003] nats): nothing else is claimed of it. This "
         "run is too small to tell: about 290 prompts would be needed.",
     )
