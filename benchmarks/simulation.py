@@ -32,11 +32,17 @@ from teachdiag.tables import rows_where
 
 RUNS = 200
 HELPS, GAP, C, DECOMPOSED = (claim.finding for claim in PRIMARY_CLAIMS[:4])
-EFFECTS = {  # of each claim, near the smallest that is detectable
-    HELPS: Simulated(mean_gain=0.0018, compared=False),
-    GAP: Simulated(slope=0.01, compared=False),
+FROM_0 = {  # of each claim, an effect near the smallest that is detectable
+    HELPS: Simulated(mean_gain=0.0016, compared=False),
+    GAP: Simulated(slope=0.009, compared=False),
     C: Simulated(slope_c=0.05),
-    DECOMPOSED: Simulated(slope=0.012),
+    DECOMPOSED: Simulated(slope=0.014),
+}
+FROM_PLACEBO = {  # the same of the margin over a placebo
+    HELPS: Simulated(mean_gain=0.0026, compared=False),
+    GAP: Simulated(slope=0.013, compared=False),
+    C: Simulated(slope_c=0.18),
+    DECOMPOSED: Simulated(slope=0.0225),
 }
 _QUIET = {"contexts": 96, "batch": 48, "noise": 0.3, "mood": 0.03, "prompt_noise": 0.5}
 BETTER = EfficiencyWorld(mean=0.05, slope_kl=-1.0, slope_learnable=1.2, **_QUIET)  # gain where C is high
@@ -82,16 +88,13 @@ def simulation_rows() -> list[Row]:
 def promises(runs: int) -> list[Promise]:
     """Return promised and found power of every claim, from 0 and from the nearest placebo."""
     found: list[Promise] = []
-    for claim, world in EFFECTS.items():
-        rows = _all(partial(_claimed, world, claim), runs)
-        reaches = [Reach.of_row(row) for row in rows]
-        zero = [
-            (r.of_number, row["estimate"] - r.zero, row["ci_low"] - r.zero)
-            for r, row in zip(reaches, rows, strict=True)
-            if r
-        ]
-        margin = [(r.of_margin, row["margin"], row["margin_low"]) for r, row in zip(reaches, rows, strict=True) if r]
-        found += [_promise(f"{claim}, from 0", zero), _promise(f"{claim}, from the placebo", margin)]
+    for claim in FROM_0:
+        told = [(r, row) for row in _all(partial(_claimed, FROM_0[claim], claim), runs) if (r := Reach.of_row(row))]
+        zero = [(r.of_number, row["estimate"] - r.zero, row["ci_low"] - r.zero) for r, row in told]
+        found.append(_promise(f"{claim}, from 0", zero))
+        beside = _all(partial(_claimed, FROM_PLACEBO[claim], claim), runs)
+        margin = [(r.of_margin, row["margin"], row["margin_low"]) for row in beside if (r := Reach.of_row(row))]
+        found.append(_promise(f"{claim}, from the placebo", margin))
     kept = [row for row in _all(partial(_less, FAINT), runs) if row]
     turned = [(precision_of_row(row), -row["estimate"], -row["ci_high"]) for row in kept]
     return [*found, _promise(f"{CONTENDER} keeps less than raw KL at {HEADLINE_BUDGET:.0%}, from 0", turned)]
@@ -108,7 +111,7 @@ def headlines(name: str, runs: int) -> Headlines:
 def _nothing(said: Headline, _: int) -> bool:
     """Nothing is claimed of the step, no share of its gain is stated, and nothing advised."""
     text = " ".join(said.sentences)
-    harm = "further from the teacher" in text or "away from the teacher" in text
+    harm = "further from the teacher" in text or "takes the student away from the teacher" in text
     gain = "of the whole batch's gain" in text
     quiet = "nothing else is claimed of it" in text and not harm and not gain
     return quiet and not said.command.startswith("teachdiag train")
@@ -224,9 +227,10 @@ estimates that no headline needs; of the bootstrap there are {world.draws} draws
 
 {right}
 
-A headline is wrong under no effect if it states a gain or a harm, what is kept of a gain, or advises a selector. With a
-known effect it is right if it states every planted claim. With a known efficiency it is right if it states which score
-keeps more, and if what it advises to train on, if anything, keeps at least {enough} of the gain in truth.
+A headline is wrong under no effect if it states a gain or a harm, what is kept of a gain, or advises a selector; that
+a step seems to do harm (below 0 at 95%, not at 99%) is no such statement. With a known effect it is right if it states
+every planted claim. With a known efficiency it is right if it states which score keeps more, and if what it advises to
+train on, if anything, keeps at least {enough} of the gain in truth.
 
 Each primary claim by itself, where there is no effect: how often it holds or is reversed, placebo included. The
 headline mentions the last three only where the first holds.
@@ -237,7 +241,9 @@ headline mentions the last three only where the first holds.
 
 Each run promises a power for the effect that was planted, from its own standard error and the width of its interval.
 Promised is the mean over runs, found is the share of runs whose interval leaves 0 out on the right side; the
-Monte-Carlo error of the latter is up to {error:.2f}.
+Monte-Carlo error of the latter is up to {error:.2f}. Effects are of the size that a run would see about four times in
+five. Of what selectors keep more is found than promised: the interval of a share widens with the share, and the promise
+knows its mean width alone.
 
 {power}
 """

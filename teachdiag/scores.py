@@ -64,10 +64,11 @@ def mid_places(values: Array) -> Array:
     """
     order = np.argsort(values)
     ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    counts = np.diff(np.r_[starts, len(values)])
+    edges = np.ones(len(values) + 1, bool)  # before each run of equal values, and behind the last
+    np.not_equal(ordered[1:], ordered[:-1], out=edges[1:-1])
+    bounds = np.flatnonzero(edges)
     middle = np.empty(len(values))
-    middle[order] = np.repeat(starts + counts / 2, counts)
+    middle[order] = np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds))
     return middle
 
 

@@ -13,6 +13,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes run on the machine's few cores
 
 import torch
+from hypothesis import settings
 from plug_ins import install
 from tiny_pair import PROBE, save_model
 from transformers import Qwen3ForCausalLM
@@ -26,6 +27,9 @@ from teachdiag.figures import style
 from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings
+
+settings.register_profile("machines differ", deadline=None)  # speed belongs in the benchmarks
+settings.load_profile("machines differ")
 
 
 @pytest.fixture

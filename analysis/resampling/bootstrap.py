@@ -184,9 +184,9 @@ def _percentiles(n_prompts: int | None) -> list[float]:
 
 def ratio(numerator: Array, denominator: Array) -> Array:
     """Divide, with NaN where the denominator is 0: a draw that holds nothing to average."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    quotient: Array = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
-    return quotient
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = numerator / denominator
+    return np.where(denominator == 0, np.nan, quotient)
 
 
 def variance(n: Array, total: Array, squares: Array) -> Array:

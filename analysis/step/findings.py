@@ -36,6 +36,7 @@ from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
 _RATE = 0.05  # of false discoveries among secondary claims
+_CLEAR = 0.01  # two-sided level at which a step is said to do harm, rather than to seem to
 
 
 def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -61,7 +62,8 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
     _control_discoveries([row for row in rows if not row["primary"]])
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
-    if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0):
+    clearly = _p_of(helps.interval, -1) < _CLEAR
+    if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0, clearly=clearly):
         status, sentence = verdict
         rows[0] |= {"status": status, "sentence": sentence}
         for row in rows[1:]:

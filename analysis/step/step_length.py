@@ -43,13 +43,14 @@ def length_text(record: Record) -> str:
 TOO_LONG, REVERSED = "too long", "reversed"  # statuses of a step on which nothing is judged
 
 
-def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | None:
+def obstacle(record: Record, mean_gain: str, harmed: bool, *, clearly: bool = True) -> tuple[str, str] | None:
     """Say why nothing can be judged on a step, which was too long, and the rate to use.
 
     Args:
         record: a probe that takes steps.
         mean_gain: its mean gain, as text.
         harmed: whether that is below 0, beyond its interval and the noise floor.
+        clearly: whether it is so at 99% too; if not, the sentence says what seems to be.
 
     Returns:
         `TOO_LONG`, or `REVERSED` where no shorter step would help, and a sentence; None of a step that can be judged.
@@ -65,26 +66,24 @@ def obstacle(record: Record, mean_gain: str, harmed: bool) -> tuple[str, str] | 
         )
     if not harmed or not kind_reads(record.kind, "learning_rate"):
         return None
+    if not clearly:
+        effect += ", below 0 at 95% but not at 99%"
+    was, takes = ("was", "takes") if clearly else ("seems", "seems to take")
+    too_long = f"The step {was} too long: at {at} it {takes} the student away from the teacher ({effect}"
     if ladder is None:
         shorter = "probe again with `--learning-rate auto`"
         if steps > 1:
             shorter = f"take fewer of the {steps} steps, or shorter ones, or a single one with `--learning-rate auto`"
-        return (
-            TOO_LONG,
-            f"The step was too long: at {at} it takes the student away from the teacher ({effect}): {shorter}.",
-        )
+        return TOO_LONG, f"{too_long}): {shorter}."
     rung = _taken(ladder)
     first = rung["first_order_gain"]
     if first is not None and first <= 0:
         return REVERSED, (
-            f"The step takes the student away from the teacher ({effect}), and no shorter one along it would help: "
+            f"The step {takes} the student away from the teacher ({effect}), and no shorter one along it would help: "
             f"first order alone foresees {first:.3g} nats. Teachability is not judged on it."
         )
-    return TOO_LONG, (
-        f"The step was too long: at {at} it takes the student away from the teacher ({effect}"
-        f"{'' if first is None else f', where first order alone foresees {first:.3g}'}): use `--learning-rate "
-        f"{_helping(rung):g}`."
-    )
+    foreseen = "" if first is None else f", where first order alone foresees {first:.3g}"
+    return TOO_LONG, f"{too_long}{foreseen}): use `--learning-rate {_helping(rung):g}`."
 
 
 def ladder_table(record: Record) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores
-from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, prompt_sums, ratio, variance
 from teachdiag.analysis.step.cross_validation import Data, Fits, Products, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.step.splines import rank_splines
 from teachdiag.scores import Array, Codes, mid_places
@@ -150,12 +150,11 @@ def _samples(
 ) -> list[Samples]:
     """Evaluate fits in every draw."""
     total, unexplained = squared_errors(data, fits, weights.shape[1], products)
-    ranks = [centred_ranks(sample) for sample in data.values]
-    drawn = np.empty((len(ranks), len(weights), len(sets)))
+    observed = centred_ranks(np.column_stack(data.values))
+    drawn = np.empty((len(data.values), len(weights), len(sets)))
     for number, keys in enumerate(sets.values()):
-        predicted = out_of_fold(data, fits, keys, number)
-        for sample, y, column in zip(drawn, ranks, predicted.T, strict=True):
-            sample[:, number] = rank_correlation(y, centred_ranks(column), data.prompts, weights)[:, 0]
+        predicted = centred_ranks(out_of_fold(data, fits, keys, number))
+        drawn[..., number] = rank_correlation(observed, predicted, data.prompts, weights).T
     return [
         _beside_base(
             {"cv_r2": explained(total[:, number], unexplained[..., number], weights), "cv_rank": sample},
@@ -185,24 +184,25 @@ def explained(total: Array, unexplained: Array, weights: Array) -> Array:
 
 
 def centred_ranks(values: Array) -> Array:
-    """Return mid-ranks less their mean, shape (n,)."""
-    return mid_places(values) - len(values) / 2
+    """Return the mid-ranks of each column less their mean, shape (n, m)."""
+    return np.column_stack([mid_places(column) for column in values.T]) - len(values) / 2
 
 
 def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Array) -> Array:
-    """Return Spearman's correlation of the outcome with a score in every draw, shape (draws, 1).
+    """Return Spearman's correlation of m outcomes, each with its own score, in every draw, shape (draws, m).
 
     Ranks are those of the full sample, mid-ranks for ties; a draw re-weights them.
 
     Args:
-        observed: centred ranks, shape (n,).
-        score: centred ranks, shape (n,).
+        observed: centred ranks, shape (n, m).
+        score: centred ranks, shape (n, m), or (n, 1) for one score.
         prompts: shape (n,).
         weights: shape (draws, prompts).
     """
-    columns = (None, observed, observed**2, score, score**2, score * observed)
-    totals = weights @ np.column_stack([np.bincount(prompts, column, weights.shape[1]) for column in columns])
-    n, sum_y, squares_y, sum_x, squares_x, products = np.split(totals, len(columns), axis=1)
+    score = np.broadcast_to(score, observed.shape)
+    columns = (np.ones((len(observed), 1)), observed, observed**2, score, score**2, score * observed)
+    totals = weights @ prompt_sums(np.hstack(columns), prompts, weights.shape[1])
+    n, (sum_y, squares_y, sum_x, squares_x, products) = totals[:, :1], np.split(totals[:, 1:], 5, axis=1)
     covariance = ratio(products, n) - ratio(sum_x, n) * ratio(sum_y, n)
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))
 
@@ -226,12 +226,12 @@ def _validity_rows(outcome: Outcome, sets: list[Key], samples: Samples, resampli
 def _spearman_rows(
     outcomes: Sequence[Outcome], scores: Scores, weights: Array, resampling: Resampling
 ) -> list[dict[str, Any]]:
-    observed = [centred_ranks(outcome.values) for outcome in outcomes]
+    observed = centred_ranks(np.column_stack([outcome.values for outcome in outcomes]))
     method = resampling.method("Spearman, no model")
     rows = []
     for name, k in scores:
-        ranks = centred_ranks(outcomes[0].of(scores[name, k]))
-        for outcome, y in zip(outcomes, observed, strict=True):
-            (interval,) = intervals(rank_correlation(y, ranks, outcome.prompts, weights), resampling.n_prompts)
+        ranks = centred_ranks(outcomes[0].of(scores[name, k])[:, None])
+        correlations = rank_correlation(observed, ranks, outcomes[0].prompts, weights)
+        for outcome, interval in zip(outcomes, intervals(correlations, resampling.n_prompts), strict=True):
             rows.append(outcome.row("spearman", name, k, "1", interval, method))
     return rows

@@ -54,7 +54,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
         fit(totals, [0], [1]).slopes[:, 0],
-        rank_correlation(centred_ranks(y), centred_ranks(x), prompts, weights),
+        rank_correlation(centred_ranks(y[:, None]), centred_ranks(x[:, None]), prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):
         assert np.isnan(samples[:, 0]).tolist() == [False, True, False]

@@ -150,7 +150,7 @@ def test_robust_gains_are_those_of_numpy_in_every_draw(case: Case) -> None:
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_the_order_of_rows_changes_no_bucket(case: Case, rows: list[dict[str, Any]], seed: int) -> None:
     mixed = shuffled(case, seed)
     for row, other in zip(rows, bucket_rows([mixed.gain], mixed.bank, mixed.scores, case.resampling()), strict=True):

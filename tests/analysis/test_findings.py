@@ -95,3 +95,12 @@ def test_a_claim_on_the_wrong_side_says_what_it_means() -> None:
         s.startswith("The opposite holds at K=16: C adds nothing to raw KL: with it, gain is predicted worse (")
         for s in sentences
     )
+
+
+@pytest.mark.parametrize(("z", "sentence"), [(-3.0, "was too long: "), (-2.2, "seems too long: ")])
+def test_harm_that_is_not_clear_only_seems_to_be(z: float, sentence: str) -> None:
+    """Below 0 beyond 95% the step was too long, whatever else is found; what it does is stated beyond 99%."""
+    helps = _found({"mean": z}).iloc[0]
+    assert helps["status"] == "too long"
+    assert sentence in helps["sentence"]
+    assert ("at 95% but not at 99%" in helps["sentence"]) == (z > -norm.ppf(0.995))

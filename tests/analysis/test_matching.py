@@ -21,7 +21,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @given(st.integers(0, 1000), st.integers(2, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_pairs_are_the_best_of_all(seed: int, per_side: int) -> None:
     rng = np.random.default_rng(seed)
     n = 2 * per_side
@@ -131,7 +131,7 @@ def test_without_a_pair_or_in_few_prompts_the_note_says_so(case: Case) -> None:
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_rows_changes_no_pair(case: Case, seed: int) -> None:
     mixed = shuffled(case, seed)
     one, same = (matched_rows([c.gain], c.bank, c.scores, case.resampling(1)) for c in (case, mixed))

@@ -12,7 +12,7 @@ PROBABILITIES = (0.0, 0.05, 1 / 3, 0.5, 2 / 3, 0.95, 1.0)
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 400), n_prompts=st.integers(1, 20), digits=st.integers(0, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_redrawn_quantiles_are_those_of_the_repeated_rows(seed: int, n: int, n_prompts: int, digits: int) -> None:
     """Few digits make ties, unequal prompts make unequal draws, and some draws hold nothing at all."""
     rng = np.random.default_rng(seed)

@@ -148,7 +148,7 @@ def test_a_draw_that_empties_an_arm_gives_no_interval() -> None:
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_rows_changes_no_contrast(case: Case, seed: int) -> None:
     mixed = shuffled(case, seed)
     one, same = (contrast_rows([c.gain], c.bank, case.resampling(1), redraw=True) for c in (case, mixed))

@@ -24,7 +24,7 @@ def _columns(n: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @given(n=st.integers(20, 200), budget=st.floats(0.01, 1.0), seed=st.integers(0, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_exactly_the_budget_is_kept_and_it_is_what_select_keeps(n: int, budget: float, seed: int) -> None:
     columns = _columns(n, seed)
     found = Selection("learnable", budget=budget).weigh(columns)
@@ -35,7 +35,7 @@ def test_exactly_the_budget_is_kept_and_it_is_what_select_keeps(n: int, budget: 
 
 
 @given(n=st.integers(20, 200), budget=st.floats(0.01, 0.99), selector=st.sampled_from(["learnable", "prefix"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_soft_weights_follow_the_score_and_have_the_budgets_total(n: int, budget: float, selector: str) -> None:
     columns = _columns(n)
     found = Selection(selector, budget=budget, soft=True).weigh(columns)

@@ -353,7 +353,7 @@ def true_of(writer: str, said: Said) -> Pairs:
 
 @pytest.mark.slow
 @given(said=talks(), writer=st.sampled_from(sorted(WRITERS)))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_what_is_imported_is_what_was_sampled(said: list[Said], writer: str, student: dict[str, Any]) -> None:
     if writer not in BY_IDS:  # as its tokenizer chooses
         for one in said:

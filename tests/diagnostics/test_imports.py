@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rollout_worlds import (
     ANSWERS,
@@ -285,7 +285,6 @@ def test_rollouts_of_many_students_are_told_of(marked: str, tmp_path: Path, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["marked", "bare", "embedded"])
-@settings(deadline=None)
 @given(question=st.text(max_size=30), answer=st.text(max_size=30), form=st.sampled_from(["stripped", "written"]))
 def test_any_text_is_what_it_was_or_is_refused(kind: str, question: str, answer: str, form: Form) -> None:
     tokenizer, end = KINDS[kind]()

@@ -37,7 +37,7 @@ def synthetic(n: int, seed: int) -> pa.Table:
 
 
 @given(st.integers(60, 400), st.integers(0, 100), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_weights_stand_for_every_position(n: int, seed: int, data: st.DataObject) -> None:
     sample = data.draw(st.integers(31, n))
     drawn = draw_positions(synthetic(n, seed), sample, seed)

@@ -56,7 +56,7 @@ def test_losses_match_torch_and_their_limits() -> None:
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.95))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_generalised_jsd_is_bounded(seed: int, beta: float) -> None:
     """It cannot exceed the entropy of its mixture's coin; a mixture of logs instead of probabilities does."""
     value = generalised_jsd(*logps(seed, scale=40.0), beta)
