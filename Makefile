@@ -105,18 +105,19 @@ bench: .venv/installed $(if $(PARTS),,.venv-vllm/installed)  ## speed and memory
 	$(BIN)/python benchmarks/bench.py $(PARTS)
 	$(if $(PARTS),,.venv-vllm/bin/python benchmarks/engines.py)
 
-docs: .venv/installed  ## pages that are made from code
+docs: .venv/installed  ## the documentation site, from docs/ into site/: the pages that are made from code first
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
+	$(BIN)/sphinx-build -q --fail-on-warning --keep-going docs site
 
-readme: .venv/installed  ## put what was measured into the README and docs/study.md (needs `make figures`, or `make sweep`)
+readme: .venv/installed  ## put what was measured into the README and the pages of results (needs `make figures`, or `make sweep`)
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
 
 results: .venv/installed  ## put what was measured on all pairs into docs/results.md (needs `make study-real`)
 	$(BIN)/python -m tools.results_page $(patsubst %,runs/%,$(REAL) $(PAIRS))
 
 clean:  ## remove the environment and every run
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-vllm runs site
 
 # Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
 .venv-vllm/installed: pyproject.toml

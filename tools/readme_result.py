@@ -1,7 +1,7 @@
-"""`make readme`: put what was measured, whichever way it falls, into the README and docs/study.md.
+"""`make readme`: put what was measured, whichever way it falls, into the README and the pages of its results.
 
-The first run gives its first page and the picture; several give what all their probes show; a run that has trained
-gives what came of it.
+The first run gives its headline to the README, its first page to docs/demo.md, and the picture of both; several give
+what all their probes show to docs/study.md; a run that has trained gives what came of it to docs/sweep.md.
 """
 
 import shutil
@@ -9,18 +9,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from teachdiag.analysis.report.result_block import result_block, study_block
+from teachdiag.analysis.report.result_block import headline_block, result_block, study_block
 from teachdiag.analysis.training.training_block import training_block
 
 ROOT = Path(__file__).parents[1]
-_PAGES = {"study": "docs/study.md"}  # of blocks that are not the README's
-PICTURE, CURVE = Path("docs/efficiency.png"), Path("docs/accuracy.png")
+PAGES = {"headline": "README.md", "result": "docs/demo.md", "study": "docs/study.md", "training": "docs/sweep.md"}
+_PICTURE = "![The share of the whole batch's gain that selectors keep, by the share of tokens]({}efficiency.png)"
+_CURVE = "![Share of right answers by budget and selector](accuracy.png)"
 
 
 def main(runs: Sequence[Path]) -> None:
-    """Replace what stands between the marks of both pages, and the pictures."""
+    """Replace what stands between the marks of the pages, and the pictures."""
     for name, block in _blocks(runs):
-        put(ROOT / _PAGES.get(name, "README.md"), name, block)
+        put(ROOT / PAGES[name], name, block)
 
 
 def put(page: Path, name: str, block: str) -> None:
@@ -32,18 +33,19 @@ def put(page: Path, name: str, block: str) -> None:
 
 
 def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield what the runs give, by the name of its place in the README."""
+    """Yield what the runs give, by the name of its place in a page."""
     trained = [run for run in runs if (run / "train.json").exists()]
     probed = [run for run in runs if run not in trained]
     if probed:
-        shutil.copy(probed[0] / "figures/efficiency.png", ROOT / PICTURE)
-        picture = f"![The share of the whole batch's gain that selectors keep, by the share of tokens]({PICTURE})"
-        yield "result", f"{picture}\n\n{result_block(probed[0])}"
+        first = probed[0]
+        shutil.copy(first / "figures/efficiency.png", ROOT / "docs")
+        yield "headline", f"{_PICTURE.format('docs/')}\n\n{headline_block(first)}"
+        yield "result", f"{_PICTURE.format('')}\n\n{result_block(first)}"
     if len(probed) > 1:
         yield "study", study_block(probed)
     for run in trained:
-        shutil.copy(run / "figures/accuracy.png", ROOT / CURVE)
-        yield "training", f"![Share of right answers by budget and selector]({CURVE})\n\n{training_block(run)}"
+        shutil.copy(run / "figures/accuracy.png", ROOT / "docs")
+        yield "training", f"{_CURVE}\n\n{training_block(run)}"
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ class FrontPage:
 
     def markdown(self) -> list[str]:
         """Return it as paragraphs of Markdown."""
-        parts = [" ".join(self.headline.sentences), f"**{self.headline.action}.**"]
-        parts += [f"```\n{self.headline.command}\n```"] if self.headline.command else []
+        parts = [" ".join(self.headline.sentences), *self.next_step()]
         for probe_id, table in self.primary.items():
             parts += [f"Primary claims, `{probe_id}` (K=16):", markdown_table(table)]
         parts += [self.legend] if self.primary else []
@@ -67,6 +66,11 @@ class FrontPage:
             title = f"Share of the whole batch's gain at equal step length, `{probe_id}`:"
             parts += [title, markdown_table(table)]
         return [*parts, f"Caveats: {self.caveats}"] if self.caveats else parts
+
+    def next_step(self) -> list[str]:
+        """Return what to do, in words and as a command where there is one, as paragraphs of Markdown."""
+        command = [f"```\n{self.headline.command}\n```"] if self.headline.command else []
+        return [f"**{self.headline.action}.**", *command]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the headline and the caveats as plain values."""

@@ -1,4 +1,4 @@
-"""Runs' results in Markdown: a run's first page for the README, and what all probes show for the page of the study."""
+"""Runs' results in Markdown: a headline, a first page, and what all probes show for the page of the study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
 from teachdiag.analysis.kinds.steps import at_headline_k, coefficient_table, outcome_table, validity_table
-from teachdiag.analysis.report.front_page import first_page
+from teachdiag.analysis.report.front_page import FrontPage, first_page
 from teachdiag.analysis.report.sections import pair_text
 from teachdiag.analysis.step.findings import secondary_title
 from teachdiag.markdown import bullets, folded, markdown_table
@@ -15,15 +15,29 @@ from teachdiag.settings import HEADLINE_K, KINDS
 from teachdiag.signals import BASE_LABEL
 
 
+def headline_block(run: Path) -> str:
+    """Return a run's headline, a sentence a line, and what to do next: a few lines.
+
+    Raises:
+        ArtefactError: the analysis has not been run.
+    """
+    page = _page(run, read_results(run))
+    return "\n\n".join([bullets(page.headline.sentences), *page.next_step()])
+
+
 def result_block(run: Path) -> str:
     """Return a run's first page: headline, primary claims, what selectors keep, caveats; and which pair it is of.
 
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    capture, results = Stage(run, "capture").record("settings.max_new_tokens"), read_results(run)
-    page = first_page(run, capture, read_records(run), results)
-    return "\n\n".join([*page.markdown(), pair_text(run, results)])
+    results = read_results(run)
+    return "\n\n".join([*_page(run, results).markdown(), pair_text(run, results)])
+
+
+def _page(run: Path, results: Results) -> FrontPage:
+    capture = Stage(run, "capture").record("settings.max_new_tokens")
+    return first_page(run, capture, read_records(run), results)
 
 
 def study_block(runs: Sequence[Path]) -> str:
