@@ -1,6 +1,6 @@
 """Draw every figure and print every table of a run from its analysis: those that its probes give something to."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +34,10 @@ def publish(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
     with joining(run), stage.timed():
         earlier = (stage.read() or {}).get("tables", {}) if only else {}
         tables = load_tables(run)
-        jobs = {name: make for name, make in _jobs(run, tables) if only in ("", name) or name.startswith(f"{only}-")}
+        jobs = {name: make for name, make in _jobs(tables) if only in ("", name) or name.startswith(f"{only}-")}
         files = print_tables(run, tables, only)
         if not jobs and not files:
-            raise ArtefactError(
-                f"{run} has neither figure nor table {only!r}: its figures are "
-                f"{', '.join(name for name, _ in _jobs(run, tables))}; others need a probe of their kind, and then "
-                "`teachdiag analyze`"
-            )
+            raise ArtefactError(f"{run} has neither figure nor table {only!r}: {_others(dict(_jobs(tables)))}")
         stage.note.unlink(missing_ok=True)
         stage.claim({"only": only}, {})
         drawn = _draw(run, jobs, reporter)
@@ -56,10 +52,35 @@ def draw_figures(run: Path, reporter: Reporter) -> list[Path]:
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    return _draw(run, dict(_jobs(run, load_tables(run))), reporter)
+    return _draw(run, dict(_jobs(load_tables(run))), reporter)
 
 
-def _jobs(run: Path, tables: RunTables) -> Iterator[tuple[str, Make]]:
+def figure_names(run: Path) -> list[str]:
+    """Return the names of all figures of a run.
+
+    Raises:
+        RunError: the run has not been analysed, or a table is no longer what the analysis wrote.
+    """
+    return [name for name, _ in _jobs(load_tables(run))]
+
+
+def draw_figure(run: Path, name: str) -> Figure:
+    """Draw one figure of a run, and write nothing.
+
+    Raises:
+        RunError: as `figure_names`.
+        ArtefactError: nothing in the run gives it.
+    """
+    jobs = dict(_jobs(load_tables(run)))
+    if name not in jobs:
+        raise ArtefactError(f"{run} has no figure {name!r}: {_others(jobs)}")
+    with theme():
+        figure = jobs[name]()
+        figure.draw_without_rendering()  # ticks take their style when they are first drawn
+    return figure
+
+
+def _jobs(tables: RunTables) -> Iterator[tuple[str, Make]]:
     """Yield every figure that the run gives something to: the name of its file, and what draws it."""
     steps = steps_of(tables)
     for plot in PLOTS.values():
@@ -72,6 +93,10 @@ def _jobs(run: Path, tables: RunTables) -> Iterator[tuple[str, Make]]:
             probes = tables.probes(plot.of)
             for probe_id in probes:
                 yield _file(plot, probe_id, len(probes)), partial(_made, plot, tables, probe_id)
+
+
+def _others(names: Iterable[str]) -> str:
+    return f"its figures are {', '.join(names)}; others need a probe of their kind, and then `teachdiag analyze`"
 
 
 def _draw(run: Path, jobs: Mapping[str, Make], reporter: Reporter) -> list[Path]:

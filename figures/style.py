@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from teachdiag.glossary import explain, legend
 from teachdiag.tables import whole
 
 WIDTH, COLUMN = 7.2, 3.3  # inches: two columns of a paper, and one
+_SCREEN_DPI = 96  # of a notebook, in which an inch is so many pixels
 _CAPTION_CHARACTERS = 140 / WIDTH  # what fits an inch
 
 PALETTE = sns.color_palette("colorblind")
@@ -60,9 +62,21 @@ def theme() -> Iterator[None]:
         yield
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself; pyplot, which else sees to that, never holds it."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, float]]:
+        """Return twice as many pixels as the notebook is to give it, so that text stays sharp."""
+        drawn = BytesIO()
+        with theme():
+            self.savefig(drawn, format="png", dpi=2 * _SCREEN_DPI)
+        width, height = self.get_size_inches() * _SCREEN_DPI
+        return drawn.getvalue(), {"width": float(width), "height": float(height)}
+
+
 def blank_figure(height: float, width: float = WIDTH) -> Figure:
     """Return an empty figure of a height and a width in inches, on the Agg backend."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

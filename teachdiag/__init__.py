@@ -9,7 +9,12 @@ The work is done in three rooms that meet only through the tables of a run direc
 import os
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
+    from teachdiag.run_view import open_run
+    from teachdiag.selectors import Selection
 
 # Libraries that are imported later tell their makers of it, unless their users choose otherwise; a run looks nowhere
 # that it was not sent. Set here, because each library reads its variable once, when it is imported.
@@ -24,16 +29,21 @@ for _name, _value in _TELLS_NOBODY.items():
     os.environ.setdefault(_name, _value)
 
 __version__ = version("teachdiag")
-__all__ = ["Selection", "SelectiveDistillationTrainer"]
+__all__ = ["Selection", "SelectiveDistillationTrainer", "open_run"]
 
 _HOMES = {
     "Selection": "teachdiag.selectors",
     "SelectiveDistillationTrainer": "teachdiag.diagnostics.training.selective_trainer",
+    "open_run": "teachdiag.run_view",
 }
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import what a user's own training script needs when it is asked for: the door itself stays light."""
+    """Import what a user's own script or notebook needs when it is asked for: the door itself stays light."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
