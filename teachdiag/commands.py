@@ -67,30 +67,27 @@ def run_folder(given: str | Path) -> Path:
     """Take the name of a run directory; what is a slip is none."""
     name = str(given)
     if name in ("", "-") or "\0" in name or any(len(os.fsencode(part)) > _NAME_BYTES for part in Path(name).parts):
-        raise SettingsError(f"run {shown(name)} is no name of a folder: give one such as {_DEFAULT_RUN}")
+        raise SettingsError(f"run {shown(name)} is no name of a folder: give one such as {DEFAULT_RUN}")
     return Path(name)
 
 
 _NAME_BYTES = 255  # of one part of a path, on the usual file systems
-_DEFAULT_RUN = Path("runs/demo")
-_ONE_RUN: dict[str, tuple[Any, Any]] = {
-    "run": (
-        Annotated[
-            Path,
-            typer.Option(
-                parser=run_folder,
-                metavar="PATH",
-                help=f"Run directory: every stage reads and writes here (default {_DEFAULT_RUN})",
-            ),
-        ],
-        _DEFAULT_RUN,
-    )
-}
+DEFAULT_RUN = Path("runs/demo")
+RunFolder = Annotated[
+    Path,
+    typer.Option(
+        parser=run_folder,
+        metavar="PATH",
+        help=f"Run directory: every stage reads and writes here (default {DEFAULT_RUN})",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", rich_help_panel=ALWAYS)]
+_ONE_RUN: dict[str, tuple[Any, Any]] = {"run": (RunFolder, DEFAULT_RUN)}
 _RUNS: dict[str, tuple[Any, Any]] = {
     "runs": (
         Annotated[
             list[Path] | None,
-            typer.Argument(parser=run_folder, metavar="RUN", help=f"Run directories (default {_DEFAULT_RUN})"),
+            typer.Argument(parser=run_folder, metavar="RUN", help=f"Run directories (default {DEFAULT_RUN})"),
         ],
         None,
     )
@@ -109,10 +106,7 @@ _COMMON: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "quiet": (
-        Annotated[bool, typer.Option("--quiet", help="No progress bars, no messages", rich_help_panel=ALWAYS)],
-        False,
-    ),
+    "quiet": (Quiet, False),
     "json": (
         Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout", rich_help_panel=ALWAYS)],
         False,
@@ -158,7 +152,7 @@ def stage_command(
     def register(stage: _Stage) -> _Stage:
         def command(**values: Any) -> None:  # noqa: ANN401
             common = {name: values.pop(name) for name in shared}
-            runs = (values.pop("runs") or [_DEFAULT_RUN]) if many else [values.pop("run")]
+            runs = (values.pop("runs") or [DEFAULT_RUN]) if many else [values.pop("run")]
             quiet = common["quiet"] or not is_first()
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
             summaries = {}

@@ -61,7 +61,7 @@ def _names(parameter: Any) -> str:  # noqa: ANN401
     if isinstance(parameter, TyperArgument):
         return str(parameter.metavar)
     value = "" if parameter.is_flag else f" {parameter.metavar}"
-    return "\n".join((parameter.opts[0] + value, *parameter.secondary_opts))
+    return "\n".join((", ".join(sorted(parameter.opts, key=len)) + value, *parameter.secondary_opts))
 
 
 def _framed(title: str, content: RenderableType) -> Panel:

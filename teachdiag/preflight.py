@@ -5,9 +5,10 @@ Nothing is decided here alone: a stage makes the same checks by the same functio
 
 import re
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
-from teachdiag.errors import ModelError, RolloutError, RunError, SettingsError, cause
+from teachdiag.errors import InputError, ModelError, RolloutError, RunError, SettingsError, cause
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import local_file
@@ -31,6 +32,21 @@ MODELS = (  # that are read
     "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
     "on the Hub, or 'embedded'"
 )
+
+
+def need(extra: str, *packages: str) -> None:
+    """Say what to install before a missing package can raise a traceback.
+
+    Args:
+        extra: of teachdiag, which installs them all.
+        packages: by the names that are imported.
+
+    Raises:
+        InputError: one is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"this command needs {package}: pip install 'teachdiag[{extra}]'")
 
 
 def before_capture(run: Path, settings: CaptureSettings) -> None:

@@ -54,11 +54,17 @@ def test_examples_can_be_typed(words: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert " ".join(given).startswith(words)
         command = COMMANDS[words]
         context = command.make_context(words.split()[-1], given[len(words.split()) :])
-        if words != "import released":
-            settings_class = command.callback.settings_class
+        if settings_class := getattr(command.callback, "settings_class", None):
             names = {entry.name for entry in fields(settings_class)}
             values = {name: value for name, value in context.params.items() if name in names}
             assert settings_class(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+
+@pytest.mark.parametrize("words", ["", "import", *COMMANDS])
+def test_the_short_form_asks_for_help_too(words: str) -> None:
+    asked = [CliRunner().invoke(app, [*words.split(), form]) for form in ("-h", "--help")]
+    assert asked[0].exit_code == 0
+    assert asked[0].stdout == asked[1].stdout
 
 
 def test_options_stand_in_panels() -> None:
