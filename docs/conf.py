@@ -1,6 +1,14 @@
 """The documentation site: Markdown of this folder, and docstrings. `make docs` builds it; warnings are errors."""
 
+import sys
 from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tools.refusals import refusals_page
 
 project = "teachdiag"
 copyright = "the teachdiag authors"
@@ -20,3 +28,14 @@ html_theme = "furo"
 html_title = "teachdiag"
 html_copy_source = False
 html_show_sphinx = False
+
+
+def setup(app: Sphinx) -> None:
+    """Put every sentence with which the code refuses an input into the page of questions."""
+    app.connect("source-read", _fill_in)
+
+
+def _fill_in(_app: Sphinx, page: str, source: list[str]) -> None:
+    if page == "faq":
+        before, mark, after = source[0].partition("<!-- every refusal:")
+        source[0] = before + refusals_page() + after.partition("-->")[2] if mark else source[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from readme_result import PAGES
+from refusals import refusals
 from results_page import PAGE
 from stages import ROOT
 
@@ -33,6 +34,16 @@ def test_what_was_measured_has_one_place(name: str, page: str | Path) -> None:
     text = (ROOT / page).read_text()
     assert [found for found, _ in MARKED.findall(text)].count(name) == 1
     assert text.count(f"<!-- {name}:begin -->") == text.count(f"<!-- {name}:end -->") == 1
+
+
+def test_the_page_of_questions_quotes_what_the_code_says() -> None:
+    said = {sentence for sentences in refusals().values() for sentence in sentences}
+    assert len(said) > 200
+    page = (ROOT / "docs/faq.md").read_text()
+    quoted = re.findall(r"^> (.+)$", page, re.MULTILINE)
+    assert len(quoted) > 30
+    assert [sentence for sentence in quoted if sentence not in said] == []
+    assert "<!-- every refusal:" in page
 
 
 class Loaded(HTMLParser):
@@ -64,5 +75,7 @@ def test_the_site_builds_without_a_warning_and_is_read_without_a_network(tmp_pat
         assert [url for url in loaded.loads if re.match(r"(https?:)?//", url)] == [], page.name
         assert [url for url in loaded.loads if not (site / re.sub(r"[?#].*", "", url)).exists()] == [], page.name
         assert not any(url.startswith("/") for url in loaded.leads), page.name
+    questions = (site / "faq.html").read_text()
+    assert all(title.rstrip(".") in questions for title in refusals())
     for style in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text()), style.name
