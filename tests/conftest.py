@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes 
 import torch
 from hypothesis import settings
 from plug_ins import install
-from tiny_pair import PROBE, save_model
+from tiny_pair import EFFICIENCY_PROBE, PROBE, save_model
 from transformers import Qwen3ForCausalLM
 
 from teachdiag.analysis.analyze import run_analysis
@@ -155,6 +156,17 @@ def analysed_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path)
     run_probe(run, PROBE, Reporter(quiet=True))
     run_analysis(run, AnalyzeSettings(draws=100), Reporter(quiet=True))
     publish(run, Reporter(quiet=True), "coefficients")
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
+    """A run of the tiny pair with the probes of `make demo`, analysed; to be copied and not to be changed."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    shutil.copytree(captured_once, run)
+    for probe in (replace(PROBE, name=""), EFFICIENCY_PROBE):
+        run_probe(run, probe, Reporter(quiet=True))
+    run_analysis(run, AnalyzeSettings(draws=100), Reporter(quiet=True))
     return run
 
 

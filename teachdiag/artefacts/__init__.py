@@ -163,6 +163,16 @@ gains = pd.read_parquet("runs/demo/gains")  # every probe and placebo, told apar
 bank = gains.merge(positions, on=["context_id", "position", "prompt_id"])
 ```
 
+`teachdiag.open_run` reads them by name, and refuses what is unfinished:
+
+```python
+import teachdiag
+
+run = teachdiag.open_run("runs/demo")
+run.positions  # and so every table below
+bank = run.bank()  # positions of the bank, and what the first real step gained there
+```
+
 Units and meanings also lie in the Parquet field metadata (`pyarrow.parquet.read_schema(file).field(name).metadata`).
 Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are never null unless marked so, nor absent
 unless marked optional: those need the teacher's whole distribution, which one behind an engine may not give.

@@ -189,11 +189,13 @@ _PREAMBLE = """# Selectors
 A selector scores every position from statistics measured before the update; the highest scores are kept.
 
 ```python
+from pathlib import Path
+
 from teachdiag.artefacts import POSITIONS
 from teachdiag.selectors import Tokens, resolve_selector, select
 
 selector = resolve_selector("learnable")
-table = POSITIONS.read_arrow(run / "positions", selector.columns(k=16))
+table = POSITIONS.read_arrow(Path("runs/demo/positions"), selector.columns(k=16))
 chosen = select(Tokens.from_table(table, k=16), selector, budget=0.1)
 chosen.kept  # one boolean a position
 ```

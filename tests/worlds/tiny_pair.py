@@ -1,4 +1,4 @@
-"""A tiny random Qwen3 on disk, with a byte tokenizer, and a probe of its size."""
+"""A tiny random Qwen3 on disk, with a byte tokenizer, and probes of its size."""
 
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from teachdiag.settings import ProbeSettings
 END = "<end>"
 KNOWN = 257  # ids of `byte_tokenizer`; the other rows of a head are padding
 PROBE = ProbeSettings(name="p", draws=1, learning_rate=1e-4, batch_tokens=100, tile_positions=7)
+EFFICIENCY_PROBE = ProbeSettings(
+    kind="efficiency", method="one-sided", blocks=3, update_contexts=3, real_steps=1, batch_tokens=100, tile_positions=7
+)
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 
 
