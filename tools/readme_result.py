@@ -1,7 +1,8 @@
 """`make readme`: put what was measured, whichever way it falls, into the README and the pages of its results.
 
-The first run gives its headline to the README, its first page to docs/demo.md, and the picture of both; several give
-what all their probes show to docs/study.md; a run that has trained gives what came of it to docs/sweep.md.
+The first run gives its headline to the README, its first page to docs/demo.md, the picture of both, and the numbers of
+the worked example in docs/concepts.md; several give what all their probes show to docs/study.md; a run that has trained
+gives what came of it to docs/sweep.md.
 """
 
 import shutil
@@ -11,9 +12,16 @@ from pathlib import Path
 
 from teachdiag.analysis.report.result_block import headline_block, result_block, study_block
 from teachdiag.analysis.training.training_block import training_block
+from tools import worked_example
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"headline": "README.md", "result": "docs/demo.md", "study": "docs/study.md", "training": "docs/sweep.md"}
+PAGES = {
+    "headline": "README.md",
+    "result": "docs/demo.md",
+    **dict.fromkeys(worked_example.PLACES, worked_example.PAGE),
+    "study": "docs/study.md",
+    "training": "docs/sweep.md",
+}
 _PICTURE = "![The share of the whole batch's gain that selectors keep, by the share of tokens]({}efficiency.png)"
 _CURVE = "![Share of right answers by budget and selector](accuracy.png)"
 
@@ -41,6 +49,7 @@ def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
         shutil.copy(first / "figures/efficiency.png", ROOT / "docs")
         yield "headline", f"{_PICTURE.format('docs/')}\n\n{headline_block(first)}"
         yield "result", f"{_PICTURE.format('')}\n\n{result_block(first)}"
+        yield from worked_example.example_blocks(first).items()
     if len(probed) > 1:
         yield "study", study_block(probed)
     for run in trained:
