@@ -2,15 +2,14 @@
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
 selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, `efficiency` how often those of efficiency curves do, `large` ten million positions, and `calibration` what
-`teachdiag plan` extrapolates from. `bench.py PART ...` runs these alone.
+truth, `efficiency` how often those of efficiency curves do, and `large` ten million positions. `bench.py PART ...` runs
+these alone.
 """
 
 import sys
 from collections.abc import Callable
 
 import torch
-from calibration import calibration_rows
 from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
 from intervals import coverage_rows
@@ -35,7 +34,6 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "large": ("A bank that memory cannot hold", large_rows),
-        "calibration": (f"Calibration, {threads}", calibration_rows),
     }
 
 

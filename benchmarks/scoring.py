@@ -3,20 +3,19 @@
 Both are measured on the loop that capture runs: shards of contexts, batches of similar length, tiles, Parquet files.
 """
 
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from workload import QUIET, Row, bare_pass, best, load_bench_pair, random_contexts
+from workload import Row, bare_pass, best, load_bench_pair, random_contexts
 
 from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.calibrate import score_anew
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
 from teachdiag.diagnostics.models.alignment import batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
-from teachdiag.diagnostics.scoring.positions_table import by_models, score_contexts
 from teachdiag.settings import CaptureSettings
 from teachdiag.tables import shard_path, write_parquet
 
@@ -82,10 +81,3 @@ def _write_contexts(run: Path, count: int) -> None:
     for index, start in enumerate(range(0, count, ROLLOUT_CONTEXTS)):
         shard = CONTEXTS.build_rows(rows[start : start + ROLLOUT_CONTEXTS])
         write_parquet(shard, shard_path(run / "contexts", index))
-
-
-def score_anew(run: Path, settings: CaptureSettings, pair: Pair) -> None:
-    """Score a run's contexts as if none had been."""
-    for shard in (run / "positions").glob("*.parquet"):
-        os.unlink(shard)
-    score_contexts(run, settings, by_models(pair, settings), QUIET)

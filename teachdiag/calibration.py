@@ -1,4 +1,7 @@
-"""What `make bench` measured on one machine, from which `teachdiag plan` extrapolates: its record, written and read."""
+"""What one machine was measured to take, from which `teachdiag plan` extrapolates: its record, written and read.
+
+`teachdiag calibrate` makes one. Where there is none, a reference that comes with the package is read in its place.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +15,8 @@ from teachdiag.settings import DType
 from teachdiag.settings.base import fits
 from teachdiag.tables import write_text
 
-COMMAND = "python benchmarks/bench.py calibration"  # what makes one, in a checkout of teachdiag
+COMMAND = "teachdiag calibrate"  # what makes one
+REFERENCE = Path(__file__).parent / "calibrations/cpu.json"
 _KIND = "teachdiag calibration"
 
 
@@ -57,13 +61,31 @@ class Calibration:
 
     @property
     def device(self) -> str:
-        """The device that was measured, for people."""
-        return f"{self.made_with['device_name']}, {self.made_with['threads']} threads, {self.dtype}"
+        """The device that was measured, for people: of a CPU with its threads."""
+        threads = f"{self.made_with['threads']} threads, " if "threads" in self.made_with else ""
+        return f"{self.made_with['device_name']}, {threads}{self.dtype}"
+
+    @property
+    def source(self) -> str:
+        """The same, and of the reference that it is not this machine."""
+        if not self.made_with.get("reference"):
+            return self.device
+        return f"{self.device} (a reference that comes with teachdiag; `{COMMAND}` measures this machine)"
 
 
 def calibration_path() -> Path:
     """Where this machine's calibration lies."""
     return cache_folder() / "calibration.json"
+
+
+def calibration_of(given: str) -> Calibration:
+    """Return the calibration at a path, or if none is given this machine's, or the reference where it has none.
+
+    Raises:
+        ArtefactError: it cannot be read.
+    """
+    path = Path(given) if given else calibration_path()
+    return read_calibration(path if given or path.exists() else REFERENCE)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
@@ -88,7 +110,7 @@ def read_calibration(path: Path) -> Calibration:
         raise ArtefactError(f"{path} is no calibration of teachdiag: make one with `{COMMAND}`")
     measured, made_with = (part if isinstance(part := content.get(n), dict) else {} for n in ("measured", "made_with"))
     wrong = [f.name for f in fields(Measured) if not _positive(measured.get(f.name))]
-    wrong += [name for name in ("device_name", "threads") if name not in made_with]
+    wrong += [name for name in ("device_name",) if name not in made_with]
     dtype: Any = content.get("dtype")
     if wrong or dtype not in get_args(DType):
         raise ArtefactError(

@@ -17,6 +17,7 @@ from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
 from teachdiag.settings import (
     AnalyzeSettings,
+    CalibrateSettings,
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
@@ -27,6 +28,7 @@ from teachdiag.settings import (
 )
 from teachdiag.terminal import (
     show_analysis,
+    show_calibration,
     show_capture,
     show_figures,
     show_models,
@@ -280,7 +282,7 @@ def evaluate(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  #
 def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     """Foresee storage, model passes, memory and time of a run, and recommend a layout, or its size. It runs nothing.
 
-    It extrapolates from what `python benchmarks/bench.py calibration` measured, on the device where that ran.
+    It extrapolates from what `teachdiag calibrate` measured on this machine, or from a reference, and says which.
 
     With --from, how many prompts, positions and hours it takes on a run's pair to tell an effect apart from 0 and from
     the nearest placebo, with 80% power, for each primary claim.
@@ -298,10 +300,27 @@ def plan(settings: Any) -> dict[str, Any]:  # noqa: ANN401
         run = run_folder(settings.from_)
         preflight.before_reading(run)
         return prompts_needed(run, settings)
-    from teachdiag.calibration import calibration_path, read_calibration
+    from teachdiag.calibration import calibration_of
     from teachdiag.planning import plan as foresee
 
-    return foresee(settings, read_calibration(Path(settings.calibration or calibration_path())))
+    return foresee(settings, calibration_of(settings.calibration))
+
+
+@plain_command(app, CalibrateSettings, show_calibration)
+def calibrate(settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Measure what this machine takes for a token and a position, in minutes, for `teachdiag plan`.
+
+    A small bank of the embedded pair, or of a pair of your own, is captured and thrown away.
+
+    Examples:
+        teachdiag calibrate
+        teachdiag calibrate --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B
+    """
+    _need_models()
+    preflight.before_calibrate(settings)
+    from teachdiag.diagnostics.calibrate import run_calibration
+
+    return run_calibration(settings, Reporter())
 
 
 def _need_captured_bank(run: Path) -> None:

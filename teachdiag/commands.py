@@ -20,7 +20,7 @@ from teachdiag.settings.base import ALWAYS, fits, flag, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 from teachdiag.sweeps import read_recipe
 
-_STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan")
+_STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan", "calibrate")
 
 _Stage = Callable[[Path, Any, Reporter], dict[str, Any]]
 _Together = Callable[[list[Path], Any], Path | None]

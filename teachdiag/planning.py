@@ -92,7 +92,7 @@ def plan(settings: PlanSettings, calibration: Calibration) -> dict[str, Any]:
         "positions": int(settings.positions),
         "contexts": contexts,
         "models": {**models.parameters, "vocabulary": models.vocabulary, "width": models.width, "dtype": models.dtype},
-        "calibration": {"measured_on": calibration.device, **calibration.made_with},
+        "calibration": {"measured_on": calibration.source, **calibration.made_with},
         "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PROBE_PASSES)},
         "tokens": {"sampled": int(settings.positions), "read_a_pass": read},
         "storage_bytes": _storage(settings.positions, layout["shards"], models, measured),

@@ -16,6 +16,7 @@ from teachdiag.runs import Stage
 from teachdiag.selectors import resolve_selector
 from teachdiag.settings import (
     EMBEDDED,
+    CalibrateSettings,
     CaptureSettings,
     EvaluateSettings,
     ImportSettings,
@@ -103,6 +104,18 @@ def before_evaluate(run: Path, settings: EvaluateSettings) -> None:
     if new and not any(on_hub):
         settings.refuse_idle(_UNREAD_REVISION)
     local_file(read_manifest(settings.prompts), settings.data_file)
+
+
+def before_calibrate(settings: CalibrateSettings) -> None:
+    """Refuse a pair or prompts that are not there, and a record that could not be written.
+
+    Raises:
+        InputError: one is not.
+    """
+    _pair(settings, True)
+    local_file(read_manifest(settings.prompts), settings.data_file)
+    if settings.to and not Path(settings.to).parent.is_dir():
+        raise SettingsError(f"--to is {shown(settings.to)}: there is no folder {Path(settings.to).parent}")
 
 
 def before_reading(run: Path) -> None:

@@ -101,6 +101,15 @@ def show_plan(summary: Summary) -> None:
     print(f"Extrapolated from {summary['calibration']['measured_on']}; what a CPU took says nothing about a GPU.")
 
 
+def show_calibration(summary: Summary) -> None:
+    """Print what this machine was measured to take, and where the record is."""
+    table = _table(summary["made_with"]["device_name"], "measured", "")
+    for name, value in summary["measured"].items():
+        table.add_row(name.replace("_", " "), f"{value:,.1f}")
+    _console().print(table)
+    print(f"Recorded in {summary['file']}")
+
+
 def _show_needs(summary: Summary) -> None:
     had = f"{summary['prompts']:,} prompts, {summary['positions']:,} positions"
     headings = "claim", "detectable", "effect", "prompts", "positions", "time"

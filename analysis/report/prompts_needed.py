@@ -17,7 +17,7 @@ from teachdiag.analysis.kinds.kind import CONTENDER
 from teachdiag.analysis.resampling.power import POWER
 from teachdiag.analysis.step.reach import Reach, precision_of_row
 from teachdiag.artefacts import EFFICIENCY, PRIMARY
-from teachdiag.calibration import COMMAND, calibration_path, read_calibration
+from teachdiag.calibration import COMMAND, calibration_of, calibration_path
 from teachdiag.errors import SettingsError
 from teachdiag.planning import plan
 from teachdiag.runs import Stage
@@ -89,12 +89,12 @@ class _Bank:
 
     def extrapolated(self, settings: PlanSettings, more: float) -> tuple[dict[str, float], str]:
         """Return the same from a calibration, and where that was measured."""
-        calibration = read_calibration(Path(settings.calibration or calibration_path()))
+        calibration = calibration_of(settings.calibration)
         contexts = round(more * self.contexts) + self.update_contexts
         each = max(round(self.positions / self.contexts), 1)
         planned = replace(settings, from_="", detect=None, claim="", positions=contexts * each)
         time = plan(replace(planned, positions_per_context=each), calibration)["time_seconds"]
-        return time, f"extrapolated from {calibration.device}"
+        return time, f"extrapolated from {calibration.source}"
 
 
 @dataclass(frozen=True)

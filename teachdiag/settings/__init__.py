@@ -38,7 +38,7 @@ from teachdiag.settings.base import (
 from teachdiag.settings.capture import CaptureSettings, PairSettings
 from teachdiag.settings.importing import ImportSettings
 from teachdiag.settings.kind import Kind
-from teachdiag.settings.planning import PlanSettings
+from teachdiag.settings.planning import CalibrateSettings, PlanSettings
 from teachdiag.settings.probe import KINDS, ProbeSettings, kind_reads
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
@@ -58,6 +58,7 @@ __all__ = [
     "SHRINKS",
     "SUPPORT_SIZES",
     "AnalyzeSettings",
+    "CalibrateSettings",
     "CaptureSettings",
     "DType",
     "Derivative",

@@ -1,15 +1,20 @@
-"""Settings of plan."""
+"""Settings of plan, and of the calibration that it goes by."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from teachdiag.settings.base import (
     COUNTABLE,
+    DATA_FILE,
     MODELS,
+    PROMPT_SOURCE,
+    PROMPTS,
     SCALE,
     Checked,
     DType,
     option,
 )
+from teachdiag.settings.capture import PairSettings
 
 _FROM_A_RUN = "What an effect needs"
 
@@ -56,7 +61,9 @@ class PlanSettings(Checked):
     processes: int = option(1, "Processes, each with a device of its own", "processes", panel=SCALE)
     device_memory: float = option(80.0, "Memory of one device", "GB", panel=SCALE)
     calibration: str = option(
-        "", "Calibration to extrapolate from; by default this machine's, from the cache folder", panel=SCALE
+        "",
+        "Calibration to extrapolate from; by default what `teachdiag calibrate` measured here, else a reference",
+        panel=SCALE,
     )
 
     def __post_init__(self) -> None:
@@ -78,3 +85,25 @@ class PlanSettings(Checked):
             self.refuse_idle(dict.fromkeys(("positions", "positions_per_context"), "a plan without --from"))
         else:
             self.refuse_idle(dict.fromkeys(("detect", "claim"), "--from RUN"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSettings(PairSettings):
+    """Which pair a machine is measured with, and where the record goes."""
+
+    prompts: str = option("gsm_symbolic", PROMPT_SOURCE, panel=PROMPTS)
+    data_file: str = option("", DATA_FILE, panel=PROMPTS)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Type of the models' weights; 'auto' is float32 on a CPU, and bfloat16 elsewhere", panel=MODELS
+    )
+    device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu", panel=SCALE)
+    to: str = option("", "File to write; by default the one in the cache folder that `teachdiag plan` reads")
+
+    def __post_init__(self) -> None:
+        """Check every field on its own.
+
+        Raises:
+            SettingsError: a value is outside its range; the message names the option.
+        """
+        super().__post_init__()
+        self.dropped_layers  # noqa: B018 (parsing is the check)

@@ -34,7 +34,6 @@ from teachdiag.seeds import derive_seed
 from teachdiag.settings import (
     AnalyzeSettings,
     CaptureSettings,
-    PlanSettings,
     ProbeSettings,
 )
 from teachdiag.settings.base import help_texts
@@ -210,15 +209,12 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
     assert set(commands["import"].list_commands(Context(commands["import"]))) == {
         *("released", "trl", "verl", "slime", "msswift", "skyrl", "prime-rl", "jsonl")
     }
-    stages = {name: settings for name, settings in STAGES.items() if name != "plan"}
-    for name, settings in stages.items():
-        own = {f.name for f in fields(settings)}
-        place = "runs" if name in ("analyze", "figures", "report") else "run"
-        assert {p.name for p in commands[name].params} - {"help", "list"} == own | {place, "recipe", "quiet", "json"}
+    places = {"analyze": "runs", "figures": "runs", "report": "runs"}  # of the others --run
+    for name, settings in STAGES.items():
+        own = {f.name for f in fields(settings)} | {"recipe", "json"}
+        expected = own if name in ("plan", "calibrate") else own | {places.get(name, "run"), "quiet"}
+        assert {p.name for p in commands[name].params} - {"help", "list"} == expected
         assert all(p.help or help_texts(settings)[p.name] for p in commands[name].params)
-    planned = {f.name for f in fields(PlanSettings)}
-    assert {p.name for p in commands["plan"].params} - {"help"} == planned | {"recipe", "json"}
-    assert all(p.help or help_texts(PlanSettings)[p.name] for p in commands["plan"].params)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -280,7 +276,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert all(n.startswith("teachdiag/") for n in ours)
     assert [Path(n).name for n in names if ".dist-info/licenses/" in n] == ["LICENSE"]
     rooms = [ROOT / "teachdiag", *(ROOT / room for room in ("diagnostics", "analysis", "figures", "data_manifests"))]
-    shipped = {".py", ".typed", ".toml", ".html", ".css", ".js"}
+    shipped = {".py", ".typed", ".toml", ".json", ".html", ".css", ".js"}
     expected = {
         f"teachdiag/{'' if room.name == 'teachdiag' else f'{room.name}/'}{file.relative_to(room).as_posix()}"
         for room in rooms

@@ -7,22 +7,31 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import calibration as measuring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, read_calibration, write_calibration
+from teachdiag.calibration import (
+    COMMAND,
+    REFERENCE,
+    Calibration,
+    Measured,
+    calibration_of,
+    calibration_path,
+    read_calibration,
+    write_calibration,
+)
 from teachdiag.cli import app
+from teachdiag.diagnostics import calibrate as measuring
 from teachdiag.diagnostics.models.alignment import Batch
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ArtefactError, SettingsError
 from teachdiag.planning import PROBE_PASSES, plan
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings, PlanSettings
+from teachdiag.settings import CalibrateSettings, CaptureSettings, PlanSettings
 
 MEASURED = Measured(
     student_parameters=1e8,
@@ -183,8 +192,8 @@ def test_larger_models_take_more_and_processes_share_time(one: float, other: flo
 
 @pytest.fixture
 def tiny_calibration(tiny_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> Calibration:
-    monkeypatch.setattr(measuring, "measured_peak", lambda _: 4e5)
-    return measuring.calibrate(tiny_settings)
+    monkeypatch.setattr(measuring, "scoring_peak", lambda *_: 4e8)
+    return measuring.calibrate(tiny_settings, Reporter(quiet=True))
 
 
 def test_a_calibration_foresees_the_bytes_of_another_bank(
@@ -229,6 +238,45 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path, monkeypatch: py
     assert read_calibration(calibration_path()) == CALIBRATION
 
 
+def test_a_newcomer_is_told_of_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path))
+    reference = calibration_of("")
+    assert reference == read_calibration(REFERENCE)
+    assert reference.made_with["reference"]
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["plan"])
+    assert done.exit_code == 0, done.output
+    assert f"Extrapolated from {reference.device} (a reference" in done.stdout
+    assert f"`{COMMAND}` measures this machine" in done.stdout
+    write_calibration(CALIBRATION, calibration_path())
+    assert calibration_of("") == CALIBRATION
+    assert calibration_of(str(REFERENCE)) == reference
+
+
+def test_a_gpu_has_no_threads() -> None:
+    on_gpu = replace(CALIBRATION, dtype="bfloat16", made_with={"device": "cuda", "device_name": "a GPU"})
+    assert on_gpu.device == "a GPU, bfloat16"
+
+
+@pytest.mark.slow
+def test_calibrate_records_what_plan_reads(
+    tiny_settings: CaptureSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak is of a process of its own: more than the libraries take, and less than a machine has."""
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path))
+    monkeypatch.setattr(measuring, "_LENGTH", 8)
+    pair = CalibrateSettings(
+        student=tiny_settings.student, teacher=tiny_settings.teacher, prompts=tiny_settings.prompts, device="cpu"
+    )
+    summary = measuring.run_calibration(pair, quiet)
+    assert summary["file"] == str(calibration_path())
+    found = calibration_of("")
+    assert asdict(found.measured) == summary["measured"]
+    assert 1e8 < found.measured.scoring_peak_bytes < 1e10
+    assert found.dtype == "float32"
+    assert found.made_with["device_name"] not in ("", "cpu")
+    assert "reference" not in found.made_with
+
+
 def broken() -> Iterator[tuple[str, str]]:
     whole = {"kind": "teachdiag calibration", **asdict(CALIBRATION)}
     yield "{", "cannot be read"
@@ -238,7 +286,7 @@ def broken() -> Iterator[tuple[str, str]]:
         yield json.dumps(whole | {"measured": asdict(MEASURED) | {"width": value}}), "lacks width, or has it wrong"
     yield json.dumps(whole | {"measured": 3}), "lacks student_parameters, teacher_parameters"
     yield json.dumps(whole | {"dtype": "int8"}), "lacks dtype"
-    yield json.dumps(whole | {"made_with": {}}), "lacks device_name, threads"
+    yield json.dumps(whole | {"made_with": {}}), "lacks device_name"
 
 
 @pytest.mark.parametrize(("content", "message"), list(broken()))

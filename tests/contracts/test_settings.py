@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from stages import STAGES
+from stages import ROOT, STAGES
 from typer.testing import CliRunner
 
 from teachdiag.cli import app, main
@@ -203,9 +203,9 @@ def test_the_headline_budget_is_nearest_to_a_tenth_by_ratio() -> None:
     assert headline_budget([1.0]) == 1.0
 
 
-def test_the_recipes_of_the_docs_can_be_read() -> None:
+def test_the_recipes_that_are_shipped_or_in_the_docs_can_be_read() -> None:
     """Every table of every one is settings of its stage; that of a sweep is read by the sweep."""
-    recipes = sorted((Path(__file__).parents[2] / "docs").rglob("*.toml"))
+    recipes = sorted([*(ROOT / "docs").rglob("*.toml"), *(ROOT / "teachdiag/recipes").glob("*.toml")])
     assert len(recipes) > 8
     for recipe in recipes:
         tables = tomllib.loads(recipe.read_text())

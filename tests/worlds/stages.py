@@ -10,6 +10,7 @@ from teachdiag.notes import write_note
 from teachdiag.runs import table_digest
 from teachdiag.settings import (
     AnalyzeSettings,
+    CalibrateSettings,
     CaptureSettings,
     EvaluateSettings,
     FiguresSettings,
@@ -31,6 +32,7 @@ STAGES: dict[str, type[Checked]] = {
     "train": TrainSettings,
     "evaluate": EvaluateSettings,
     "plan": PlanSettings,
+    "calibrate": CalibrateSettings,
 }
 
 

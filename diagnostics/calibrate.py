@@ -1,18 +1,23 @@
-"""What one machine takes for a position and a token, for `teachdiag plan`: measured on a capture of the embedded pair.
+"""Stage calibrate: what one machine takes for a position and a token, measured on a small capture for `teachdiag plan`.
 
 Bytes are those of the capture's own `positions` table, written again as one file, with and without its top-K lists.
-Speeds are those of a second round, when everything is warm.
+Speeds are those of a second round, when everything is warm. Peak memory on a CPU is that of a process that only scores.
 """
 
+import os
+import platform
+import resource
+import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, fields
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
-from scoring import measured_peak, score_anew
-from workload import QUIET, Row
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.calibration import COMMAND, Calibration, Measured, calibration_path, write_calibration
@@ -21,11 +26,15 @@ from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
-from teachdiag.runs import environment
-from teachdiag.settings import CaptureSettings
+from teachdiag.diagnostics.scoring.positions_table import by_models, score_contexts
+from teachdiag.progress import Reporter
+from teachdiag.runs import end_with_parent, environment
+from teachdiag.settings import CalibrateSettings, CaptureSettings, PairSettings
 from teachdiag.tables import write_parquet
 
-PROMPTS, LENGTH = 8, 128
+_PROMPTS, _LENGTH = 8, 128
+_QUIET = Reporter(quiet=True)
+_PROCESSORS = Path("/proc/cpuinfo")  # of Linux
 
 
 class Stored(NamedTuple):
@@ -42,31 +51,43 @@ class Speeds(NamedTuple):
     scoring: float
 
 
-def calibration_rows() -> list[Row]:
-    """Measure this machine, record it in the cache folder, and say where."""
-    device = pick_device("auto")
-    settings = CaptureSettings(
-        bank_prompts=PROMPTS - 1,
+def run_calibration(settings: CalibrateSettings, reporter: Reporter) -> dict[str, Any]:
+    """Measure this machine, and record it.
+
+    Returns:
+        `file`, and what it holds.
+
+    Raises:
+        InputError: models or prompts cannot be had.
+    """
+    device = pick_device(settings.device)
+    pair = {entry.name: getattr(settings, entry.name) for entry in fields(PairSettings)}
+    capture = CaptureSettings(
+        **pair,
+        prompts=settings.prompts,
+        data_file=settings.data_file,
+        bank_prompts=_PROMPTS - 1,
         update_prompts=1,
-        max_new_tokens=LENGTH,
-        positions=LENGTH,
+        max_new_tokens=_LENGTH,
+        positions=_LENGTH,
         device=device,
-        dtype="float32" if device == "cpu" else "bfloat16",
+        dtype=settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "bfloat16",
     )
-    calibration, path = calibrate(settings), calibration_path()
+    calibration, path = calibrate(capture, reporter), Path(settings.to or calibration_path())
     write_calibration(calibration, path)
-    rows = [(name.replace("_", " "), f"{value:,.1f}", "") for name, value in vars(calibration.measured).items()]
-    return [*rows, (f"recorded for `teachdiag plan` in {path}", "", "")]
+    return {"file": str(path), **asdict(calibration)}
 
 
-def calibrate(settings: CaptureSettings) -> Calibration:
+def calibrate(settings: CaptureSettings, reporter: Reporter) -> Calibration:
     """Capture a bank with these settings, and measure what it took."""
     device = pick_device(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        run_capture(run, settings, QUIET)
-        pair = load_pair(resolve_pair(settings, QUIET), settings.dtype, device)
+        run_capture(run, settings, reporter)
+        reporter.say("Once more, by the clock")
+        pair = load_pair(resolve_pair(settings, _QUIET), settings.dtype, device)
         speeds = measured_speeds(run, settings, pair)
+        peak = scoring_peak(run, settings) if device == "cpu" else torch.cuda.max_memory_allocated()
         lists, bare = (stored(run / "positions", lists=kept) for kept in (True, False))
     models = (pair.student, pair.teacher)
     measured = Measured(
@@ -80,12 +101,13 @@ def calibrate(settings: CaptureSettings) -> Calibration:
         bytes_per_file_without_topk=bare.file,
         scoring_tokens_per_second=speeds.scoring,
         rollout_tokens_per_second=speeds.rollouts,
-        scoring_peak_bytes=torch.cuda.max_memory_allocated() if device != "cpu" else measured_peak(PROMPTS) * 1024,
+        scoring_peak_bytes=peak,
     )
     made_with = {"command": COMMAND, "student": _named(pair.student), "teacher": _named(pair.teacher)}
     prompts = settings.bank_prompts + settings.update_prompts
     workload = {"prompts": prompts, "max_new_tokens": settings.max_new_tokens, "batch_tokens": settings.batch_tokens}
-    return Calibration(measured, settings.dtype, made_with | workload | machine_facts(device) | environment())
+    machine = machine_facts(device) | ({"device_name": processor_name()} if device == "cpu" else {})
+    return Calibration(measured, settings.dtype, made_with | workload | machine | environment())
 
 
 def measured_speeds(run: Path, settings: CaptureSettings, pair: Pair) -> Speeds:
@@ -102,6 +124,33 @@ def measured_speeds(run: Path, settings: CaptureSettings, pair: Pair) -> Speeds:
     kept = [min(len(r.token_ids), settings.positions) for r in rollouts]
     read = sum(len(p) + n - 1 for p, n in zip(prompts, kept, strict=True))
     return Speeds(sum(len(r.token_ids) for r in rollouts) / (sampled - start), read / (scored - sampled))
+
+
+def score_anew(run: Path, settings: CaptureSettings, pair: Pair) -> None:
+    """Score a run's contexts as if none had been."""
+    for shard in (run / "positions").glob("*.parquet"):
+        os.unlink(shard)
+    score_contexts(run, settings, by_models(pair, settings), _QUIET)
+
+
+def scoring_peak(run: Path, settings: CaptureSettings) -> int:
+    """Peak resident memory, in bytes, of a process of its own that scores a run's contexts on a CPU."""
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
+        return pool.submit(_score_and_weigh, run, settings, torch.get_num_threads()).result()
+
+
+def _score_and_weigh(run: Path, settings: CaptureSettings, threads: int) -> int:
+    torch.set_num_threads(threads)
+    score_anew(run, settings, load_pair(resolve_pair(settings, _QUIET), settings.dtype, "cpu"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def processor_name() -> str:
+    """Name of this machine's processor, for people."""
+    lines = _PROCESSORS.read_text().splitlines() if _PROCESSORS.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def stored(positions: Path, *, lists: bool) -> Stored:
