@@ -97,7 +97,7 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
     page = first_page(inputs.run, capture, inputs.records, results)
     write_text(summary_markdown(page, pair, probes, results), inputs.run / "summary.md")
     doubts = caveats(inputs.run, capture, results)
-    write_text(summary_json(pair, probes, results, doubts), inputs.run / SUMMARY)
+    write_text(summary_json(page, pair, probes, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     said = {r.probe_id: [*sentences[r.probe_id], *analysis_of(r).secondary(results)] for r in inputs.records}
     return {

@@ -14,6 +14,11 @@ from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.tables import rows_where
 
 _GRID = {"columns": list[str], "rows": list[list[Any]]}
+_FRONT = {
+    **dict.fromkeys(("action", "command", "caveats", "legend", "ceiling"), str),
+    "sentences": list[str],
+    **{tables: [{"probe_id": str, **_GRID}] for tables in ("primary", "efficiency")},
+}
 _SECTION = {
     **dict.fromkeys(("probe_id", "kind", "title", "text", "legend"), str),
     **dict.fromkeys(("sentences", "figures"), list[str]),
@@ -135,7 +140,13 @@ def read_summary(run: Path) -> dict[str, Any]:
     """
     if not (run / SUMMARY).exists():
         raise RunError(f"{run} has no {SUMMARY}: run `teachdiag analyze {run}` first")
-    schema = {"pair": str, "sections": [_SECTION], "saturation": _GRID | {"note": str}, "caveats": [[str]]}
+    schema = {
+        "front?": _FRONT,
+        "pair": str,
+        "sections": [_SECTION],
+        "saturation": _GRID | {"note": str},
+        "caveats": [[str]],
+    }
     return read_note(run / SUMMARY, schema, f"run `teachdiag analyze {run}` again")
 
 

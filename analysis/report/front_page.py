@@ -76,6 +76,15 @@ class FrontPage:
         """Return the headline and the caveats as plain values."""
         return self.headline.as_dict() | {"caveats": self.caveats}
 
+    def laid_out(self) -> dict[str, Any]:
+        """Return all of it as plain values, for whoever lays it out."""
+        return self.as_dict() | {
+            "primary": [_plain(probe_id, table) for probe_id, table in self.primary.items()],
+            "legend": self.legend,
+            "efficiency": [_plain(probe_id, table) for probe_id, table in self.efficiency.items()],
+            "ceiling": _MOST if self.efficiency else "",
+        }
+
     def _next(self) -> list[str]:
         command = [f"  {self.headline.command}"] if self.headline.command else []  # whole, to be copied
         return [*_wrapped(f"Next: {self.headline.action}."), *command]
@@ -149,6 +158,10 @@ def efficiency_table(rows: pd.DataFrame) -> pd.DataFrame:
             for name in known
         ]
     )
+
+
+def _plain(probe_id: str, table: pd.DataFrame) -> dict[str, Any]:
+    return {"probe_id": probe_id, "columns": list(table.columns), "rows": table.to_numpy().tolist()}
 
 
 def _cell(interval: Interval | None) -> str:

@@ -53,11 +53,14 @@ def summary_markdown(page: FrontPage, pair: str, probes: Sequence[Section], resu
     return "\n\n".join(parts) + "\n"
 
 
-def summary_json(pair: str, probes: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]) -> str:
+def summary_json(
+    page: FrontPage, pair: str, probes: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]
+) -> str:
     """Write the same as data, for whoever lays it out, and the caveats, each with a heading."""
     ties = saturation_table(results.saturation)
     saturation = {"columns": list(ties.columns), "rows": ties.to_numpy().tolist(), "note": _TIES}
     content = {
+        "front": page.laid_out(),
         "pair": pair,
         "sections": [probe.as_dict() for probe in probes],
         "saturation": saturation,

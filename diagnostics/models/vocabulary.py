@@ -1,17 +1,22 @@
 """Do teacher and student speak the same tokens? Their distributions can be compared only if they do."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from teachdiag.artefacts import VOCABULARY
 from teachdiag.errors import ModelError
 from teachdiag.settings import SUPPORT_SIZES, EndOfText
 
 _SHOWN = 5  # differing ids that an error lists
+_UNREADABLE = "\ufffd"  # what tokenizers decode a part of a character to
+_FALLBACK = re.compile("<0x[0-9A-F]{2}>")
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet, of byte-level BPE
 
 
 class Speaker(Protocol):
@@ -141,15 +146,33 @@ def ends_of(student: Speaker, teacher: Speaker, choice: EndOfText) -> frozenset[
 
 
 def vocabulary_table(model: Speaker) -> pa.Table:
-    """Return the `vocabulary` table: the text of every id that the tokenizer knows."""
+    """Return the `vocabulary` table: the text of every id that the tokenizer knows, parts of characters in bytes."""
     names = dict(sorted(token_strings(model).items()))
-    texts = [_text(model, index, name) for index, name in names.items()]
-    return VOCABULARY.build({"token_id": np.array(list(names), np.int32), "text": texts})
+    decoded = {index: str(model.tokenizer.decode([index])) for index in names}
+    return VOCABULARY.build(
+        {
+            "token_id": np.array(list(names), np.int32),
+            "text": [_text(decoded[index], name) for index, name in names.items()],
+            "part": [
+                part_of_character(name) if _UNREADABLE in decoded[index] else None for index, name in names.items()
+            ],
+        }
+    )
 
 
-def _text(model: Speaker, index: int, name: str) -> str:
-    """Decode one id; part of a character decodes to nothing readable, and SentencePiece drops a leading space."""
-    text = str(model.tokenizer.decode([index]))
-    if "\ufffd" in text or not text:
+def part_of_character(name: str) -> bytes | None:
+    """Return the bytes of a token that is a part of a character, by its name; None where the name does not tell.
+
+    Byte-level tokenizers write each byte as a character of one alphabet; SentencePiece's fallback writes '<0xE2>'.
+    """
+    if _FALLBACK.fullmatch(name):
+        return bytes.fromhex(name[3:5])
+    values = [_BYTES.get(character) for character in name]
+    return None if None in values else bytes(value for value in values if value is not None)
+
+
+def _text(decoded: str, name: str) -> str:
+    """Return what a token says: its name where that is nothing readable; SentencePiece drops a leading space."""
+    if _UNREADABLE in decoded or not decoded:
         return name
-    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
+    return f" {decoded}" if name.startswith("\u2581") and not decoded.startswith(" ") else decoded

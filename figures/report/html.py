@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from teachdiag.errors import RunError
 from teachdiag.figures.report.page import page
 from teachdiag.figures.report.token_view import token_view
 from teachdiag.figures.run_tables import load_tables, read_summary
@@ -37,11 +38,13 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
     if figures.note.exists():  # older versions left none
         figures.require()
     content = read_summary(run)
+    if "front" not in content:
+        raise RunError(f"{run} was analysed by an older version: run `teachdiag analyze {run}` again")
     tables = load_tables(run)
     with reporter.bar("Report", total=2) as advance:
-        view = token_view(tables, settings)
+        view = token_view({run.name: tables}, settings)
         advance(1)
         text = page(run, content, stages, view)
         advance(1)
     write_text(text, run / "report.html")
-    return {"report": str(run / "report.html"), "size": len(text.encode()), "contexts": len(view.contexts)}
+    return {"report": str(run / "report.html"), "size": len(text.encode()), "contexts": view.contexts}

@@ -12,11 +12,18 @@ import pandas as pd
 
 from teachdiag.artefacts import FINDINGS
 from teachdiag.figures.report.token_view import View
+from teachdiag.figures.report.tokens_page import script, style, tokens_section
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.settings import KINDS
 
 _HERE = Path(__file__).parent
+_NO_STEP = "<p>No real step was judged: <code>teachdiag probe</code> takes one, with its placebos.</p>"
+_NO_EFFICIENCY = (
+    "<p>What selectors keep was not measured: <code>teachdiag probe --kind efficiency</code> measures it, and "
+    "<code>teachdiag analyze</code> brings it here.</p>"
+)
+_LEADING = ("efficiency", "specification_curve")  # figures at the head of the page
 
 
 def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View) -> str:
@@ -24,28 +31,64 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
 
     Args:
         run: the run directory, whose figures are put in.
-        content: `analysis/summary.json`.
+        content: `analysis/summary.json`, with the run's first page.
         stages: notes of the run's stages.
         view: the token view's data.
     """
+    front = content["front"]
     evidence = [section for section in content["sections"] if not KINDS[section["kind"]].placebos]
     placebos = [section for section in content["sections"] if KINDS[section["kind"]].placebos]
-    # A literal '</script' inside the data would end it.
-    data = json.dumps(view.as_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{run.name}: what this student can learn"),
-        style=(_HERE / "report.css").read_text(encoding="utf-8"),
-        script=(_HERE / "report.js").read_text(encoding="utf-8"),
-        pair=_inline(content["pair"]),
+        style=style(),
+        script=script(view),
+        headline=headline(front),
+        pair=inline(content["pair"]),
+        primary=_primary(front),
+        efficiency=_efficiency(run, front, content),
+        specifications=_leading(run, content, "specification_curve") or _NO_STEP,
         verdict=_verdict(run, content),
         made="".join(_stage(name, note) for name, note in stages.items()),
         evidence="".join(_section(run, section) for section in evidence) + _figure(run, "plane"),
         placebos="".join(_section(run, section) for section in placebos) or _no_placebos(),
         caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
         ties=_ties(run, content["saturation"]),
-        tokens=_tokens(view),
-        data=data,
+        tokens=tokens_section(view),
     )
+
+
+def headline(front: dict[str, Any]) -> str:
+    """Return what was found in a few sentences, what to do next, and what changes how this is read."""
+    said = "".join(f"<p>{inline(sentence)}</p>" for sentence in front["sentences"])
+    command = f"<pre tabindex=0>{escape(front['command'])}</pre>" if front["command"] else ""
+    caveats = f"<p><strong>Caveats:</strong> {inline(front['caveats'])}</p>" if front["caveats"] else ""
+    return f'{said}<div class="next"><p><strong>Next: {inline(front["action"])}.</strong></p>{command}</div>{caveats}'
+
+
+def _primary(front: dict[str, Any]) -> str:
+    """Return the primary claims of every real step, verdicts marked."""
+    tables = [
+        f"<h3>Step <code>{escape(table['probe_id'])}</code></h3>"
+        + _table(table["columns"], table["rows"], marked="verdict")
+        for table in front["primary"]
+    ]
+    return "".join(tables) + _legend(front["legend"]) if tables else _NO_STEP
+
+
+def _efficiency(run: Path, front: dict[str, Any], content: dict[str, Any]) -> str:
+    """Return the curve of what selectors keep, and its table."""
+    tables = "".join(_table(table["columns"], table["rows"]) for table in front["efficiency"])
+    said = f"<p>Share of the whole batch's gain at equal step length, by the share of tokens. {front['ceiling']}</p>"
+    return (_leading(run, content, "efficiency") + (said + tables if tables else "")) or _NO_EFFICIENCY
+
+
+def _leading(run: Path, content: dict[str, Any], name: str) -> str:
+    """Return a figure that stands at the head of the page, that of each probe which has it."""
+    return "".join(_figure(run, f) for section in content["sections"] for f in section["figures"] if _is(f, name))
+
+
+def _is(figure: str, name: str) -> bool:
+    return figure == name or figure.startswith(f"{name}-")
 
 
 def _verdict(run: Path, content: dict[str, Any]) -> str:
@@ -74,21 +117,25 @@ def _verdict(run: Path, content: dict[str, Any]) -> str:
 
 def _claims(claims: pd.DataFrame) -> str:
     items = "".join(
-        f'<li><span class="status {status.replace(" ", "-")}">{escape(status)}</span> {escape(sentence)}</li>'
+        f"<li>{_status(status)} {escape(sentence)}</li>"
         for status, sentence in zip(claims["status"], claims["sentence"], strict=True)
     )
     return f'<ul class="claims">{items}</ul>'
 
 
+def _status(status: str) -> str:
+    return f'<span class="status {status.replace(" ", "-")}">{escape(status)}</span>'
+
+
 def _section(run: Path, section: dict[str, Any]) -> str:
-    figures = "".join(_figure(run, name) for name in section["figures"])
+    figures = "".join(_figure(run, f) for f in section["figures"] if not any(_is(f, name) for name in _LEADING))
     tables = "".join(
         f"<details><summary>{escape(table['title'])}</summary>{_table(table['columns'], table['rows'])}"
         f"{_legend(table['legend'])}</details>"
         for table in section["tables"]
     )
     said = _list(section["sentences"]) + _legend(section["legend"]) if KINDS[section["kind"]].placebos else ""
-    return f"<article><h3>{_heading(section)}</h3><p>{_inline(section['text'])}</p>{said}{figures}{tables}</article>"
+    return f"<article><h3>{_heading(section)}</h3><p>{inline(section['text'])}</p>{said}{figures}{tables}</article>"
 
 
 def _ties(run: Path, saturation: dict[str, Any]) -> str:
@@ -98,10 +145,10 @@ def _ties(run: Path, saturation: dict[str, Any]) -> str:
 
 def _legend(text: str) -> str:
     """Lay out what explains the words of a list or a table; nothing where there is none."""
-    return f'<p class="words">{_inline(text)}</p>' if text else ""
+    return f'<p class="words">{inline(text)}</p>' if text else ""
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Escape a sentence; what stands between backticks is code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
@@ -119,14 +166,22 @@ def _figure(run: Path, name: str) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>'
 
 
-def _table(columns: list[str], rows: list[list[Any]]) -> str:
+def _table(columns: list[str], rows: list[list[Any]], marked: str = "") -> str:
     head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td>{_status(cell) if column == marked else escape(str(cell))}</td>"
+            for column, cell in zip(columns, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _list(sentences: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_inline(sentence)}</li>" for sentence in sentences) + "</ul>"
+    return "<ul>" + "".join(f"<li>{inline(sentence)}</li>" for sentence in sentences) + "</ul>"
 
 
 def _stage(name: str, note: dict[str, Any]) -> str:
@@ -140,14 +195,4 @@ def _no_placebos() -> str:
     return (
         "<p>No probe of kind <code>placebo</code> was run: each step stands beside one draw of its placebos above. "
         "<code>teachdiag probe --kind placebo</code> draws each several times.</p>"
-    )
-
-
-def _tokens(view: View) -> str:
-    if view.missing:
-        return f"<p>{escape(view.missing)}</p>"
-    return (
-        (_HERE / "tokens.html")
-        .read_text(encoding="utf-8")
-        .replace("{shown}", f"The first {len(view.contexts)} of the bank's {view.total} contexts, by context_id")
     )

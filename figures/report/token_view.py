@@ -3,157 +3,258 @@
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from teachdiag.artefacts import CONTEXTS, GAINS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
+from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.report.characters import Texts
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.formulas import stored_name
-from teachdiag.selectors.budget import counts_at
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import ReportSettings
-from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of
+from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of, signal_named
 from teachdiag.tables import Table
 
 _CANDIDATES = 5
-_GAINS = {"gain": "gain", "predicted_gain": "predicted gain"}  # what a card calls each, by its name in `scales`
-_REGIONS = ["in_q3", "high_learnable", "high_incompatible"]
+_REGIONS = ("in_q3", "high_learnable", "high_incompatible")
 _SIDES = ("student", "teacher")
 _SIDE_COLUMNS = [f"{side}_{what}" for side in _SIDES for what in ("topk_ids", "topk_logp", "logp")]
 _KEY = ["context_id", "position"]
+_AFTER = "forward_kl_after"
+_KL = "KL(teacher || student)"
+
+Row = Mapping[Hashable, Any]
 
 
 @dataclass(frozen=True)
 class View:
     """What the page draws tokens from.
 
-    `columns`: how each number is called, its unit, and the ends of its colour scale. `contexts`: tokens and numbers.
-    `total`: contexts of the bank. `missing`: why there is no view, or ''.
+    `data`: as its script reads it. `contexts`: how many of them. `shown`: which, as a sentence. `missing`: why there is
+    no view, or ''.
     """
 
-    columns: list[dict[str, Any]] = field(default_factory=list)
-    contexts: list[dict[str, Any]] = field(default_factory=list)
-    total: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    contexts: int = 0
+    shown: str = ""
     missing: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for the page."""
-        return {"columns": self.columns, "contexts": self.contexts}
+
+@dataclass(frozen=True)
+class Number:
+    """A number of every token: what it is called, how it is coloured, when it was measured, and where it lies."""
+
+    heading: str
+    scale: Row
+    said: str
+    table: Table
+    folder: str
+    column: str
 
 
-def token_view(tables: RunTables, settings: ReportSettings) -> View:
-    """Gather the first contexts of the bank with everything a token shows.
+def token_view(runs: Mapping[str, RunTables], settings: ReportSettings, context_ids: Sequence[int] = ()) -> View:
+    """Gather contexts of one run, or of several side by side, with everything that a token shows.
 
     Args:
-        tables: the run's analysis.
-        settings: how many contexts, and which budget selectors are shown at.
+        runs: their analyses, by name.
+        settings: how many contexts, and at which budget selectors begin.
+        context_ids: the contexts; by default as many as the settings say, spread evenly over the bank.
 
     Raises:
-        ArtefactError: a table is missing, or its positions are not the bank's.
+        ArtefactError: a table is missing, its positions are not the bank's, or a context is not there.
     """
-    run = tables.run
-    if not (run / "vocabulary").exists():
-        return View(missing="This run was captured without token texts: capture again to see its tokens.")
-    bank = TOKENS.read(run / TOKENS.folder, ["context_id"])["context_id"]
-    ids = list(map(int, bank.unique()))
-    shown = ids[: settings.contexts]
-    # Of several probes that have a quantity, the first one.
-    scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
-    numbers = _numbers(scales)
-    rows = _rows(run, scales, list(numbers), shown)
-    n_taken = int(counts_at(settings.budget, np.array([len(bank)]))[0])
-    words = VOCABULARY.read(run / "vocabulary")
-    texts = _Texts(zip(map(int, words["token_id"]), words["text"], strict=True))
-    prompts = CONTEXTS.read(run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": shown})
-    prompt_ids = prompts.set_index("context_id")["prompt_token_ids"]
-    contexts = [
-        {
-            "id": context_id,
-            "prompt": texts.of(prompt_ids[context_id]),
-            "tokens": [_token(row, list(numbers), n_taken, texts) for row in positions.to_dict("records")],
-        }
-        for context_id, positions in rows.groupby("context_id")
-    ]
-    columns = [_column(heading, scales[name]) for name, heading in numbers.items()]
-    budget = f"{100 * settings.budget:g}% of the bank"
-    columns += [
-        {"name": f"selected by {name}", "unit": budget, "kind": "selected", "low": 0, "high": 1} for name in RANKED
-    ]
-    return View(columns, contexts, len(ids))
+    lacking = [name for name, tables in runs.items() if not (tables.run / "vocabulary").exists()]
+    if lacking:
+        return View(missing=f"{', '.join(lacking)}: captured without token texts. Capture again to see tokens.")
+    banks = [_Bank(name, tables) for name, tables in runs.items()]
+    rows, shown = _chosen(banks, settings.contexts, context_ids)
+    columns = _columns(banks)
+    contexts = [bank.contexts([row[i] for row in rows], list(columns)) for i, bank in enumerate(banks)]
+    data = {
+        "runs": [{"name": bank.name, "positions": bank.positions, "step": bank.step} for bank in banks],
+        "columns": list(columns.values()),
+        "selectors": [{"key": name, "name": signal_named(name).heading} for name in RANKED],
+        "budget": settings.budget,
+        "rows": [[contexts[i][context_id] for i, context_id in enumerate(row)] for row in rows],
+    }
+    return View(data, len(rows), " ".join([shown, *_unknown_parts(banks)]))
 
 
-class _Texts(dict[int, str]):
-    """The text of every token id; ids beyond the vocabulary are shown as numbers."""
+class _Bank:
+    """What the view reads of one run."""
 
-    def __missing__(self, token_id: int) -> str:
-        return f"<{token_id}>"
+    def __init__(self, name: str, tables: RunTables) -> None:
+        self.name = name
+        self.run = tables.run
+        # Of several probes that have a quantity, the first one.
+        self._scales = {row["quantity"]: row for row in reversed(tables.scales.to_dict("records"))}
+        bank = TOKENS.read(self.run / TOKENS.folder, ["context_id"])["context_id"]
+        self.positions, self.ids = len(bank), list(map(int, bank.unique()))
+        self.step = str(self._scales["gain"]["probe_id"]) if "gain" in self._scales else ""
 
-    def of(self, token_ids: Iterable[int]) -> str:
-        return "".join(self[int(token_id)] for token_id in token_ids)
+    @cached_property
+    def texts(self) -> Texts:
+        """The text of every token id."""
+        words = VOCABULARY.read(self.run / "vocabulary", ["token_id", "text", "part"])
+        ids = [int(token_id) for token_id in words["token_id"]]
+        parts = {token_id: part for token_id, part in zip(ids, words["part"], strict=True) if part is not None}
+        return Texts(dict(zip(ids, words["text"], strict=True)), parts)
 
+    @cached_property
+    def prompts(self) -> Mapping[int, Sequence[int]]:
+        """The token ids of every context's prompt."""
+        table = CONTEXTS.read(self.run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": self.ids})
+        return {int(row["context_id"]): list(row["prompt_token_ids"]) for row in table.to_dict("records")}
 
-def _numbers(scales: Mapping[str, Mapping[Hashable, Any]]) -> dict[str, str]:
-    """Return the numbers that a card shows, those of signals of installed packages included, and what it calls them."""
-    signals = [*(SIGNALS[name] for name in SHOWN), *added_signals().values()]
-    named = {signal.name: signal.heading for signal in signals} | _GAINS
-    return {name: text for name, text in named.items() if name in scales}
+    def prompt(self, context_id: int) -> str:
+        """Return the text of a context's prompt."""
+        return self.texts.together(self.prompts[context_id])
 
-
-def _rows(
-    run: Path, scales: Mapping[str, Mapping[Hashable, Any]], quantities: Sequence[str], ids: Sequence[int]
-) -> pd.DataFrame:
-    """Return what is shown of the positions of some contexts, side by side from every table."""
-    positions = positions_of(run / "positions")
-    there = {column.name for column in positions.columns}
-    stored = {stored_name(name, K): name for name in quantities if stored_name(name, K) in there}
-    parts = [(positions, "positions", [*_SIDE_COLUMNS, "token_id", *stored])]
-    for name, table in (("gain", GAINS), ("predicted_gain", PREDICTIONS)):
-        if name in scales:
-            parts.append((table, f"{table.name}/{scales[name]['probe_id']}", [name]))
-    rows = _read(TOKENS, run / TOKENS.folder, None, ids)
-    for table, folder, columns in parts:
-        part = _read(table, run / folder, [*_KEY, *columns], ids)
-        if not part[_KEY].equals(rows[_KEY]):
-            raise ArtefactError(
-                f"{run / folder} holds other positions than were analysed: run `teachdiag analyze` again"
+    @cached_property
+    def numbers(self) -> dict[str, Number]:
+        """The numbers of a token, those of signals of installed packages included."""
+        scales, step = self._scales, self.step
+        there = {column.name for column in positions_of(self.run / "positions").columns}
+        numbers = {}
+        for signal in [*(SIGNALS[name] for name in SHOWN), *added_signals().values()]:
+            stored = stored_name(signal.name, K)
+            table, column = (POSITIONS, stored) if stored in there else (TOKENS, signal.name)
+            if signal.name in scales:
+                said = f"{signal.heading}: at theta0, before any update."
+                numbers[signal.name] = Number(signal.heading, scales[signal.name], said, table, table.folder, column)
+        if step:
+            folder, took = f"gains/{step}", f"the step {step}"
+            said = f"Gain: how much {took} took off {_KL} here; above 0 the student came closer to the teacher."
+            numbers["gain"] = Number("gain", scales["gain"], said, GAINS, folder, "gain")
+            said = f"{_KL} after {took}, in the colours of raw KL, which is the same before it."
+            numbers[_AFTER] = Number("KL after the step", scales["forward_kl"], said, GAINS, folder, _AFTER)
+        if "predicted_gain" in scales:
+            probe = scales["predicted_gain"]["probe_id"]
+            said = f"Predicted gain: to first order, from theta0, of the step of {probe}."
+            numbers["predicted_gain"] = Number(
+                "predicted gain", scales["predicted_gain"], said, PREDICTIONS, f"predictions/{probe}", "predicted_gain"
             )
-        rows = rows.assign(**{name: part[name] for name in columns})
-    return rows.rename(columns=stored)
+        return numbers
+
+    def contexts(self, ids: Sequence[int | None], quantities: Sequence[str]) -> dict[int | None, dict[str, Any] | None]:
+        """Return some contexts by id, and nothing for None."""
+        wanted = [context_id for context_id in ids if context_id is not None]
+        contexts: dict[int | None, dict[str, Any] | None] = {None: None}
+        for context_id, frame in self._rows(wanted).groupby("context_id"):
+            rows = frame.to_dict("records")
+            shown = self.texts.each([int(row["token_id"]) for row in rows])
+            tokens = [self._token(row, text, quantities) for row, text in zip(rows, shown, strict=True)]
+            contexts[int(str(context_id))] = {
+                "id": context_id,
+                "prompt": self.prompt(int(str(context_id))),
+                "tokens": tokens,
+            }
+        return contexts
+
+    def _rows(self, ids: Sequence[int]) -> pd.DataFrame:
+        """Return what is shown of the positions of some contexts, side by side from every table."""
+        rows = _read(TOKENS, self.run / TOKENS.folder, None, ids)
+        positions = positions_of(self.run / "positions")
+        wanted: dict[str, tuple[Table, dict[str, str]]] = {"positions": (positions, {})}
+        for name, number in self.numbers.items():
+            if number.table is not TOKENS:
+                table = positions if number.table is POSITIONS else number.table
+                wanted.setdefault(number.folder.rstrip("/"), (table, {}))[1][number.column] = name
+        for folder, (table, named) in wanted.items():
+            further = [*_SIDE_COLUMNS, "token_id"] if table is positions else []
+            part = _read(table, self.run / folder, [*_KEY, *further, *named], ids)
+            if not part[_KEY].equals(rows[_KEY]):
+                raise ArtefactError(
+                    f"{self.run / folder} holds other positions than were analysed: run `teachdiag analyze` again"
+                )
+            rows = rows.assign(**{named.get(column, column): part[column] for column in (*further, *named)})
+        return rows
+
+    def _token(self, row: Row, text: str, quantities: Sequence[str]) -> dict[str, Any]:
+        """Return one token: text, numbers, ranks, regions, both models' candidates, and what each gave to it."""
+        student, teacher = (
+            [
+                [self.texts.one(int(token_id)), _short(math.exp(logp))]
+                for token_id, logp in zip(row[f"{side}_topk_ids"], row[f"{side}_topk_logp"], strict=True)
+            ][:_CANDIDATES]
+            for side in _SIDES
+        )
+        return {
+            "t": text,
+            "v": [_short(row[name]) if name in row else None for name in quantities],
+            "k": [int(row[f"rank_{name}"]) for name in RANKED],
+            "r": [int(row[name]) for name in _REGIONS],
+            "s": student,
+            "q": teacher,
+            "p": [_short(math.exp(row[f"{side}_logp"])) for side in _SIDES],
+        }
+
+
+def _chosen(banks: Sequence[_Bank], limit: int, context_ids: Sequence[int]) -> tuple[list[tuple[int | None, ...]], str]:
+    """Return rows of contexts, one of each bank or None, and which they are as a sentence."""
+    if context_ids:
+        absent = [context_id for context_id in context_ids if context_id not in banks[0].ids]
+        if absent:
+            raise ArtefactError(f"the bank has no context {absent[0]}: its context_id are {_ends(banks[0].ids)}")
+        return [(context_id,) * len(banks) for context_id in context_ids], ""
+    first, *others = banks
+    same = [i for i in first.ids if all(first.prompt(i) == b.prompt(i) if i in b.prompts else False for b in others)]
+    if same:
+        ids = _spread(same, limit)
+        of = "have the same prompts, and stand side by side" if others else "are shown"
+        return [(i,) * len(banks) for i in ids], f"{_some(ids, same)} contexts {of}."
+    samples = [_spread(bank.ids, limit) for bank in banks]
+    longest = max(map(len, samples))
+    rows = [tuple(s[i] if i < len(s) else None for s in samples) for i in range(longest)]
+    said = "; ".join(f"{b.name}: {_some(ids, b.ids)}" for b, ids in zip(banks, samples, strict=True))
+    return rows, f"The runs have other prompts: each shows contexts of its own ({said})."
+
+
+def _unknown_parts(banks: Iterable[_Bank]) -> list[str]:
+    """Say whose parts of characters cannot be joined."""
+    return [
+        f"{bank.name} was captured by a version that did not keep the bytes of parts of characters: they are shown as "
+        "its tokenizer calls them."
+        for bank in banks
+        if not VOCABULARY.present(bank.run / "vocabulary", ["part"])
+    ]
+
+
+def _spread(ids: Sequence[int], limit: int) -> list[int]:
+    """Return at most so many of some ids, evenly spread over them."""
+    count = min(limit, len(ids))
+    return [ids[i * len(ids) // count] for i in range(count)]
+
+
+def _some(shown: Sequence[int], ids: Sequence[int]) -> str:
+    return f"All {len(ids)}" if len(shown) == len(ids) else f"{len(shown)} of {len(ids)}, evenly spread,"
+
+
+def _ends(ids: Sequence[int]) -> str:
+    return f"{min(ids)} to {max(ids)}"
+
+
+def _columns(banks: Iterable[_Bank]) -> dict[str, dict[str, Any]]:
+    """Return how each number is called and coloured, by its name: on one scale for all runs."""
+    columns: dict[str, dict[str, Any]] = {}
+    for bank in banks:
+        for name, number in bank.numbers.items():
+            unit = "" if number.scale["unit"] == "1" else number.scale["unit"]
+            new = {"key": name, "name": number.heading, "unit": unit, "kind": number.scale["kind"], "said": number.said}
+            column = columns.setdefault(name, new | {end: number.scale[end] for end in ("low", "high")})
+            column |= {
+                "low": min(column["low"], number.scale["low"]),
+                "high": max(column["high"], number.scale["high"]),
+            }
+    return columns
 
 
 def _read(table: Table, path: Path, columns: Sequence[str] | None, ids: Sequence[int]) -> pd.DataFrame:
     return table.read(path, columns, {"context_id": ids}).sort_values(_KEY, ignore_index=True)
-
-
-def _column(name: str, scale: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """Say how a column is called and coloured."""
-    unit = "" if scale["unit"] == "1" else scale["unit"]
-    return {"name": name, "unit": unit, **{key: scale[key] for key in ("kind", "low", "high")}}
-
-
-def _token(row: Mapping[Hashable, Any], quantities: Sequence[str], n_taken: int, texts: _Texts) -> dict[str, Any]:
-    """Return one token: text, numbers, regions, both models' candidates, and what each gave to it."""
-    numbers = [_short(row[name]) for name in quantities]
-    selected = [int(row[f"rank_{name}"] <= n_taken) for name in RANKED]
-    student, teacher = (
-        [
-            [texts[int(token_id)], _short(math.exp(logp))]
-            for token_id, logp in zip(row[f"{side}_topk_ids"], row[f"{side}_topk_logp"], strict=True)
-        ][:_CANDIDATES]
-        for side in _SIDES
-    )
-    return {
-        "t": texts[int(row["token_id"])],
-        "v": numbers + selected,
-        "r": [int(row[name]) for name in _REGIONS],
-        "s": student,
-        "q": teacher,
-        "p": [_short(math.exp(row[f"{side}_logp"])) for side in _SIDES],
-    }
 
 
 def _short(value: float) -> float | None:

@@ -68,6 +68,14 @@ VOCABULARY = Table(
     columns=(
         Column("token_id", INT, "token id", "id in the shared vocabulary"),
         Column("text", TEXT, "", "what it decodes to alone; the tokenizer's own name where that is no text"),
+        Column(
+            "part",
+            pa.binary(),
+            "bytes",
+            "the bytes of a token that is a part of a UTF-8 character; null of any other",
+            nullable=True,
+            optional=True,
+        ),
     ),
 )
 

@@ -11,8 +11,10 @@ import pytest
 from stages import amend
 
 from teachdiag.artefacts import VOCABULARY
-from teachdiag.errors import RunError
+from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures.report.html import write_report
+from teachdiag.figures.report.page import inline
+from teachdiag.figures.report.tokens_page import tokens_page
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
 from teachdiag.settings import ReportSettings
@@ -29,38 +31,55 @@ def _data(page: str) -> dict:
     return json.loads(found[1])
 
 
+def _tokens(page: str) -> tuple[dict, list[tuple[dict, int, dict]]]:
+    """Return the page's data, and (context, position, token) of everything that it shows of its first run."""
+    data = _data(page)
+    return data, [(c, i, t) for row in data["rows"] if (c := row[0]) for i, t in enumerate(c["tokens"])]
+
+
 def test_tokens_carry_the_numbers_of_the_tables(analysed: Path, quiet: Reporter) -> None:
     summary = write_report(analysed, ReportSettings(contexts=3), quiet)
     assert summary["contexts"] == 3
     page = (analysed / "report.html").read_text()
-    data = _data(page)
-    assert "The first 3 of the bank's 10 contexts" in page  # an own sentence, which needs no escape
+    assert "3 of 10, evenly spread, contexts are shown." in page
+    data, shown = _tokens(page)
     positions = pd.read_parquet(analysed / "positions").set_index(["context_id", "position"])
-    gains = pd.read_parquet(analysed / "gains/p").set_index(["context_id", "position"])["gain"]
-    texts = pd.read_parquet(analysed / "vocabulary").set_index("token_id")["text"]
-    place = {column["name"]: number for number, column in enumerate(data["columns"])}
-    for context in data["contexts"]:
-        for position, token in enumerate(context["tokens"]):
-            row = positions.loc[context["id"], position]
-            assert token["t"] == texts[row["token_id"]]
-            assert token["v"][place["raw KL"]] == pytest.approx(row["forward_kl"], rel=1e-3)
-            assert token["v"][place["C compatibility"]] == pytest.approx(row["compatibility_k16"], rel=1e-3)
-            assert token["v"][place["gain"]] == pytest.approx(gains[context["id"], position], rel=1e-3)
-            for side, key in (("student", "s"), ("teacher", "q")):
-                assert [text for text, _ in token[key]] == [texts.get(i, f"<{i}>") for i in row[f"{side}_topk_ids"][:5]]
-                np.testing.assert_allclose([p for _, p in token[key]], np.exp(row[f"{side}_topk_logp"][:5]), rtol=1e-3)
-    whole = write_report(analysed, ReportSettings(), quiet)
-    every = [
-        token for context in _data((analysed / "report.html").read_text())["contexts"] for token in context["tokens"]
-    ]
-    taken = sum(token["v"][place["selected by learnable"]] for token in every)
-    assert whole["contexts"] == 10
-    assert taken == int(np.ceil(0.1 * len(every)))
+    bank = sorted(positions[positions["split"] == "bank"].index.unique("context_id"))
+    assert [row[0]["id"] for row in data["rows"]] == [bank[0], bank[3], bank[6]]
+    gains = pd.read_parquet(analysed / "gains/p").set_index(["context_id", "position"])
+    ranks = pd.read_parquet(analysed / "tokens").set_index(["context_id", "position"])
+    vocabulary = pd.read_parquet(analysed / "vocabulary").set_index("token_id")
+    place = {column["key"]: number for number, column in enumerate(data["columns"])}
+    assert place.keys() >= {"learnable", "forward_kl", "compatibility", "gain", "forward_kl_after"}
+    for context, position, token in shown:
+        key = context["id"], position
+        row = positions.loc[key]
+        part = vocabulary["part"][row["token_id"]]
+        assert part is not None or token["t"] == vocabulary["text"][row["token_id"]]
+        measured = {
+            "forward_kl": row["forward_kl"],
+            "compatibility": row["compatibility_k16"],
+            "learnable": ranks["learnable"][key],
+            "gain": gains["gain"][key],
+            "forward_kl_after": gains["forward_kl_after"][key],
+        }
+        assert {name: token["v"][place[name]] for name in measured} == pytest.approx(measured, rel=1e-3)
+        assert token["k"] == [ranks[f"rank_{selector['key']}"][key] for selector in data["selectors"]]
+        for side, letter in (("student", "s"), ("teacher", "q")):
+            np.testing.assert_allclose([p for _, p in token[letter]], np.exp(row[f"{side}_topk_logp"][:5]), rtol=1e-3)
+
+
+def test_columns_say_when_they_were_measured(analysed: Path, quiet: Reporter) -> None:
+    write_report(analysed, ReportSettings(contexts=1), quiet)
+    said = {column["key"]: column["said"] for column in _data((analysed / "report.html").read_text())["columns"]}
+    assert said["forward_kl"] == "raw KL: at theta0, before any update."
+    assert "before any update" not in said["gain"]
+    assert "the step p took off" in said["gain"]
 
 
 def test_no_text_breaks_out_and_nothing_is_fetched(analysed: Path, quiet: Reporter) -> None:
     words = VOCABULARY.read(analysed / "vocabulary")
-    words["text"] = HOSTILE
+    words["text"], words["part"] = HOSTILE, None
     write_parquet(
         VOCABULARY.build({name: words[name].to_numpy() for name in words}), shard_path(analysed / "vocabulary", 0)
     )
@@ -68,7 +87,7 @@ def test_no_text_breaks_out_and_nothing_is_fetched(analysed: Path, quiet: Report
     amend(analysed / "capture.json", lambda note: note["tables"].update(vocabulary=theirs))
     write_report(analysed, ReportSettings(contexts=2), quiet)
     page = (analysed / "report.html").read_text()
-    assert _data(page)["contexts"][0]["tokens"][0]["t"] == HOSTILE
+    assert HOSTILE in {token["t"] for _, _, token in _tokens(page)[1]}
     assert page.count("</script>") == 2
     assert "<b>&" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
@@ -77,11 +96,17 @@ def test_no_text_breaks_out_and_nothing_is_fetched(analysed: Path, quiet: Report
 def test_every_section_says_what_the_summary_says(analysed: Path, quiet: Reporter) -> None:
     write_report(analysed, ReportSettings(contexts=1), quiet)
     page = (analysed / "report.html").read_text()
-    order = [page.index(f'id="{name}"') for name in ("verdict", "made", "evidence", "placebos", "caveats", "tokens")]
+    sections = ("headline", "primary", "efficiency", "specifications", "verdict", "evidence", "placebos", "caveats")
+    order = [page.index(f'id="{name}"') for name in (*sections, "made", "tokens")]
     assert order == sorted(order)
+    front = json.loads((analysed / "analysis/summary.json").read_text())["front"]
+    for sentence in (*front["sentences"], front["action"], front["command"], front["legend"]):
+        assert inline(sentence) in page
+    assert [cell for row in front["primary"][0]["rows"] for cell in row if f"{escape(cell)}<" not in page] == []
+    assert "teachdiag probe --kind efficiency" in page  # this run has no such probe
     findings = pd.read_parquet(analysed / "analysis/findings.parquet")
     shown = findings[(findings["outcome"] == "gain") & (findings["k"].isna() | (findings["k"] == 16))]
-    assert page.count('<span class="status') == len(shown)
+    assert page.count('<span class="status') == len(shown) + len(front["primary"][0]["rows"])
     assert "data:image/png;base64," in page
     contexts = pd.read_parquet(analysed / "contexts")
     cut = (contexts[contexts["split"] == "bank"]["finish_reason"] == "length").mean()
@@ -91,9 +116,24 @@ def test_every_section_says_what_the_summary_says(analysed: Path, quiet: Reporte
 def test_a_run_without_texts_or_analysis_is_said(analysed: Path, quiet: Reporter, tmp_path: Path) -> None:
     (analysed / "vocabulary").rename(tmp_path / "gone")
     amend(analysed / "capture.json", lambda note: note["tables"].pop("vocabulary"))  # as older versions left it
-    summary = write_report(analysed, ReportSettings(), quiet)
-    assert summary["contexts"] == 0
-    assert "captured without token texts: capture again" in (analysed / "report.html").read_text()
+    assert write_report(analysed, ReportSettings(), quiet)["contexts"] == 0
+    assert "captured without token texts. Capture again" in (analysed / "report.html").read_text()
+    summary_file = analysed / "analysis/summary.json"
+    content = json.loads(summary_file.read_text())
+    del content["front"]
+    summary_file.write_text(json.dumps(content))
+    theirs = table_digest(summary_file)
+    amend(analysed / "analyze.json", lambda note: note["tables"].update({"analysis/summary.json": theirs}))
+    with pytest.raises(RunError, match="older version: run `teachdiag analyze"):
+        write_report(analysed, ReportSettings(), quiet)
     (analysed / "analysis/summary.json").unlink()
     with pytest.raises(RunError, match="teachdiag analyze"):
         write_report(analysed, ReportSettings(), quiet)
+
+
+def test_a_page_of_one_context_needs_nothing_else(analysed: Path) -> None:
+    page = tokens_page(analysed, [4])
+    assert [row[0]["id"] for row in _data(page)["rows"]] == [4]
+    assert not re.search(r'(src|href)="', page)
+    with pytest.raises(ArtefactError, match="no context 4000: its context_id are"):
+        tokens_page(analysed, [4000])

@@ -29,6 +29,9 @@ ARGUMENTS = (
 )
 
 
+PATIENCE = 120_000  # milliseconds: a machine may be busy
+
+
 @pytest.fixture
 def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
     """A report of the tiny pair, and the page that shows it; console, errors and requests are watched."""
@@ -36,6 +39,7 @@ def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Pa
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+        page.set_default_timeout(PATIENCE)
         troubles: list[str] = []
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -46,66 +50,193 @@ def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Pa
         browser.close()
 
 
-def _background(page: "sync_api.Page", place: int) -> str:
-    return page.locator(".token").nth(place).evaluate("e => getComputedStyle(e).backgroundColor")
+def _bank(run: Path) -> pd.DataFrame:
+    """The bank's positions beside their gains and ranks, in the page's order."""
+    key = ["context_id", "position"]
+    frame = pd.read_parquet(run / "tokens")
+    for folder in ("positions", "gains/p"):
+        frame = frame.merge(pd.read_parquet(run / folder).drop(columns="prompt_id"), on=key, suffixes=("", "_too"))
+    return frame.sort_values(key, ignore_index=True)
+
+
+def _colours(page: "sync_api.Page") -> list[list[str]]:
+    return page.locator(".token").evaluate_all(
+        "all => all.map(e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color])"
+    )
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(pair: list[str]) -> float:
+    low, high = sorted(map(_luminance, pair))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_a_reader_with_a_mouse(opened: tuple[Path, "sync_api.Page"]) -> None:
     run, page = opened
     assert page.locator("h2").all_inner_texts() == [
-        *("Verdict", "What was run", "Evidence", "Placebos", "Caveats of this run's data", "Tokens")
+        *("Headline", "Primary claims", "What selectors keep", "Do the primary numbers hang on choices?"),
+        *("Everything else", "Tokens"),
     ]
-    positions = pd.read_parquet(run / "positions")
-    bank = positions[positions["split"] == "bank"].sort_values(["context_id", "position"])
+    assert page.locator("#more > details[open]").count() == 0
+    bank = _bank(run)
     assert page.locator(".token").count() == len(bank)
-    by_learnable = [_background(page, place) for place in range(10)]
+    by_learnable = _colours(page)
     page.select_option("#column", label="raw KL")
-    by_kl = [_background(page, place) for place in range(10)]
+    by_kl = _colours(page)
     assert by_learnable != by_kl
-    assert len(set(by_kl)) > 3
-    page.locator(".token").nth(7).scroll_into_view_if_needed()
     page.locator(".token").nth(7).hover()
     card = page.locator("#card")
     card.wait_for(state="visible")
     row = bank.iloc[7]
     assert f"raw KL: {float(f'{row.forward_kl:.3g}'):g} nats" in card.inner_text()
+    assert f"→ {float(f'{row.forward_kl_after:.3g}'):g} nats" in card.inner_text()
     shares = [float(share) for share in re.findall(r"([\d.e-]+)%", card.inner_text())]
-    np.testing.assert_allclose(shares[:5], 100 * np.exp(row["student_topk_logp"][:5]), rtol=0.02, atol=0.06)
-    np.testing.assert_allclose(shares[6:11], 100 * np.exp(row["teacher_topk_logp"][:5]), rtol=0.02, atol=0.06)
-    page.select_option("#region", "0")
-    h, kl = bank["student_entropy"], bank["forward_kl"]
-    inside = int(((h <= h.median()) & (kl >= kl.median())).sum())
+    np.testing.assert_allclose(shares[:5], 100 * np.exp(row["teacher_topk_logp"][:5]), rtol=0.02, atol=0.06)
+    np.testing.assert_allclose(shares[6:11], 100 * np.exp(row["student_topk_logp"][:5]), rtol=0.02, atol=0.06)
+
+
+def test_low_is_pale_and_every_token_can_be_read(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    learnable = _bank(run)["learnable"].to_numpy()
+    for theme in ("light", "dark"):
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        for column in ("D^L learnable", "gain", "C compatibility"):
+            page.select_option("#column", label=column)
+            assert min(map(_contrast, _colours(page))) >= 4.5, (theme, column)
+        page.evaluate("document.querySelector('#clear').click()")
+        away = [_contrast([ground, background]) for background, _ in _colours(page)]
+        assert away[int(learnable.argmin())] < 1.2 < 4 < away[int(learnable.argmax())]  # low is as the page is
+        page.evaluate("document.querySelector('#theme').click()")
+
+
+def test_filters_hide_what_does_not_match(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    bank = _bank(run)
+    page.select_option("#show", "q3")
+    inside = int(bank["in_q3"].sum())
     assert page.locator("#count").inner_text() == f"{inside} of {len(bank)} tokens"
-    assert page.locator(".token:not(.out)").count() == inside
+    assert page.locator(".token:not(.near)").count() == inside
+    contexts = bank.groupby("context_id")["in_q3"].any()
+    assert page.locator(".context:visible").count() == contexts.sum()
+    page.select_option("#show", "all")
+    page.select_option("#selector", "forward_kl")
+    page.select_option("#show", "kept")
+    page.evaluate("{ const b = document.querySelector('#budget'); b.value = 90; b.dispatchEvent(new Event('input')); }")
+    budget = float(page.locator("#bought").inner_text().split("%")[0]) / 100
+    kept = page.locator("#count").inner_text()
+    assert kept.split()[0] == str(int(np.ceil(budget * len(bank)))) == str(page.locator(".token.kept").count())
+    page.evaluate("document.querySelector('#clear').click()")
+    page.fill("#search", "no such text anywhere")
+    assert page.locator("#count").inner_text().startswith("0 of")
+    assert page.locator("#nothing").is_visible()
+
+
+def test_a_range_is_brushed_and_saved_as_csv(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    bank = _bank(run)
+    page.select_option("#column", label="gain")
+    picture = page.locator("#histogram")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.76 * box["width"], box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.999 * box["width"], box["y"] + 10)
+    page.mouse.up()
+    scale = pd.read_parquet(run / "analysis/scales.parquet").query("quantity == 'gain'").iloc[0]
+    bins = np.clip(np.floor((bank["gain"] - scale["low"]) / (scale["high"] - scale["low"]) * 40), 0, 39)
+    inside = bank[bins >= 30]
+    assert 0 < len(inside) < len(bank)
+    assert page.locator("#count").inner_text() == f"{len(inside)} of {len(bank)} tokens"
+    with page.expect_download() as download:
+        page.click("#export")
+    saved = pd.read_csv(download.value.path())
+    assert list(zip(saved["context_id"], saved["position"], strict=True)) == list(
+        zip(inside["context_id"], inside["position"], strict=True)
+    )
+    np.testing.assert_allclose(saved["gain"], inside["gain"], rtol=1e-3)
+    assert (saved["rank_learnable"].to_numpy() == inside["rank_learnable"].to_numpy()).all()
 
 
 def test_a_reader_with_a_keyboard(opened: tuple[Path, "sync_api.Page"]) -> None:
-    _, page = opened
-    page.locator("#search").focus()
+    run, page = opened
+    bank = _bank(run)
+    page.locator("#export").focus()
     for _ in range(2):  # the first context's prompt, then its first token
         page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "token"
+    assert page.evaluate("document.activeElement.className").startswith("token")
     page.keyboard.press("ArrowRight")
-    assert "position 1 of context" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+    where = "document.activeElement.getAttribute('aria-label')"
+    assert "position 1 of context" in page.evaluate(where)
     assert page.locator("#card").is_visible()
     page.keyboard.press("Escape")
     assert page.locator("#card").is_hidden()
+    page.select_option("#column", label="gain")
+    page.locator(".token").first.focus()
+    order = bank.sort_values("gain", ascending=False)
+    for key, place in (("h", 0), ("n", 1), ("n", 2), ("p", 1), ("l", -1)):
+        page.keyboard.press(key)
+        row = order.iloc[place]
+        assert f"position {row['position']} of context {row['context_id']}" in page.evaluate(where)
+        assert page.locator("#place").inner_text() == f"{place % len(bank) + 1} of {len(bank)}"
     labelled = page.locator("select, input, button").evaluate_all(
-        "all => all.every(e => e.labels?.length || e.getAttribute('aria-label'))"
+        "all => all.every(e => e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())"
     )
     assert labelled
 
 
-def test_search_theme_and_phone(opened: tuple[Path, "sync_api.Page"]) -> None:
+def test_contexts_are_sorted_and_the_address_reopens_the_view(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    bank = _bank(run)
+    bank["off"] = 1 - bank["compatibility_k16"]
+    for menu, column in (("kl", "forward_kl"), ("gain", "gain"), ("off", "off")):
+        page.select_option("#sort", menu)
+        means = bank.groupby("context_id")[column].mean().sort_values(ascending=False)
+        headings = page.locator(".context summary").all_inner_texts()
+        assert [int(re.findall(r"\d+", heading)[0]) for heading in headings] == list(means.index)
+    page.select_option("#column", label="gain")
+    page.select_option("#selector", "learnable")
+    page.select_option("#show", "kept")
+    page.check("#beside")
+    assert page.locator(".pane:visible").count() == 2 * page.locator(".context:visible").count()
+    page.keyboard.press("Escape")
+    page.evaluate("document.querySelector('#highest').click()")
+    page.wait_for_function("location.hash.includes('token=')")
+    seen = page.locator("#contexts").inner_text(), page.locator("#count").inner_text(), _colours(page)
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    assert (page.locator("#contexts").inner_text(), page.locator("#count").inner_text(), _colours(page)) == seen
+    assert page.locator("#card").is_visible()
+    page.goto(address.replace("column=gain", "column=nothing").replace("show=kept", "show=nothing"))
+    assert page.locator("#count").inner_text() == f"{len(bank)} of {len(bank)} tokens"
+
+
+def test_on_a_phone_nothing_is_covered(opened: tuple[Path, "sync_api.Page"]) -> None:
     _, page = opened
-    page.fill("#search", "no such text anywhere")
-    assert page.locator("#count").inner_text().startswith("0 of")
-    text = page.locator(".token").first.evaluate("e => e.textContent")
-    page.fill("#search", text)
-    if text.strip():
-        assert page.locator(".token.hit").count() >= 1
-    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    page.locator("#theme").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".token").nth(30).focus()
+    places = page.evaluate(
+        "['#controls', '#card', '.token:focus'].map(s => document.querySelector(s).getBoundingClientRect())"
+        ".map(box => [box.top, box.bottom])"
+    )
+    (bar_top, bar), (card, _), (token_top, token) = places
+    assert bar_top == 0  # sticky
+    assert bar <= token_top < token <= card  # neither over the other
+    page.mouse.wheel(0, 3000)
+    page.locator("#card").wait_for(state="hidden")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.evaluate("scrollTo(0, 0)")
+    page.locator(".token").nth(7).focus()
+    top = "{}.getBoundingClientRect().top"
+    gap = f"{top.format('card')} - {top.format('document.activeElement')}"
+    before = page.evaluate(gap)
+    page.evaluate("scrollBy(0, 200)")
+    assert page.evaluate(gap) == pytest.approx(before, abs=1)  # the card goes where its token goes

@@ -1,0 +1,277 @@
+// The token view: contexts as tokens, coloured by a chosen number, filtered, sorted and stepped through.
+const dataElement = document.getElementById("data");
+if (dataElement) showTokens(JSON.parse(dataElement.textContent));
+
+function showTokens(data) {
+  const byId = (id) => document.getElementById(id);
+  const [card, bar, area] = ["card", "controls", "contexts"].map(byId);
+  const items = []; // every token in reading order: its data, and its element in each pane
+  const rows = data.rows.map((contexts) => drawRow(contexts, items, data));
+  const state = fromAddress(location.hash, data);
+  let order = []; // matching tokens by falling value
+  let current = 0; // the token that Tab reaches
+  let carded = null; // the token whose card is shown
+
+  fillMenus();
+  listen();
+  show();
+  reach();
+
+  function fillMenus() {
+    data.columns.forEach(({ name }, index) => byId("column").add(new Option(name, index)));
+    data.selectors.forEach(({ key, name }) => byId("selector").add(new Option(name, key)));
+    const known = new Set(data.columns.map(({ key }) => key));
+    byId("sort").querySelector("[value=gain]").hidden = !known.has("gain");
+    byId("beside").disabled = !known.has("forward_kl_after");
+  }
+
+  function listen() {
+    const set = (name, value) => { state[name] = value; show(); };
+    const read = (name, event, value) => byId(name).addEventListener(event, () => set(name, value(byId(name))));
+    ["sort", "show", "selector"].forEach((name) => read(name, "change", (menu) => menu.value));
+    ["rising", "beside"].forEach((name) => read(name, "change", (box) => box.checked));
+    read("search", "input", (field) => field.value);
+    read("budget", "input", (slider) => fromSlider(Number(slider.value)));
+    read("from", "input", (slider) => Math.min(Number(slider.value), state.to - 1));
+    read("to", "input", (slider) => Math.max(Number(slider.value), state.from + 1));
+    byId("column").addEventListener("change", (event) => {
+      Object.assign(state, { column: Number(event.target.value), from: 0, to: BINS });
+      show();
+    });
+    brush(byId("histogram"), (from, to) => { Object.assign(state, { from, to }); show(); });
+    byId("clear").addEventListener("click", () => { Object.assign(state, startState(data)); show(); });
+    byId("export").addEventListener("click", () => download(csvText(items.filter((i) => i.matches), data), "tokens.csv"));
+    Object.entries({ highest: 0, lowest: -1 }).forEach(([id, place]) => {
+      byId(id).addEventListener("click", () => step(place, 0));
+    });
+    byId("next").addEventListener("click", () => step(null, 1));
+    byId("previous").addEventListener("click", () => step(null, -1));
+    area.addEventListener("mouseover", (event) => withItem(event, showCard));
+    area.addEventListener("mouseout", (event) => withItem(event, showFocused));
+    area.addEventListener("focusin", (event) => withItem(event, focused));
+    area.addEventListener("focusout", (event) => withItem(event, hideCard));
+    area.addEventListener("keydown", (event) => withItem(event, (item) => walk(event, item)));
+    addEventListener("keydown", shortcut);
+    addEventListener("scroll", hideLost, { passive: true });
+    addEventListener("hashchange", () => {
+      if (location.hash.startsWith("#tokens?")) { Object.assign(state, fromAddress(location.hash, data)); show(); reach(); }
+    });
+    onTheme(colour);
+    new ResizeObserver(() => {
+      document.documentElement.style.setProperty("--bar", `${bar.offsetHeight}px`);
+    }).observe(bar);
+  }
+
+  function withItem(event, act) {
+    const element = event.target.closest?.(".token");
+    if (element) act(items[Number(element.dataset.index)], element);
+  }
+
+  // Everything that follows from the state.
+  function show() {
+    const column = data.columns[state.column];
+    setControls();
+    items.forEach((item) => {
+      item.among = isAmong(item, state, data);
+      item.matches = item.among && isInRange(item, state, data);
+    });
+    order = ranked(items, state);
+    lay();
+    colour();
+    drawHistogram(byId("histogram"), counted(items, state, data), state, column);
+    byId("range").textContent = rangeText(state, column);
+    const count = items.filter((item) => item.matches).length;
+    byId("count").textContent = `${count} of ${items.length} tokens`;
+    byId("nothing").hidden = count > 0;
+    tellPlace();
+    writeAddress(state, data);
+  }
+
+  function setControls() {
+    ["column", "sort", "show", "selector", "search", "from", "to"].forEach((name) => { byId(name).value = state[name]; });
+    ["rising", "beside"].forEach((name) => { byId(name).checked = state[name]; });
+    byId("budget").value = toSlider(state.budget);
+    byId("budget").disabled = state.selector === "";
+    ["kept", "left"].forEach((name) => { byId("show").querySelector(`[value=${name}]`).disabled = state.selector === ""; });
+    const kept = data.runs.map(({ positions }) => `${bought(state.budget, positions)} of ${positions}`).join("; ");
+    byId("bought").textContent = `${Number((100 * state.budget).toPrecision(3))}%: ${kept} positions of the bank`;
+    byId("said").textContent = state.beside
+      ? "Both sides: KL(teacher || student), before and after the step, in the same colours."
+      : data.columns[state.column].said;
+  }
+
+  // Put what is to be seen into the page: contexts in order, and of each text what matches.
+  function lay() {
+    const panes = state.beside ? 2 : 1;
+    area.replaceChildren(...sorted(rows, data, state).map((row) => row.element), byId("nothing"));
+    rows.forEach((row) => {
+      row.boxes.forEach((box) => {
+        drawPanes(box, panes);
+        box.element.hidden = !box.items.some((item) => item.matches);
+        box.panes.forEach((pane, index) => {
+          pane.hidden = index >= panes;
+          if (index < panes) pane.lastChild.replaceChildren(...excerpt(box.items, index));
+        });
+        box.panes[0].firstChild.hidden = panes === 1;
+      });
+      row.element.hidden = row.boxes.every((box) => box.element.hidden);
+    });
+  }
+
+  function colour() {
+    const place = (key) => data.columns.findIndex((column) => column.key === key);
+    const painted = state.beside ? [place("forward_kl"), place("forward_kl_after")] : [state.column];
+    items.forEach((item) => {
+      item.elements.forEach((element, pane) => {
+        if (!item.matches) unpaint(element);
+        else if (pane < painted.length) paint(element, item.token.v[painted[pane]], data.columns[painted[pane]]);
+        element.classList.toggle("hit", isHit(item, state));
+        element.classList.toggle("kept", isKept(item, state, data));
+      });
+    });
+    const column = data.columns[painted[0]];
+    byId("low").textContent = withUnit(column.low, column);
+    byId("high").textContent = withUnit(column.high, column);
+    const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => css(shade(share, column.kind)));
+    byId("bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+  }
+
+  // Go to a place among the matching tokens, by falling value: from the end, or some way from where we are.
+  function step(place, by) {
+    if (order.length === 0) return;
+    const here = order.indexOf(items[current]);
+    const next = place === null ? (here < 0 ? 0 : here + by) : (place + order.length) % order.length;
+    order[Math.min(Math.max(next, 0), order.length - 1)].elements[0].focus();
+  }
+
+  function tellPlace() {
+    const here = order.indexOf(items[current]);
+    byId("place").textContent = here < 0 || carded === null ? "" : `${here + 1} of ${order.length}`;
+  }
+
+  function shortcut(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea")) return;
+    const go = { h: [0, 0], l: [-1, 0], n: [null, 1], p: [null, -1] }[event.key];
+    if (go) step(...go);
+    if (event.key === "Escape") hideCard();
+  }
+
+  // Arrow keys move along the text, over what is not shown.
+  function walk(event, item) {
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    const seen = items.filter(({ elements }) => elements[0].isConnected && !elements[0].closest("[hidden]"));
+    const next = Math.min(Math.max(seen.indexOf(item) + by, 0), seen.length - 1);
+    seen[next].elements[0].focus();
+  }
+
+  function focused(item) {
+    items[current].elements[0].tabIndex = -1;
+    current = items.indexOf(item);
+    item.elements[0].tabIndex = 0;
+    state.token = [item.run, item.context.id, item.position].join(".");
+    showCard(item);
+    tellPlace();
+    writeAddress(state, data);
+  }
+
+  function showCard(item, element = item.elements[0]) {
+    carded = element;
+    fillCard(card, item, data);
+    card.hidden = false;
+    placeCard(card, element, bar.getBoundingClientRect().bottom);
+  }
+
+  function hideCard() {
+    card.hidden = true;
+    carded = null;
+  }
+
+  // When the mouse leaves a token, the card of the one that has the focus comes back.
+  function showFocused() {
+    const element = document.activeElement?.closest?.(".token");
+    if (element) showCard(items[Number(element.dataset.index)]);
+    else hideCard();
+  }
+
+  // A sheet at the bottom of a phone does not outstay its token.
+  function hideLost() {
+    if (card.hidden || carded === null) return;
+    const box = carded.getBoundingClientRect();
+    if (box.bottom < bar.getBoundingClientRect().bottom || box.top > innerHeight) hideCard();
+  }
+
+  // Make one token reachable with Tab, and go to that which the address names.
+  function reach() {
+    const named = items.findIndex(({ run, context, position }) => [run, context.id, position].join(".") === state.token);
+    current = Math.max(named, 0);
+    items[current].elements[0].tabIndex = 0;
+    if (named >= 0) items[named].elements[0].focus();
+    else if (location.hash.startsWith("#tokens?")) byId("tokens").scrollIntoView();
+  }
+}
+
+// A row of contexts, one of each run: its element, contexts and boxes. New tokens are added to `items`.
+function drawRow(contexts, items, data) {
+  const element = make("div", contexts.length > 1 ? "row several" : "row");
+  const boxes = contexts.flatMap((context, run) => (context ? [drawContext(context, run, items, data)] : []));
+  element.append(...boxes.map((box) => box.element));
+  return { element, contexts, boxes };
+}
+
+function drawContext(context, run, items, data) {
+  const element = make("div", "context");
+  const prompt = make("details");
+  const name = data.runs.length > 1 ? `${data.runs[run].name}, context` : "Context";
+  prompt.append(make("summary", "", `${name} ${context.id}: …${visible(context.prompt.slice(-160))}`));
+  prompt.append(make("p", "prompt", visible(context.prompt)));
+  element.append(prompt);
+  const own = context.tokens.map((token, position) => {
+    const item = { token, context, run, position, elements: [], index: items.length };
+    items.push(item);
+    return item;
+  });
+  const box = { element, items: own, panes: [] };
+  drawPanes(box, 1);
+  return box;
+}
+
+// Draw a context's text as often as it is to stand side by side.
+function drawPanes(box, count) {
+  while (box.panes.length < count) {
+    const second = box.panes.length === 1;
+    const pane = make("div", "pane");
+    const text = make("p", "response");
+    text.append(...box.items.map((item) => drawToken(item, second)));
+    pane.append(make("h5", "", second ? "KL after the step" : "KL before the step"), text);
+    box.panes.push(pane);
+    box.element.append(pane);
+  }
+  box.element.classList.toggle("beside", count > 1);
+}
+
+function drawToken(item, twin) {
+  const element = make("span", "token");
+  writeToken(element, item.token.t);
+  element.dataset.index = item.index;
+  if (twin) {
+    element.setAttribute("aria-hidden", "true");
+  } else {
+    element.tabIndex = -1;
+    element.setAttribute("role", "button");
+    const where = `position ${item.position} of context ${item.context.id}`;
+    element.setAttribute("aria-label", `token ${readable(item.token.t)}, ${where}`);
+  }
+  item.elements.push(element);
+  return element;
+}
+
+// Budgets from 0.1% to 100%, even on a logarithmic slider from 0 to 100.
+function fromSlider(place) {
+  return Number((10 ** (place / (100 / 3) - 3)).toPrecision(2));
+}
+
+function toSlider(budget) {
+  return Math.round((Math.log10(budget) + 3) * (100 / 3));
+}
