@@ -15,7 +15,7 @@ copyright = "the teachdiag authors"
 release = metadata.version("teachdiag")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["study/*", "study-real/*", "train/*"]  # recipes, not pages
+exclude_patterns = ["study-real/*", "train/*"]  # recipes, not pages
 suppress_warnings = ["myst.xref_ambiguous"]
 
 myst_enable_extensions = ["colon_fence"]
