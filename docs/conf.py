@@ -16,18 +16,20 @@ release = metadata.version("teachdiag")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["study-real/*", "train/*"]  # recipes, not pages
-suppress_warnings = ["myst.xref_ambiguous"]
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings are checked, as links to pages are
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+default_role = "code"  # what docstrings have in backticks
+
+highlight_language = "sh"
+smartquotes = False  # two hyphens begin an option
 
 html_theme = "furo"
 html_title = "teachdiag"
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # it would fetch the pages, which a browser refuses of files on disk
 
 
 def setup(app: Sphinx) -> None:
