@@ -222,13 +222,22 @@ def figures(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return {"files": [str(file) for file in publish(run, reporter, settings.only)]}
 
 
-@stage_command(app, ReportSettings, show_report, many=True)
+def _side_by_side(runs: list[Path], settings: Any) -> Path:  # noqa: ANN401
+    from teachdiag.figures.report.side_by_side import write_side_by_side
+
+    return write_side_by_side(runs, settings)
+
+
+@stage_command(app, ReportSettings, show_report, many=True, together=_side_by_side)
 def report(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
-    """Write a self-contained HTML page: the verdict, the evidence, and every token with what both models expected.
+    """Write a self-contained HTML page: the headline, the evidence, and every token with what both models expected.
+
+    Of several runs also one page with their headlines and tokens side by side.
 
     Examples:
         teachdiag report
         teachdiag report runs/qwen --contexts 20 --budget 0.05
+        teachdiag report runs/seed0 runs/seed1
     """
     preflight.before_reading(run)
     from teachdiag.figures.report.html import write_report

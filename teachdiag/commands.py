@@ -161,8 +161,8 @@ def stage_command(
                     summaries[str(run)] = stage(run, settings, reporter)
                     if not common["json"] and not quiet:
                         show(summaries[str(run)], run)
-                if together and len(runs) > 1 and (folder := together(runs, settings)):
-                    reporter.say(f"all runs in one table: {folder}")
+                if together and len(runs) > 1 and (written := together(runs, settings)):
+                    reporter.say(f"all runs together: {written}")
             if common["json"] and is_first():
                 print(json.dumps(summaries if len(runs) > 1 else summaries[str(runs[0])], indent=2))
 

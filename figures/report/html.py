@@ -37,9 +37,7 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
     figures = Stage(run, "figures")
     if figures.note.exists():  # older versions left none
         figures.require()
-    content = read_summary(run)
-    if "front" not in content:
-        raise RunError(f"{run} was analysed by an older version: run `teachdiag analyze {run}` again")
+    content = read_content(run)
     tables = load_tables(run)
     with reporter.bar("Report", total=2) as advance:
         view = token_view({run.name: tables}, settings)
@@ -48,3 +46,15 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
         advance(1)
     write_text(text, run / "report.html")
     return {"report": str(run / "report.html"), "size": len(text.encode()), "contexts": view.contexts}
+
+
+def read_content(run: Path) -> dict[str, Any]:
+    """Read what `analyze` has to say, its first page included.
+
+    Raises:
+        RunError: it is missing or damaged, or of a version that wrote no first page.
+    """
+    content = read_summary(run)
+    if "front" not in content:
+        raise RunError(f"{run} was analysed by an older version: run `teachdiag analyze {run}` again")
+    return content

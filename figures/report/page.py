@@ -44,7 +44,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         script=script(view),
         headline=headline(front),
         pair=inline(content["pair"]),
-        primary=_primary(front),
+        primary=primary_claims(front),
         efficiency=_efficiency(run, front, content),
         specifications=_leading(run, content, "specification_curve") or _NO_STEP,
         verdict=_verdict(run, content),
@@ -65,7 +65,7 @@ def headline(front: dict[str, Any]) -> str:
     return f'{said}<div class="next"><p><strong>Next: {inline(front["action"])}.</strong></p>{command}</div>{caveats}'
 
 
-def _primary(front: dict[str, Any]) -> str:
+def primary_claims(front: dict[str, Any]) -> str:
     """Return the primary claims of every real step, verdicts marked."""
     tables = [
         f"<h3>Step <code>{escape(table['probe_id'])}</code></h3>"

@@ -215,9 +215,9 @@ function showTokens(data) {
 // A row of contexts, one of each run: its element, contexts and boxes. New tokens are added to `items`.
 function drawRow(contexts, items, data) {
   const element = make("div", contexts.length > 1 ? "row several" : "row");
-  const boxes = contexts.flatMap((context, run) => (context ? [drawContext(context, run, items, data)] : []));
-  element.append(...boxes.map((box) => box.element));
-  return { element, contexts, boxes };
+  const boxes = contexts.map((context, run) => context && drawContext(context, run, items, data));
+  element.append(...boxes.map((box) => (box ? box.element : make("div"))));
+  return { element, contexts, boxes: boxes.filter((box) => box) };
 }
 
 function drawContext(context, run, items, data) {

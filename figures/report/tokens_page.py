@@ -29,8 +29,13 @@ def tokens_page(run: Path, context_ids: Sequence[int]) -> str:
     view = token_view({run.name: load_tables(run)}, ReportSettings(), context_ids)
     if view.missing:
         raise ArtefactError(view.missing)
-    return Template((_HERE / "tokens_page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{run.name}: tokens"), style=style(), tokens=tokens_section(view), script=script(view)
+    return bare_page(f"{run.name}: tokens", f'<section id="tokens">{tokens_section(view)}</section>', view)
+
+
+def bare_page(title: str, body: str, view: View) -> str:
+    """Return a whole page of markup with a token view in it."""
+    return Template((_HERE / "bare.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title), style=style(), body=body, script=script(view)
     )
 
 

@@ -48,8 +48,10 @@ class FiguresSettings(Checked):
 class ReportSettings(Checked):
     """What the report shows."""
 
-    contexts: int = option(100, "Contexts in the token view, the first of the bank", "contexts")
-    budget: float = option(0.1, "Share of the bank that selectors take in the token view", "share")
+    contexts: int = option(100, "Contexts in the token view, spread evenly over the bank", "contexts")
+    budget: float = option(
+        0.1, "Share of the bank that selectors take in the token view, until its slider is moved", "share"
+    )
 
     def __post_init__(self) -> None:
         """Check every field on its own.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from teachdiag.artefacts import VOCABULARY
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures.report.html import write_report
 from teachdiag.figures.report.page import inline
+from teachdiag.figures.report.side_by_side import write_side_by_side
 from teachdiag.figures.report.tokens_page import tokens_page
 from teachdiag.progress import Reporter
 from teachdiag.runs import table_digest
@@ -137,3 +139,28 @@ def test_a_page_of_one_context_needs_nothing_else(analysed: Path) -> None:
     assert not re.search(r'(src|href)="', page)
     with pytest.raises(ArtefactError, match="no context 4000: its context_id are"):
         tokens_page(analysed, [4000])
+
+
+def test_runs_stand_side_by_side(analysed: Path, quiet: Reporter, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(analysed, tmp_path / "other"))
+    for run in (analysed, other):
+        write_report(run, ReportSettings(), quiet)
+    words = VOCABULARY.read(other / "vocabulary")
+    path = write_side_by_side([analysed, other], ReportSettings(contexts=4))
+    page = path.read_text()
+    assert path == tmp_path / "comparison/report.html"
+    data = _data(page)
+    assert [run["name"] for run in data["runs"]] == ["run", "other"]
+    assert all(left == right for left, right in data["rows"])
+    assert len(data["rows"]) == 4
+    assert "4 of 10, evenly spread, contexts have the same prompts, and stand side by side." in page
+    assert {(path.parent / link).resolve() for link in re.findall(r'href="([^"]+)"', page)} == {
+        run / "report.html" for run in (analysed, other)
+    }
+    words["text"] += "?"  # other prompts
+    write_parquet(
+        VOCABULARY.build({name: words[name].to_list() for name in words}), shard_path(other / "vocabulary", 0)
+    )
+    data = _data(write_side_by_side([analysed, other], ReportSettings(contexts=4)).read_text())
+    assert [[context["id"] for context in row] for row in data["rows"]][1][0] == data["rows"][1][1]["id"]
+    assert data["rows"][0][0]["prompt"] != data["rows"][0][1]["prompt"]
