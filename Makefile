@@ -22,7 +22,7 @@ DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs readme results clean
+.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -106,6 +106,9 @@ docs: .venv/installed  ## the documentation site, from docs/ into site/: the pag
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md
 	$(BIN)/python -m teachdiag.selectors > docs/selectors.md
 	$(BIN)/sphinx-build -q --fail-on-warning --keep-going docs site
+
+notebook: .venv/installed  ## the notebook that Jupyter opens, from its text
+	$(BIN)/python -m tools.notebook
 
 readme: .venv/installed  ## put what was measured into the README and the pages of results (needs `make figures`, or `make sweep`)
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)

@@ -65,13 +65,13 @@ def theme() -> Iterator[None]:
 class ShownFigure(Figure):
     """A figure that a notebook shows by itself; pyplot, which else sees to that, never holds it."""
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, float]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """Return twice as many pixels as the notebook is to give it, so that text stays sharp."""
         drawn = BytesIO()
         with theme():
             self.savefig(drawn, format="png", dpi=2 * _SCREEN_DPI)
         width, height = self.get_size_inches() * _SCREEN_DPI
-        return drawn.getvalue(), {"width": float(width), "height": float(height)}
+        return drawn.getvalue(), {"width": round(width), "height": round(height)}
 
 
 def blank_figure(height: float, width: float = WIDTH) -> Figure:

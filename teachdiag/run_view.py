@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _TABLES = {table.name: table for table in TABLES}
 _POSITION = ["context_id", "position"]  # what names a row of the bank
 _BEFORE, _AFTER = ("capture", "import"), ("analyze", "analyze-released", "train", "evaluate")  # probes between them
+_FRAME = "48rem"  # height of a page of tokens in a notebook
 _WIDTH = 100  # of what is printed, in characters
 
 
@@ -86,6 +87,27 @@ class Verdict:
         command = [f"```\n{self.command}\n```"] if self.command else []
         caveats = [f"Caveats: {self.caveats}"] if self.caveats else []
         return "\n\n".join([" ".join(self.sentences), f"**{self.action}.**", *command, *caveats])
+
+
+@dataclass(frozen=True, repr=False)
+class TokenPage:
+    """Tokens of one context, each with what both models expected there, as a page that notebooks show.
+
+    Attributes:
+        title: of which context and run.
+        html: the whole page, which needs no other file and no network.
+    """
+
+    title: str
+    html: str
+
+    def __repr__(self) -> str:
+        return f"<{self.title}: a page for notebooks, {len(self.html) / 1e6:.1f} MB in .html>"
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame of its own, whose styles and names do not touch the notebook's."""
+        frame = f'srcdoc="{escape(self.html)}" title="{escape(self.title)}" loading="lazy"'
+        return f'<iframe {frame} style="width:100%;height:{_FRAME};border:0"></iframe>'
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,13 +170,21 @@ class Run:
         Raises:
             ArtefactError: there is no such table or column, the run does not have it, or a file of it is damaged.
         """
-        if name not in _TABLES:
-            raise ArtefactError(f"no table is called {name!r}: {self.path} has {', '.join(self.tables)}")
+        table = self._named(name)
         if columns is not None:
-            return self._read(_TABLES[name], columns)
+            return self._read(table, columns)
         if name not in self._kept:
-            self._kept[name] = self._read(_TABLES[name])
+            self._kept[name] = self._read(table)
         return self._kept[name]
+
+    def explain(self, name: str) -> pd.DataFrame:
+        """Return what the columns of a table are: column, unit ('1' is a pure number) and meaning, a row each.
+
+        Raises:
+            ArtefactError: there is no such table.
+        """
+        columns = self._schema(self._named(name)).columns
+        return pd.DataFrame([(c.name, c.unit, c.meaning) for c in columns], columns=["column", "unit", "meaning"])
 
     def bank(self, probe_id: str = "", draw: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the bank with what one update did to it: a row a position, by context and position.
@@ -230,6 +260,21 @@ class Run:
 
         return draw_figure(self.path, name)
 
+    def tokens(self, context_id: int) -> TokenPage:
+        """Return the tokens of one context of the bank: prompt, response, and both models' candidates at each token.
+
+        Args:
+            context_id: one of `run.bank()["context_id"]`.
+
+        Raises:
+            RunError: as `figures`.
+            ArtefactError: the bank has no such context, or the run was captured without token texts.
+        """
+        from teachdiag.figures.report.tokens_page import tokens_page
+
+        page = tokens_page(self.path, [int(context_id)])
+        return TokenPage(f"context {context_id} of {self.path}", page)
+
     def _notes(self) -> dict[str, dict[str, Any]]:
         """The note of every stage that has begun, by its name."""
         names = (*_BEFORE, *(f"probes/{name}" for name in probe_names(self.path)), *_AFTER)
@@ -243,6 +288,11 @@ class Run:
         return [entry for note in complete for entry in note.get("tables", {})] + [
             file.relative_to(self.path).as_posix() for file in unnoted if file.exists()
         ]
+
+    def _named(self, name: str) -> Table:
+        if name not in _TABLES:
+            raise ArtefactError(f"no table is called {name!r}: {self.path} has {', '.join(self.tables)}")
+        return _TABLES[name]
 
     def _schema(self, table: Table) -> Table:
         """The table's schema, with the columns of installed packages that the run has."""

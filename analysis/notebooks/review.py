@@ -4,25 +4,49 @@
 #     text_representation:
 #       format_name: percent
 # ---
-# ruff: noqa: B018, D100, E402
 
 # %% [markdown]
 # # Reviewing a run
 #
-# Everything a run measured lies in Parquet tables; this notebook reads them with pandas, shows what the analysis made
-# of them, and then asks a question that nobody asked before. Open it in Jupyter (with jupytext) or VS Code;
-# `TEACHDIAG_RUN` names the run, which must be analysed.
+# What a run measured, what the analysis made of it, and then a question that nobody asked before. The environment
+# variable `TEACHDIAG_RUN` names the run, which must be analysed; by default it is that of `make demo`.
 
 # %%
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-RUN = Path(os.environ.get("TEACHDIAG_RUN", "runs/demo"))
+import teachdiag
+
 pd.set_option("display.max_colwidth", 140)
+
+run = teachdiag.open_run(os.environ.get("TEACHDIAG_RUN", "../../runs/demo"))
+run
+
+# %% [markdown]
+# ## What was found
+
+# %%
+run.verdict
+
+# %% [markdown]
+# The four primary claims: each holds only where every placebo falls short of it.
+
+# %%
+run.primary[["claim", "estimate", "ci_low", "ci_high", "nearest_placebo", "placebo_estimate", "status"]]
+
+# %%
+run.figure("efficiency")
+
+# %% [markdown]
+# A figure is Matplotlib's: its Axes can be changed or drawn on, and `savefig` writes it. `run.figures` names them all.
+
+# %%
+deciles = run.figure("deciles")
+for ax in deciles.axes:
+    ax.grid(axis="y", linewidth=0.3)
+deciles
 
 # %% [markdown]
 # ## The tables
@@ -31,49 +55,29 @@ pd.set_option("display.max_colwidth", 140)
 # unit and meaning of every column are in the file itself.
 
 # %%
-positions = pd.read_parquet(RUN / "positions")
-fields = pq.read_schema(next((RUN / "positions").rglob("*.parquet")))
-dictionary = pd.DataFrame(
-    [(f.name, f.metadata[b"unit"].decode(), f.metadata[b"meaning"].decode()) for f in fields],
-    columns=["column", "unit", "meaning"],
-)
+dictionary = run.explain("positions")
 dictionary
 
 # %% [markdown]
-# `gains` holds what each update did at each of these positions; placebos went through the same measurement.
+# `gains` holds what each update did at each position of the bank; placebos went through the same measurement.
 
 # %%
-gains = pd.read_parquet(RUN / "gains")
-gains.groupby(["probe_id", "update"])[["gain", "noise_floor"]].mean()
+run.gains.groupby(["probe_id", "update", "draw"])[["gain", "noise_floor"]].mean()
 
 # %% [markdown]
-# ## What the analysis found
-#
-# `findings` is the verdict, one claim a row: a claim holds only where every placebo falls short of it.
+# `bank()` puts both side by side, for the real step if nothing else is said: where did it teach most?
 
 # %%
-findings = pd.read_parquet(RUN / "analysis/findings.parquet")
-headline = findings[(findings["outcome"] == "gain") & findings["k"].isin([16, None, np.nan])]
-headline[["finding", "status", "sentence"]]
+bank = run.bank()
+bank.nlargest(8, "gain")[
+    ["context_id", "position", "token", "student_entropy", "forward_kl", "compatibility_k16", "gain"]
+]
 
 # %% [markdown]
-# The figures are functions of the analysis' tables, so a notebook can show them, or draw single panels of its own.
+# And what did both models expect there? `tokens` shows one context; a token tells more when it is clicked.
 
 # %%
-from teachdiag.figures.plots.coefficients import coefficients_figure
-from teachdiag.figures.plots.deciles import deciles_figure
-from teachdiag.figures.run_tables import load_tables, steps_of
-from teachdiag.figures.style import theme
-
-step = steps_of(load_tables(RUN))[0]
-with theme():
-    coefficients = coefficients_figure(step)
-coefficients
-
-# %%
-with theme():
-    deciles = deciles_figure(step)
-deciles
+run.tokens(bank["context_id"][bank["gain"].idxmax()])
 
 # %% [markdown]
 # ## Asking a question of one's own
@@ -83,9 +87,8 @@ deciles
 # the update, whole prompts are resampled, and the same number is computed for every placebo.
 
 # %%
-bank = positions[positions["split"] == "bank"]
 first_choices = [np.stack(bank[f"{side}_topk_ids"].to_numpy())[:, 0] for side in ("student", "teacher")]
-bank = bank.assign(agree=first_choices[0] == first_choices[1])
+bank["agree"] = first_choices[0] == first_choices[1]
 bank.groupby("agree")[["forward_kl", "compatibility_k16", "student_entropy"]].mean().assign(
     share=bank["agree"].value_counts(normalize=True)
 )
@@ -94,8 +97,9 @@ bank.groupby("agree")[["forward_kl", "compatibility_k16", "student_entropy"]].me
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals
 from teachdiag.analysis.step.profiles import group_means
 
-KEY = ["context_id", "position"]
-asked = gains.merge(bank[[*KEY, "agree"]], on=KEY, validate="many_to_one")
+asked = run.gains.merge(
+    bank[["context_id", "position", "agree"]], on=["context_id", "position"], validate="many_to_one"
+)
 rows = []
 for (probe_id, update), mine in asked.groupby(["probe_id", "update"]):
     one = mine[mine["draw"] == 0]
@@ -115,6 +119,5 @@ answer
 # read the real step's line against the others. The position may matter as much, as first tokens differ more often:
 
 # %%
-place = pd.cut(asked["position"], [-1, 2, 15, 10**6], labels=["0-2", "3-15", "16 and later"])
-real = asked["update"] == next(iter(step.updates))
-asked[real].groupby(["agree", place[real]], observed=True)["gain"].agg(["mean", "size"])
+place = pd.cut(bank["position"], [-1, 2, 15, 10**6], labels=["0-2", "3-15", "16 and later"])
+bank.groupby(["agree", place], observed=True)["gain"].agg(["mean", "size"])

@@ -5,9 +5,11 @@ The truth is what pandas reads from the run's folder, and its notes as JSON.
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,28 @@ def test_a_figure_is_drawn_and_shows_itself(opened: Run) -> None:
     pixels = [int.from_bytes(image[start : start + 4], "big") for start in (16, 20)]
     assert pixels == pytest.approx([2 * size["width"], 2 * size["height"]], abs=2)
     assert "coefficients" in opened.figures
+
+
+def test_tokens_stand_in_a_frame_of_their_own(opened: Run) -> None:
+    bank = opened.bank()
+    shown = opened.tokens(bank["context_id"][5])
+    (frame,) = re.findall(r'<iframe srcdoc="([^"]*)"[^<>]*></iframe>', shown._repr_html_())
+    assert unescape(frame) == shown.html
+    assert not re.search(r'(src|href)="(?!data:|#)', shown.html)
+    data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', shown.html, re.DOTALL)[0])
+    ((context,),) = data["rows"]
+    assert context["id"] == bank["context_id"][5]
+    assert len(context["tokens"]) == (bank["context_id"] == context["id"]).sum()
+    assert repr(shown).startswith(f"<context {context['id']} of ")
+    with pytest.raises(ArtefactError, match="the bank has no context 999: its context_id are 0 to 9"):
+        opened.tokens(999)
+
+
+def test_columns_are_explained(opened: Run) -> None:
+    explained = opened.explain("gains").set_index("column")
+    assert list(explained.index) == list(opened.gains)
+    assert explained.loc["gain", "unit"] == "nats"
+    assert explained.loc["gain", "meaning"].startswith("forward_kl_before - forward_kl_after")
 
 
 @pytest.mark.parametrize(
