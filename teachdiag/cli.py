@@ -8,9 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from teachdiag import __version__, preflight
-from teachdiag.commands import DEFAULT_RUN, Quiet, RunFolder, is_first, plain_command, run_folder, stage_command
+from teachdiag.commands import (
+    DEFAULT_RUN,
+    Quiet,
+    RunFolder,
+    is_first,
+    plain_command,
+    run_folder,
+    stage_command,
+    uninterrupted,
+)
 from teachdiag.demo import demo_commands
-from teachdiag.errors import InputError, RunError, place_error
+from teachdiag.errors import InputError, RunError, SettingsError, place_error
 from teachdiag.help_pages import HelpPage
 from teachdiag.import_commands import importing
 from teachdiag.progress import Reporter
@@ -330,6 +339,42 @@ def calibrate(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     from teachdiag.diagnostics.calibrate import run_calibration
 
     return run_calibration(settings, Reporter())
+
+
+@app.command(cls=HelpPage)
+def push(
+    run: Annotated[Path, typer.Argument(parser=run_folder, metavar="RUN", help="Run directory")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the Hub, such as me/my-run")] = "",
+    to_folder: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the data set into this new folder instead")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a data set that is made")] = False,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="Push the stages' notes too, which hold paths of this machine, as they are")
+    ] = False,
+) -> None:
+    """Make a data set of a run's tables, on the Hub or in a folder: `datasets.load_dataset` reads each by its name.
+
+    Examples:
+        teachdiag push runs/qwen me/qwen-run
+        teachdiag push runs/qwen --to-folder qwen-run
+    """
+    if bool(repo) == bool(to_folder):
+        raise SettingsError("push takes either the name of a data set on the Hub, or --to-folder: give one of them")
+    if repo:
+        preflight.need("models", "huggingface_hub")
+    from teachdiag.data_set import data_set, upload, write_folder
+
+    with uninterrupted():
+        data = data_set(run, notes=notes)
+        place = upload(data, repo, public=public) if repo else str(to_folder)
+        if to_folder:
+            write_folder(data, to_folder)
+    print(f"{run}: {len(data.files)} files in {place}, which datasets.load_dataset reads")
+    if data.shortened:
+        print(f"Of local paths the card has the last part: {', '.join(data.shortened)}")
+    if notes:
+        print("Stages' notes are in it as they are, with the paths of this machine that they hold.")
 
 
 def _need_captured_bank(run: Path) -> None:

@@ -26,7 +26,7 @@ from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.runs import Stage, bank_prompts, probe_names, teacher_prompt
 from teachdiag.settings import KINDS, CaptureSettings
 from teachdiag.signals import positions_of
-from teachdiag.tables import Table
+from teachdiag.tables import Table, shard_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,6 +185,18 @@ class Run:
         """
         columns = self._schema(self._named(name)).columns
         return pd.DataFrame([(c.name, c.unit, c.meaning) for c in columns], columns=["column", "unit", "meaning"])
+
+    def files(self, name: str) -> list[Path]:
+        """Return the Parquet files of one table, shards in their order.
+
+        Raises:
+            ArtefactError: there is no such table, or the run does not have it.
+        """
+        table = self._named(name)
+        places = _places(table, self._written(), self.path)
+        if not places:
+            raise ArtefactError(self._lacks(table))
+        return [file for place in places for file in (shard_files(place) if place.is_dir() else [place])]
 
     def bank(self, probe_id: str = "", draw: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the bank with what one update did to it: a row a position, by context and position.
