@@ -78,15 +78,15 @@ class Verdict:
 
     def __repr__(self) -> str:
         """Return it as it is read; `details` are left out."""
-        command = [f"  {self.command}"] if self.command else []
-        caveats = [f"Caveats: {self.caveats}"] if self.caveats else []
-        lines = [*_wrapped(" ".join(self.sentences)), *_wrapped(f"Next: {self.action}."), *command]
-        return "\n".join([*lines, *(line for text in caveats for line in _wrapped(text))])
+        lines = [*_wrapped(" ".join(self.sentences)), *_wrapped(f"Next: {self.action}.")]
+        lines += [f"  {self.command}"] if self.command else []
+        lines += _wrapped(f"Caveats: {self.caveats}") if self.caveats else []
+        return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
-        command = [f"```\n{self.command}\n```"] if self.command else []
-        caveats = [f"Caveats: {self.caveats}"] if self.caveats else []
-        return "\n\n".join([" ".join(self.sentences), f"**{self.action}.**", *command, *caveats])
+        parts = [" ".join(self.sentences), f"**{self.action}.**"]
+        parts += [f"```\n{self.command}\n```"] if self.command else []
+        return "\n\n".join(parts + ([f"Caveats: {self.caveats}"] if self.caveats else []))
 
 
 @dataclass(frozen=True, repr=False)
@@ -351,10 +351,10 @@ class Run:
         probes = {name.removeprefix("probes/"): status[name] for name in notes if name.startswith("probes/")}
         about["stages"] = _by_status({name: text for name, text in status.items() if not name.startswith("probes/")})
         about["probes"] = _by_status(probes) or f"none yet: `teachdiag probe --run {self.path}`"
-        about["tables"] = ", ".join(self.tables) or "none yet"
         said = notes.get("analyze", {}).get("results", {}).get("headline")
         about["headline"] = " ".join(said["sentences"]) if said else f"none yet: `teachdiag analyze {self.path}`"
-        return about | ({"next": said["action"]} if said else {})
+        about |= {"next": said["action"]} if said else {}
+        return about | {"tables": ", ".join(self.tables) or "none yet"}
 
 
 def _pair(capture: Mapping[str, Any]) -> dict[str, str]:

@@ -198,7 +198,7 @@ def test_it_says_what_it_is(opened: Run) -> None:
     counts = f"sums, {results['prompts']['bank']} for the bank ({results['positions']['bank']} positions)"
     assert counts in said
     assert counts in page
-    assert "stages capture, analyze probes p tables" in said
+    assert "stages capture, analyze probes p headline" in said
     assert opened.verdict.sentences[0] in said
     assert page.count("<tr>") == page.count("</tr>") == 8
     assert "<b>" not in Run(Path("<b>"))._repr_html_()
