@@ -33,8 +33,20 @@ def test_its_numbers_are_those_of_the_capture_and_of_the_analysis(analysed: Path
 
 
 def test_what_the_page_says_of_the_example_is_what_it_printed() -> None:
-    outputs = "".join(re.findall(r"```text\n(.*?)```", PROSE, re.DOTALL))
+    window, candidates = re.findall(r"```text\n(.*?)```", PROSE, re.DOTALL)
+    outputs = window + candidates
     said = re.sub(r"```.*?```", "", PROSE, flags=re.DOTALL)
     numbers = re.findall(r"\b\d+\.\d{3}\b", said)
-    assert len(numbers) >= 8
+    assert len(numbers) >= 5
     assert [number for number in numbers if number not in outputs] == []
+    rows = {int(line.split()[0]): line.split() for line in window.splitlines()[2:]}
+    learnable, incompatible, gain = ({n: float(row[at]) for n, row in rows.items()} for at in (-4, -3, -1))
+    assert max(learnable[40], incompatible[40], gain[40]) < 0.1
+    assert rows[42][1:3] == ["8", "3"]
+    assert incompatible[42] == 0.0
+    assert gain[42] == max(gain.values())
+    assert rows[44][1:3] == ["4", "servings"]
+    assert incompatible[44] > learnable[44]
+    assert rows[46][1] == "os"
+    assert learnable[46] > 0.8 * learnable[42]
+    assert gain[46] < 0.2 * gain[42]
