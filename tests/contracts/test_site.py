@@ -21,6 +21,7 @@ def test_the_readme_is_short_and_so_is_what_is_generated_in_it() -> None:
     blocks = {name: block.splitlines() for name, block in MARKED.findall(README)}
     assert set(blocks) == {name for name, page in PAGES.items() if page == "README.md"}
     assert {name: len(lines) for name, lines in blocks.items() if len(lines) > 15} == {}
+    assert README.count("![") == 1  # one picture
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:
@@ -75,6 +76,8 @@ def test_the_site_builds_without_a_warning_and_is_read_without_a_network(tmp_pat
         assert [url for url in loaded.loads if re.match(r"(https?:)?//", url)] == [], page.name
         assert [url for url in loaded.loads if not (site / re.sub(r"[?#].*", "", url)).exists()] == [], page.name
         assert not any(url.startswith("/") for url in loaded.leads), page.name
+        if page.name == "search.html":  # a script is loaded from disk, which a page may not be
+            assert "searchindex.js" in loaded.loads
     questions = (site / "faq.html").read_text()
     assert all(title.rstrip(".") in questions for title in refusals())
     for style in site.rglob("*.css"):
