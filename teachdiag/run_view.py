@@ -156,7 +156,7 @@ class Run:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the tables that the run has: those of stages that have ended."""
+        """Names of the tables that stages which have ended wrote."""
         written = self._written()
         return tuple(table.name for table in TABLES if _places(table, written, self.path))
 
