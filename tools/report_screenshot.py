@@ -1,4 +1,5 @@
-"""`python -m tools.report_screenshot RUN OUT`: a picture of a run's report, at its tokens, with one card open.
+"""`python -m tools.report_screenshot RUN OUT`: a picture of a run's report, at the token that gained most.
+
 
 Needs Playwright and a Chromium (`TEACHDIAG_CHROMIUM`, or one on the path).
 """
@@ -21,11 +22,11 @@ def main(run: Path, out: Path) -> None:
         page = browser.new_page(viewport={"width": 1100, "height": 760})
         page.emulate_media(reduced_motion="reduce")
         page.goto((run / "report.html").resolve().as_uri())
-        page.evaluate("document.querySelector('#tokens .controls').scrollIntoView()")
         page.select_option("#column", label="gain")
-        page.wait_for_timeout(300)
-        page.locator(".context .token").nth(6).focus()
-        page.wait_for_timeout(300)
+        page.select_option("#selector", "learnable")
+        page.click("#highest")
+        page.evaluate("scrollBy(0, document.activeElement.getBoundingClientRect().top - 300)")
+        page.locator("#card").wait_for(state="visible")
         page.screenshot(path=out)
         browser.close()
 

@@ -168,7 +168,7 @@ function showTokens(data) {
 
   function focused(item) {
     items[current].elements[0].tabIndex = -1;
-    current = items.indexOf(item);
+    current = item.index;
     item.elements[0].tabIndex = 0;
     state.token = [item.run, item.context.id, item.position].join(".");
     showCard(item);

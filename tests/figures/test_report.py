@@ -141,6 +141,22 @@ def test_a_page_of_one_context_needs_nothing_else(analysed: Path) -> None:
         tokens_page(analysed, [4000])
 
 
+def test_a_capture_of_an_older_version_has_no_parts(analysed: Path, quiet: Reporter) -> None:
+    words = VOCABULARY.read(analysed / "vocabulary").drop(columns="part")
+    write_parquet(
+        VOCABULARY.build({name: words[name].to_list() for name in words}), shard_path(analysed / "vocabulary", 0)
+    )
+    theirs = table_digest(analysed / "vocabulary")
+    amend(analysed / "capture.json", lambda note: note["tables"].update(vocabulary=theirs))
+    write_report(analysed, ReportSettings(contexts=2), quiet)
+    page = (analysed / "report.html").read_text()
+    assert "did not keep the bytes of parts of characters" in page
+    text = words.set_index("token_id")["text"]
+    positions = pd.read_parquet(analysed / "positions").set_index(["context_id", "position"])
+    for context, position, token in _tokens(page)[1]:
+        assert token["t"] == text[positions["token_id"][context["id"], position]]
+
+
 def test_runs_stand_side_by_side(analysed: Path, quiet: Reporter, tmp_path: Path) -> None:
     other = Path(shutil.copytree(analysed, tmp_path / "other"))
     for run in (analysed, other):

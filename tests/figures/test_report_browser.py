@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ import pandas as pd
 import pytest
 
 from teachdiag.figures.report.html import write_report
+from teachdiag.figures.report.side_by_side import write_side_by_side
+from teachdiag.figures.report.tokens_page import tokens_page
 from teachdiag.progress import Reporter
 from teachdiag.settings import ReportSettings
 
@@ -32,10 +36,9 @@ ARGUMENTS = (
 PATIENCE = 120_000  # milliseconds: a machine may be busy
 
 
-@pytest.fixture
-def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
-    """A report of the tiny pair, and the page that shows it; console, errors and requests are watched."""
-    write_report(analysed, ReportSettings(), quiet)
+@contextmanager
+def _shown(path: Path) -> Iterator["sync_api.Page"]:
+    """Open a file from disk; console, errors and requests are watched."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
@@ -44,10 +47,18 @@ def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Pa
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
-        page.goto((analysed / "report.html").as_uri())
-        yield analysed, page
+        page.goto(path.as_uri())
+        yield page
         assert troubles == []
         browser.close()
+
+
+@pytest.fixture
+def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
+    """A report of the tiny pair, and the page that shows it."""
+    write_report(analysed, ReportSettings(), quiet)
+    with _shown(analysed / "report.html") as page:
+        yield analysed, page
 
 
 def _bank(run: Path) -> pd.DataFrame:
@@ -240,3 +251,29 @@ def test_on_a_phone_nothing_is_covered(opened: tuple[Path, "sync_api.Page"]) -> 
     before = page.evaluate(gap)
     page.evaluate("scrollBy(0, 200)")
     assert page.evaluate(gap) == pytest.approx(before, abs=1)  # the card goes where its token goes
+
+
+def test_two_runs_and_a_notebook(analysed: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(analysed, tmp_path / "other"))
+    bank = _bank(analysed)
+    with _shown(write_side_by_side([analysed, other], ReportSettings())) as page:
+        assert page.locator("#count").inner_text() == f"{2 * len(bank)} of {2 * len(bank)} tokens"
+        for row in page.locator(".row").all():
+            left, right = (context.bounding_box() for context in row.locator(".context").all())
+            assert left
+            assert right
+            assert left["y"] == right["y"]
+            assert left["x"] + left["width"] <= right["x"]
+        page.select_option("#column", label="gain")
+        page.evaluate("document.querySelector('#highest').click()")
+        assert page.locator("#card h4").inner_text().endswith(", run")
+    frame = tmp_path / "notebook.html"  # an output of a notebook is a page inside a page, without an address
+    frame.write_text(
+        f'<iframe width=900 height=700 srcdoc="{escape(tokens_page(analysed, [3]))}"></iframe>', encoding="utf-8"
+    )
+    with _shown(frame) as page:
+        inside = page.frame_locator("iframe")
+        inside.locator("#column").select_option(label="gain")
+        inside.locator(".token").first.focus()
+        inside.locator("#card").wait_for(state="visible")
+        assert inside.locator(".token").count() == (bank["context_id"] == 3).sum()
