@@ -1,6 +1,5 @@
 """`python -m tools.report_screenshot RUN OUT`: a picture of a run's report, at the token that gained most.
 
-
 Needs Playwright and a Chromium (`TEACHDIAG_CHROMIUM`, or one on the path).
 """
 
@@ -23,9 +22,10 @@ def main(run: Path, out: Path) -> None:
         page.emulate_media(reduced_motion="reduce")
         page.goto((run / "report.html").resolve().as_uri())
         page.select_option("#column", label="gain")
+        page.select_option("#sort", "gain")
         page.select_option("#selector", "learnable")
         page.click("#highest")
-        page.evaluate("scrollBy(0, document.activeElement.getBoundingClientRect().top - 300)")
+        page.evaluate("document.querySelector('#filters').scrollIntoView()")
         page.locator("#card").wait_for(state="visible")
         page.screenshot(path=out)
         browser.close()
