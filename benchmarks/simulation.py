@@ -108,13 +108,18 @@ def headlines(name: str, runs: int) -> Headlines:
     return Headlines(float(np.mean(rights)), {str(claim): float(share) for claim, share in stated.items()})
 
 
+_STATED = (  # of a gain, of harm, of a share of a gain
+    "off the bank's mean KL",
+    "further from the teacher",
+    "takes the student away from the teacher",
+    "of the whole batch's gain",
+)
+
+
 def _nothing(said: Headline, _: int) -> bool:
     """Nothing is claimed of the step, no share of its gain is stated, and nothing advised."""
     text = " ".join(said.sentences)
-    harm = "further from the teacher" in text or "takes the student away from the teacher" in text
-    gain = "of the whole batch's gain" in text
-    quiet = "nothing else is claimed of it" in text and not harm and not gain
-    return quiet and not said.command.startswith("teachdiag train")
+    return not any(part in text for part in _STATED) and not said.command.startswith("teachdiag train")
 
 
 def _effect(said: Headline, _: int) -> bool:
