@@ -114,7 +114,7 @@ def demo(run: RunFolder = DEFAULT_RUN, quiet: Quiet = False) -> None:
             raise typer.Exit(code)
 
 
-@stage_command(app, CaptureSettings, show_capture)
+@stage_command(app, CaptureSettings, show_capture, tracked=True)
 def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     r"""Freeze student rollouts into a bank, and score student and teacher at every position of it.
 
@@ -132,7 +132,7 @@ def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
     return run_capture(run, settings, reporter)
 
 
-@stage_command(app, ProbeSettings, show_probe)
+@stage_command(app, ProbeSettings, show_probe, tracked=True)
 def probe(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Take steps from theta0, and measure how far each position of the bank moves towards the teacher.
 
@@ -158,7 +158,7 @@ def _compare(runs: list[Path], settings: Any) -> Path | None:  # noqa: ANN401
     return compare_runs(runs)[0].parent if everything else None
 
 
-@stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare)
+@stage_command(app, AnalyzeSettings, show_analysis, many=True, together=_compare, tracked=True)
 def analyze(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # noqa: ANN401
     """Ask whether teachability predicts the gains better than raw KL, beside the same numbers for every placebo.
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
@@ -15,10 +15,12 @@ import typer
 
 from teachdiag.errors import SettingsError
 from teachdiag.help_pages import HelpPage
+from teachdiag.preflight import need_tracker
 from teachdiag.progress import Reporter
 from teachdiag.settings.base import ALWAYS, fits, flag, in_words, shown
 from teachdiag.sweeps import TABLES as SWEEP_TABLES
 from teachdiag.sweeps import read_recipe
+from teachdiag.tracking import TrackerName, tracking
 
 _STAGES = ("capture", "probe", "analyze", "figures", "report", "train", "evaluate", "plan", "calibrate")
 
@@ -112,6 +114,20 @@ _COMMON: dict[str, tuple[Any, Any]] = {
         False,
     ),
 }
+_TRACKED: dict[str, tuple[Any, Any]] = {
+    "report_to": (
+        Annotated[
+            TrackerName,
+            typer.Option(
+                metavar="CHOICE",
+                show_default=False,
+                help="Where settings, progress and results are logged: none, trackio or wandb (default none)",
+                rich_help_panel=ALWAYS,
+            ),
+        ],
+        "none",
+    )
+}
 _PLAIN = {name: _COMMON[name] for name in ("recipe", "json")}
 
 
@@ -136,6 +152,7 @@ def stage_command(
     many: bool = False,
     together: _Together | None = None,
     further: Mapping[str, tuple[Any, Any]] | None = None,
+    tracked: bool = False,
 ) -> Callable[[_Stage], _Stage]:
     """Register a stage as a command whose options are the fields of its settings class.
 
@@ -146,8 +163,9 @@ def stage_command(
         many: whether it takes any number of runs as arguments, one after the other, or one as an option.
         together: what is written for several runs at once, after each by itself.
         further: annotation and default of options that are no settings, by name: their callbacks do what they ask for.
+        tracked: whether settings, progress and summaries go to a tracker where --report-to names one.
     """
-    shared = _COMMON | dict(further or {})
+    shared = _COMMON | (_TRACKED if tracked else {}) | dict(further or {})
 
     def register(stage: _Stage) -> _Stage:
         def command(**values: Any) -> None:  # noqa: ANN401
@@ -155,10 +173,14 @@ def stage_command(
             runs = (values.pop("runs") or [DEFAULT_RUN]) if many else [values.pop("run")]
             quiet = common["quiet"] or not is_first()
             settings, reporter = settings_class(**values), Reporter(quiet=quiet)
+            tracker: TrackerName = common.get("report_to", "none") if is_first() else "none"
+            need_tracker(tracker)
             summaries = {}
             with uninterrupted():
                 for run in runs:
-                    summaries[str(run)] = stage(run, settings, reporter)
+                    with tracking(tracker, stage.__name__, run, settings.as_dict()) as tracks:
+                        summaries[str(run)] = stage(run, settings, replace(reporter, watch=tracks.progress))
+                        tracks.results(summaries[str(run)])
                     if not common["json"] and not quiet:
                         show(summaries[str(run)], run)
                 if together and len(runs) > 1 and (written := together(runs, settings)):

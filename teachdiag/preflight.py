@@ -27,6 +27,7 @@ from teachdiag.settings import (
 from teachdiag.settings.base import shown
 from teachdiag.sweeps import plan
 
+_EXTRAS = ("trackio", "wandb")  # packages that an extra of their name installs
 _PATH_LIKE = ("/", "./", "../", "~")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODELS = (  # that are read
@@ -48,6 +49,16 @@ def need(extra: str, *packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise InputError(f"this command needs {package}: pip install 'teachdiag[{extra}]'")
+
+
+def need_tracker(name: str) -> None:
+    """Refuse a --report-to whose package is not installed.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if name != "none":
+        _need_package(name, "--report-to")
 
 
 def before_capture(run: Path, settings: CaptureSettings) -> None:
@@ -207,11 +218,14 @@ def _pair(settings: PairSettings, new: bool) -> None:
 
 
 def _loggers(settings: TrainSettings) -> None:
-    needed: dict[str, str] = {} if settings.report_to == "none" else {settings.report_to: "--report-to"}
+    need_tracker(settings.report_to)
     if settings.trl_settings.get("use_vllm") is True:
-        needed["vllm"] = "--trl use_vllm"
-    for package, option in needed.items():
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            raise SettingsError(f"{option} needs {package}, which is not installed: pip install {package}") from None
+        _need_package("vllm", "--trl use_vllm")
+
+
+def _need_package(package: str, option: str) -> None:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        wanted = f"'teachdiag[{package}]'" if package in _EXTRAS else package
+        raise SettingsError(f"{option} needs {package}, which is not installed: pip install {wanted}") from None

@@ -1,6 +1,6 @@
 """What the user sees while a stage runs: one line a fact, one bar a loop, all on standard error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,12 +15,14 @@ T = TypeVar("T")
 class Reporter:
     """Speaks to the user on standard error, so that standard output stays free for `--json`.
 
-    `bars`: whether loops show their progress; off inside a loop that shows its own. `about` opens every line.
+    `bars`: whether loops show their progress; off inside a loop that shows its own. `about` opens every line. `watch`
+    is told how far each loop that shows its progress has come: its label, the units done, and those in all.
     """
 
     quiet: bool = False
     bars: bool = True
     about: str = ""
+    watch: Callable[[str, float, float], None] | None = None
 
     def inside(self, about: str) -> "Reporter":
         """Return one for work inside a loop that shows its own progress: it only says things, each about that work."""
@@ -44,19 +46,23 @@ class Reporter:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, *times, console=_console(), disable=self.quiet or not self.bars) as progress:
-            yield Advance(progress, progress.add_task(label, total=total, completed=done))
+            progress.add_task(label, total=total, completed=done)
+            yield Advance(progress, self.watch if self.bars else None)
 
 
 @dataclass(frozen=True)
 class Advance:
-    """Moves one bar forward."""
+    """Moves one bar forward, and tells who watches."""
 
     progress: Progress
-    task: int
+    watch: Callable[[str, float, float], None] | None = None
 
     def __call__(self, steps: int = 1) -> None:
         """Advance by that many units."""
-        self.progress.advance(self.task, steps)  # type: ignore[arg-type]
+        (bar,) = self.progress.tasks
+        self.progress.advance(bar.id, steps)
+        if self.watch:
+            self.watch(bar.description, bar.completed, bar.total or 0)
 
 
 def _console() -> Console:

@@ -213,6 +213,7 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
     for name, settings in STAGES.items():
         own = {f.name for f in fields(settings)} | {"recipe", "json"}
         expected = own if name in ("plan", "calibrate") else own | {places.get(name, "run"), "quiet"}
+        expected |= {"report_to"} if name in ("capture", "probe", "analyze") else set()
         assert {p.name for p in commands[name].params} - {"help", "list"} == expected
         assert all(p.help or help_texts(settings)[p.name] for p in commands[name].params)
 
