@@ -19,6 +19,7 @@ exclude_patterns = ["study-real/*", "train/*"]  # recipes, not pages
 
 myst_heading_anchors = 3  # links to headings are checked, as links to pages are
 
+napoleon_use_ivar = True  # attributes of a class as one list
 autodoc_member_order = "bysource"
 default_role = "code"  # what docstrings have in backticks
 
