@@ -6,15 +6,17 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from teachdiag.errors import ArtefactError
+from teachdiag.figures.captions import Caption, write_captions
 from teachdiag.figures.paper_claims import answers, long_table, wide_table
-from teachdiag.figures.plots.forest import draw_forest, shades
+from teachdiag.figures.plots.forest import draw_forest, key
 from teachdiag.figures.plots.specification_curve import curves_figure
 from teachdiag.figures.printed_tables import Printed, write_printed
 from teachdiag.figures.run_tables import RunTables, load_tables, steps_of
-from teachdiag.figures.style import REAL, add_caption, blank_figure, save, theme
+from teachdiag.figures.seen import listed
+from teachdiag.figures.style import REAL, Picture, blank_figure, save, theme
+from teachdiag.plots import PLOTS
 from teachdiag.runs import Stage, bank_prompts, teacher_prompt
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -45,9 +47,13 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     printed = Printed("comparison", "Table 1, Figures 3C and 5A", what, rows)
     population = "Banks: " + "; ".join(f"{name}: {tables.population}" for name, tables in loaded.items())
     files = write_printed(folder, printed, population) + _write_claims(loaded, folder, population)
+    captions = {}
     with theme():
-        files += save(_figure(rows, what), folder, "comparison")
-        return files + save(curves_figure(_specifications(loaded), f"{population}."), folder, "specification_curve")
+        drawn = {"comparison": _figure(rows, what), "specification_curve": _curves(loaded, population)}
+        for name, picture in drawn.items():
+            files += save(picture, folder, name)
+            captions[name] = Caption.of(picture)
+    return files + write_captions(folder, captions)
 
 
 def _write_claims(loaded: Mapping[str, RunTables], folder: Path, population: str) -> list[Path]:
@@ -93,21 +99,27 @@ def _rows(name: str, tables: RunTables) -> pd.DataFrame:
     return pd.concat(contrasts, ignore_index=True) if contrasts else pd.DataFrame()
 
 
-def _figure(rows: pd.DataFrame, what: str) -> Figure:
+def _curves(loaded: Mapping[str, RunTables], population: str) -> Picture:
+    picture = curves_figure(_specifications(loaded), f"{population}.")
+    picture.ask(PLOTS["specification_curve"].title)
+    return picture
+
+
+def _figure(rows: pd.DataFrame, what: str) -> Picture:
     labels = list(dict.fromkeys(rows["run"]))
-    figure = blank_figure(1.3 + 0.45 * len(labels))
-    panels = figure.subplots(1, len(_DESIGNS), sharey=True)
-    sizes = sorted(rows["k"].unique(), key=lambda k: (k != K, k))  # the headline K first
-    colours = [REAL, *shades(len(sizes) - 1)]
+    figure = blank_figure(1.4 + 0.4 * len(labels))
+    panels = figure.subplots(len(_DESIGNS), 1)
+    seen = []
     for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
-        of_design = rows_where(rows, design=design).dropna(subset="estimate")
-        series = [
-            (f"K={k:g}", colour, of_design[of_design["k"] == k].set_index("run"))
-            for k, colour in zip(sizes, colours, strict=True)
-        ]
-        draw_forest(ax, labels, series)
-        ax.set_title(title)
-        ax.set_xlabel("difference of mean gain [nats]")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sizes))
-    add_caption(figure, f"{what} 95% intervals: prompt-cluster bootstrap; counts and methods in the table.")
+        of_design = rows_where(rows, design=design, k=K).dropna(subset="estimate").set_index("run")
+        draw_forest(ax, labels, of_design, [REAL] * len(labels))
+        ax.set_title(title, loc="left")
+        seen.append(f"{title}: {listed(of_design, of_design.index) or 'not estimable'}")
+    panels[-1].set_xlabel("difference of mean gain [nats]")
+    key(figure, "real step", placebos=False)
+    figure.ask("Inside Q3, do tokens with high C gain more on every pair?")
+    figure.tell(
+        f"{what} K={K}; 95% intervals: prompt-cluster bootstrap; counts, methods and other K in the table.",
+        f"Difference of mean gain in nats, {'; '.join(seen)}.",
+    )
     return figure

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.figures.run_tables import RunTables
+from teachdiag.figures.seen import interval_text
 from teachdiag.markdown import markdown_table
 from teachdiag.settings import HEADLINE_BUDGET, HEADLINE_K, HEADLINE_OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL
@@ -45,8 +46,8 @@ class Answer:
     def __str__(self) -> str:
         if np.isnan(self.estimate):
             return self.status
-        interval = "" if np.isnan(self.ci_low) else f" [{self.ci_low:.3g}, {self.ci_high:.3g}]"
-        return f"{self.estimate:.3g}{interval}{' nats' if self.unit == 'nats' else ''}: {self.status}"
+        number = interval_text(self.estimate, self.ci_low, self.ci_high)
+        return f"{number}{' nats' if self.unit == 'nats' else ''}: {self.status}"
 
 
 def answers(runs: Mapping[str, RunTables]) -> list[Answer]:

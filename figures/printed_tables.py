@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from teachdiag.figures.run_tables import RunTables, steps_of
+from teachdiag.figures.seen import interval_text, number_text
 from teachdiag.markdown import markdown_table
 from teachdiag.plots import BANK, STEP
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -72,21 +73,16 @@ def _markdown(printed: Printed, population: str) -> str:
     methods = "; ".join(dict.fromkeys(rows["method"])) if "method" in rows else ""
     shown = rows.drop(columns=[c for c in ("method", "ci_low", "ci_high") if c in rows])
     if "ci_low" in rows:
-        shown["estimate"] = [_interval(*row) for row in rows[_NUMBER].itertuples(index=False)]
+        shown["estimate"] = [interval_text(*row) for row in rows[_NUMBER].itertuples(index=False)]
     source = f"Paper: {printed.paper}." if printed.paper else "Beyond the paper."
     made = f" Intervals are 95%: {methods}." if methods else ""
     return f"# {printed.name}\n\n{printed.what} {source} {population}.{made}\n\n{markdown_table(shown.map(_cell))}\n"
 
 
-def _interval(estimate: float, low: float, high: float) -> str:
-    text = _cell(estimate)
-    return text if pd.isna(low) or pd.isna(estimate) else f"{text} [{low:.3g}, {high:.3g}]"
-
-
 def _cell(value: Any) -> str:  # noqa: ANN401 (what a table holds)
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 def _of_gain(rows: pd.DataFrame) -> pd.DataFrame:

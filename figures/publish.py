@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from teachdiag.errors import ArtefactError
+from teachdiag.errors import ArtefactError, SettingsError
+from teachdiag.figures.captions import CAPTIONS, Caption, write_captions
 from teachdiag.figures.printed_tables import print_tables
 from teachdiag.figures.run_tables import RunTables, load_tables, steps_of
-from teachdiag.figures.style import save, theme
+from teachdiag.figures.style import Picture, save, theme
 from teachdiag.plots import BANK, PLOTS, STEP, Plot
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
 
-Make = Callable[[], Figure]
+Make = Callable[[], Picture]
 
 
 def publish(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
@@ -34,15 +33,16 @@ def publish(run: Path, reporter: Reporter, only: str = "") -> list[Path]:
     with joining(run), stage.timed():
         earlier = (stage.read() or {}).get("tables", {}) if only else {}
         tables = load_tables(run)
-        jobs = {name: make for name, make in _jobs(tables) if only in ("", name) or name.startswith(f"{only}-")}
+        every = pictures(tables)
+        jobs = {name: make for name, make in every.items() if only in ("", name) or name.startswith(f"{only}-")}
         files = print_tables(run, tables, only)
         if not jobs and not files:
-            raise ArtefactError(f"{run} has neither figure nor table {only!r}: {_others(dict(_jobs(tables)))}")
+            raise ArtefactError(f"{run} has neither figure nor table {only!r}: {_others(every)}")
         stage.note.unlink(missing_ok=True)
         stage.claim({"only": only}, {})
         drawn = _draw(run, jobs, reporter)
-        pictures = [file.relative_to(run).as_posix() for file in drawn if file.suffix == ".png"]
-        stage.complete({}, pictures, earlier)  # the report holds them
+        held = [file for file in drawn if file.suffix == ".svg" or file.name == f"{CAPTIONS}.json"]
+        stage.complete({}, [file.relative_to(run).as_posix() for file in held], earlier)  # what the report holds
     return files + drawn
 
 
@@ -52,7 +52,7 @@ def draw_figures(run: Path, reporter: Reporter) -> list[Path]:
     Raises:
         ArtefactError: the analysis has not been run.
     """
-    return _draw(run, dict(_jobs(load_tables(run))), reporter)
+    return _draw(run, pictures(load_tables(run)), reporter)
 
 
 def figure_names(run: Path) -> list[str]:
@@ -61,38 +61,43 @@ def figure_names(run: Path) -> list[str]:
     Raises:
         RunError: the run has not been analysed, or a table is no longer what the analysis wrote.
     """
-    return [name for name, _ in _jobs(load_tables(run))]
+    return list(pictures(load_tables(run)))
 
 
-def draw_figure(run: Path, name: str) -> Figure:
+def draw_figure(run: Path, name: str) -> Picture:
     """Draw one figure of a run, and write nothing.
 
     Raises:
         RunError: as `figure_names`.
         ArtefactError: nothing in the run gives it.
     """
-    jobs = dict(_jobs(load_tables(run)))
-    if name not in jobs:
-        raise ArtefactError(f"{run} has no figure {name!r}: {_others(jobs)}")
+    every = pictures(load_tables(run))
+    if name not in every:
+        raise ArtefactError(f"{run} has no figure {name!r}: {_others(every)}")
     with theme():
-        figure = jobs[name]()
-        figure.draw_without_rendering()  # ticks take their style when they are first drawn
-    return figure
+        picture = every[name]()
+        picture.draw_without_rendering()  # ticks take their style when they are first drawn
+    return picture
 
 
-def _jobs(tables: RunTables) -> Iterator[tuple[str, Make]]:
-    """Yield every figure that the run gives something to: the name of its file, and what draws it."""
+def pictures(tables: RunTables) -> dict[str, Make]:
+    """Return every figure that a run gives something to: what draws it, by the name of its file."""
+    return {name: partial(_made, plot, *arguments) for name, plot, arguments in _subjects(tables)}
+
+
+def _subjects(tables: RunTables) -> Iterator[tuple[str, Plot, tuple[RunTables | str, ...]]]:
+    """Yield the name of every figure, what it is, and what it is drawn of."""
     steps = steps_of(tables)
     for plot in PLOTS.values():
         if plot.of == BANK:
-            yield plot.name, partial(_made, plot, tables)
+            yield plot.name, plot, (tables,)
         elif plot.of == STEP:
             for step in steps:
-                yield _file(plot, step.probe_id, len(steps)), partial(_made, plot, step)
+                yield _file(plot, step.probe_id, len(steps)), plot, (step,)
         else:
             probes = tables.probes(plot.of)
             for probe_id in probes:
-                yield _file(plot, probe_id, len(probes)), partial(_made, plot, tables, probe_id)
+                yield _file(plot, probe_id, len(probes)), plot, (tables, probe_id)
 
 
 def _others(names: Iterable[str]) -> str:
@@ -100,16 +105,26 @@ def _others(names: Iterable[str]) -> str:
 
 
 def _draw(run: Path, jobs: Mapping[str, Make], reporter: Reporter) -> list[Path]:
-    files: list[Path] = []
+    """Draw and write figures, and their captions."""
+    folder, files, captions = run / "figures", [], {}
     for name, make in reporter.track(list(jobs.items()), "Figures"):
         with theme():
-            files += save(make(), run / "figures", name)
-    return files
+            picture = make()
+            files += save(picture, folder, name)
+        captions[name] = Caption.of(picture)
+    return files + (write_captions(folder, captions) if jobs else [])
 
 
-def _made(plot: Plot, *arguments: RunTables | str) -> Figure:
-    figure: Figure = plot.function()(*arguments)
-    return figure
+def _made(plot: Plot, *arguments: RunTables | str) -> Picture:
+    with theme():
+        picture = plot.function()(*arguments)
+        if not isinstance(picture, Picture):
+            raise SettingsError(
+                f"figure {plot.name}: {plot.drawn_by} returns {type(picture).__name__}: it must return a "
+                "teachdiag.figures.style.Picture, as blank_figure() there gives one"
+            )
+        picture.ask(plot.title)
+    return picture
 
 
 def _file(plot: Plot, probe_id: str, n_probes: int) -> str:

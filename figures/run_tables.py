@@ -8,6 +8,7 @@ import pandas as pd
 
 from teachdiag.artefacts import TABLES, probes_by_step
 from teachdiag.errors import RunError
+from teachdiag.figures.style import TITLES
 from teachdiag.notes import read_note
 from teachdiag.runs import SUMMARY, Stage
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
@@ -110,6 +111,12 @@ class StepTables(RunTables):
     def own_specifications(self) -> pd.DataFrame:
         """Return the specifications of the step and its placebos."""
         return self.specifications[self.specifications["probe_id"].isin(self.updates.values())]
+
+    @property
+    def placebos(self) -> str:
+        """Name the placebos that stand beside the step; nothing where it has none."""
+        names = [TITLES.get(update, update) for update in list(self.updates)[1:]]
+        return f"Grey: placebos ({'; '.join(names)}), without intervals." if names else "No placebos."
 
     @property
     def intervals(self) -> str:

@@ -33,9 +33,8 @@ _SIGNALS = {
     "gain_relative": "gain as a share of the KL before",
     "gain_log": "log of the KL before over that after",
 }
-_PLACEBOS = {"theta0": r"theta0|placebo:\s+no step"}  # as figures write them, where that is not the name in words
 _WORDS = {
-    **{name: (rf"{_PLACEBOS.get(name, name.replace('_', '[_ ]'))}", text) for name, text in _UPDATES.items()},
+    **{name: (name.replace("_", "[_ ]"), text) for name, text in _UPDATES.items()},
     **{name: (rf"(?<![\w^.]){re.escape(name)}(?![\w^.])", text) for name, text in _SIGNALS.items()},
 }
 _OPENINGS = {status: f"{status.capitalize()}(?: at K=\\d+)?:" for status in STATUSES} | {

@@ -24,8 +24,9 @@ class Plot:
     Attributes:
         name: that of its file; where several probes give it, the probe's name follows.
         of: `BANK`, once a run; `STEP`, once a real step; or the name of a kind of probe, once a probe of it.
-        title: what it shows, in a line.
-        drawn_by: 'module:function', which returns a matplotlib figure. It is given a `RunTables` where the figure is of
+        title: the question that it answers; it stands above the picture.
+        drawn_by: 'module:function', which returns a `teachdiag.figures.style.Picture`, a Matplotlib figure that carries
+            its caption and alternative text. It is given a `RunTables` where the figure is of
             the bank, a `StepTables` where it is of a step, a `RunTables` and the probe's name otherwise.
     """
 
@@ -60,37 +61,29 @@ def _plot(label: str, loaded: object) -> Plot:
     return loaded
 
 
-_HERE = "teachdiag.figures.plots"
+_QUESTIONS = {  # by name: of what each figure is, and what it asks
+    "plane": (BANK, "Where are D^L and D^I large?"),
+    "coefficients": (STEP, "Does gain rise more with D^L than with D^I?"),
+    "q3_contrast": (STEP, "Inside Q3, do tokens with more support gain more?"),
+    "validity": (STEP, "Does any signal foresee gain on new prompts better than raw KL?"),
+    "gain_surface": (STEP, "At which D^L and D^I does the step gain?"),
+    "deciles": (STEP, "Does gain rise with each score?"),
+    "top_n": (STEP, "Do the best-scored positions gain more?"),
+    "position_profile": (STEP, "Where in a response does the gain come from?"),
+    "specification_curve": (STEP, "Does the conclusion hang on a choice?"),
+    "placebo_panel": ("placebo", "Which numbers does a placebo print too?"),
+    "efficiency": ("efficiency", "How much of the whole batch's gain do a few of its tokens keep?"),
+    "budget_curve": ("selectors", "What does a step on selected positions gain?"),
+    "lds": ("lds", "Which predictor ranks what masked steps gain?"),
+    "isolated": ("isolated", "Which predictor foresees a step on one token?"),
+    "predicted": ("predicted", "Does first order foretell what a step does?"),
+}
 PLOTS = Registry(
     "teachdiag.figures",
     "figure",
     {
-        plot.name: plot
-        for plot in (
-            Plot("plane", BANK, "D^L and D^I over student entropy and raw KL", f"{_HERE}.plane:plane_figure"),
-            Plot("saturation", BANK, "what clipping and ties decide", f"{_HERE}.saturation:saturation_figure"),
-            Plot("coefficients", STEP, "coefficients of D^L and D^I", f"{_HERE}.coefficients:coefficients_figure"),
-            Plot("q3_contrast", STEP, "gain by support inside Q3", f"{_HERE}.q3_contrast:q3_contrast_figure"),
-            Plot("proxies", STEP, "the same with C's proxies", f"{_HERE}.proxies:proxies_figure"),
-            Plot("validity", STEP, "prediction on prompts not seen", f"{_HERE}.validity:validity_figure"),
-            Plot("gain_surface", STEP, "gain over D^L and D^I", f"{_HERE}.gain_surface:gain_surface_figure"),
-            Plot("deciles", STEP, "gain by decile of each score", f"{_HERE}.deciles:deciles_figure"),
-            Plot("buckets", STEP, "gain by quarter of each score", f"{_HERE}.buckets:buckets_figure"),
-            Plot("top_n", STEP, "gain of the best-scored positions", f"{_HERE}.top_n:top_n_figure"),
-            Plot("position_profile", STEP, "gain by position", f"{_HERE}.position_profile:position_profile_figure"),
-            Plot(
-                "specification_curve",
-                STEP,
-                "primary numbers under every choice",
-                f"{_HERE}.specification_curve:specification_figure",
-            ),
-            Plot("placebo_panel", "placebo", "statistics beside placebos", f"{_HERE}.placebo_panel:panel_figure"),
-            Plot("efficiency", "efficiency", "share of gain kept", f"{_HERE}.efficiency:efficiency_figure"),
-            Plot("budget_curve", "selectors", "gain by budget", f"{_HERE}.budget_curve:budget_figure"),
-            Plot("lds", "lds", "token-LDS of every predictor", f"{_HERE}.lds:lds_figure"),
-            Plot("isolated", "isolated", "what foresees one token's step", f"{_HERE}.isolated:isolated_figure"),
-            Plot("predicted", "predicted", "first order against measured gain", f"{_HERE}.predicted:predicted_figure"),
-        )
+        name: Plot(name, of, title, f"teachdiag.figures.plots.{name}:{name}_figure")
+        for name, (of, title) in _QUESTIONS.items()
     },
     _plot,
 )

@@ -31,6 +31,8 @@ from teachdiag.registry import Registry
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.tables import Column, Table, shard_files
 
+_RAISED = {"^L": "\N{MODIFIER LETTER CAPITAL L}", "^I": "\N{MODIFIER LETTER CAPITAL I}", "^2": "\N{SUPERSCRIPT TWO}"}
+
 Role = Literal["compared", "validity", "deciles"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _OF_COLUMN = column("")  # stands for the score of a signal that is its own column
@@ -45,7 +47,7 @@ class Signal:
         score: how it is made of stored columns.
         unit: of its values; '1' is a pure number.
         label: what texts call it, as 'raw KL'; its name where nothing is said.
-        symbol: what figures call it, in matplotlib's mathtext; the label where nothing is said.
+        symbol: what figures call it; the label where nothing is said.
         words: what it is called in full, as 'student entropy'.
         colour: of its lines and points in figures.
         scaled: how it is made within [0, 1] for regressions, where its values are not yet; quantiles are the bank's.
@@ -65,7 +67,7 @@ class Signal:
     label: str = ""
     symbol: str = ""
     words: str = ""
-    colour: str = "0.5"
+    colour: str = "0.4"
     scaled: Score | None = None
     signed: bool = False
     selector: str = ""
@@ -79,7 +81,7 @@ class Signal:
         label = self.label or self.name
         filled: dict[str, Any] = {
             "label": label,
-            "symbol": self.symbol or (f"${label}$" if "^" in label else label),
+            "symbol": self.symbol or raised(label),
             "words": self.words or self.name.replace("_", " "),
         }
         if self.column and self.score is _OF_COLUMN:
@@ -113,6 +115,20 @@ class Signal:
         return short if self.words in short else f"{short} {self.words}"
 
 
+def raised(label: str) -> str:
+    """Return a label as figures write it, with letters that are raised; text stays text so, unlike a formula."""
+    for plain, letter in _RAISED.items():
+        label = label.replace(plain, letter)
+    return label
+
+
+def lowered(symbol: str) -> str:
+    """Return what figures write as texts do."""
+    for plain, letter in _RAISED.items():
+        symbol = symbol.replace(letter, plain)
+    return symbol
+
+
 def _measured(name: str, unit: str, **facts: Any) -> Signal:  # noqa: ANN401
     """A signal that is a stored column."""
     return Signal(name=name, score=column(name), scaled=normed(name), unit=unit, **facts)
@@ -139,7 +155,7 @@ _DECLARED = (
         "nats",
         label="raw KL",
         words="raw KL",
-        colour="black",
+        colour="#262626",
         selector="forward_kl",
         source=f"raw KL; {TA_OPD}",
     ),
@@ -148,7 +164,7 @@ _DECLARED = (
     _measured("bhattacharyya", "1", symbol="Bhattacharyya"),
     _measured("overlap", "1"),
     _measured("jaccard", "1", symbol="Jaccard"),
-    _measured("teacher_top1_in_support", "1", symbol="teacher's first\nchoice in support"),
+    _measured("teacher_top1_in_support", "1", symbol="teacher's first"),
     _measured("compatibility_bound", "1", symbol="C, lower bound"),
     Signal(name="entropy_x_disagreement", score=product(_H, _D), label="H x D"),
     Signal(
@@ -172,7 +188,6 @@ _DECLARED = (
         score=soft_or(_H, _D),
         symbol="TIP",
         words="TIP",
-        colour="#cc78bc",
         selector="tip",
         source="TIP, arXiv 2604.14084 (there with min-max normalisation)",
     ),
@@ -181,7 +196,6 @@ _DECLARED = (
         score=soft_or(_H, _LEARNABLE),
         symbol="TA-OPD + entropy",
         words="TA-OPD + entropy",
-        colour="#ca9161",
         selector="learnable_entropy",
         source=f"{TA_OPD}, Eq. 16",
     ),
@@ -199,8 +213,8 @@ _DECLARED = (
         score=product(column("hidden_norm_sq"), column("logit_alignment")),
         unit="nats",
         label="hidden^2 x logit_alignment",
-        symbol="$|h|^2$ A",
-        words="$|h|^2$ A",
+        symbol=raised("|h|^2 A"),
+        words=raised("|h|^2 A"),
         signed=True,
         selector="hidden_x_logit_alignment",
         source=OURS,

@@ -18,10 +18,10 @@ from teachdiag.settings import KINDS
 
 @dataclass(frozen=True)
 class Section:
-    """What one probe has to say: how it was made, its verdict, its tables by title, and the names of its figures.
+    """What one probe has to say: how it was made, its verdict, its tables by title, and its figures.
 
-    `secondary`: the title and the sentences of secondary claims; None where it has none. `legend` explains words of the
-    verdict, `legends` those of each table, by title, that are not explained before.
+    `figures`: what each asks, by name. `secondary`: the title and the sentences of secondary claims; None where it has
+    none. `legend` explains words of the verdict, `legends` those of each table, by title, that were not yet explained.
     """
 
     probe_id: str
@@ -32,7 +32,7 @@ class Section:
     legend: str
     tables: Tables
     legends: dict[str, str]
-    figures: list[str]
+    figures: dict[str, str]
     secondary: tuple[str, list[str]] | None = None
 
     def markdown(self) -> list[str]:
@@ -44,7 +44,7 @@ class Section:
         parts.append(self.legend)
         for title, table in self.tables.items():
             parts += [f"### {title}", markdown_table(table), self.legends[title]]
-        figures = " ".join(f"![{name}](figures/{name}.png)" for name in self.figures)
+        figures = " ".join(f"![{question}](figures/{name}.png)" for name, question in self.figures.items())
         return [part for part in (*parts, figures) if part]
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Section:
             "sentences": self.sentences,
             "legend": self.legend,
             "tables": tables,
-            "figures": self.figures,
+            "figures": list(self.figures),
         }
 
 
@@ -77,7 +77,7 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
     """
     probe = analysis_of(record)
     tables = {title: table for title, table in probe.tables(results).items() if len(table)}
-    figures = [f"{plot.name}{suffix}" for plot in plots_of(figure_group(record))]
+    figures = {f"{plot.name}{suffix}": plot.title for plot in plots_of(figure_group(record))}
     further = probe.secondary(results)
     said, told = probe.text(), explain([probe.text()])  # which explains what it names
     of_verdict = explain([*sentences, *further], told)

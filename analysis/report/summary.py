@@ -15,6 +15,7 @@ from teachdiag.analysis.report.front_page import FrontPage, first_page
 from teachdiag.analysis.report.sections import Section, figure_group, section
 from teachdiag.analysis.text.text_tables import rich_table
 from teachdiag.markdown import markdown_table
+from teachdiag.plots import BANK, plots_of
 from teachdiag.runs import Stage
 
 _TIES = (
@@ -46,8 +47,9 @@ def summary_markdown(page: FrontPage, pair: str, probes: Sequence[Section], resu
     ties = markdown_table(saturation_table(results.saturation))
     parts += ["## Ties and saturation of the normalised scores", ties, _TIES]
     parts += [
-        "![plane](figures/plane.png) ![saturation](figures/saturation.png)",
-        "Tables by the paper's numbers, with captions: `tables/`. Every number, for all outcomes and K: "
+        " ".join(f"![{plot.title}](figures/{plot.name}.png)" for plot in plots_of(BANK)),
+        "What each figure asks and shows: `figures/captions.md`. Tables by the paper's numbers, with captions: "
+        "`tables/`. Every number, for all outcomes and K: "
         "`analysis/estimates.csv`.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
-from teachdiag.figures.plots.budget_curve import draw_budgets
+from teachdiag.figures.captions import Caption, write_captions
+from teachdiag.figures.plots.budget_curve import draw_budgets, seen_at
 from teachdiag.figures.printed_tables import Printed, write_printed
-from teachdiag.figures.style import add_caption, blank_figure, save, theme
+from teachdiag.figures.style import Picture, blank_figure, save, theme
 from teachdiag.settings import headline_budget
 from teachdiag.tables import rows_where
 
@@ -44,14 +44,16 @@ def publish_training(run: Path) -> list[Path]:
     files = [file for printed in _printed(run, rows) for file in write_printed(run / "tables", printed, population)]
     if len(rows["budget"].dropna().unique()) > 1:
         with theme():
-            files += save(accuracy_figure(rows, population), run / "figures", "accuracy")
+            picture = accuracy_figure(rows, population)
+            files += save(picture, run / "figures", "accuracy")
+        files += write_captions(run / "figures", {"accuracy": Caption.of(picture)})
     return files
 
 
-def accuracy_figure(rows: pd.DataFrame, population: str) -> Figure:
+def accuracy_figure(rows: pd.DataFrame, population: str) -> Picture:
     """Draw the share of right answers against the budget, one curve an arm, ending at full OPD."""
     levels = rows_where(rows, measure=_LEADING, against="")
-    figure = blank_figure(3.2)
+    figure = blank_figure(2.9)
     ax = figure.subplots()
     trained = levels[levels["budget"].notna()].rename(columns={"arm": "selector"})
     draw_budgets(trained.replace({"selector": {"full": "all"}}), ax)
@@ -64,13 +66,17 @@ def accuracy_figure(rows: pd.DataFrame, population: str) -> Figure:
     )
     margin = 0.08 * (high - min(low, *base)) + 1e-3
     ax.set_ylim(min(low, *base) - margin, high + margin)
-    ax.set_xlabel("budget: share of positions that carry the loss")
+    ax.set_xlabel("share of positions that carry the loss")
     ax.set_ylabel("share of right answers")
     ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     seeds = trained["n_seeds"].max()
     method = levels[levels["arm"] != "base"]["method"].iloc[-1]
-    add_caption(figure, f"{population}; {seeds} training seeds, paired across arms. 95% intervals: {method}.")
+    figure.ask("How many answers are right after training on a share of the positions?")
+    figure.tell(
+        f"{population}; {seeds} training seeds, paired across arms. 95% intervals: {method}.",
+        f"{seen_at(trained.replace({'selector': {'full': 'all'}}), 'Share of right answers')}.",
+    )
     return figure
 
 

@@ -2,16 +2,16 @@
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import PALETTE, add_caption, blank_figure
-from teachdiag.settings import MATCHES
+from teachdiag.figures.seen import listed
+from teachdiag.figures.style import PREDICTED, RANDOM, Picture, blank_figure
+from teachdiag.settings import MATCHES, headline_budget
 from teachdiag.signals import BASE, signal_named
 from teachdiag.tables import rows_where
 
 _FOLLOWED = {"learnable": "o", BASE: "s", "predicted": "D", "random": "v"}  # selectors in colour: marker
-_COLOURS = {"predicted": PALETTE[2], "random": PALETTE[3]}  # of those that are no signals
+_COLOURS = {"predicted": PREDICTED, "random": RANDOM}  # of those that are no signals
 _OTHERS, _ALL = "0.75", "all"
 _APART = 1.035  # ratio by which the intervals of neighbouring curves are moved apart
 
@@ -36,30 +36,40 @@ def draw_budgets(rows: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xscale("log")
     ax.set_xticks(budgets, [f"{100 * budget:g}%" for budget in budgets])
     ax.minorticks_off()
-    ax.set_xlabel("budget: share of the update batch")
+    ax.set_xlabel("budget: share of the update batch's positions")
     return ax
 
 
-def budget_figure(tables: RunTables, probe_id: str) -> Figure:
+def budget_curve_figure(tables: RunTables, probe_id: str) -> Picture:
     """Draw the panels of one selector experiment."""
     rows = rows_where(tables.selection, probe_id=probe_id, statistic="mean_gain")
-    figure = blank_figure(3.2)
     matches = [match for match in MATCHES if match in set(rows["match"])]
-    panels = figure.subplots(1, len(matches), squeeze=False)[0]  # scales of their own: equal rates can overshoot
+    figure = blank_figure(0.9 + 1.75 * len(matches))
+    panels = figure.subplots(len(matches), 1, sharex=True, squeeze=False)[:, 0]  # scales: equal rates can overshoot
     for ax, match in zip(panels, matches, strict=True):
         draw_budgets(rows[rows["match"] == match], ax)
-        ax.set_title(MATCHES[match])
+        ax.set_title(f"at {MATCHES[match]}", loc="left")
+        ax.set_ylabel("mean gain [nats]")
         ax.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("mean gain [nats]")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    for ax in panels[:-1]:
+        ax.set_xlabel("")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     row = rows.iloc[0]
-    add_caption(
-        figure,
+    figure.tell(
         "Mean gain (drop of KL(teacher || student)) of a step on the selected positions of the update batch, over "
         f"{row['n_positions']:,} bank positions of {row['n_prompts']} prompts; probe {probe_id}. "
         f"95% intervals, for the selectors in colour: {row['method'].partition('mean gain')[2].lstrip(',; ')}.",
+        f"{seen_at(rows[rows['match'] == matches[0]], 'Mean gain in nats')}, {MATCHES[matches[0]]}.",
     )
     return figure
+
+
+def seen_at(rows: pd.DataFrame, what: str) -> str:
+    """Say what the followed selectors, and the whole batch, reach at the budget that texts show."""
+    parts = rows[rows["selector"] != _ALL]["budget"]
+    budget = headline_budget(parts if len(parts) else rows["budget"])
+    at = rows[rows["selector"].isin([*_FOLLOWED]) & (rows["budget"] == budget) | (rows["selector"] == _ALL)]
+    return f"{what} at {budget:.0%} of the positions: {listed(at, (signal_named(n).label for n in at['selector']))}"
 
 
 def _curve(rows: pd.DataFrame, selector: str, whole: pd.DataFrame) -> pd.DataFrame:

@@ -1,20 +1,23 @@
-"""Share of the whole batch's gain that each selector keeps against its budget, real steps on top; for one column."""
+"""Share of the whole batch's gain that each selector keeps against its budget, real steps on top."""
+
+from itertools import pairwise
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import COLUMN, PALETTE, PLACEBO, add_caption, blank_figure
+from teachdiag.figures.seen import listed
+from teachdiag.figures.style import INK, PLACEBO, RANDOM, Picture, blank_figure
 from teachdiag.settings import HEADLINE_SELECTORS, MATCHES, headline_budget
+from teachdiag.settings.base import Match
 from teachdiag.signals import BASE, BASE_LABEL, signal_named
 from teachdiag.tables import rows_where
 
 _RANDOM, _ORACLE, _OTHERS = "random", "oracle", "0.72"
-_EXPECTED = {_RANDOM: ("--", PALETTE[3], "random, expected"), _ORACLE: (":", "0.2", "oracle: ceiling")}
+_EXPECTED = {_RANDOM: ("--", RANDOM, "random, expected"), _ORACLE: (":", INK, "oracle: ceiling")}
 _FOLLOWED = [name for name in HEADLINE_SELECTORS if name not in _EXPECTED]
 _MARKERS = ("s", "o", "D", "v")
-_FONT = 6.5  # of a figure that is one column wide
+_ROOM = 1.55  # ratio of neighbouring budgets from which there is room to write both
 _APART = 1.04  # ratio by which neighbouring intervals of real steps are moved apart
 
 
@@ -25,7 +28,6 @@ def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
         if name not in HEADLINE_SELECTORS:
             curve = _curve(shares, name)
             ax.plot(curve["budget"], curve["estimate"], color=_OTHERS, linewidth=0.6, zorder=1)
-    _name_best(shares, ax)
     _draw_placebo(rows, ax)
     for name, (style, colour, label) in _EXPECTED.items():
         curve = _curve(shares, name)
@@ -43,12 +45,11 @@ def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def efficiency_figure(tables: RunTables, probe_id: str) -> Figure:
+def efficiency_figure(tables: RunTables, probe_id: str) -> Picture:
     """Draw the panels of one probe: equal length of the step, and equal learning rate."""
     rows = rows_where(tables.efficiency, probe_id=probe_id)
     matches = [match for match in MATCHES if (rows_where(rows, statistic="share")["match"] == match).any()]
-    figure = blank_figure(1.5 + 1.9 * max(len(matches), 1), COLUMN)
-    figure.suptitle("How much of the whole batch's gain\ndo a few of its tokens keep?", fontsize=8)
+    figure = blank_figure(1.0 + 1.75 * len(matches))
     gain = rows_where(rows, statistic="gain").iloc[0]
     if not matches:
         ax = figure.subplots()
@@ -56,23 +57,32 @@ def efficiency_figure(tables: RunTables, probe_id: str) -> Figure:
         why = "not judged: the whole batch's own gain\nis not clearly told from 0"
         ax.text(0.5, 0.5, why, ha="center", va="center")
     else:
-        key, *panels = figure.subplots(1 + len(matches), 1, sharex=True, height_ratios=[0.3, *[1] * len(matches)])
+        panels = figure.subplots(len(matches), 1, sharex=True, squeeze=False)[:, 0]
         for ax, match in zip(panels, matches, strict=True):
             draw_efficiency(rows_where(rows, match=match), ax)
-            ax.set_title(f"at {MATCHES[match]}", fontsize=7.5)
+            ax.set_title(f"at {MATCHES[match]}", loc="left")
             if match == "rate":  # where large gradients alone keep many times the gain
                 _scale_ratios(ax)
-            ax.set_ylabel("share of gain kept", fontsize=7)
-        panels[-1].set_xlabel("budget: share of the update batch's tokens", fontsize=7)
-        key.axis("off")
-        key.legend(*panels[-1].get_legend_handles_labels(), loc="center", ncols=2, fontsize=_FONT)
-    add_caption(
-        figure,
+            ax.set_ylabel("share of gain kept")
+        panels[-1].set_xlabel("budget: share of the update batch's tokens")
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.tell(
         f"Held-out gain (drop of KL) to first order; {gain['n_contexts']:,} update contexts, {gain['n_prompts']:,} "
         "bank prompts. Bands: 95%, update prompts and bank blocks resampled. Markers: real steps, bank prompts "
-        f"resampled. Grey lines: other selectors. Probe {probe_id}.",
+        f"resampled. Grey lines: other selectors{_best(rows)}. Probe {probe_id}.",
+        _seen(rows, matches[0]) if matches else "Nothing is drawn: the whole batch's own gain is not told from 0.",
     )
     return figure
+
+
+def _seen(rows: pd.DataFrame, match: Match) -> str:
+    shares = rows_where(rows, match=match, statistic="share")
+    shares = shares[shares["selector"].isin(HEADLINE_SELECTORS)]
+    budget = headline_budget(shares["budget"])
+    at = rows_where(shares, budget=budget).set_index("selector")
+    at = at.loc[[name for name in HEADLINE_SELECTORS if name in at.index]]
+    kept = listed(at, map(_label, at.index))
+    return f"Share of the gain kept by {budget:.0%} of the tokens at {MATCHES[match]}: {kept}."
 
 
 def _curve(shares: pd.DataFrame, selector: str) -> pd.DataFrame:
@@ -87,8 +97,6 @@ def _draw_placebo(rows: pd.DataFrame, ax: Axes) -> None:
     placebo = rows_where(rows, statistic="share_shuffled", selector=BASE).sort_values("budget")
     if placebo.empty:
         return
-    low, high = (placebo[end].astype(float) for end in ("ci_low", "ci_high"))
-    ax.fill_between(placebo["budget"], low, high, color=PLACEBO, alpha=0.25, linewidth=0, zorder=2)
     label = f"{BASE_LABEL}, shuffled teacher"
     ax.plot(placebo["budget"], placebo["estimate"], "-.", color=PLACEBO, linewidth=1.1, label=label, zorder=3)
 
@@ -100,21 +108,19 @@ def _draw_real_steps(shares: pd.DataFrame, ax: Axes, colour: object, marker: str
     ax.plot(x, taken["real_share"], marker, color=colour, markerfacecolor="white", markersize=4, zorder=6)
 
 
-def _name_best(shares: pd.DataFrame, ax: Axes) -> None:
-    """Write the name of the best of the other selectors at the budget that texts show."""
+def _best(rows: pd.DataFrame) -> str:
+    """Name the best of the other selectors at the budget that texts show, at every match."""
+    shares = rows_where(rows, statistic="share")
     others = shares[~shares["selector"].isin(HEADLINE_SELECTORS)]
     if others.empty:
-        return
-    at = rows_where(others, budget=headline_budget(others["budget"])).sort_values("estimate").iloc[-1]
-    ax.annotate(
-        f"{at['selector']}",
-        (at["budget"], at["estimate"]),
-        (4, 4),
-        textcoords="offset points",
-        fontsize=6,
-        color="0.45",
-        zorder=7,
-    )
+        return ""
+    at = rows_where(others, budget=headline_budget(others["budget"])).sort_values("estimate", ascending=False)
+    best = [
+        f"{name} at {where}"
+        for match, where in MATCHES.items()
+        for name in rows_where(at, match=match)["selector"].iloc[:1]
+    ]
+    return f" (best at {at['budget'].iloc[0]:.0%}: {', '.join(best)})"
 
 
 def _scale_ratios(ax: Axes) -> None:
@@ -129,9 +135,10 @@ def _scale_ratios(ax: Axes) -> None:
 
 def _label_axes(budgets: list[float], ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.set_xticks([*budgets, 1.0], [f"{100 * budget:g}%" for budget in (*budgets, 1.0)])
+    ticks = [*budgets, 1.0]
+    roomy = [tick for before, tick in pairwise([0.0, *ticks]) if tick > _ROOM * before]
+    ax.set_xticks(ticks, [f"{100 * tick:g}%" if tick in roomy else "" for tick in ticks])
     ax.minorticks_off()
-    ax.tick_params(labelsize=_FONT)
     ax.spines[["top", "right"]].set_visible(False)
 
 

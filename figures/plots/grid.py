@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
 from teachdiag.artefacts import MIN_CELL
+from teachdiag.figures.seen import number_text
 from teachdiag.figures.style import BLANK
 
 BINS = 10
@@ -28,3 +29,16 @@ def draw_grid(cells: pd.DataFrame, ax: Axes, colours: str, low: float, high: flo
     ax.set_yticks([0, 50, 100])
     ax.set_aspect("equal")
     return mesh
+
+
+def extremes(cells: pd.DataFrame, x: str, y: str, unit: str) -> str:
+    """Say which of the drawn cells is highest and which is lowest, and where."""
+    shown = shown_cells(cells).sort_values("value", kind="stable")
+    if shown.empty:
+        return "no cell holds enough positions"
+    named = []
+    for name, cell in (("highest", shown.iloc[-1]), ("lowest", shown.iloc[0])):
+        step = 100 // BINS
+        at_x, at_y = (f"{step * int(cell[b])}-{step * (int(cell[b]) + 1)}" for b in ("x_bin", "y_bin"))
+        named.append(f"{name} {number_text(cell['value'])}{unit} at percentiles {at_x} of {x} and {at_y} of {y}")
+    return "; ".join(named)

@@ -2,15 +2,16 @@
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import add_caption, blank_figure, mark_missing
+from teachdiag.figures.seen import listed, plain
+from teachdiag.figures.style import Picture, blank_figure, mark_missing
 from teachdiag.signals import signal_named
+from teachdiag.tables import rows_where
 
-_PANELS = {"gain": "gain at its own context", "fix_gain": "drop of $L_{fix}$, on other prompts"}
+_PANELS = {"gain": "gain at its\nown context", "fix_gain": "drop of L_fix,\non other prompts"}
 _LEADING = "fix_gain"  # predictors are sorted by their correlation with this
-_ROW = 0.155  # inches a predictor
+ROW = 0.15  # inches a predictor
 
 
 def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
@@ -23,16 +24,16 @@ def draw_correlations(rows: pd.DataFrame, order: list[str], ax: Axes) -> Axes:
     ax.axvline(0, color="0.3", linewidth=0.7, zorder=0)
     ax.set_ylim(-len(order) + 0.4, 0.6)
     ax.set_yticks([-row for row in range(len(order))], [signal_named(term).title for term in order])
-    ax.set_xlabel("Spearman correlation")
+    ax.locator_params(axis="x", nbins=3)
+    ax.set_xlabel("Spearman\ncorrelation")
     return ax
 
 
-def isolated_figure(tables: RunTables, probe_id: str) -> Figure:
+def isolated_figure(tables: RunTables, probe_id: str) -> Picture:
     """Draw both panels of one isolated probe."""
-    rows = tables.estimates[tables.estimates["probe_id"] == probe_id]
-    rows = rows[rows["analysis"] == "isolated_spearman"]
+    rows = rows_where(tables.estimates, probe_id=probe_id, analysis="isolated_spearman")
     order = _order(rows)
-    figure = blank_figure(1.35 + _ROW * max(len(order), 8))
+    figure = blank_figure(1.0 + ROW * max(len(order), 8))
     for ax, (outcome, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), _PANELS.items(), strict=True):
         part = rows[rows["outcome"] == outcome]
         if part.empty:
@@ -41,8 +42,15 @@ def isolated_figure(tables: RunTables, probe_id: str) -> Figure:
             draw_correlations(part, order, ax)
         ax.set_title(title)
         ax.spines[["top", "right"]].set_visible(False)
-    add_caption(figure, _caption(rows, probe_id))
+    figure.tell(_caption(rows, probe_id), seen_correlations(rows_where(rows, outcome=_LEADING), order))
     return figure
+
+
+def seen_correlations(rows: pd.DataFrame, order: list[str]) -> str:
+    """Say how the best three and the worst of the predictors do, of those in an order."""
+    best = rows.set_index("term").reindex(order).dropna(subset="estimate")
+    ends = best if len(best) < 5 else pd.concat([best[:3], best[-1:]])
+    return f"Best to worst: {listed(ends, (plain(signal_named(term).title) for term in ends.index)) or 'none'}."
 
 
 def _order(rows: pd.DataFrame) -> list[str]:

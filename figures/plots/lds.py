@@ -1,24 +1,22 @@
 """Token-LDS of every predictor with intervals, best at the top, and its difference from raw KL's."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from teachdiag.figures.plots.isolated import draw_correlations
+from teachdiag.figures.plots.isolated import ROW, draw_correlations, seen_correlations
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import add_caption, blank_figure, mark_missing
+from teachdiag.figures.style import Picture, blank_figure, mark_missing
 from teachdiag.signals import BASE_LABEL, versus_base
 from teachdiag.tables import rows_where
 
-_ROW = 0.155  # inches a predictor
-_PANELS = {"token_lds": "token-LDS", "token_lds_difference": f"less {BASE_LABEL}'s"}
+_PANELS = {"token_lds": "token-LDS", "token_lds_difference": f"less that\nof {BASE_LABEL}"}
 
 
-def lds_figure(tables: RunTables, probe_id: str) -> Figure:
+def lds_figure(tables: RunTables, probe_id: str) -> Picture:
     """Draw both panels of one probe of kind lds."""
     estimates = rows_where(tables.estimates, probe_id=probe_id)
     alone = estimates[estimates["analysis"] == "token_lds"].sort_values("estimate", ascending=False, kind="stable")
     order = list(alone["term"])
-    figure = blank_figure(1.35 + _ROW * max(len(order), 8))
+    figure = blank_figure(1.0 + ROW * max(len(order), 8))
     for ax, (analysis, title) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
         rows = estimates[estimates["analysis"] == analysis]
         if rows.empty:
@@ -28,7 +26,7 @@ def lds_figure(tables: RunTables, probe_id: str) -> Figure:
         ax.set_title(title)
         ax.spines[["top", "right"]].set_visible(False)
     if len(alone):
-        add_caption(figure, _caption(alone.iloc[0], probe_id))
+        figure.tell(_caption(alone.iloc[0], probe_id), f"Token-LDS. {seen_correlations(alone, order)}")
     return figure
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.style import PLACEBO, REAL, add_caption, blank_figure, mark_missing
+from teachdiag.figures.style import PLACEBO, REAL, Picture, blank_figure, mark_missing
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS
 from teachdiag.tables import rows_where
@@ -54,6 +53,8 @@ def draw_points(points: pd.DataFrame, median_size: float, ax: Axes) -> Axes:
     ticks = _decades(linear, reach)
     ax.set_xticks([-tick for tick in ticks] + [0] + ticks)
     ax.set_yticks([-tick for tick in ticks] + [0] + ticks)
+    ax.xaxis.set_major_formatter(_plain)
+    ax.yaxis.set_major_formatter(_plain)
     ax.set_xlabel(f"predicted gain [nats], {Fraction(_SMALLEST)} of the step")
     ax.set_ylabel("measured gain [nats]")
     return ax
@@ -81,41 +82,46 @@ def draw_remainders(rows: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(SHRINKS, [str(Fraction(share)) for share in SHRINKS])
+    ax.yaxis.set_major_formatter(_plain)
     ax.set_xlabel("share of the step")
     ax.set_ylabel("remainder [nats]")
     ax.legend()
     return ax
 
 
-def predicted_figure(tables: RunTables, probe_id: str) -> Figure:
+def predicted_figure(tables: RunTables, probe_id: str) -> Picture:
     """Draw both panels of one probe of kind predicted."""
     rows = rows_where(tables.estimates, probe_id=probe_id)
-    figure = blank_figure(3.4)
-    left, right = figure.subplots(1, 2)
+    figure = blank_figure(5.4)
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.25, 1))
     median_size = float(tables.scale("predicted_gain", probe_id)["median_size"])
-    draw_points(read_points(tables.run, probe_id), median_size, left)
-    left.set_title(
-        f"first order at the smallest share\n{_in_title(rows, 'predicted_r2', str(Fraction(_SMALLEST)), 'R2')}"
-    )
+    draw_points(read_points(tables.run, probe_id), median_size, upper)
+    explained = _said(rows, "predicted_r2", str(Fraction(_SMALLEST)), "R2")
+    upper.set_title(f"first order at the smallest share\n{explained}", loc="left")
     remainders = rows[rows["analysis"].isin([analysis for analysis, *_ in _REMAINDERS])]
     if (remainders["estimate"] > 0).any():
-        draw_remainders(rows, right)
+        draw_remainders(rows, lower)
     else:
-        mark_missing(right)
-    right.set_title(
-        f"gain less share times predicted gain\n{_in_title(rows, 'predicted_exponent', 'above noise', 'slope')}"
-    )
-    for ax in (left, right):
+        mark_missing(lower)
+    slope = _said(rows, "predicted_exponent", "above noise", "slope")
+    lower.set_title(f"gain less share times predicted gain\n{slope}", loc="left")
+    for ax in (upper, lower):
         ax.spines[["top", "right"]].set_visible(False)
     facts = rows[rows["analysis"] == "predicted_mean_remainder"].iloc[0]
-    add_caption(
-        figure,
+    figure.tell(
         f"Gain: drop of KL(teacher || student). {facts['n_positions']:,} bank positions of {facts['n_prompts']} "
-        f"prompts; probe {probe_id}. Left: linear within the median size of the prediction, logarithmic beyond. Noise "
-        "floor: 99th percentile of what another batch layout changes at theta0; the stated slope leaves out shares "
-        f"whose rms remainder is under three of them. 95% intervals: {facts['method'].rpartition('; ')[2]}.",
+        f"prompts; probe {probe_id}. Above: linear within the median size of the prediction, logarithmic beyond. Noise "
+        "floor: 99th percentile of what another batch layout changes; the stated slope leaves out shares whose rms "
+        f"remainder is under three of them. 95% intervals: {facts['method'].rpartition('; ')[2]}.",
+        f"Measured against predicted gain at {Fraction(_SMALLEST)} of the step: {explained}; what is left, by the "
+        f"share of the step: {slope}.",
     )
     return figure
+
+
+def _plain(value: float, _: float) -> str:
+    """Return a tick's number without an exponent that is raised, and so too small."""
+    return f"{value:g}"
 
 
 def _decades(lowest: float, highest: float) -> list[float]:
@@ -124,8 +130,8 @@ def _decades(lowest: float, highest: float) -> list[float]:
     return [10.0**exponent for exponent in exponents[:: -(-len(exponents) // 4) or 1]]
 
 
-def _in_title(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
-    """Return one estimate with its interval, for a title."""
+def _said(rows: pd.DataFrame, analysis: str, term: str, name: str) -> str:
+    """Return one estimate with its interval, after its name."""
     rows = rows_where(rows, analysis=analysis, term=term)
     if rows.empty:
         return f"{name} not estimable"

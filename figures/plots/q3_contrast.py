@@ -1,44 +1,71 @@
-"""Inside Q3, gain at high support less gain at low support, by K, design and update (paper Table 1, Figures 3C, 5A)."""
+"""Inside Q3, gain where support is high less where it is low: C at every K, and its proxies (paper Tables 1 and 6)."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from teachdiag.figures.plots.forest import draw_forest, shades
+from teachdiag.figures.plots.forest import draw_forest, key
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import REAL, TITLES, add_caption, blank_figure
+from teachdiag.figures.seen import listed, plain
+from teachdiag.figures.style import REAL, TITLES, Picture, blank_figure
+from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.signals import SIGNALS, SUPPORT
 from teachdiag.tables import rows_where
 
-_DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs", "matched once": "matched, each used once"}
+_C = "compatibility"
+_DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
 
 
-def q3_contrast_figure(step: StepTables) -> Figure:
-    """Draw one panel a design, lines by K, real step beside placebos."""
-    figure = blank_figure(2.5)
-    panels = figure.subplots(1, len(_DESIGNS), sharey=True)
-    rows = rows_where(step.contrasts, score="compatibility", outcome=OUTCOME)
-    sizes = sorted(rows["k"].unique())
-    labels = [f"K={k:g}" for k in sizes]
-    colours = [REAL, *shades(len(step.updates) - 1)]
+def q3_contrast_figure(step: StepTables) -> Picture:
+    """Draw one panel a design, a line for C at every K and for each of its proxies."""
+    figure = blank_figure(3.9)
+    panels = figure.subplots(2, 1)
+    rows = rows_where(step.contrasts, outcome=OUTCOME)
+    rows = rows[(rows["score"] == _C) | (rows["k"] == K)]
+    rows = rows.assign(label=[_label(score, k) for score, k in zip(rows["score"], rows["k"], strict=True)])
+    own = rows_where(rows, probe_id=step.probe_id)
+    known = [name for name in dict.fromkeys(own["label"]) if own.loc[own["label"] == name, "estimate"].notna().any()]
+    order = [_label(_C, k) for k in sorted(own["k"].unique())] + [_label(name, K) for name in SUPPORT if name != _C]
+    labels = [label for label in order if label in known]
     for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
-        series = [
-            (TITLES.get(update, update).replace("\n", " "), colour, _of(rows, step.updates[update], design))
-            for update, colour in zip(step.updates, colours, strict=True)
-        ]
-        draw_forest(ax, labels, series)
-        ax.set_title(title)
-        ax.set_xlabel("difference of mean gain [nats]")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(series))
-    q3 = rows[rows["design"] == "thirds"].iloc[0]
-    add_caption(
-        figure,
-        f"Inside Q3 (student entropy at or below its median, forward KL at or above; {q3['n_positions']:,} of "
-        f"{step.population}), mean {OUTCOME} where C is high less where it is low; probe {step.probe_id}. "
-        f"{step.intervals}; medians and thirds as in the table's method. No dot: the table's note says why.",
-    )
+        real, *placebos = (
+            rows_where(rows, probe_id=probe_id, design=design).dropna(subset="estimate").set_index("label")
+            for probe_id in step.updates.values()
+        )
+        draw_forest(ax, labels, real, [REAL] * len(labels), placebos)
+        ax.set_title(title, loc="left")
+    panels[-1].set_xlabel("difference of mean gain [nats]")
+    first = next(iter(step.updates))
+    key(figure, TITLES.get(first, first), len(step.updates) > 1)
+    thirds = rows_where(own, design="thirds", score=_C, k=K)
+    figure.tell(_caption(step, own, thirds, set(order) - set(labels)), _seen(own))
     return figure
 
 
-def _of(rows: pd.DataFrame, probe_id: str, design: str) -> pd.DataFrame:
-    rows = rows_where(rows, probe_id=probe_id, design=design).dropna(subset="estimate")
-    return rows.assign(label=[f"K={k:g}" for k in rows["k"]]).set_index("label")
+def _label(score: str, k: float) -> str:
+    symbol = SIGNALS[score].symbol
+    return f"{symbol}, K={k:g}" if score == _C else symbol
+
+
+def _caption(step: StepTables, own: pd.DataFrame, thirds: pd.DataFrame, absent: set[str]) -> str:
+    notes = own[(own["note"] != "") & own["design"].isin(list(_DESIGNS))]
+    said = "; ".join(
+        dict.fromkeys(
+            f"{plain(label)} ({_DESIGNS[design]}): {note}"
+            for label, design, note in notes[["label", "design", "note"]].itertuples(index=False)
+        )
+    )
+    return (
+        f"Mean {OUTCOME} inside Q3 ({thirds['n_positions'].iloc[0]:,} of {step.population}) where a support score is "
+        f"high less where it is low, by thirds and by pairs of one prompt; proxies at K={K}. {step.placebos} "
+        f"Probe {step.probe_id}. {step.intervals}; medians and thirds as in the table's method."
+        + (f" Not drawn: {', '.join(sorted(map(plain, absent)))}." if absent else "")
+        + (f" {said}." if said else "")
+    )
+
+
+def _seen(own: pd.DataFrame) -> str:
+    parts = []
+    for design, title in _DESIGNS.items():
+        rows = rows_where(own, design=design, k=K).dropna(subset="estimate")
+        parts.append(f"{title}: {listed(rows, map(plain, rows['label'])) or 'not estimable'}")
+    return f"Difference of mean gain inside Q3 in nats, {'; '.join(parts)}."

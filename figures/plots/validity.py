@@ -1,13 +1,13 @@
-"""How well each set of signals predicts gain on prompts not seen, and how much better than raw KL."""
+"""How well each set of signals ranks gain on prompts not seen, and how much better than raw KL."""
 
 from collections.abc import Mapping
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from teachdiag.figures.plots.forest import draw_forest, shades
+from teachdiag.figures.plots.forest import draw_forest, key
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import REAL, TITLES, add_caption, blank_figure
+from teachdiag.figures.seen import listed, plain
+from teachdiag.figures.style import REAL, TITLES, Picture, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL, added_signals, on_top_of_base, set_symbol, versus_base
@@ -15,34 +15,26 @@ from teachdiag.tables import rows_where
 
 _ALONE = (BASE, "compatibility", "decomposition", "logit_alignment", "hidden x logit_alignment")
 _ON_TOP = ("compatibility", "decomposition", "logit_alignment")
-_PANELS = {
-    "cv_rank": "rank correlation",
-    "cv_rank_difference": f"... less {BASE_LABEL}'s",
-    "cv_r2": "$R^2$",
-    "cv_r2_difference": f"... less {BASE_LABEL}'s",
-}
+_PANELS = {"cv_rank": "rank correlation\nwith gain", "cv_rank_difference": f"less that of\n{BASE_LABEL}"}
 
 
-def validity_figure(step: StepTables) -> Figure:
-    """Draw measures side by side, one line a set of signals, real step over placebos."""
-    figure = blank_figure(3.4)
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
+def validity_figure(step: StepTables) -> Picture:
+    """Draw the rank correlation, and beside it the difference from raw KL's, one line a set of signals."""
     labels = {name: set_symbol(name) for name in _sets(step)}
-    colours = [REAL, *shades(len(step.updates) - 1)]
+    figure = blank_figure(0.95 + 0.185 * len(labels))
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
     for ax, (analysis, title) in zip(panels, _PANELS.items(), strict=True):
-        series = [
-            (TITLES.get(update, update).replace("\n", " "), colour, _of(step, analysis, step.updates[update], labels))
-            for update, colour in zip(step.updates, colours, strict=True)
-        ]
-        draw_forest(ax, list(labels.values()), series)
+        real, *placebos = (_of(step, analysis, probe_id, labels) for probe_id in step.updates.values())
+        draw_forest(ax, list(labels.values()), real, [REAL] * len(labels), placebos, bins=3)
         ax.set_title(title)
-        ax.tick_params(axis="x", labelrotation=0)
-        ax.locator_params(axis="x", nbins=4)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(step.updates))
-    add_caption(
-        figure,
+    first = next(iter(step.updates))
+    key(figure, TITLES.get(first, first), len(step.updates) > 1)
+    gaps = _of(step, "cv_rank_difference", step.probe_id, labels)
+    figure.tell(
         f"Cross-validated prediction of {OUTCOME} on held-out prompts from cubic rank splines of each set of signals, "
-        f"K={K}. {step.population}; probe {step.probe_id}. {step.intervals}, predictions fixed.",
+        f"K={K}; A: logit_alignment; R2 in the table. {step.placebos} {step.population}; probe {step.probe_id}. "
+        f"{step.intervals}, predictions fixed.",
+        f"Rank correlation with gain less that of {BASE_LABEL}: {listed(gaps, map(plain, gaps.index))}.",
     )
     return figure
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from teachdiag.artefacts import FINDINGS
+from teachdiag.figures.captions import read_captions
 from teachdiag.figures.report.token_view import View
 from teachdiag.figures.report.tokens_page import script, style, tokens_section
 from teachdiag.settings import HEADLINE_K as K
@@ -52,7 +53,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         evidence="".join(_section(run, section) for section in evidence) + _figure(run, "plane"),
         placebos="".join(_section(run, section) for section in placebos) or _no_placebos(),
         caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
-        ties=_ties(run, content["saturation"]),
+        ties=_ties(content["saturation"]),
         tokens=tokens_section(view),
     )
 
@@ -138,9 +139,9 @@ def _section(run: Path, section: dict[str, Any]) -> str:
     return f"<article><h3>{_heading(section)}</h3><p>{inline(section['text'])}</p>{said}{figures}{tables}</article>"
 
 
-def _ties(run: Path, saturation: dict[str, Any]) -> str:
+def _ties(saturation: dict[str, Any]) -> str:
     table = _table(saturation["columns"], saturation["rows"])
-    return f"{table}{_legend(saturation['note'])}{_figure(run, 'saturation')}"
+    return f"{table}{_legend(saturation['note'])}"
 
 
 def _legend(text: str) -> str:
@@ -158,12 +159,20 @@ def _heading(section: dict[str, Any]) -> str:
 
 
 def _figure(run: Path, name: str) -> str:
-    file = run / "figures" / f"{name}.png"
-    if not file.exists():
+    """Lay out a figure for light and dark pages over its question and caption; nothing where it is not drawn."""
+    words, folder = read_captions(run).get(name), run / "figures"
+    if words is None:
         return ""
-    image = base64.b64encode(file.read_bytes()).decode()
-    alt = escape(f"Figure: {name.replace('_', ' ')}; its caption is in the picture")
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>'
+    images = "".join(
+        f'<img class="{page}" alt="{escape(words.seen)}" src="data:image/svg+xml;base64,{_encoded(file)}">'
+        for page, file in (("light", folder / f"{name}.svg"), ("dark", folder / "dark" / f"{name}.svg"))
+    )
+    said = f"<strong>{escape(words.question)}</strong> {escape(words.caption)}"
+    return f"<figure>{images}<figcaption>{said}</figcaption></figure>"
+
+
+def _encoded(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
 
 
 def _table(columns: list[str], rows: list[list[Any]], marked: str = "") -> str:

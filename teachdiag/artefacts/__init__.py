@@ -188,7 +188,8 @@ with a later version than the capture.
 | `teacher_states/` | the teacher's hidden states, which probes share: N x width x 4 bytes; may be deleted |
 | `tokens/` | the bank's positions with their scores, from analyze |
 | `analysis/*.parquet`, `analysis/*.csv` | the tables of analyze |
-| `figures/*.png`, `*.svg`, `*.pdf` | every figure |
+| `figures/*.png`, `*.svg`, `*.pdf`, `figures/dark/*.svg` | every figure, 3.3 or 7.2 inches wide; for dark pages |
+| `figures/captions.json`, `captions.md` | what each figure asks, its caption, and what is seen on it |
 | `report.html` | everything on one page, tokens included |
 | `tables/*.md`, `*.csv`, `*.parquet` | tables by the paper's numbers, with captions |
 | `summary.md` | the verdict and its tables, for people |

@@ -56,7 +56,7 @@ TABLE = Table(
     key=("probe_id", "context_id", "position"),
     columns=(PROBE_ID, CONTEXT_ID, POSITION, KL_BEFORE, AFTER),
 )
-SPREAD = Plot("shrunk_spread", "shrunk", "KL before and after", "toy_drawn:draw_probe")
+SPREAD = Plot("shrunk_spread", "shrunk", "what does shrinking do?", "toy_drawn:draw_probe")
 STEPS = Plot("toy_step", STEP, "mean gain of each update", "toy_drawn:draw_step")
 """
 MEASURED = """
@@ -124,19 +124,20 @@ class Shrunk(KindAnalysis):
         return rows[(rows["probe_id"] == self.probe_id) & (rows["analysis"] == "shrunk_mean")]["estimate"].iloc[0]
 """
 DRAWN = """
-from matplotlib.figure import Figure
+from teachdiag.figures.style import blank_figure
 from toy_declared import TABLE
 
 
 def draw_probe(tables, probe_id):
     frame = TABLE.read(tables.run / "shrunk" / probe_id)
-    figure = Figure()
+    figure = blank_figure(2.0)
+    figure.tell("Shrinking, before and after.", "A cloud along the diagonal.")
     figure.subplots().plot(frame["forward_kl_before"], frame["forward_kl_after"], ".")
     return figure
 
 
 def draw_step(step):
-    figure = Figure()
+    figure = blank_figure(2.0)
     figure.subplots().bar(list(step.updates), range(len(step.updates)))
     return figure
 """
@@ -224,13 +225,14 @@ def test_the_kind_and_the_figures_stand_beside_the_built_in_ones(run: Path, toys
     summary = (run / "summary.md").read_text()
     assert "## The shrunk student `s`\n\nAll weights shrunk by 0.1." in summary
     assert re.search(r"- Shrinking gains -?[\d.]+ nats\.", summary)
-    assert "![shrunk_spread](figures/shrunk_spread.png)" in summary
-    assert "![toy_step](figures/toy_step.png)" in summary
+    assert "![what does shrinking do?](figures/shrunk_spread.png)" in summary
+    assert "![mean gain of each update](figures/toy_step.png)" in summary
     assert {"shrunk_spread.png", "toy_step.png", "coefficients.png"} <= {f.name for f in (run / "figures").iterdir()}
     page = (run / "report.html").read_text()
     assert "The shrunk student <code>s</code>" in page
-    for name in ("shrunk spread", "toy step"):
-        assert f"Figure: {name};" in page
+    assert 'alt="A cloud along the diagonal."' in page
+    assert "<strong>what does shrinking do?</strong> Shrinking, before and after." in page
+    assert "<strong>mean gain of each update</strong>" in page
     assert "What shrinking gains" in {table.title for table in terminal_tables(run)}
 
 

@@ -34,7 +34,7 @@ from teachdiag.tables import read_parquet, write_parquet
 pytestmark = pytest.mark.slow
 
 QUIET = Reporter(quiet=True)
-READ = (".parquet", ".json", ".png")  # what a later stage reads; the rest is for people
+READ = (".parquet", ".json", ".svg")  # what a later stage reads; the rest is for people
 
 
 @pytest.fixture(scope="module")

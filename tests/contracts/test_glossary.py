@@ -23,7 +23,7 @@ def test_what_only_looks_alike_is_not_explained() -> None:
 
 
 def test_figures_names_are_known_too() -> None:
-    assert list(explain(["placebo:\nno step", "placebo:\nrandom direction", "$D^I$ incompatible"])) == [
+    assert list(explain(["theta0, no step", "random direction", "D^I incompatible"])) == [
         *("theta0", "random_direction", "D^I")
     ]
     assert legend({"a": "one", "b": "two"}) == "a: one; b: two."

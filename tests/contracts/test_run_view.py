@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,9 @@ def test_a_figure_is_drawn_and_shows_itself(opened: Run) -> None:
     assert image.startswith(b"\x89PNG")
     pixels = [int.from_bytes(image[start : start + 4], "big") for start in (16, 20)]
     assert pixels == pytest.approx([2 * size["width"], 2 * size["height"]], abs=2)
+    page = figure._repr_html_()  # type: ignore[attr-defined]
+    assert f"<figcaption>{escape(figure.caption)}</figcaption>" in page  # type: ignore[attr-defined]
+    assert f'alt="{escape(figure.seen)}"' in page  # type: ignore[attr-defined]
     assert "coefficients" in opened.figures
 
 
@@ -180,7 +183,7 @@ def test_columns_are_explained(opened: Run) -> None:
         (
             lambda run: run.figure("efficiency"),
             ArtefactError,
-            "has no figure 'efficiency': its figures are plane, satu",
+            "has no figure 'efficiency': its figures are plane, coef",
         ),
     ],
 )

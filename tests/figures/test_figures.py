@@ -15,23 +15,26 @@ from teachdiag.cli import main
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures import plots
 from teachdiag.figures.comparison import compare_runs
-from teachdiag.figures.plots.buckets import buckets_figure
 from teachdiag.figures.plots.coefficients import coefficients_figure, draw_coefficients
 from teachdiag.figures.plots.deciles import draw_profile
 from teachdiag.figures.plots.gain_surface import draw_gain_surface
 from teachdiag.figures.plots.plane import plane_figure
 from teachdiag.figures.plots.position_profile import position_profile_figure
+from teachdiag.figures.plots.q3_contrast import q3_contrast_figure
 from teachdiag.figures.plots.specification_curve import choice_levels, draw_curve, draw_matrix
 from teachdiag.figures.plots.top_n import top_n_figure
+from teachdiag.figures.plots.validity import validity_figure
 from teachdiag.figures.publish import draw_figures, publish
 from teachdiag.figures.run_tables import StepTables, load_tables, steps_of
+from teachdiag.figures.style import PLACEBO
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
+from teachdiag.signals import raised
 
 pytestmark = pytest.mark.slow
 
 STEP_FIGURES = (
-    *("coefficients", "q3_contrast", "proxies", "validity", "gain_surface", "deciles", "buckets", "top_n"),
+    *("coefficients", "q3_contrast", "validity", "gain_surface", "deciles", "top_n"),
     *("position_profile", "specification_curve"),
 )
 QUIET = Reporter(quiet=True)
@@ -52,19 +55,24 @@ def step(run: Path) -> StepTables:
 
 def test_all_figures_are_written_and_the_same_twice(run: Path) -> None:
     files = draw_figures(run, QUIET)
-    names = ("plane", "saturation", *STEP_FIGURES)
-    assert {f.name for f in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
+    names = ("plane", *STEP_FIGURES)
+    pictures = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
+    captions = {"captions.json", "captions.md"}
+    places = {file.relative_to(run / "figures").as_posix() for file in files}
+    assert places == pictures | captions | {f"dark/{name}.svg" for name in names}
     before = {f: f.read_bytes() for f in files}
-    assert all(content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) for content in before.values())
+    begin = (b"\x89PNG", b"<?xml", b"%PDF")
+    assert all(content.startswith(begin) for file, content in before.items() if file.name not in captions)
     draw_figures(run, QUIET)
     assert {f: f.read_bytes() for f in files} == before
-    assert list((run / "figures").glob("*.part")) == []
+    assert list((run / "figures").rglob("*.part")) == []
 
 
 def test_one_figure_alone_and_none_that_is_not_there(run: Path) -> None:
-    assert [file.name for file in publish(run, QUIET, "plane")] == ["plane.png", "plane.svg", "plane.pdf"]
-    assert [file.suffix for file in publish(run, QUIET, "top_n")] == [".parquet", ".csv", ".md", ".png", ".svg", ".pdf"]
-    with pytest.raises(ArtefactError, match="has neither figure nor table 'lds': its figures are plane, saturation"):
+    figure = [".png", ".svg", ".pdf", ".svg", ".json", ".md"]  # its dark variant, and everyone's captions
+    assert [file.suffix for file in publish(run, QUIET, "plane")] == figure
+    assert [file.suffix for file in publish(run, QUIET, "top_n")] == [".parquet", ".csv", ".md", *figure]
+    with pytest.raises(ArtefactError, match="has neither figure nor table 'lds': its figures are plane, coefficients"):
         publish(run, QUIET, "lds")
 
 
@@ -94,7 +102,7 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
     amend(note, lambda content: content["settings"].update(loss="forward_kl"))
     files = compare_runs([other, run])
     kinds = ("parquet", "csv", "md", "png", "svg", "pdf")
-    pictures = {f"specification_curve.{kind}" for kind in kinds[3:]}
+    pictures = {f"specification_curve.{kind}" for kind in kinds[3:]} | {"captions.json", "captions.md"}
     claims = {f"claims.{kind}" for kind in kinds[:3]}
     assert {file.name for file in files} == {f"comparison.{kind}" for kind in kinds} | pictures | claims
     answered = pd.read_parquet(tmp_path / "comparison/claims.parquet").set_index(["claim", "run"])
@@ -105,6 +113,8 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
     rows = pd.read_parquet(tmp_path / "comparison/comparison.parquet")
     assert list(dict.fromkeys(rows["run"])) == ["other", "run"]
     assert len(rows) == 2 * 3 * 2  # runs, K, designs
+    for name in ("comparison", "specification_curve"):
+        assert f"]({name}.svg)" in (tmp_path / "comparison/captions.md").read_text()
     page = (tmp_path / "comparison/comparison.md").read_text()
     assert "The runs differ in loss." in page
     for name, own in (("other", other), ("run", run)):
@@ -117,25 +127,46 @@ def test_several_runs_in_one_table_that_says_how_they_differ(run: Path, tmp_path
 
 
 def test_coefficients_are_those_of_the_table(step: StepTables) -> None:
-    rows = step.coefficients("one_step")
-    ax = draw_coefficients(rows, Figure().subplots())
-    for line, term in zip(ax.get_lines(), ("learnable", "incompatible"), strict=False):
-        np.testing.assert_array_equal(line.get_ydata(), rows[rows["term"] == term].sort_values("k")["estimate"])
-    for bars, term in zip(ax.collections, ("learnable", "incompatible"), strict=True):
-        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
-        np.testing.assert_array_equal(ends, rows[rows["term"] == term].sort_values("k")[["ci_low", "ci_high"]])
+    real, placebo = step.coefficients("one_step"), step.coefficients("shuffled_teacher")
+    ax = draw_coefficients([real, placebo], Figure().subplots())
+    terms = ("learnable", "incompatible", "learnable - incompatible")
+    expected = [real[(real["term"] == term) & (real["k"] == k)].iloc[0] for term in terms for k in (8, 16, 32)]
+    y = {label.get_text(): place for label, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    assert list(y)[::3] == [f"on {raised('D^L')}, K=8", f"on {raised('D^I')}, K=8", "difference, K=8"]
+    bars, dots = ax.collections
+    ends = {segment[0, 1]: segment[:, 0].tolist() for segment in bars.get_segments()}
+    means = {height: x for x, height in dots.get_offsets()}
+    for line, row in enumerate(expected):
+        assert ends[line] == [row["ci_low"], row["ci_high"]]
+        assert means[line] == row["estimate"]
+    ticks = dict(zip(ax.get_lines()[0].get_ydata(), ax.get_lines()[0].get_xdata(), strict=True))
+    (grey,) = placebo[(placebo["term"] == "incompatible") & (placebo["k"] == 16)]["estimate"]
+    assert ticks[4] == grey
 
 
 def test_what_could_not_be_estimated_is_said(step: StepTables) -> None:
-    panels = coefficients_figure(step).axes
-    said = [any("not estimable" in text.get_text() for text in ax.texts) for ax in panels]
-    assert said == [update == "theta0" for update in step.updates]
+    assert step.coefficients("theta0").empty
+    assert "Not estimable under theta0, no step: the outcome is constant." in coefficients_figure(step).caption
 
 
 def test_profile_is_that_of_the_table(step: StepTables) -> None:
     rows = step.profile("one_step", "learnable", 16)
-    ax = draw_profile(rows, Figure().subplots(), "k", "-", "o", "real step")
+    ax = draw_profile(rows, Figure().subplots())
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), rows.sort_values("decile")["estimate"])
+
+
+def test_contrasts_and_validity_hold_the_numbers_of_their_tables(step: StepTables) -> None:
+    thirds, matched = q3_contrast_figure(step).axes
+    contrasts = step.contrasts[(step.contrasts["probe_id"] == "step") & (step.contrasts["outcome"] == "gain")]
+    for ax, design in ((thirds, "thirds"), (matched, "matched")):
+        rows = contrasts[(contrasts["design"] == design) & contrasts["estimate"].notna()]
+        rows = rows[(rows["score"] == "compatibility") | (rows["k"] == 16)]
+        assert sorted(ax.collections[1].get_offsets()[:, 0]) == pytest.approx(sorted(rows["estimate"]))
+    rows = step.estimates[(step.estimates["probe_id"] == "step") & (step.estimates["outcome"] == "gain")]
+    rows = rows[(rows["analysis"] == "cv_rank_difference") & (rows["k"].isna() | (rows["k"] == 16))]
+    drawn = validity_figure(step).axes[1].collections[1].get_offsets()[:, 0]
+    assert set(drawn) <= set(rows["estimate"])
+    assert len(drawn) == 7
 
 
 def test_surface_is_that_of_the_table_and_sparse_cells_are_blank(step: StepTables) -> None:
@@ -152,19 +183,18 @@ def test_surface_is_that_of_the_table_and_sparse_cells_are_blank(step: StepTable
 def test_plane_marks_q3_and_states_its_medians(step: StepTables) -> None:
     figure = plane_figure(step)
     assert [ax.patches[-1].get_bbox().extents.tolist() for ax in figure.axes[:2]] == [[0, 50, 50, 100]] * 2
-    assert f"{step.q3('median_forward_kl'):.3g} nats" in figure.get_supxlabel().replace("\n", " ")
+    assert f"{step.q3('median_forward_kl'):.3g} nats" in figure.caption
 
 
-def test_selectors_and_regions_hold_the_numbers_of_their_tables(step: StepTables) -> None:
+def test_selectors_hold_the_numbers_of_their_table(step: StepTables) -> None:
     rows = step.top_n[(step.top_n["probe_id"] == "step") & (step.top_n["outcome"] == "gain")]
-    mine = rows[(rows["selector"] == "learnable") & (rows["k"] == 16)].sort_values("budget")
-    drawn = top_n_figure(step).axes[0].get_lines()[0]
-    np.testing.assert_array_equal(drawn.get_ydata(), mine["estimate"])
-    rows = step.buckets[(step.buckets["probe_id"] == "step") & (step.buckets["outcome"] == "gain")]
-    rows = rows[(rows["score"] == "compatibility") & (rows["k"] == 16) & (rows["statistic"] == "mean")]
-    lines = buckets_figure(step).axes[0].get_lines()
-    for line, region in zip(lines, ("all", "q3"), strict=False):
-        np.testing.assert_array_equal(line.get_ydata(), rows[rows["region"] == region]["estimate"])
+    rows = rows[(rows["budget"] == 0.1) & (rows["k"].isna() | (rows["k"] == 16))].set_index("selector")
+    (ax,) = top_n_figure(step).axes
+    assert ax.collections[1].get_offsets()[:3, 0].tolist() == [
+        rows["estimate"][name] for name in ("learnable", "incompatible", "forward_kl")
+    ]
+    (bank,) = (line for line in ax.get_lines() if line.get_label() == "whole bank")
+    assert set(bank.get_xdata()) == {rows["estimate"]["random"]}
 
 
 def test_specifications_are_sorted_over_the_choices_that_were_made(step: StepTables) -> None:
@@ -179,20 +209,26 @@ def test_specifications_are_sorted_over_the_choices_that_were_made(step: StepTab
     real = rows[rows["probe_id"] == "step"]
     size = real["outcome_spread"].where(real["measure"] == "per unit of norm", 1.0)
     np.testing.assert_allclose(curve.get_lines()[-3].get_ydata(), np.sort(real["estimate"] / size))
-    shown = np.asarray(matrix.get_images()[0].get_array())[:: len(matrix.get_images()[0].get_array()) // len(levels)]
+    shown = np.asarray(matrix.get_images()[0].get_array())[..., 3]  # how opaque
+    shown = shown[:: len(shown) // len(levels)]
     for line, (column, value) in zip(shown, levels, strict=True):
         np.testing.assert_array_equal(line.astype(bool), drawn[column] == value)
     claimed = curve.get_lines()[-2].get_xdata()
     assert drawn["headline"].to_numpy().nonzero()[0].tolist() == list(claimed)
-    greys = [line for line in curve.get_lines() if str(line.get_label()).startswith("placebo")]
+    greys = [line for line in curve.get_lines() if line.get_color() == PLACEBO]
+    assert len(greys) == 2  # nothing moves under theta0
     assert {len(line.get_ydata()) for line in greys} <= set(rows.groupby("probe_id").size())
 
 
-def test_an_update_without_gain_leaves_the_position_axis_alone(step: StepTables) -> None:
-    left, right = position_profile_figure(step).axes
-    assert [text.get_text() for text in left.get_xticklabels()] == ["0", "1", "2", "3-4", "5-8", "9-16", "17-29"]
-    grey = right.get_lines()[1].get_ydata()
-    assert sum(grey) == pytest.approx(1)
+def test_positions_have_their_gain_and_their_share(step: StepTables) -> None:
+    upper, lower = position_profile_figure(step).axes
+    assert [text.get_text() for text in lower.get_xticklabels()] == ["0", "1", "2", "3-4", "5-8", "9-16", "17+"]
+    rows = step.buckets[(step.buckets["probe_id"] == "step") & (step.buckets["outcome"] == "gain")]
+    means = rows[(rows["score"] == "position") & (rows["statistic"] == "mean")].sort_values("bucket")["estimate"]
+    (dots,) = (line for line in upper.get_lines() if line.get_marker() == "o")
+    np.testing.assert_array_equal(dots.get_ydata(), means)
+    (positions,) = (line for line in lower.get_lines() if line.get_label() == "of the positions")
+    assert sum(positions.get_ydata()) == pytest.approx(1)
 
 
 def test_figures_need_an_analysis(tmp_path: Path) -> None:

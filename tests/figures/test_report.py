@@ -13,6 +13,7 @@ from stages import amend
 
 from teachdiag.artefacts import VOCABULARY
 from teachdiag.errors import ArtefactError, RunError
+from teachdiag.figures.captions import read_captions
 from teachdiag.figures.report.html import write_report
 from teachdiag.figures.report.page import inline
 from teachdiag.figures.report.side_by_side import write_side_by_side
@@ -109,7 +110,10 @@ def test_every_section_says_what_the_summary_says(analysed: Path, quiet: Reporte
     findings = pd.read_parquet(analysed / "analysis/findings.parquet")
     shown = findings[(findings["outcome"] == "gain") & (findings["k"].isna() | (findings["k"] == 16))]
     assert page.count('<span class="status') == len(shown) + len(front["primary"][0]["rows"])
-    assert "data:image/png;base64," in page
+    words = read_captions(analysed)["coefficients"]
+    for ground in ("light", "dark"):
+        assert f'<img class="{ground}" alt="{escape(words.seen)}" src="data:image/svg+xml;base64,' in page
+    assert f"<figcaption><strong>{words.question}</strong> {escape(words.caption)}</figcaption>" in page
     contexts = pd.read_parquet(analysed / "contexts")
     cut = (contexts[contexts["split"] == "bank"]["finish_reason"] == "length").mean()
     assert escape(f"{cut:.0%} of the bank's responses were cut at 12 tokens") in page
