@@ -60,7 +60,7 @@ def climb(setup: ProbeSetup, before: str, again: str, taken: str) -> float:
         def gain_at(share: float) -> Array:
             if share < 1:  # as taken, to the last digit, otherwise
                 setup.theta0.displace(direction, share)
-            setup.rescore_shards(f"{folder}/{share}", setup.batched, f"{share:g} of the step")
+            setup.rescore_shards(f"{folder}/{share}", setup.batched, f"{share:g} of the step", listed=True)
             return np.asarray(theta0 - setup.forward_kl(f"{folder}/{share}"))
 
         facts = judged(*measured(gain_at, noise), noise, setup.settings.step_size)

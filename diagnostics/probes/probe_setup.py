@@ -89,16 +89,20 @@ class ProbeSetup:
         """Another layout of the same work; rounding differs, and nothing else."""
         return lambda contexts: relaid(contexts, self.settings.batch_tokens, self.student.limit, draw)
 
-    def rescored(self, batch: Batch, rows: slice = slice(None), hidden: Tensor | None = None) -> pa.Table:
+    def rescored(
+        self, batch: Batch, rows: slice = slice(None), hidden: Tensor | None = None, listed: bool = False
+    ) -> pa.Table:
         """Forward and reverse KL of a batch's positions (or some of its rows) at the student's present weights.
 
         `hidden` are the student's states at these rows, shape (rows, width), where a pass has made them already.
+        `listed`: whether the student's candidates are wanted too.
         """
         taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)  # (rows, width)
         hidden = self.student.hidden_rows(batch, "student")[rows] if hidden is None else hidden
         states = States(hidden, self.student.head, taught, self.teacher.head)
-        columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows)
-        return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | columns)
+        columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows, listed)
+        scored = {name: pa.array(list(values)) if values.ndim > 1 else values for name, values in columns.items()}
+        return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | scored)
 
     def bank_kl(self, batches: Sequence[Batch]) -> pa.Table:
         """Forward KL of some batches of the bank at the student's present weights, by (context_id, position).
@@ -108,18 +112,19 @@ class ProbeSetup:
         scored = gathered_rows([self.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
         return scored.select([*(name for name, _ in KEY), "forward_kl"])
 
-    def rescore_shards(self, state: str, layout: Layout, label: str) -> None:
+    def rescore_shards(self, state: str, layout: Layout, label: str, listed: bool = False) -> None:
         """Rescore the bank at the student's present weights into the shards of a state; skip those that are there.
 
-        Every process writes its own shards.
+        Every process writes its own shards; `listed`: with the student's candidates.
         """
         missing = {index: path for index, path in on_first(self.unscored)(state) if in_share(index)}
-        idle = partial(self.rescored, Batch((self.bank[0],)))
+        rescored = partial(self.rescored, listed=listed)
+        idle = partial(rescored, Batch((self.bank[0],)))
         bar = self.reporter.bar(f"Rescoring: {label}", total=len(self.bank))
         with joined(), in_step(idle, self.student.sharded) as step, bar as advance:
             for index, shard in enumerate(in_shards(self.bank, self.capture.shard_contexts)):
                 if index in missing:
-                    scored = pa.concat_tables([step(partial(self.rescored, batch)) for batch in layout(shard)])
+                    scored = pa.concat_tables([step(partial(rescored, batch)) for batch in layout(shard)])
                     write_shard(scored.sort_by(KEY), missing[index])
                 advance(len(shard))
 

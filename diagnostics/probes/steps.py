@@ -34,6 +34,7 @@ NOTHING, TEACHER, RANDOM = "theta0", "shuffled_teacher", "random_direction"  # p
 _STEP = fields_schema(Step) | {"processes": int}
 _BEFORE = "before"  # the state, theta0 in the layout of all others, against which these are measured
 _EXACT = "before-float32"  # that of a half-precision model, in float32
+_CANDIDATES = ("student_topk_ids", "student_topk_logp", "student_logp")  # of the student after the real update
 
 
 class Update(NamedTuple):
@@ -130,7 +131,10 @@ class StepMeasurement(Measurement):
             facts = asdict(step) | {"processes": processes().num_processes}
             on_first(write_note)(facts, note)
             setup.rescore_shards(
-                update.state, setup.batched, f"{update.name} {update.draw + 1}" if real else update.name
+                update.state,
+                setup.batched,
+                f"{update.name} {update.draw + 1}" if real else update.name,
+                listed=real is None,
             )
         except ContextError as error:
             raise ContextError(f"after the update {update.name}: {error}, or a smaller --learning-rate") from error
@@ -176,6 +180,8 @@ class StepMeasurement(Measurement):
                 "position": before["position"],
                 "prompt_id": [prompts[i] for i in before["context_id"].to_pylist()],
             }
+            if real:
+                columns |= {f"{name}_after": after[name] for name in _CANDIDATES}
             write_parquet(GAINS.build(columns), paths[update.draw * number + index])
             gains.append(columns["gain"])
         gain = np.concatenate(gains)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from teachdiag.artefacts import TOP
+from teachdiag.artefacts import CANDIDATES, TOP
 from teachdiag.errors import SettingsError
 from teachdiag.registry import attribute, guarded, load
 from teachdiag.settings import SUPPORT_SIZES
@@ -96,6 +96,22 @@ def divergences(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Ten
     both = _compared(log_probabilities(student_logits), log_probabilities(teacher_logits))
     forward_kl, reverse_kl = _divergences(both)
     return {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+
+
+def candidates(student_logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """What a reader sees of the student at N positions: its likeliest ids, and what it gives to the realised tokens.
+
+    Args:
+        student_logits: shape (N, V), float32.
+        tokens: realised token ids, shape (N,), int64.
+    """
+    logp = log_probabilities(student_logits)
+    top_logp, top_ids = logp.topk(CANDIDATES)
+    return {
+        "student_topk_ids": top_ids,
+        "student_topk_logp": top_logp,
+        "student_logp": _at(logp, tokens[:, None])[:, 0],
+    }
 
 
 def full_vocabulary(logp: Tensor, logq: Tensor) -> dict[str, Tensor]:

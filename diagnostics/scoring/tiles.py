@@ -19,6 +19,7 @@ from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import LanguageModel, nan_advice
 from teachdiag.diagnostics.scoring.statistics import (
+    candidates,
     divergences,
     listed_statistics,
     log_probabilities,
@@ -135,6 +136,7 @@ def rescore(
     tile_positions: int,
     tokenizer: Any,  # noqa: ANN401
     rows: slice = slice(None),
+    listed: bool = False,
 ) -> Columns:
     """Forward and reverse KL of a batch's kept positions, from hidden states of both models.
 
@@ -144,12 +146,18 @@ def rescore(
         tile_positions: positions whose logits exist at the same time.
         tokenizer: names the token where an error is about one.
         rows: which of the batch's positions the states belong to.
+        listed: whether the student's candidates are returned too.
 
     Raises:
         ContextError: a logit is NaN or infinite, or one model masks an id that the other does not; the message names
             model, context and position, and the token.
     """
-    columns = tiled(states, lambda z, w, _: divergences(z, w), tile_positions)
+    tokens = torch.from_numpy(batch.tokens[rows]).long().to(states.student.device)
+
+    def measure(ours: Tensor, theirs: Tensor, place: slice) -> dict[str, Tensor]:
+        return divergences(ours, theirs) | (candidates(ours, tokens[place]) if listed else {})
+
+    columns = tiled(states, measure, tile_positions)
     _refuse_non_finite(columns, batch, states, tokenizer, rows)
     return columns
 

@@ -23,32 +23,30 @@ function fillCard(card, item, data) {
 
 function candidates(side, list, realised) {
   const part = make("div");
+  part.append(make("strong", "", side), ranking(list), make("div", "", `this token: ${percent(realised)}`));
+  return part;
+}
+
+function ranking(list) {
   const table = make("table");
   list.forEach(([text, probability]) => {
     const row = make("tr");
     row.append(make("td", "", readable(text)), make("td", "", percent(probability)));
     table.append(row);
   });
-  part.append(make("strong", "", side), table, make("div", "", `this token: ${percent(realised)}`));
-  return part;
+  return table;
 }
 
 // What the run holds of the student after its step, or why it holds nothing.
 function afterStep(item, data) {
-  const part = make("div");
+  const { token } = item;
   const run = data.runs[item.run];
-  part.append(make("strong", "", "student after"));
-  if (!run.step) {
-    part.append(make("div", "", "No step was measured on this bank: run teachdiag probe."));
-    return part;
-  }
-  const value = (key) => item.token.v[data.columns.findIndex((column) => column.key === key)];
-  const from = value("forward_kl");
-  const to = value("forward_kl_after");
-  part.append(
-    make("div", "", `KL(teacher || student) ${number(from)} → ${number(to)} nats`),
-    make("div", "soft", `Of the step ${run.step} the run keeps divergences, not candidates.`),
-  );
+  if (token.a) return candidates("student after", token.a, token.p[2]);
+  const part = make("div");
+  const missing = run.step
+    ? `The step ${run.step} was measured by a version that kept no candidates: probe again to see them.`
+    : "No step was measured on this bank: run teachdiag probe.";
+  part.append(make("strong", "", "student after"), make("div", "soft", missing));
   return part;
 }
 

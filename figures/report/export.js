@@ -4,10 +4,10 @@ const REGIONS = ["in_q3", "high_learnable", "high_incompatible"];
 function csvText(items, data) {
   const head = [
     "run", "context_id", "position", "token", ...data.columns.map(({ key }) => key),
-    ...data.selectors.map(({ key }) => `rank_${key}`), ...REGIONS, "student_p", "teacher_p",
+    ...data.selectors.map(({ key }) => `rank_${key}`), ...REGIONS, "student_p", "teacher_p", "student_p_after",
   ];
   const rows = items.map(({ run, context, position, token }) => [
-    data.runs[run].name, context.id, position, token.t, ...token.v, ...token.k, ...token.r, ...token.p,
+    data.runs[run].name, context.id, position, token.t, ...token.v, ...token.k, ...token.r, token.p[0], token.p[1], token.p[2] ?? null,
   ]);
   return [head, ...rows].map((row) => row.map(csvCell).join(",")).join("\r\n") + "\r\n";
 }

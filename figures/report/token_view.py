@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from teachdiag.artefacts import CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
+from teachdiag.artefacts import CANDIDATES, CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.report.characters import Texts
 from teachdiag.figures.run_tables import RunTables
@@ -19,10 +19,10 @@ from teachdiag.settings import ReportSettings
 from teachdiag.signals import SHOWN, SIGNALS, added_signals, positions_of, signal_named
 from teachdiag.tables import Table
 
-_CANDIDATES = 5
 _REGIONS = ("in_q3", "high_learnable", "high_incompatible")
 _SIDES = ("student", "teacher")
 _SIDE_COLUMNS = [f"{side}_{what}" for side in _SIDES for what in ("topk_ids", "topk_logp", "logp")]
+_AFTER_COLUMNS = ["student_topk_ids_after", "student_topk_logp_after", "student_logp_after"]
 _KEY = ["context_id", "position"]
 _AFTER = "forward_kl_after"
 _KL = "KL(teacher || student)"
@@ -166,6 +166,7 @@ class _Bank:
                 wanted.setdefault(number.folder.rstrip("/"), (table, {}))[1][number.column] = name
         for folder, (table, named) in wanted.items():
             further = [*_SIDE_COLUMNS, "token_id"] if table is positions else []
+            further += table.present(self.run / folder, _AFTER_COLUMNS) if table is GAINS else []
             part = _read(table, self.run / folder, [*_KEY, *further, *named], ids)
             if not part[_KEY].equals(rows[_KEY]):
                 raise ArtefactError(
@@ -175,23 +176,25 @@ class _Bank:
         return rows
 
     def _token(self, row: Row, text: str, quantities: Sequence[str]) -> dict[str, Any]:
-        """Return one token: text, numbers, ranks, regions, both models' candidates, and what each gave to it."""
-        student, teacher = (
-            [
-                [self.texts.one(int(token_id)), _short(math.exp(logp))]
-                for token_id, logp in zip(row[f"{side}_topk_ids"], row[f"{side}_topk_logp"], strict=True)
-            ][:_CANDIDATES]
-            for side in _SIDES
-        )
-        return {
+        """Return one token: text, numbers, ranks, regions, the models' candidates, and what each gave to it."""
+        token = {
             "t": text,
             "v": [_short(row[name]) if name in row else None for name in quantities],
             "k": [int(row[f"rank_{name}"]) for name in RANKED],
             "r": [int(row[name]) for name in _REGIONS],
-            "s": student,
-            "q": teacher,
+            "s": self._candidates(row["student_topk_ids"], row["student_topk_logp"]),
+            "q": self._candidates(row["teacher_topk_ids"], row["teacher_topk_logp"]),
             "p": [_short(math.exp(row[f"{side}_logp"])) for side in _SIDES],
         }
+        if "student_logp_after" in row:
+            ids, logp, of_token = (row[column] for column in _AFTER_COLUMNS)
+            token |= {"a": self._candidates(ids, logp), "p": [*token["p"], _short(math.exp(of_token))]}
+        return token
+
+    def _candidates(self, ids: Iterable[int], logp: Iterable[float]) -> list[tuple[str, float | None]]:
+        """Return the likeliest tokens and their probabilities."""
+        listed = list(zip(ids, logp, strict=True))[:CANDIDATES]
+        return [(self.texts.one(int(token_id)), _short(math.exp(value))) for token_id, value in listed]
 
 
 def _chosen(banks: Sequence[_Bank], limit: int, context_ids: Sequence[int]) -> tuple[list[tuple[int | None, ...]], str]:

@@ -5,7 +5,7 @@
 
 import pandas as pd
 
-from teachdiag.artefacts.columns import TOP
+from teachdiag.artefacts.columns import CANDIDATES, TOP
 from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
 from teachdiag.artefacts.estimated import (
     DECILES,
@@ -43,6 +43,7 @@ from teachdiag.markdown import markdown_table
 __all__ = [
     "BALANCE",
     "BUCKETS",
+    "CANDIDATES",
     "CONTEXTS",
     "CONTRASTS",
     "DECILES",

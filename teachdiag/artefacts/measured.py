@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts.columns import (
     BUDGET,
+    CANDIDATES,
     CELL,
     CONTEXT_ID,
     DOUBLE,
@@ -165,6 +166,14 @@ GAINS = Table(
             "nats",
             "|gain| here when theta0 itself is rescored in another batch layout (and in float32, for half-precision "
             "models). 'Under 10 noise floors' compares with the larger of this and its 99th percentile over the bank",
+        ),
+        *(
+            Column(name, type_, unit, f"{meaning} at theta1; null for placebos", nullable=True, optional=True)
+            for name, type_, unit, meaning in (
+                ("student_topk_ids_after", IDS, "token ids", f"the student's top {CANDIDATES} ids"),
+                ("student_topk_logp_after", pa.list_(REAL), "nats", "log p of these ids"),
+                ("student_logp_after", REAL, "nats", "log p(y_t)"),
+            )
         ),
     ),
 )

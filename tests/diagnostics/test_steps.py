@@ -14,7 +14,7 @@ from stages import tables
 from tiny_pair import PROBE, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from teachdiag.artefacts import GAINS
+from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import batched, relaid
 from teachdiag.diagnostics.probe import run_probe
@@ -93,6 +93,15 @@ def test_a_checkpoint_is_measured_against_the_same_bank(
     gains = GAINS.read(run / "gains/c")
     np.testing.assert_allclose(gains["forward_kl_after"], 0, atol=1e-5)
     np.testing.assert_allclose(gains["gain"], gains["forward_kl_before"], atol=1e-5)
+    taught = POSITIONS.read(run / "positions").set_index(["context_id", "position"])
+    for row in gains.to_dict("records"):  # candidates after the update are the teacher's
+        theirs = taught.loc[(row["context_id"], row["position"])]
+        assert list(row["student_topk_ids_after"]) == list(theirs["teacher_topk_ids"][:5])
+        np.testing.assert_allclose(row["student_topk_logp_after"], theirs["teacher_topk_logp"][:5], atol=1e-4)
+        assert row["student_logp_after"] == pytest.approx(theirs["teacher_logp"], abs=1e-4)
+    assert "student_logp_after" not in GAINS.read(run / "gains/c.random_direction")
+    whole = GAINS.read(run / "gains")
+    assert (whole["student_logp_after"].notna() == (whole["update"] == "checkpoint")).all()
     assert results["random_direction"]["update_norm"] == pytest.approx(results["checkpoint"]["update_norm"], rel=1e-3)
 
 

@@ -70,6 +70,9 @@ def test_tokens_carry_the_numbers_of_the_tables(analysed: Path, quiet: Reporter)
         assert token["k"] == [ranks[f"rank_{selector['key']}"][key] for selector in data["selectors"]]
         for side, letter in (("student", "s"), ("teacher", "q")):
             np.testing.assert_allclose([p for _, p in token[letter]], np.exp(row[f"{side}_topk_logp"][:5]), rtol=1e-3)
+        after = gains.loc[key]
+        np.testing.assert_allclose([p for _, p in token["a"]], np.exp(after["student_topk_logp_after"]), rtol=1e-3)
+        assert token["p"][2] == pytest.approx(np.exp(after["student_logp_after"]), rel=1e-3)
 
 
 def test_columns_say_when_they_were_measured(analysed: Path, quiet: Reporter) -> None:

@@ -106,10 +106,12 @@ def test_a_reader_with_a_mouse(opened: tuple[Path, "sync_api.Page"]) -> None:
     card.wait_for(state="visible")
     row = bank.iloc[7]
     assert f"raw KL: {float(f'{row.forward_kl:.3g}'):g} nats" in card.inner_text()
-    assert f"→ {float(f'{row.forward_kl_after:.3g}'):g} nats" in card.inner_text()
+    assert f"KL after the step: {float(f'{row.forward_kl_after:.3g}'):g} nats" in card.inner_text()
     shares = [float(share) for share in re.findall(r"([\d.e-]+)%", card.inner_text())]
     np.testing.assert_allclose(shares[:5], 100 * np.exp(row["teacher_topk_logp"][:5]), rtol=0.02, atol=0.06)
     np.testing.assert_allclose(shares[6:11], 100 * np.exp(row["student_topk_logp"][:5]), rtol=0.02, atol=0.06)
+    np.testing.assert_allclose(shares[12:17], 100 * np.exp(row["student_topk_logp_after"]), rtol=0.02, atol=0.06)
+    assert shares[17] == pytest.approx(100 * np.exp(row["student_logp_after"]), rel=0.02, abs=0.06)
 
 
 def test_low_is_pale_and_every_token_can_be_read(opened: tuple[Path, "sync_api.Page"]) -> None:
