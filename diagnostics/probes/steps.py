@@ -180,8 +180,7 @@ class StepMeasurement(Measurement):
                 "position": before["position"],
                 "prompt_id": [prompts[i] for i in before["context_id"].to_pylist()],
             }
-            if real:
-                columns |= {f"{name}_after": after[name] for name in _CANDIDATES}
+            columns |= {f"{name}_after": after[name] if real else [None] * rows for name in _CANDIDATES}
             write_parquet(GAINS.build(columns), paths[update.draw * number + index])
             gains.append(columns["gain"])
         gain = np.concatenate(gains)
