@@ -27,7 +27,8 @@ from teachdiag.signals import lowered, raised
 from teachdiag.tables import whole, write_text
 
 WIDTH, COLUMN = 7.2, 3.3  # inches: two columns of a paper, and one
-_SCREEN_DPI = 96  # of a notebook, in which an inch is so many pixels
+_CAPTION = "max-width:50em;font-size:smaller"
+_SCREEN_DPI = 144  # of a notebook: text as large as that around it
 _SMALL = 7.0  # points: ticks, legends and panels' titles; nothing is smaller than TINY
 TINY = 6.5
 _LINE = 15.0  # characters of a title that fit an inch
@@ -127,7 +128,7 @@ class Picture(Figure):
         image, size = self._repr_png_()
         data = base64.b64encode(image).decode()
         shown = f'<img alt="{escape(self.seen)}" width="{size["width"]}" src="data:image/png;base64,{data}">'
-        return f"<figure>{shown}<figcaption>{escape(self.caption)}</figcaption></figure>"
+        return f'<figure>{shown}<figcaption style="{_CAPTION}">{escape(self.caption)}</figcaption></figure>'
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """Return twice as many pixels as the notebook is to give it, so that text stays sharp."""

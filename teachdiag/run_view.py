@@ -29,7 +29,7 @@ from teachdiag.signals import positions_of
 from teachdiag.tables import Table, shard_files
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from teachdiag.figures.style import Picture
 
 _TABLES = {table.name: table for table in TABLES}
 _POSITION = ["context_id", "position"]  # what names a row of the bank
@@ -254,15 +254,15 @@ class Run:
 
         return tuple(figure_names(self.path))
 
-    def figure(self, name: str) -> "Figure":
+    def figure(self, name: str) -> "Picture":
         """Draw one figure, in the house style, from the analysis' tables.
 
         Args:
             name: one of `figures`.
 
         Returns:
-            A Matplotlib figure that pyplot does not hold, and that notebooks show by themselves. Its Axes are
-            `run.figure(name).axes`, to be changed or drawn on; `savefig` writes it.
+            A Matplotlib figure that pyplot does not hold, and that notebooks show by themselves over its `caption`. Its
+            Axes are `run.figure(name).axes`, to be changed or drawn on; `savefig` writes it, without the caption.
 
         Raises:
             RunError: as `figures`.

@@ -139,7 +139,7 @@ def test_a_figure_is_drawn_and_shows_itself(opened: Run) -> None:
     pixels = [int.from_bytes(image[start : start + 4], "big") for start in (16, 20)]
     assert pixels == pytest.approx([2 * size["width"], 2 * size["height"]], abs=2)
     page = figure._repr_html_()  # type: ignore[attr-defined]
-    assert f"<figcaption>{escape(figure.caption)}</figcaption>" in page  # type: ignore[attr-defined]
+    assert f">{escape(figure.caption)}</figcaption>" in page  # type: ignore[attr-defined]
     assert f'alt="{escape(figure.seen)}"' in page  # type: ignore[attr-defined]
     assert "coefficients" in opened.figures
 
