@@ -18,7 +18,7 @@ def main(run: Path, out: Path) -> None:
     chromium = os.environ.get("TEACHDIAG_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
-        page = browser.new_page(viewport={"width": 1100, "height": 760})
+        page = browser.new_page(viewport={"width": 1100, "height": 860})
         page.emulate_media(reduced_motion="reduce")
         page.goto((run / "report.html").resolve().as_uri())
         page.select_option("#column", label="gain")

@@ -67,12 +67,12 @@ def headline(front: dict[str, Any]) -> str:
 
 
 def primary_claims(front: dict[str, Any]) -> str:
-    """Return the primary claims of every real step, verdicts marked."""
-    tables = [
-        f"<h3>Step <code>{escape(table['probe_id'])}</code></h3>"
-        + _table(table["columns"], table["rows"], marked="verdict")
-        for table in front["primary"]
-    ]
+    """Return the primary claims of every real step, each verdict beside its claim, where a phone shows it too."""
+    tables = []
+    for table in front["primary"]:
+        rows = pd.DataFrame(table["rows"], columns=table["columns"]).set_index(["claim", "verdict"]).reset_index()
+        shown = _table(list(rows.columns), rows.to_numpy().tolist(), marked="verdict")
+        tables.append(f"<h3>Step <code>{escape(table['probe_id'])}</code></h3>{shown}")
     return "".join(tables) + _legend(front["legend"]) if tables else _NO_STEP
 
 
