@@ -12,6 +12,7 @@ from pathlib import Path
 
 from teachdiag.analysis.report.result_block import headline_block, result_block, study_block
 from teachdiag.analysis.training.training_block import training_block
+from teachdiag.figures.captions import read_captions
 from tools import worked_example
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +23,6 @@ PAGES = {
     "study": "docs/study.md",
     "training": "docs/sweep.md",
 }
-_PICTURE = "![The share of the whole batch's gain that selectors keep, by the share of tokens]({}efficiency.png)"
-_CURVE = "![Share of right answers by budget and selector](accuracy.png)"
 
 
 def main(runs: Sequence[Path]) -> None:
@@ -46,15 +45,20 @@ def _blocks(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
     probed = [run for run in runs if run not in trained]
     if probed:
         first = probed[0]
-        shutil.copy(first / "figures/efficiency.png", ROOT / "docs")
-        yield "headline", f"{_PICTURE.format('docs/')}\n\n{headline_block(first)}"
-        yield "result", f"{_PICTURE.format('')}\n\n{result_block(first)}"
+        picture = _copied(first, "efficiency")
+        yield "headline", f"{picture.replace('](', '](docs/')}\n\n{headline_block(first)}"
+        yield "result", f"{picture}\n\n{result_block(first)}"
         yield from worked_example.example_blocks(first).items()
     if len(probed) > 1:
         yield "study", study_block(probed)
     for run in trained:
-        shutil.copy(run / "figures/accuracy.png", ROOT / "docs")
-        yield "training", f"{_CURVE}\n\n{training_block(run)}"
+        yield "training", f"{_copied(run, 'accuracy')}\n\n{training_block(run)}"
+
+
+def _copied(run: Path, name: str) -> str:
+    """Copy a figure of a run into the docs; return it in Markdown, with what is seen on it."""
+    shutil.copy(run / "figures" / f"{name}.png", ROOT / "docs")
+    return f"![{read_captions(run)[name].seen}]({name}.png)"
 
 
 if __name__ == "__main__":
