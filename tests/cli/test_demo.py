@@ -33,7 +33,14 @@ def _tiny(folder: Path, pair: CaptureSettings) -> Path:
     """The shipped recipes by name, for the tiny pair."""
     capture = {name: value for name, value in asdict(pair).items() if value != CaptureSettings.defaults()[name]}
     step: dict[str, Any] = {"update_contexts": 4, "draws": 1, "batch_tokens": 100, "tile_positions": 7}
-    curve: dict[str, Any] = {"update_contexts": 2, "blocks": 2, "norm_batches": 1, "batch_tokens": 100}
+    curve: dict[str, Any] = {
+        "budgets": "0.1,1",
+        "batch_tokens": 100,
+        "update_contexts": 2,
+        "blocks": 2,
+        "norm_batches": 1,
+        "norm_budgets": "0.1",
+    }
     for recipe in RECIPES:
         (stage, options), *_ = tomllib.loads(recipe.read_text()).items()
         options |= {"capture": capture, "one_step": step, "efficiency": curve}.get(recipe.stem, {})
@@ -52,12 +59,12 @@ def _run(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> object:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("png_alone")
 def test_the_demo_ends_with_its_analysis_and_resumes(
     tmp_path: Path, tiny_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "RECIPES", _tiny(tmp_path, tiny_settings))
     monkeypatch.setattr(cli, "demo_commands", lambda run: [*demo.demo_commands(run)[:-1], ["analyze", str(run), *FEW]])
+    monkeypatch.setattr("teachdiag.figures.publish.publish", lambda *_: [])  # which others test
     run = tmp_path / "run"
     assert not _run(monkeypatch, ["demo", "--run", str(run)])
     told = capsys.readouterr().err.split("$ teachdiag ")[1:]
