@@ -24,7 +24,8 @@ def draw_grid(cells: pd.DataFrame, ax: Axes, colours: str, low: float, high: flo
     values[shown["y_bin"], shown["x_bin"]] = shown["value"]
     edges = np.linspace(0, 100, BINS + 1)
     ax.set_facecolor(BLANK)
-    mesh = ax.pcolormesh(edges, edges, np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high)
+    drawn = np.ma.masked_invalid(values)
+    mesh = ax.pcolormesh(edges, edges, drawn, cmap=colours, vmin=low, vmax=high, edgecolors="face", lw=0.3)
     ax.set_xticks([0, 50, 100])
     ax.set_yticks([0, 50, 100])
     ax.set_aspect("equal")

@@ -46,6 +46,7 @@ _CURVE, _LINE = 0.8, 0.105  # inches: height of a curve, and of a line of a matr
 _TOP, _TITLE, _UNDER, _BOTTOM = 0.42, 0.32, 0.06, 0.05  # inches: above all, above and below a curve, and below all
 _LABELS, _BETWEEN, _RIGHT = 1.13, 0.36, 0.04  # inches: left of the panels, between them, and right of them
 _SHARP, _MANY = 8, 300
+_LONGEST = 22  # characters of a choice
 _AROUND = 0.3  # of the curves' height: what is shown beyond them, where intervals may run out
 
 
@@ -158,6 +159,12 @@ def draw_curve(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return real
 
 
+def _label(level: Level) -> str:
+    """Return how a choice is written; the middle of a long name is left out."""
+    text = _SHOWN.get(level, _CHOICES[level[0]].format(level[1]))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[3 - _LONGEST // 2 :]}"
+
+
 def draw_matrix(rows: pd.DataFrame, levels: Sequence[Level], ax: Axes) -> Axes:
     """Mark, for each specification in its order, which choices were made."""
     if levels and len(rows):
@@ -170,7 +177,7 @@ def draw_matrix(rows: pd.DataFrame, levels: Sequence[Level], ax: Axes) -> Axes:
     for line in range(1, len(levels)):
         if levels[line][0] != levels[line - 1][0]:
             ax.axhline(line - 0.5, color="0.8", linewidth=0.6)
-    ax.set_yticks(range(len(levels)), [_SHOWN.get(level, _CHOICES[level[0]].format(level[1])) for level in levels])
+    ax.set_yticks(range(len(levels)), list(map(_label, levels)))
     ax.set_xticks([])
     ax.tick_params(labelsize=TINY, length=0, pad=1.5)
     ax.spines[:].set_visible(False)

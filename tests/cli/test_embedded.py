@@ -85,7 +85,8 @@ def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path)
     assert set(probed["update"]) == {"one_step", "theta0", "shuffled_teacher", "random_direction"}
     assert set(pd.read_parquet(run / "analysis/findings.parquet")["status"]) <= set(STATUSES)
     assert len(FINDINGS.read(run / "analysis/findings.parquet")) > 5
-    assert {f.suffix for f in (run / "figures").iterdir()} == {".png", ".svg", ".pdf"}
+    drawn = {f.suffix for f in (run / "figures").rglob("*") if f.is_file()}
+    assert drawn == {".png", ".svg", ".pdf", ".json", ".md"}
     assert (run / "summary.md").read_text().count("random_direction") > 0
 
 

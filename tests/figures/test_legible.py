@@ -1,6 +1,7 @@
 """Every figure as it is printed: what it asks is above it, it can be read, its text stays text, in the dark too."""
 
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,12 +16,14 @@ from planted_interventions import Experiment, plant_lds, plant_placebos, plant_s
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import POSITIONS
+from teachdiag.errors import SettingsError
+from teachdiag.figures import comparison
 from teachdiag.figures.captions import Caption, read_captions
 from teachdiag.figures.plots.accuracy import accuracy_figure
-from teachdiag.figures.publish import draw_figures, pictures, publish
+from teachdiag.figures.publish import _made, draw_figures, pictures, publish
 from teachdiag.figures.run_tables import load_tables
 from teachdiag.figures.style import COLUMN, WIDTH, Picture, blank_figure, darkened, save, theme
-from teachdiag.plots import PLOTS
+from teachdiag.plots import BANK, PLOTS, Plot
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 from teachdiag.signals import lowered, raised
@@ -87,6 +90,21 @@ def test_the_curve_of_a_training_can_be_read() -> None:
         assert illegible(picture) == []
     assert "D^L 0.35 [0.3, 0.4]" in picture.seen
     assert "Share of right answers at 10% of the positions" in picture.seen
+
+
+def test_figures_of_several_runs_can_be_read(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Picture] = []
+    monkeypatch.setattr(comparison, "save", lambda picture, *_: [drawn.append(picture)][:0])
+    other = Path(shutil.copytree(runs[0], runs[0].with_name("another-run-whose-name-is-long")))
+    comparison.compare_runs([runs[0], other])
+    with theme():
+        assert [illegible(picture) for picture in drawn] == [[], []]
+    assert "another-run-whose-name-is-long" in drawn[0].seen
+
+
+def test_a_figure_without_a_place_for_its_caption_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"figure bare: matplotlib\.figure:Figure returns Figure: it must return a"):
+        _made(Plot("bare", BANK, "Is it bare?", "matplotlib.figure:Figure"))
 
 
 def test_what_cannot_be_read_is_found() -> None:
