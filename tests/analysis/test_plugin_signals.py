@@ -151,7 +151,7 @@ def test_figures_and_report_show_it_by_its_names(run: Path, toys: None) -> None:
     data = json.loads(content[1])
     place = [column["name"] for column in data["columns"]].index("the margin")
     stored = positions_of(run / "positions").read(run / "positions").set_index(["context_id", "position"])["margin"]
-    for context in data["contexts"]:
+    for (context,) in data["rows"]:
         for position, token in enumerate(context["tokens"]):
             assert token["v"][place] == pytest.approx(stored[context["id"], position], rel=1e-3)
     assert (run / "figures/deciles.svg").exists()
