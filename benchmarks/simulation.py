@@ -126,7 +126,7 @@ def _effect(said: Headline, _: int) -> bool:
     """The headline says that the step helps, and the two claims that were planted."""
     text = " ".join(said.sentences)
     planted = [claim for claim in PRIMARY_CLAIMS if claim.finding in (GAP, DECOMPOSED)]
-    told = text.partition("Not told on this run")[0].lower()
+    told = text.partition("Not told")[0].lower()
     return "beyond every placebo" in text and all(claim.above.lower() in told for claim in planted)
 
 

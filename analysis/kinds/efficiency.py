@@ -76,7 +76,7 @@ class Efficiency(KindAnalysis):
         }
 
     def measured(self, title: str) -> list[Grid | str]:
-        """Return what the measured cells keep on the real batches, at equal update norm."""
+        """Return what the measured cells keep on the real batches, at equal step length."""
         cells = {(cell["selector"], cell["budget"]): f"{cell['norm']:.3g}" for cell in self.record.results["masked"]}
         budgets = sorted({budget for _, budget in cells if budget < 1})
         selectors = [name for name in dict.fromkeys(name for name, _ in cells) if name != ALL]

@@ -25,6 +25,7 @@ from teachdiag.analysis.step.findings import NOT_JUDGED
 from teachdiag.analysis.step.reach import precision_of_row
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG
 from teachdiag.analysis.text.text_tables import capitalised
+from teachdiag.glossary import STATUSES
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, TrainSettings, headline_budget
 from teachdiag.settings.base import flag
 from teachdiag.signals import BASE, BASE_LABEL
@@ -123,7 +124,7 @@ def efficiency_sentences(efficiency: pd.DataFrame) -> list[str]:
     ]
     difference = lookup(rows, statistic="share_vs_base", selector=CONTENDER, budget=budget)
     if difference is not None:
-        verdicts = {1: "is supported", -1: "is not supported", 0: "can be neither supported nor refused"}
+        verdicts = {1: "is supported", -1: "is not supported", 0: "can be neither supported nor refuted"}
         verdict = verdicts[difference.side()]
         sentences.append(
             f"The claim that teachability beats raw KL {verdict} on this pair (difference {_share(difference)})."
@@ -218,14 +219,19 @@ def _claimed(rows: Sequence[Row]) -> list[str]:
 
     def told(row: Row) -> str:
         claim = claims[row["claim"]]
-        return f"{claim.below if row['status'] == REVERSED else claim.above} ({_number(row)})"
+        what = claim.above if row["status"] == "not shown" or row["estimate"] > 0 else claim.below
+        return f"{what} ({'' if row['unit'] == 'nats' else 'rank correlation '}{_number(row)})"
 
-    said = [told(row) for row in rows if row["status"] in ("holds", REVERSED)]
-    open_ = [told(row) for row in rows if row["status"] in ("not shown", "unclear")]
-    artefacts = [told(row) for row in rows if row["status"] == "artefact"]
-    sentences = [f"{capitalised('; '.join(said))}."] if said else []
-    sentences += [f"Not told on this run: whether {'; '.join(open_)}."] if open_ else []
-    return sentences + ([f"A placebo shows it too: {'; '.join(artefacts)}."] if artefacts else [])
+    said = {status: [told(row) for row in rows if row["status"] == status] for status in STATUSES}
+    placebos = dict.fromkeys(str(row["nearest_placebo"]) for row in rows if row["status"] == "unclear")
+    stated = [*said["holds"], *said[REVERSED]]
+    sentences = {
+        "": stated and [capitalised("; ".join(stated))],
+        "Not told on this run: whether ": said["not shown"],
+        f"Not told from the placebo {' or '.join(placebos)}: that ": said["unclear"],
+        "A placebo shows it too: ": said["artefact"],
+    }
+    return [f"{opening}{'; '.join(parts)}." for opening, parts in sentences.items() if parts]
 
 
 def _action(efficiency: pd.DataFrame, run: Path, capture: Mapping[str, Any]) -> tuple[str, str]:
@@ -268,14 +274,16 @@ def _about(row: Row, effect: float) -> str:
     """Say how many prompts a difference of this size needs, with a power of 80%, if more than there are."""
     precision = precision_of_row(row)
     needed = precision.prompts_needed(abs(effect)) if precision else None
-    return f": about {needed} prompts would be needed" if needed and needed > row["n_prompts"] else ""
+    if not needed or needed <= row["n_prompts"]:
+        return ""
+    return f": about {needed} bank prompts would be needed, of which it has {row['n_prompts']}"
 
 
 def _needed(row: Row) -> str:
     needed = row["prompts_needed"]
     if not _known(needed) or needed <= row["n_prompts"]:
         return ""
-    return f" This run is too small to tell: about {int(needed)} prompts would be needed."
+    return f" This run is too small to tell: about {int(needed)} bank prompts would be needed."
 
 
 def _share(interval: Interval) -> str:

@@ -24,10 +24,10 @@ _APART = 1.04  # ratio by which neighbouring intervals of real steps are moved a
 def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one match: a line a selector, bands of those that are followed; reads the columns of the table."""
     shares = rows_where(rows, statistic="share")
-    for name in shares["selector"].unique():
-        if name not in HEADLINE_SELECTORS:
-            curve = _curve(shares, name)
-            ax.plot(curve["budget"], curve["estimate"], color=_OTHERS, linewidth=0.6, zorder=1)
+    others = [name for name in shares["selector"].unique() if name not in HEADLINE_SELECTORS]
+    for number, name in enumerate(others):
+        curve, label = _curve(shares, name), "_" if number else "other selectors"  # '_': not in the legend
+        ax.plot(curve["budget"], curve["estimate"], color=_OTHERS, linewidth=0.6, zorder=1, label=label)
     _draw_placebo(rows, ax)
     for name, (style, colour, label) in _EXPECTED.items():
         curve = _curve(shares, name)
@@ -39,6 +39,8 @@ def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
         ax.fill_between(curve["budget"], low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
         ax.plot(curve["budget"], curve["estimate"], color=colour, linewidth=1.3, label=_label(name), zorder=4)
         _draw_real_steps(rows_where(shares, selector=name), ax, colour, _MARKERS[number % len(_MARKERS)], number)
+    if shares["real_share"].notna().any():
+        ax.plot([], [], "o", color="0.3", markerfacecolor="white", markersize=4, label="real step, one batch")
     ax.axhline(1, color="0.5", linewidth=0.6, zorder=0)
     ax.axhline(0, color="0.5", linewidth=0.6, zorder=0)
     _label_axes(sorted(shares["budget"].unique()), ax)

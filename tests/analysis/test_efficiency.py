@@ -314,7 +314,7 @@ def test_nothing_is_judged_without_a_gain(tmp_path: Path) -> None:
 
 def test_sentences_name_the_leader_and_the_contender(rows: pd.DataFrame) -> None:
     said = " ".join(efficiency_sentences(rows))
-    for text in ("At 10% of the positions and equal update norm, of 3 selectors", "learnable (TA-OPD)", "raw KL"):
+    for text in ("At 10% of the positions and equal step length, of 3 selectors", "learnable (TA-OPD)", "raw KL"):
         assert text in said
     assert "2 masked steps were really taken: in 4 of 4 comparisons" in said
     assert headline_table(rows)["selector"].iloc[0] == "raw KL"

@@ -78,8 +78,8 @@ def test_a_known_efficiency_and_a_known_effect() -> None:
         "The claim that teachability beats raw KL is not supported on this pair (difference -0.11 [-0.12, -0.10]).",
         "One step took 0.009 [0.007, 0.011] nats off the bank's mean KL, beyond every placebo.",
         "Gain rises more with learnable than with incompatible disagreement (0.04 [0.02, 0.07] nats); C predicts gain "
-        "worse than raw KL alone (-0.3 [-0.4, -0.2]); {D^L, D^I} predicts gain worse than raw KL alone (-0.04 [-0.06, "
-        "-0.02]).",
+        "worse than raw KL alone (rank correlation -0.3 [-0.4, -0.2]); {D^L, D^I} predicts gain worse than raw KL "
+        "alone (rank correlation -0.04 [-0.06, -0.02]).",
         "One step says what one step does; `teachdiag train --sweep RECIPE` says whether training agrees.",
     )
     assert found.action == "Train on 1% of the tokens, chosen by forward_kl: they keep 0.95 [0.94, 0.96] of the gain"
@@ -90,7 +90,7 @@ def test_a_known_efficiency_and_a_known_effect() -> None:
     ("learnable", "verdict"),
     [
         (0.99, "is supported on this pair (difference 0.04 [0.03, 0.05])"),
-        (0.955, "can be neither supported nor refused on this pair (difference 0.01 [-0.00, 0.02])"),
+        (0.955, "can be neither supported nor refuted on this pair (difference 0.01 [-0.00, 0.02])"),
         (0.9, "is not supported on this pair (difference -0.05 [-0.06, -0.04])"),
     ],
 )
@@ -109,7 +109,7 @@ def test_no_effect_makes_one_claim_and_no_more() -> None:
         "On held-out prompts a step on all tokens has no gain that is clearly told from 0 (0.01 [-0.02, 0.04] nats per "
         "unit of learning rate, to first order), so that no selector can keep a share of its gain.",
         "What one step gains cannot be told from 0 (0.001 [-0.001, 0.003] nats): nothing else is claimed of it. This "
-        "run is too small to tell: about 290 prompts would be needed.",
+        "run is too small to tell: about 290 bank prompts would be needed.",
     )
     assert found.action.startswith("This run is too small to tell which tokens to train on: about ")
     assert found.command == "teachdiag plan --from runs/demo"
@@ -144,9 +144,10 @@ def test_a_harmful_step_without_a_ladder_is_said_to_harm() -> None:
 
 def test_claims_that_are_open_or_a_placebos_are_told_apart() -> None:
     sentences = said(primary(HOLDS | {GAP: "artefact", C: "not shown", LI: "unclear"}), NOTHING).sentences
-    assert sentences[1:3] == (
-        "Not told on this run: whether C predicts gain better than raw KL alone (-0.3 [-0.4, -0.2]); {D^L, D^I} "
-        "predicts gain better than raw KL alone (-0.04 [-0.06, -0.02]).",
+    assert sentences[1:4] == (
+        "Not told on this run: whether C predicts gain better than raw KL alone (rank correlation -0.3 [-0.4, -0.2]).",
+        "Not told from the placebo theta0: that {D^L, D^I} predicts gain worse than raw KL alone (rank correlation "
+        "-0.04 [-0.06, -0.02]).",
         "A placebo shows it too: gain rises more with learnable than with incompatible disagreement (0.04 [0.02, 0.07] "
         "nats).",
     )
@@ -187,7 +188,8 @@ def test_too_small_says_how_many_prompts() -> None:
     """Of the best candidate, 0.95 +- 0.3: an effect of 0.05 needs (0.3 + 0.8416 x 0.153)^2 / 0.05^2 times 64."""
     found = said(NO_STEP, efficiency(KEPT, reach=0.3))
     assert found.action == (
-        "This run is too small to tell which tokens keep 90% of the gain: about 4708 prompts would be needed"
+        "This run is too small to tell which tokens keep 90% of the gain: about 4708 bank prompts would "
+        "be needed, of which it has 64"
     )
     assert found.command == "teachdiag plan --from runs/demo"
 

@@ -195,13 +195,13 @@ def test_planted_effects_are_found_and_absent_ones_are_not(tmp_path: Path, run: 
     selection = _read(run, SELECTION).query("statistic == 'mean_gain_vs_random'")
     assert set(selection["selector"]) == EFFECTS.keys() - {"random"}
     said = selection_sentences(_read(run, SELECTION), _read(run, ESTIMATES), "chosen")
-    assert any("`learnable` (TA-OPD) gains more than random positions at equal update norm" in s for s in said)
-    assert any("at equal update norm `predicted`" in s for s in said if s.startswith("Largest mean gain of 5"))
+    assert any("`learnable` (TA-OPD) gains more than random positions at equal step length" in s for s in said)
+    assert any("at equal step length `predicted`" in s for s in said if s.startswith("Largest mean gain of 5"))
     null = tmp_path / "null"
     plant_selectors(null, plant_bank(null, WORLD), replace(WHAT, effects=dict.fromkeys(EFFECTS, 0.004)))
     run_analysis(null, QUICK, QUIET)
     said = selection_sentences(_read(null, SELECTION), _read(null, ESTIMATES), "chosen")
-    assert any("`learnable` (TA-OPD) cannot be told from random positions at equal update norm" in s for s in said)
+    assert any("`learnable` (TA-OPD) cannot be told from random positions at equal step length" in s for s in said)
 
 
 def test_the_released_gap_is_no_gain(tmp_path: Path) -> None:
