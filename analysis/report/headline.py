@@ -220,6 +220,8 @@ def _claimed(rows: Sequence[Row]) -> list[str]:
     def told(row: Row) -> str:
         claim = claims[row["claim"]]
         what = claim.above if row["status"] == "not shown" or row["estimate"] > 0 else claim.below
+        if row["status"] in ("not shown", "unclear"):
+            return what  # a number in a sentence reads like a finding; the table has it
         return f"{what} ({'' if row['unit'] == 'nats' else 'rank correlation '}{_number(row)})"
 
     said = {status: [told(row) for row in rows if row["status"] == status] for status in STATUSES}
