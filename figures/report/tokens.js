@@ -14,8 +14,7 @@ function showTokens(data) {
 
   fillMenus();
   listen();
-  show();
-  reach();
+  openAddress();
 
   function fillMenus() {
     data.columns.forEach(({ name }, index) => byId("column").add(new Option(name, index)));
@@ -46,7 +45,8 @@ function showTokens(data) {
     });
     byId("next").addEventListener("click", () => step(null, 1));
     byId("previous").addEventListener("click", () => step(null, -1));
-    area.addEventListener("mouseover", (event) => withItem(event, showCard));
+    // Not 'mouseover', which also comes when the text scrolls under a mouse that rests.
+    area.addEventListener("mousemove", (event) => withItem(event, pointed));
     area.addEventListener("mouseout", (event) => withItem(event, showFocused));
     area.addEventListener("focusin", (event) => withItem(event, focused));
     area.addEventListener("focusout", (event) => withItem(event, hideCard));
@@ -54,7 +54,7 @@ function showTokens(data) {
     addEventListener("keydown", shortcut);
     addEventListener("scroll", hideLost, { passive: true });
     addEventListener("hashchange", () => {
-      if (location.hash.startsWith("#tokens?")) { Object.assign(state, fromAddress(location.hash, data)); show(); reach(); }
+      if (location.hash.startsWith("#tokens?")) { Object.assign(state, fromAddress(location.hash, data)); openAddress(); }
     });
     onTheme(colour);
     new ResizeObserver(() => {
@@ -77,6 +77,7 @@ function showTokens(data) {
     });
     order = ranked(items, state);
     lay();
+    reach();
     colour();
     drawHistogram(byId("histogram"), counted(items, state, data), state, column);
     byId("range").textContent = rangeText(state, column);
@@ -141,7 +142,13 @@ function showTokens(data) {
     if (order.length === 0) return;
     const here = order.indexOf(items[current]);
     const next = place === null ? (here < 0 ? 0 : here + by) : (place + order.length) % order.length;
-    order[Math.min(Math.max(next, 0), order.length - 1)].elements[0].focus();
+    visit(order[Math.min(Math.max(next, 0), order.length - 1)]);
+  }
+
+  // Bring a token to the middle of the screen before its card is placed beside it.
+  function visit({ elements: [element] }) {
+    element.scrollIntoView({ block: "center" });
+    element.focus({ preventScroll: true });
   }
 
   function tellPlace() {
@@ -167,13 +174,15 @@ function showTokens(data) {
   }
 
   function focused(item) {
-    items[current].elements[0].tabIndex = -1;
-    current = item.index;
-    item.elements[0].tabIndex = 0;
-    state.token = [item.run, item.context.id, item.position].join(".");
+    makeCurrent(item.index);
+    state.token = nameOf(item);
     showCard(item);
     tellPlace();
     writeAddress(state, data);
+  }
+
+  function pointed(item, element) {
+    if (element !== carded) showCard(item, element);
   }
 
   function showCard(item, element = item.elements[0]) {
@@ -202,12 +211,30 @@ function showTokens(data) {
     if (box.bottom < bar.getBoundingClientRect().bottom || box.top > innerHeight) hideCard();
   }
 
-  // Make one token reachable with Tab, and go to that which the address names.
-  function reach() {
-    const named = items.findIndex(({ run, context, position }) => [run, context.id, position].join(".") === state.token);
-    current = Math.max(named, 0);
+  function nameOf({ run, context, position }) {
+    return [run, context.id, position].join(".");
+  }
+
+  // Tab reaches one token of all.
+  function makeCurrent(index) {
+    items[current].elements[0].tabIndex = -1;
+    current = index;
     items[current].elements[0].tabIndex = 0;
-    if (named >= 0) items[named].elements[0].focus();
+  }
+
+  // A token that is no longer in the text leaves its place with Tab to the first one that is, and the address.
+  function reach() {
+    hideCard();
+    if (items[current].elements[0].isConnected) return;
+    state.token = "";
+    makeCurrent(Math.max(items.findIndex((item) => item.matches), 0));
+  }
+
+  // Show what the address names, and go to its token; to the beginning of the tokens where that is not shown.
+  function openAddress() {
+    makeCurrent(Math.max(items.findIndex((item) => nameOf(item) === state.token), 0));
+    show();
+    if (state.token === nameOf(items[current])) visit(items[current]);
     else if (location.hash.startsWith("#tokens?")) byId("tokens").scrollIntoView();
   }
 }

@@ -41,7 +41,7 @@ def _shown(path: Path) -> Iterator["sync_api.Page"]:
     """Open a file from disk; console, errors and requests are watched."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.set_default_timeout(PATIENCE)
         troubles: list[str] = []
         page.on("console", lambda message: troubles.append(message.text))
@@ -229,6 +229,42 @@ def test_contexts_are_sorted_and_the_address_reopens_the_view(opened: tuple[Path
     assert page.locator("#card").is_visible()
     page.goto(address.replace("column=gain", "column=nothing").replace("show=kept", "show=nothing"))
     assert page.locator("#count").inner_text() == f"{len(bank)} of {len(bank)} tokens"
+
+
+def test_a_step_opens_the_card_of_its_token(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    page.set_viewport_size({"width": 1200, "height": 500})
+    order = _bank(run).sort_values("gain", ascending=False)
+    page.select_option("#column", label="gain")
+    page.evaluate("scrollTo(0, 0)")
+    page.mouse.move(200, 400)  # where the text comes to lie
+    for key, place in (("h", 0), ("l", -1), ("h", 0)):
+        page.locator("body").press(key)
+        page.wait_for_timeout(500)  # a page that glides, or a mouse that rests, has had its say
+        row = order.iloc[place]
+        assert page.locator("#card").is_visible()
+        assert f"position {row['position']}, context {row['context_id']}" in page.locator("#card h4").inner_text()
+
+
+def test_a_token_that_is_not_shown_leaves_the_address(opened: tuple[Path, "sync_api.Page"]) -> None:
+    run, page = opened
+    bank = _bank(run)
+    page.select_option("#column", label="gain")
+    least = bank.groupby("context_id")["gain"].max().idxmin()  # a context that has none of the greatest gains
+    page.locator(".token").nth(int((bank["context_id"] == least).argmax())).focus()
+    page.wait_for_function("location.hash.includes('token=')")
+    hidden = page.url
+    page.locator("#from").evaluate("e => { e.value = 39; e.dispatchEvent(new Event('input')); }")
+    page.wait_for_function("location.hash.includes('from=39')")
+    assert "token=" not in page.url
+    page.locator("#export").focus()
+    for _ in range(2):  # a prompt, then a token: not the one that is gone
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className").startswith("token")
+    page.goto("about:blank")
+    page.goto(hidden + "&from=39")  # as a link of an older page
+    top = page.evaluate("document.querySelector('#tokens').getBoundingClientRect().top")
+    assert top == pytest.approx(0, abs=2)
 
 
 def test_on_a_phone_nothing_is_covered(opened: tuple[Path, "sync_api.Page"]) -> None:
