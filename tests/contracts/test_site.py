@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from readme_result import PAGES
-from refusals import refusals
-from results_page import PAGE
 from stages import ROOT
+
+from tools.readme_result import PAGES
+from tools.refusals import refusals
+from tools.results_page import PAGE
 
 README = (ROOT / "README.md").read_text()
 MARKED = re.compile(r"<!-- (\w+):begin -->\n(.*?)<!-- \1:end -->", re.DOTALL)

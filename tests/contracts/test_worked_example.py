@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from stages import ROOT
-from worked_example import PAGE, printed, snippets
+
+from tools.worked_example import PAGE, printed, snippets
 
 PROSE = (ROOT / PAGE).read_text().partition("## A worked example")[2]
 

@@ -11,7 +11,6 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_blocks import KNOWN, ROWS, dequantised_slowly, tensors, write_tiny_gguf
 from safetensors.numpy import load_file
-from sliced_models import SlicedModel, fetch, main
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.cache import cache_folder
@@ -20,6 +19,7 @@ from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.errors import ModelError
 from teachdiag.preflight import local_model
 from teachdiag.progress import Reporter
+from tools.sliced_models import SlicedModel, fetch, main
 
 QUIET = Reporter(quiet=True)
 NUMBERS = (9, 10, 11)  # of the slices
@@ -148,11 +148,13 @@ def test_slices_that_are_not_the_file_are_refused_and_removed(sliced: SlicedMode
 def test_models_are_linked_to_or_the_reason_is_one_sentence(
     sliced: SlicedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sliced_models.MODELS", (sliced,))
+    monkeypatch.setattr("tools.sliced_models.MODELS", (sliced,))
     for _ in range(2):  # the second time the link is there already
         assert main(tmp_path / "models") == 0
     assert local_model(str(tmp_path / "models/tiny")) is not None
-    monkeypatch.setattr("sliced_models.MODELS", (replace(sliced, name="other", slices=("no-such-package==1.0",)),))
+    monkeypatch.setattr(
+        "tools.sliced_models.MODELS", (replace(sliced, name="other", slices=("no-such-package==1.0",)),)
+    )
     capsys.readouterr()
     assert main(tmp_path / "models") == 2
     said = capsys.readouterr().err.splitlines()[-1]
