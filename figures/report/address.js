@@ -31,7 +31,7 @@ function fromAddress(hash, data) {
     const value = Number(words.get(name));
     if (words.has(name) && value >= low && value <= high) state[name] = value;
   };
-  const column = data.columns.findIndex(({ key }) => key === words.get("column"));
+  const column = columnOf(words.get("column"), data);
   if (column >= 0) state.column = column;
   among("sort", Object.keys(ORDERS));
   among("show", Object.keys(SHOWN));
@@ -40,7 +40,7 @@ function fromAddress(hash, data) {
   within("from", 0, BINS - 1);
   within("to", 1, BINS);
   state.rising = words.get("rising") === "true";
-  state.beside = words.get("beside") === "true";
+  state.beside = words.get("beside") === "true" && columnOf("forward_kl_after", data) >= 0;
   state.search = words.get("search") ?? "";
   state.token = words.get("token") ?? "";
   return state;

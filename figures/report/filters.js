@@ -6,6 +6,11 @@ function bought(budget, positions) {
   return Math.max(Math.ceil(budget * positions - 1e-9), 1);
 }
 
+// Which of a token's numbers has a name; -1 where none has.
+function columnOf(key, data) {
+  return data.columns.findIndex((column) => column.key === key);
+}
+
 function isKept(item, state, data) {
   const place = data.selectors.findIndex(({ key }) => key === state.selector);
   return place >= 0 && item.token.k[place] <= bought(state.budget, data.runs[item.run].positions);
@@ -74,8 +79,11 @@ const ORDERS = {
 };
 
 function meanOf(context, order, data, state) {
-  const place = (key) => data.columns.findIndex((column) => column.key === key);
-  const values = (context?.tokens ?? []).map((token) => ORDERS[order](token, place, state) ?? null);
+  const place = (key) => columnOf(key, data);
+  return mean((context?.tokens ?? []).map((token) => ORDERS[order](token, place, state) ?? null));
+}
+
+function mean(values) {
   const known = values.filter((value) => value !== null && !Number.isNaN(value));
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
@@ -89,8 +97,9 @@ function sorted(rows, data, state) {
   return keyed.map(([, row]) => row);
 }
 
-// Matching tokens by falling value of the chosen number.
-function ranked(items, state) {
+// Matching tokens by falling value of the chosen number; those that tie, by falling raw KL.
+function ranked(items, state, data) {
+  const kl = columnOf("forward_kl", data);
   const known = items.filter((item) => item.matches && item.token.v[state.column] !== null);
-  return known.sort((a, b) => b.token.v[state.column] - a.token.v[state.column]);
+  return known.sort((a, b) => b.token.v[state.column] - a.token.v[state.column] || b.token.v[kl] - a.token.v[kl]);
 }

@@ -168,7 +168,8 @@ def _figure(run: Path, name: str) -> str:
         for page, file in (("light", folder / f"{name}.svg"), ("dark", folder / "dark" / f"{name}.svg"))
     )
     said = f"<strong>{escape(words.question)}</strong> {escape(words.caption)}"
-    return f"<figure>{images}<figcaption>{said}</figcaption></figure>"
+    enlarged = f'<button type="button" title="Enlarge" aria-label="Enlarge this figure">{images}</button>'
+    return f"<figure>{enlarged}<figcaption>{said}</figcaption></figure>"
 
 
 def _encoded(file: Path) -> str:

@@ -1,9 +1,11 @@
 """The token view's data: contexts as tokens, each with its numbers and both models' candidates."""
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ _SIDE_COLUMNS = [f"{side}_{what}" for side in _SIDES for what in ("topk_ids", "t
 _AFTER_COLUMNS = ["student_topk_ids_after", "student_topk_logp_after", "student_logp_after"]
 _KEY = ["context_id", "position"]
 _AFTER = "forward_kl_after"
+_TITLE = 160  # characters of a context's title
 _KL = "KL(teacher || student)"
 
 Row = Mapping[Hashable, Any]
@@ -34,13 +37,14 @@ Row = Mapping[Hashable, Any]
 class View:
     """What the page draws tokens from.
 
-    `data`: as its script reads it. `contexts`: how many of them. `shown`: which, as a sentence. `missing`: why there is
-    no view, or ''.
+    `data`: as its script reads it. `contexts`: how many of them. `shown`: which, as a sentence. `note`: how characters
+    are written that are not known, or ''. `missing`: why there is no view, or ''.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     contexts: int = 0
     shown: str = ""
+    note: str = ""
     missing: str = ""
 
 
@@ -81,7 +85,7 @@ def token_view(runs: Mapping[str, RunTables], settings: ReportSettings, context_
         "budget": settings.budget,
         "rows": [[contexts[i][context_id] for i, context_id in enumerate(row)] for row in rows],
     }
-    return View(data, len(rows), " ".join([shown, *_unknown_parts(banks)]))
+    return View(data, len(rows), shown, _unknown_parts(banks))
 
 
 class _Bank:
@@ -113,6 +117,21 @@ class _Bank:
     def prompt(self, context_id: int) -> str:
         """Return the text of a context's prompt."""
         return self.texts.together(self.prompts[context_id])
+
+    @cached_property
+    def _template(self) -> tuple[int, int]:
+        """How many characters every prompt of the bank begins and ends with, up to whole words."""
+        prompts = [self.prompt(context_id) for context_id in self.ids]
+        head = re.sub(r"\w+\Z", "", _beginning(prompts))
+        tail = re.sub(r"^\w*[.?!]?", "", _beginning([prompt[::-1] for prompt in prompts])[::-1])
+        return len(head), len(tail)
+
+    def title(self, context_id: int) -> str:
+        """Return the end of what a context's prompt says that not every prompt says."""
+        prompt = self.prompt(context_id)
+        head, tail = self._template
+        own = prompt[head : max(len(prompt) - tail, head)].strip() or prompt
+        return own if len(own) <= _TITLE else f"…{own[-_TITLE:]}"
 
     @cached_property
     def numbers(self) -> dict[str, Number]:
@@ -150,6 +169,7 @@ class _Bank:
             tokens = [self._token(row, text, quantities) for row, text in zip(rows, shown, strict=True)]
             contexts[int(str(context_id))] = {
                 "id": context_id,
+                "title": self.title(int(str(context_id))),
                 "prompt": self.prompt(int(str(context_id))),
                 "tokens": tokens,
             }
@@ -217,14 +237,17 @@ def _chosen(banks: Sequence[_Bank], limit: int, context_ids: Sequence[int]) -> t
     return rows, f"The runs have other prompts: each shows contexts of its own ({said})."
 
 
-def _unknown_parts(banks: Iterable[_Bank]) -> list[str]:
-    """Say whose parts of characters cannot be joined."""
-    return [
-        f"{bank.name} was captured by a version that did not keep the bytes of parts of characters: they are shown as "
-        "its tokenizer calls them."
-        for bank in banks
-        if not VOCABULARY.present(bank.run / "vocabulary", ["part"])
-    ]
+def _unknown_parts(banks: Iterable[_Bank]) -> str:
+    """Say whose parts of characters cannot be joined, or nothing."""
+    names = [bank.name for bank in banks if not VOCABULARY.present(bank.run / "vocabulary", ["part"])]
+    said = "Parts of characters are shown as the tokenizer calls them: an older capture did not keep their bytes"
+    return f"{said} ({', '.join(names)})." if names else ""
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """Return what all of some texts begin with."""
+    first, last = min(texts), max(texts)  # what they share, all that lie between share too
+    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _spread(ids: Sequence[int], limit: int) -> list[int]:

@@ -34,7 +34,7 @@ function showTokens(data) {
     read("from", "input", (slider) => Math.min(Number(slider.value), state.to - 1));
     read("to", "input", (slider) => Math.max(Number(slider.value), state.from + 1));
     byId("column").addEventListener("change", (event) => {
-      Object.assign(state, { column: Number(event.target.value), from: 0, to: BINS });
+      Object.assign(state, { column: Number(event.target.value), from: 0, to: BINS, beside: false });
       show();
     });
     brush(byId("histogram"), (from, to) => { Object.assign(state, { from, to }); show(); });
@@ -45,6 +45,8 @@ function showTokens(data) {
     });
     byId("next").addEventListener("click", () => step(null, 1));
     byId("previous").addEventListener("click", () => step(null, -1));
+    byId("up").addEventListener("click", () => byId("tokens").scrollIntoView());
+    byId("help").addEventListener("click", () => byId("keys").showModal());
     // Not 'mouseover', which also comes when the text scrolls under a mouse that rests.
     area.addEventListener("mousemove", (event) => withItem(event, pointed));
     area.addEventListener("mouseout", (event) => withItem(event, showFocused));
@@ -69,13 +71,15 @@ function showTokens(data) {
 
   // Everything that follows from the state.
   function show() {
+    const kl = columnOf("forward_kl", data);
+    if (state.beside && state.column !== kl) Object.assign(state, { column: kl, from: 0, to: BINS });
     const column = data.columns[state.column];
     setControls();
     items.forEach((item) => {
       item.among = isAmong(item, state, data);
       item.matches = item.among && isInRange(item, state, data);
     });
-    order = ranked(items, state);
+    order = ranked(items, state, data);
     lay();
     reach();
     colour();
@@ -95,9 +99,10 @@ function showTokens(data) {
     byId("budget").disabled = state.selector === "";
     ["kept", "left"].forEach((name) => { byId("show").querySelector(`[value=${name}]`).disabled = state.selector === ""; });
     const kept = data.runs.map(({ positions }) => `${bought(state.budget, positions)} of ${positions}`).join("; ");
-    byId("bought").textContent = `${Number((100 * state.budget).toPrecision(3))}%: ${kept} positions of the bank`;
+    const share = Number((100 * state.budget).toPrecision(3));
+    byId("bought").textContent = state.selector ? `${share}%: ${kept} positions of the bank` : "choose a selector";
     byId("said").textContent = state.beside
-      ? "Both sides: KL(teacher || student), before and after the step, in the same colours."
+      ? "Both sides: KL(teacher || student), before and after the step, in the same colours. Steps go by KL before it."
       : data.columns[state.column].said;
   }
 
@@ -112,6 +117,7 @@ function showTokens(data) {
         box.panes.forEach((pane, index) => {
           pane.hidden = index >= panes;
           if (index < panes) pane.lastChild.replaceChildren(...excerpt(box.items, index));
+          if (panes > 1) pane.firstChild.textContent = sideTitle(box.items, index, data);
         });
         box.panes[0].firstChild.hidden = panes === 1;
       });
@@ -120,8 +126,7 @@ function showTokens(data) {
   }
 
   function colour() {
-    const place = (key) => data.columns.findIndex((column) => column.key === key);
-    const painted = state.beside ? [place("forward_kl"), place("forward_kl_after")] : [state.column];
+    const painted = state.beside ? [state.column, columnOf("forward_kl_after", data)] : [state.column];
     items.forEach((item) => {
       item.elements.forEach((element, pane) => {
         if (!item.matches) unpaint(element);
@@ -131,8 +136,9 @@ function showTokens(data) {
       });
     });
     const column = data.columns[painted[0]];
-    byId("low").textContent = withUnit(column.low, column);
-    byId("high").textContent = withUnit(column.high, column);
+    const some = (beyond) => items.some(({ token }) => token.v[painted[0]] !== null && beyond(token.v[painted[0]]));
+    byId("low").textContent = `${some((value) => value < column.low) ? "≤ " : ""}${withUnit(column.low, column)}`;
+    byId("high").textContent = `${some((value) => value > column.high) ? "≥ " : ""}${withUnit(column.high, column)}`;
     const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => css(shade(share, column.kind)));
     byId("bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   }
@@ -153,14 +159,17 @@ function showTokens(data) {
 
   function tellPlace() {
     const here = order.indexOf(items[current]);
-    byId("place").textContent = here < 0 || carded === null ? "" : `${here + 1} of ${order.length}`;
+    const ties = order.filter(({ token }) => token.v[state.column] === order[here]?.token.v[state.column]).length;
+    const place = `${here + 1} of ${order.length}${ties > 1 ? `, ${ties} tie` : ""}`;
+    byId("place").textContent = here < 0 || carded === null ? "" : place;
   }
 
   function shortcut(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input[type=search], select, dialog")) return;
     const go = { h: [0, 0], l: [-1, 0], n: [null, 1], p: [null, -1] }[event.key];
     if (go) step(...go);
     if (event.key === "Escape") hideCard();
+    if (event.key === "?") byId("keys").showModal();
   }
 
   // Arrow keys move along the text, over what is not shown.
@@ -251,7 +260,7 @@ function drawContext(context, run, items, data) {
   const element = make("div", "context");
   const prompt = make("details");
   const name = data.runs.length > 1 ? `${data.runs[run].name}, context` : "Context";
-  prompt.append(make("summary", "", `${name} ${context.id}: …${visible(context.prompt.slice(-160))}`));
+  prompt.append(make("summary", "", `${name} ${context.id}: ${visible(context.title)}`));
   prompt.append(make("p", "prompt", visible(context.prompt)));
   element.append(prompt);
   const own = context.tokens.map((token, position) => {
@@ -271,11 +280,18 @@ function drawPanes(box, count) {
     const pane = make("div", "pane");
     const text = make("p", "response");
     text.append(...box.items.map((item) => drawToken(item, second)));
-    pane.append(make("h5", "", second ? "KL after the step" : "KL before the step"), text);
+    pane.append(make("h5"), text);
     box.panes.push(pane);
     box.element.append(pane);
   }
   box.element.classList.toggle("beside", count > 1);
+}
+
+// What a side shows, and its mean: one step changes colours little.
+function sideTitle(items, pane, data) {
+  const place = columnOf(["forward_kl", "forward_kl_after"][pane], data);
+  const value = withUnit(mean(items.map(({ token }) => token.v[place])), data.columns[place]);
+  return `KL ${["before", "after"][pane]} the step: mean ${value}`;
 }
 
 function drawToken(item, twin) {

@@ -12,7 +12,7 @@ from teachdiag.figures.run_tables import load_tables
 from teachdiag.settings import ReportSettings
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("theme", "colours", "words", "card", "filters", "histogram", "address", "export", "tokens")
+_SCRIPTS = ("theme", "colours", "words", "enlarge", "card", "filters", "histogram", "address", "export", "tokens")
 
 
 def tokens_page(run: Path, context_ids: Sequence[int]) -> str:
@@ -43,7 +43,9 @@ def tokens_section(view: View) -> str:
     """Return the section's markup, or why there is none."""
     if view.missing:
         return f"<p>{escape(view.missing)}</p>"
-    return (_HERE / "tokens.html").read_text(encoding="utf-8").replace("{shown}", escape(view.shown))
+    note = f'<p class="words">{escape(view.note)}</p>' if view.note else ""
+    text = (_HERE / "tokens.html").read_text(encoding="utf-8")
+    return text.replace("{shown}", escape(view.shown)).replace("{note}", note)
 
 
 def style() -> str:
