@@ -16,6 +16,7 @@ from teachdiag.tables import rows_where
 _RANDOM, _ORACLE, _OTHERS = "random", "oracle", "0.72"
 _EXPECTED = {_RANDOM: ("--", RANDOM, "random, expected"), _ORACLE: (":", INK, "oracle: ceiling")}
 _FOLLOWED = [name for name in HEADLINE_SELECTORS if name not in _EXPECTED]
+_BANDED = _FOLLOWED[:2]  # raw KL and TA-OPD's score; more bands cannot be told from one another
 _MARKERS = ("s", "o", "D", "v")
 _ROOM = 1.55  # ratio of neighbouring budgets from which there is room to write both
 _APART = 1.04  # ratio by which neighbouring intervals of real steps are moved apart
@@ -35,8 +36,9 @@ def draw_efficiency(rows: pd.DataFrame, ax: Axes) -> Axes:
         _draw_real_steps(rows_where(shares, selector=name), ax, colour, "^", len(_FOLLOWED))
     for number, name in enumerate(_FOLLOWED):
         curve, colour = _curve(shares, name), signal_named(name).colour
-        low, high = (curve[end].astype(float) for end in ("ci_low", "ci_high"))
-        ax.fill_between(curve["budget"], low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
+        if name in _BANDED:
+            low, high = (curve[end].astype(float) for end in ("ci_low", "ci_high"))
+            ax.fill_between(curve["budget"], low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
         ax.plot(curve["budget"], curve["estimate"], color=colour, linewidth=1.3, label=_label(name), zorder=4)
         _draw_real_steps(rows_where(shares, selector=name), ax, colour, _MARKERS[number % len(_MARKERS)], number)
     if shares["real_share"].notna().any():
@@ -70,8 +72,8 @@ def efficiency_figure(tables: RunTables, probe_id: str) -> Picture:
         figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     figure.tell(
         f"Held-out gain (drop of KL) to first order; {gain['n_contexts']:,} update contexts, {gain['n_prompts']:,} "
-        "bank prompts. Bands: 95%, update prompts and bank blocks resampled. Markers: real steps, bank prompts "
-        f"resampled. Grey lines: other selectors{_best(rows)}. Probe {probe_id}.",
+        f"bank prompts. Bands, of {' and '.join(map(_label, _BANDED))}: 95%, update prompts and bank blocks resampled. "
+        f"Markers: real steps, bank prompts resampled. Grey lines: other selectors{_best(rows)}. Probe {probe_id}.",
         _seen(rows, matches[0]) if matches else "Nothing is drawn: the whole batch's own gain is not told from 0.",
     )
     return figure
