@@ -83,7 +83,10 @@ function showTokens(data) {
     lay();
     reach();
     colour();
-    drawHistogram(byId("histogram"), counted(items, state, data), state, column);
+    const counts = counted(items, state, data);
+    drawHistogram(byId("histogram"), counts, state, column);
+    const marks = [byId("low").textContent, `highest bar: ${Math.max(...counts)} tokens`, byId("high").textContent];
+    [...byId("axis").children].forEach((mark, index) => { mark.textContent = marks[index]; });
     byId("range").textContent = rangeText(state, column);
     const count = items.filter((item) => item.matches).length;
     byId("count").textContent = `${count} of ${items.length} tokens`;
@@ -151,9 +154,9 @@ function showTokens(data) {
     visit(order[Math.min(Math.max(next, 0), order.length - 1)]);
   }
 
-  // Bring a token to the middle of the screen before its card is placed beside it.
-  function visit({ elements: [element] }) {
-    element.scrollIntoView({ block: "center" });
+  // Bring a token onto the screen before its card is placed beside it.
+  function visit({ elements: [element] }, block = "center") {
+    element.scrollIntoView({ block });
     element.focus({ preventScroll: true });
   }
 
@@ -179,7 +182,7 @@ function showTokens(data) {
     event.preventDefault();
     const seen = items.filter(({ elements }) => elements[0].isConnected && !elements[0].closest("[hidden]"));
     const next = Math.min(Math.max(seen.indexOf(item) + by, 0), seen.length - 1);
-    seen[next].elements[0].focus();
+    visit(seen[next], "nearest");
   }
 
   function focused(item) {

@@ -165,6 +165,10 @@ def test_a_range_is_brushed_and_saved_as_csv(opened: tuple[Path, "sync_api.Page"
     scale = pd.read_parquet(run / "analysis/scales.parquet").query("quantity == 'gain'").iloc[0]
     bins = np.clip(np.floor((bank["gain"] - scale["low"]) / (scale["high"] - scale["low"]) * 40), 0, 39)
     inside = bank[bins >= 30]
+    low, most, high = page.locator("#axis span").all_inner_texts()
+    assert low.endswith(f"{float(f'{scale.low:.3g}'):g} nats")
+    assert high.endswith(f"{float(f'{scale.high:.3g}'):g} nats")
+    assert most == f"highest bar: {np.bincount(bins.astype(int)).max()} tokens"
     assert 0 < len(inside) < len(bank)
     assert page.locator("#count").inner_text() == f"{len(inside)} of {len(bank)} tokens"
     with page.expect_download() as download:
