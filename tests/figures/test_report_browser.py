@@ -248,6 +248,10 @@ def test_a_step_opens_the_card_of_its_token(opened: tuple[Path, "sync_api.Page"]
         row = order.iloc[place]
         assert page.locator("#card").is_visible()
         assert f"position {row['position']}, context {row['context_id']}" in page.locator("#card h4").inner_text()
+        card, token = (page.locator(name).bounding_box() for name in ("#card", ".token:focus"))
+        assert card
+        assert token
+        assert card["y"] >= token["y"] + token["height"] or card["y"] + card["height"] <= token["y"]
 
 
 def test_question_mark_shows_the_keys(opened: tuple[Path, "sync_api.Page"]) -> None:
