@@ -18,6 +18,7 @@ from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes
 from teachdiag.seeds import derive_seed
 
+CLEAR = 0.01  # two-sided level of what is stated outright, where a false statement would change what is done
 MIN_PROMPTS = 8  # with fewer clusters, percentile intervals are far too short to be shown
 
 _BLOCK = 8192  # rows, filled up to whole prompts

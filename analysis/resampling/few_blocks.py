@@ -7,11 +7,9 @@ With four or eight blocks, drawing them with replacement makes intervals that ar
 import numpy as np
 from scipy.stats import t
 
-from teachdiag.analysis.resampling.bootstrap import Interval, Resampling
+from teachdiag.analysis.resampling.bootstrap import CLEAR, Interval, Resampling
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
-
-_CLEAR = 0.005  # one-sided level at which a gain is told from 0
 
 
 def block_weights(resampling: Resampling, n_blocks: int) -> Array:
@@ -49,4 +47,5 @@ def clear_side(interval: Interval, n_blocks: int) -> int:
     its step too, so that one run in twenty at most makes a false one.
     """
     upside_down = Interval(-interval.estimate, -interval.high, -interval.low)
-    return int(p_above(interval, 0.0, n_blocks) < _CLEAR) - int(p_above(upside_down, 0.0, n_blocks) < _CLEAR)
+    above, below = (p_above(side, 0.0, n_blocks) < CLEAR / 2 for side in (interval, upside_down))
+    return int(above) - int(below)

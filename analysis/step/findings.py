@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 from teachdiag.analysis.bank.lookup import lookup, row_dicts, row_interval
 from teachdiag.analysis.bank.measurements import Outcome, Record
-from teachdiag.analysis.resampling.bootstrap import Interval
+from teachdiag.analysis.resampling.bootstrap import CLEAR, Interval
 from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.claims import CLAIMS, Claim
 from teachdiag.analysis.step.placebo_draws import beyond
@@ -36,7 +36,6 @@ from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
 _RATE = 0.05  # of false discoveries among secondary claims
-_CLEAR = 0.01  # two-sided level at which a step is said to do harm, rather than to seem to
 
 
 def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -62,7 +61,7 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
     _control_discoveries([row for row in rows if not row["primary"]])
     helps = _evidence(estimates, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
-    clearly = _p_of(helps.interval, -1) < _CLEAR
+    clearly = _p_of(helps.interval, -1) < CLEAR
     if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0, clearly=clearly):
         status, sentence = verdict
         rows[0] |= {"status": status, "sentence": sentence}

@@ -13,7 +13,7 @@ import pandas as pd
 from teachdiag.artefacts import FINDINGS
 from teachdiag.figures.captions import read_captions
 from teachdiag.figures.report.token_view import View
-from teachdiag.figures.report.tokens_page import script, style, tokens_section
+from teachdiag.figures.report.tokens_page import bare_page, tokens_section
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.settings import KINDS
@@ -39,10 +39,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
     front = content["front"]
     evidence = [section for section in content["sections"] if not KINDS[section["kind"]].placebos]
     placebos = [section for section in content["sections"] if KINDS[section["kind"]].placebos]
-    return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{run.name}: what this student can learn"),
-        style=style(),
-        script=script(view),
+    body = Template((_HERE / "report.html").read_text(encoding="utf-8").rstrip()).substitute(
         headline=headline(front),
         pair=inline(content["pair"]),
         primary=primary_claims(front),
@@ -56,6 +53,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         ties=_ties(content["saturation"]),
         tokens=tokens_section(view),
     )
+    return bare_page(f"{run.name}: what this student can learn", body, view)
 
 
 def headline(front: dict[str, Any]) -> str:
