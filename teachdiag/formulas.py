@@ -41,16 +41,19 @@ class Score:
             on the order of rows. What the functions below make reads any `Statistics`.
         columns: what it reads; names without a support size mean that of the tokens.
         formula: the formula in words that the documentation shows.
+        whole_lists: whether it reads the same entries of the top-K lists at every support size.
     """
 
     of: Callable[[Any], npt.ArrayLike]
     columns: tuple[str, ...]
     formula: str
+    whole_lists: bool = False
 
     @property
     def has_k(self) -> bool:
         """Whether it depends on the support size. Lists of ids alone are read for their first few."""
-        return any(name in PER_SUPPORT or name.endswith("topk_logp") for name in self.columns)
+        listed = any(name.endswith("topk_logp") for name in self.columns)
+        return (listed and not self.whole_lists) or any(name in PER_SUPPORT for name in self.columns)
 
     def values(self, statistics: Statistics) -> Array:
         """Return the score of every position, shape (N,), float64."""

@@ -80,6 +80,40 @@ _IW_OPD = Score(
     ("teacher_logp", "student_logp"),
     "1 + ½ (1 - Σ_{s<t} abs(r_s) / Σ_s abs(r_s)), r = log q(y) - log p(y), sums within the context",
 )
+_PW_OPSD = Score(
+    lambda tokens: published.late_weight(tokens.stored("context_id"), tokens.stored("position")),
+    ("position",),
+    "¼ + ¾ σ((u - 0.3) / 0.1), u = (i - ½) / n for the i-th of the context's n positions",
+)
+_OPSA = Score(lambda tokens: -tokens.column("student_logp"), ("student_logp",), "-log p(y)")
+_TROPD = Score(
+    lambda tokens: published.trust(tokens.column("student_logp"), tokens.column("teacher_logp")),
+    ("student_logp", "teacher_logp"),
+    "min(1, q(y) / p(y))",
+)
+_AOPD = Score(
+    lambda tokens: np.sign(tokens.column("teacher_logp") - tokens.column("student_logp")),
+    ("student_logp", "teacher_logp"),
+    "sign of log q(y) - log p(y)",
+)
+_IDA_OPD = Score(
+    lambda tokens: published.influence_weight(
+        tokens.stored("student_topk_logp"),
+        *(tokens.column(name) for name in ("student_entropy", "student_logp", "teacher_logp")),
+    ),
+    ("student_topk_logp", "student_entropy", "student_logp", "teacher_logp"),
+    "1 where (log q(y) - log p(y)) · D ≥ 0, else abs(q(y) - p(y)) / (q(y) + p(y)); "
+    "D = Σ p² (log p + H(p)) - p(y) (log p(y) + H(p))",
+    whole_lists=True,
+)
+_LGR = Score(
+    lambda tokens: published.next_confidence(
+        tokens.stored("context_id"), tokens.stored("position"), tokens.stored("teacher_topk_logp")[:, 0].astype(float)
+    ),
+    ("teacher_topk_logp",),
+    "max q at the next position; unknown at the last",
+    whole_lists=True,
+)
 
 _OF_SIGNALS = [Selector(s.selector, s.score, s.source) for s in SIGNALS.values() if s.selector]
 _DECLARED = (
@@ -101,6 +135,13 @@ _DECLARED = (
     Selector("selectkd", _SELECTKD, "SelecTKD, arXiv 2510.24021"),
     Selector("fire", _FIRE, "FiRe-OPD, arXiv 2606.02684"),
     Selector("iw_opd", _IW_OPD, "IW-OPD, arXiv 2606.22600"),
+    Selector("pw_opsd", _PW_OPSD, "PW-OPSD, arXiv 2605.21606"),
+    Selector("opsa", _OPSA, "OPSA, arXiv 2608.31046; needs no teacher"),
+    Selector("teacher_entropy", column("teacher_entropy"), "EOPD, arXiv 2603.07079 (there above 0.8 nats)"),
+    Selector("tropd", _TROPD, "TrOPD, arXiv 2606.01249"),
+    Selector("aopd", _AOPD, "AOPD, arXiv 2605.06387"),
+    Selector("ida_opd", _IDA_OPD, "IDA-OPD, arXiv 2608.29846"),
+    Selector("lgr", _LGR, "LGR, arXiv 2605.30833 (there for each candidate)"),
 )
 _BUILT_IN = {selector.name: selector for selector in _DECLARED}
 
@@ -247,5 +288,9 @@ p is the student, q the teacher, y the realised token, U the union of both top-K
 and U are those of the chosen K. Q3 holds the positions whose student entropy is at most its median and whose forward KL
 is at least its median. `predicted` reads `fix_inner`, the inner product of the gradient of a position's loss with that
 of the held-out KL; `oracle` reads `isolated_gain`; the caller adds both columns.
+
+Weights of other papers are used as scores: they order positions as the papers weigh them. Two are not here. Rock tokens
+(arXiv 2605.09253) are found by comparing contexts with an encoder that the paper leaves open, over a row of checkpoints;
+LGR's reward of every candidate needs the teacher after each of them, and `lgr` has only the realised one.
 
 """

@@ -119,11 +119,8 @@ def early_weight(context_id: Ids, position: Ids, log_ratio: Array, gamma: float 
         log_ratio: shape (N,), nats.
         gamma: the largest extra weight; the paper's 0.5.
     """
-    order = np.lexsort((position, context_id))
+    order, starts, lengths = _by_context(context_id, position)
     size = np.abs(log_ratio)[order]
-    ids = context_id[order]
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
-    lengths = np.diff(np.r_[starts, len(ids)])
     before = np.cumsum(size) - size
     before -= np.repeat(before[starts], lengths)
     total = np.repeat(np.add.reduceat(size, starts), lengths)
@@ -131,6 +128,76 @@ def early_weight(context_id: Ids, position: Ids, log_ratio: Array, gamma: float 
     weights = np.empty(len(share))
     weights[order] = 1 + gamma * (1 - np.clip(share, 0, 1))
     return weights
+
+
+def late_weight(context_id: Ids, position: Ids, least: float = 0.25, centre: float = 0.3, width: float = 0.1) -> Array:
+    """PW-OPSD: w = least + (1 - least) sigmoid((u - centre) / width), shape (N,), u in (0, 1) the place in it.
+
+    The i-th of a context's n positions, in their order, lies at u = (i - 1/2) / n. The defaults are the schedule that
+    the authors hold fixed over models. Source: arXiv 2605.21606, and its code for u.
+
+    Args:
+        context_id: shape (N,).
+        position: shape (N,), tokens.
+        least: the weight that the first positions tend to.
+        centre: u at which half of the rise is done.
+        width: of the rise, in u.
+    """
+    order, starts, lengths = _by_context(context_id, position)
+    places = np.empty(len(order))
+    places[order] = (np.arange(len(order)) - np.repeat(starts, lengths) + 0.5) / np.repeat(lengths, lengths)
+    weights: Array = least + (1 - least) / (1 + np.exp((centre - places) / width))
+    return weights
+
+
+def trust(student_logp: Array, teacher_logp: Array) -> Array:
+    """TrOPD: min(1, q/p) of the realised token, shape (N,): the rate at which speculative decoding would accept it.
+
+    The paper draws its trust region by this probability. Source: arXiv 2606.01249.
+    """
+    rates: Array = np.exp(np.minimum(teacher_logp - student_logp, 0))
+    return rates
+
+
+def influence_weight(
+    student_topk_logp: Logs, student_entropy: Array, student_logp: Array, teacher_logp: Array
+) -> Array:
+    """IDA-OPD: 1 where the sampled gradient raises the student's entropy, else |q - p| / (q + p) of y, shape (N,).
+
+    Descent on -log(q/p) log p(y) changes H(p) at the rate log(q/p) D, with D = sum_v p_v^2 (log p_v + H) -
+    p_y (log p_y + H): the derivative of H along a step of the logits. The sum runs over the student's list, beyond
+    which p_v^2 is next to nothing. Source: arXiv 2608.29846, Theorem 1 and the weight of its Section 4.
+
+    Args:
+        student_topk_logp: shape (N, K), nats.
+        student_entropy: shape (N,), nats.
+        student_logp: log p(y), shape (N,), nats.
+        teacher_logp: log q(y), shape (N,), nats.
+    """
+    listed = student_topk_logp.astype(np.float64)
+    spread = (np.exp(2 * listed) * (listed + student_entropy[:, None])).sum(1)
+    advantage = teacher_logp - student_logp
+    influence = advantage * (spread - np.exp(student_logp) * (student_logp + student_entropy))
+    return np.where(influence < 0, np.abs(np.tanh(advantage / 2)), 1.0)
+
+
+def next_confidence(context_id: Ids, position: Ids, teacher_top_logp: Array) -> Array:
+    """LGR's measure: the teacher's largest probability one position later, shape (N,); NaN where that is not there.
+
+    The paper rewards each of the student's candidates by the confidence that the teacher has after it; what is stored
+    tells it for the realised token alone. Source: arXiv 2605.30833.
+
+    Args:
+        context_id: shape (N,).
+        position: shape (N,), tokens.
+        teacher_top_logp: log-probability of the teacher's first choice, shape (N,), nats.
+    """
+    last = int(position.max()) + 2
+    places = context_id.astype(np.int64) * last + position
+    known, first = np.unique(places, return_index=True)
+    following = np.minimum(np.searchsorted(known, places + 1), len(known) - 1)
+    there = known[following] == places + 1
+    return np.where(there, np.exp(teacher_top_logp[first[following]]), np.nan)
 
 
 def members(ids: Ids, others: Ids) -> Mask:
@@ -166,6 +233,14 @@ def _unions(lists: Lists, realised: Realised | None = None) -> Iterator[tuple[sl
 def blocks(n: int) -> Iterator[slice]:
     """Yield the rows of one block after another."""
     return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))
+
+
+def _by_context(context_id: Ids, position: Ids) -> tuple[Ids, Ids, Ids]:
+    """Return rows in order of context and position, and where each context starts in it, and how many rows it has."""
+    order = np.lexsort((position, context_id))
+    ids = context_id[order]
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    return order, starts, np.diff(np.r_[starts, len(ids)])
 
 
 def _columns(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:

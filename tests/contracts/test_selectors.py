@@ -121,6 +121,44 @@ def test_scores_of_the_realised_token_are_their_definitions() -> None:
     assert 0 < np.mean(np.array(selectkd) == 1) < 1
 
 
+def test_scores_of_this_year_are_their_definitions() -> None:
+    student_first, late, confident = [], [], []
+    for i, y in enumerate(TOKEN):
+        p = slow.softmax(STUDENT[i])
+        student_first.append(-math.log(p[y]))
+        mine = [j for j in range(len(TOKEN)) if COLUMNS["context_id"][j] == COLUMNS["context_id"][i]]
+        u = (sum(COLUMNS["position"][j] < COLUMNS["position"][i] for j in mine) + 0.5) / len(mine)
+        late.append(0.25 + 0.75 / (1 + math.exp(-(u - 0.3) / 0.1)))
+        after = [j for j in mine if COLUMNS["position"][j] == COLUMNS["position"][i] + 1]
+        confident.append(max(slow.softmax(TEACHER[after[0]])) if after else math.nan)
+    expected = {"opsa": student_first, "pw_opsd": late, "lgr": confident}
+    expected["teacher_entropy"] = [slow.entropy(slow.softmax(row)) for row in TEACHER]
+    ratio = [slow.softmax(t)[y] / slow.softmax(s)[y] for s, t, y in zip(STUDENT, TEACHER, TOKEN, strict=True)]
+    expected |= {"tropd": [min(1.0, r) for r in ratio], "aopd": [math.copysign(1, r - 1) for r in ratio]}
+    for name, scores in expected.items():
+        np.testing.assert_allclose(SELECTORS[name].scores(TOKENS), scores, rtol=1e-9, err_msg=name)
+    assert np.isnan(confident).sum() == 6  # the last position of each context
+    assert {name for name in SELECTORS if SELECTORS[name].score.has_k and name in expected} == set()
+
+
+def test_entropy_influence_is_what_a_step_of_the_logits_does() -> None:
+    narrow = STUDENT * 3  # nearly all of p_v^2 is in the list of 32
+    rng = np.random.default_rng(0)
+    sampled = np.array([rng.choice(len(row), p=slow.softmax(row / 2)) for row in narrow])
+    table = measured(narrow, TEACHER, sampled, rng)
+    expected, clear = [], []
+    for z, t, y in zip(narrow, TEACHER, sampled, strict=True):
+        p, q = slow.softmax(z), slow.softmax(t)
+        onward = math.log(q[y] / p[y]) * (np.eye(len(z))[y] - p)  # descent on -log(q/p) log p(y)
+        rise = (slow.entropy(slow.softmax(z + 1e-5 * onward)) - slow.entropy(slow.softmax(z - 1e-5 * onward))) / 2e-5
+        expected.append(abs(q[y] - p[y]) / (q[y] + p[y]) if rise < 0 else 1.0)
+        clear.append(abs(rise) > 1e-6)
+    scores = SELECTORS["ida_opd"].scores(Tokens(table))
+    np.testing.assert_allclose(scores[clear], np.array(expected)[clear], rtol=1e-7)
+    assert np.sum(clear) > 50
+    assert 0.1 < np.mean(np.array(expected) == 1) < 0.9
+
+
 def test_identical_models_teach_nothing() -> None:
     same = measured(STUDENT, STUDENT, TOKEN, RNG)
     for name in ("ier", "pgt", "dial"):
