@@ -289,8 +289,8 @@ and U are those of the chosen K. Q3 holds the positions whose student entropy is
 is at least its median. `predicted` reads `fix_inner`, the inner product of the gradient of a position's loss with that
 of the held-out KL; `oracle` reads `isolated_gain`; the caller adds both columns.
 
-Weights of other papers are used as scores: they order positions as the papers weigh them. Two are not here. Rock tokens
-(arXiv 2605.09253) are found by comparing contexts with an encoder that the paper leaves open, over a row of checkpoints;
-LGR's reward of every candidate needs the teacher after each of them, and `lgr` has only the realised one.
+Weights of other papers are used as scores: they order positions as the papers weigh them. Two things are left out.
+Rock tokens (arXiv 2605.09253) are found over a row of checkpoints, by comparing contexts with an encoder that the paper
+leaves open. LGR rewards every candidate, for which the teacher must be asked after each: `lgr` has the realised one.
 
 """
