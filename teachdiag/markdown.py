@@ -4,11 +4,13 @@ Pandas' own writer needs a further package, and pads cells so that one longer wo
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def markdown_table(table: pd.DataFrame) -> str:
+def markdown_table(table: "pd.DataFrame") -> str:
     """Return a table of text; a bar inside a cell is escaped."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
     return "\n".join(_line(row) for row in rows)

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from teachdiag.errors import ArtefactError, RunError, cause, using
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow.dataset
+
 CHECKSUM = ".sha256"  # suffix of the file that holds a shard's, until its stage ends
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # whatever a damaged file raises
-_VERIFIED = pads.ParquetFileFormat(
-    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Table:
 
     def read(
         self, path: Path, columns: Sequence[str] | None = None, among: Mapping[str, Sequence[Any]] | None = None
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """Read one Parquet file or a folder of shards, in shard order.
 
         Args:
@@ -118,7 +117,7 @@ class Table:
             raise ArtefactError(f"no {self.name} table at {path}: run the stage that writes it ({self.written_by})")
         wanted = [c for c in self.columns if columns is None or c.name in columns]
         try:
-            shards = pads.dataset([str(f) for f in files], format=_VERIFIED)
+            shards = _verified(files)
             if columns is None:  # all that there are
                 wanted = [c for c in wanted if c.name in shards.schema.names or not c.optional]
             self._refuse_lacking(path, wanted, shards.schema.names)
@@ -172,7 +171,16 @@ class Table:
                 raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
 
 
-def rows_where(table: pd.DataFrame, **held: object) -> pd.DataFrame:
+def _verified(files: Sequence[Path]) -> "pyarrow.dataset.Dataset":
+    """Open Parquet files as one table, whose pages' checksums are verified when they are read."""
+    # It loads pandas, which takes longer than a refusal: whoever reads no table does without.
+    from pyarrow.dataset import ParquetFileFormat, ParquetFragmentScanOptions, dataset
+
+    scan = ParquetFragmentScanOptions(page_checksum_verification=True)
+    return dataset([str(file) for file in files], format=ParquetFileFormat(default_fragment_scan_options=scan))
+
+
+def rows_where(table: "pd.DataFrame", **held: object) -> "pd.DataFrame":
     """Return the rows of a table that hold these values, by column; None is null."""
     for column, value in held.items():
         table = table[table[column].isna() if value is None else table[column] == value]

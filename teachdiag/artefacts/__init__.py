@@ -3,7 +3,7 @@
 `python -m teachdiag.artefacts` prints the page `docs/artefacts.md`, which is made from nothing else.
 """
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from teachdiag.artefacts.columns import CANDIDATES, TOP
 from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
@@ -39,6 +39,9 @@ from teachdiag.artefacts.specifications import IN_SPREADS, QUANTITIES, SPECIFICA
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "BALANCE",
@@ -123,7 +126,7 @@ TABLES = (
 )
 
 
-def probes_by_step(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
+def probes_by_step(estimates: "pd.DataFrame") -> dict[str, dict[str, str]]:
     """Return the real steps in a table of estimates, each with its probe_ids by update: its own, then its placebos'."""
     of_steps = estimates[estimates["analysis"] == "mean"]  # which only steps and their placebos have
     probes = of_steps[["probe_id", "update"]].drop_duplicates()
@@ -135,6 +138,8 @@ def probes_by_step(estimates: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 def data_dictionary() -> str:
     """Return `docs/artefacts.md`: every table and column, made from the schemas above."""
+    import pandas as pd
+
     parts = ["# Artefacts\n", _PREAMBLE]
     for t in TABLES:
         parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.folder}`, written by `teachdiag {t.written_by}`; ")

@@ -8,7 +8,6 @@ from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import PER_SUPPORT, Score, column, complement, within_q3
@@ -214,6 +213,8 @@ def resolve_selector(spec: str) -> Selector:
 
 def selectors_page() -> str:
     """Return `docs/selectors.md`: every selector, made from the registry."""
+    import pandas as pd
+
     rows = [(f"`{s.name}`", s.score.formula, s.source) for s in _BUILT_IN.values()]
     table = markdown_table(pd.DataFrame(rows, columns=["selector", "score", "source"]))
     masks = ", ".join(f"`{method}`" for method in METHODS)
