@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.models.pair import pinned, resolve_pair
-from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
+from teachdiag.diagnostics.models.pair import resolve_pair
 from teachdiag.diagnostics.probes.measurement import measurement
 from teachdiag.diagnostics.probes.names import find_or_name
 from teachdiag.diagnostics.probes.probe_setup import set_up
@@ -13,15 +13,11 @@ from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import refuse_sharding_alone
 from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
-from teachdiag.errors import RunError, SettingsError
+from teachdiag.errors import RunError
 from teachdiag.losses import LOSSES
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
-_READ = (  # of the capture's note
-    *("settings.student", "settings.teacher", "settings.prompts", "settings.positions"),
-    *("inputs.student.digest", "inputs.teacher.digest"),
-)
 _NEEDED = ("forward_kl", "teacher_entropy")  # of the columns that a teacher behind an engine may not give
 
 
@@ -37,9 +33,9 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     agree(settings.as_dict())
     if settings.shard_model:
         refuse_sharding_alone("probe")
-    captured = SharedStage(run, "capture").require(*_READ)
+    captured = SharedStage(run, "capture").require(*READ)
     on_first(POSITIONS.require)(run / "positions", _NEEDED)
-    capture = _capture_settings(run, captured)
+    capture = captured_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     probe_id, recorded = on_first(find_or_name)(run, settings)
     kind = measurement(settings)
@@ -47,7 +43,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     with stage.held():
         device = process_device(settings.device)
         sources = on_first(resolve_pair)(capture, reporter)
-        _refuse_other_models(run, captured, sources)
+        refuse_other_models(run, captured, sources)
         further = on_first(kind.inputs)(run, capture, reporter)
         inputs = captured["inputs"] | captured["tables"] | further
         if stage.claim(recorded, inputs, machine_facts(device), settings.defaults()):
@@ -58,26 +54,6 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
             results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(setup)
             stage.complete(results)
     return results
-
-
-def _capture_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:
-    try:
-        return CaptureSettings(**captured["settings"])
-    except (TypeError, SettingsError) as error:
-        note = run / "capture.json"
-        raise RunError(f"{note} has settings that this version refuses ({error}): capture again") from error
-
-
-def _refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) -> None:
-    """Refuse to probe models that are not, byte for byte and layer for layer, those whose predictors the run holds."""
-    for side, source in zip(("student", "teacher"), sources, strict=True):
-        before, now = captured["inputs"][side], pinned(source)
-        for what, held in (("digest", now["digest"]), ("dropped_layers", list(now["dropped_layers"]))):
-            if before[what] != held:
-                raise RunError(
-                    f"{run} was captured with another {side}: {what} of {source.name} was {before[what]}, now {held}: "
-                    "restore those weights, or capture again"
-                )
 
 
 def _refuse_biased_loss(settings: ProbeSettings, capture: CaptureSettings, reporter: Reporter) -> None:

@@ -28,6 +28,7 @@ from teachdiag.settings import (
     AnalyzeSettings,
     CalibrateSettings,
     CaptureSettings,
+    CheckLossSettings,
     EvaluateSettings,
     FiguresSettings,
     PlanSettings,
@@ -40,6 +41,7 @@ from teachdiag.terminal import (
     show_calibration,
     show_capture,
     show_figures,
+    show_losses,
     show_models,
     show_plan,
     show_probe,
@@ -339,6 +341,36 @@ def calibrate(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     from teachdiag.diagnostics.calibrate import run_calibration
 
     return run_calibration(settings, Reporter())
+
+
+_UNTAUGHT = 3  # exit code of a loss that does not teach
+
+
+@plain_command(
+    app,
+    CheckLossSettings,
+    show_losses,
+    recipe=False,
+    code=lambda summary: 0 if all(loss["teaches"] for loss in summary["losses"]) else _UNTAUGHT,
+)
+def check_loss(settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Say whether an OPD loss of your own teaches: its expected gradient beside those of both KLs, on a bank.
+
+    The function is loss(student_logits, teacher_logits, token_ids, mask). Logits are float32, shape (sequences,
+    length, vocabulary); token_ids, of shape (sequences, length), were drawn from these very rows of the student, so
+    that nothing is left to be shifted; mask is True at them. It returns one number, or one a token.
+
+    Exit codes: 0 every loss teaches, 3 one does not, 2 the input is wrong.
+
+    Examples:
+        teachdiag check-loss my_losses:opd
+        teachdiag check-loss my_losses:opd my_losses:clipped --run runs/qwen --json
+    """
+    _need_models()
+    preflight.before_reading(run_folder(settings.run))
+    from teachdiag.diagnostics.check_loss import run_check_loss
+
+    return run_check_loss(settings, Reporter())
 
 
 @app.command(cls=HelpPage)

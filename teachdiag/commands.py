@@ -195,7 +195,12 @@ def stage_command(
 
 
 def plain_command(
-    app: typer.Typer, settings_class: type, show: Callable[[dict[str, Any]], None], *, recipe: bool = True
+    app: typer.Typer,
+    settings_class: type,
+    show: Callable[[dict[str, Any]], None],
+    *,
+    recipe: bool = True,
+    code: Callable[[dict[str, Any]], int] = lambda _: 0,
 ) -> Callable[[_Work], _Work]:
     """Register a command that has no run directory: settings in, a summary out, for people or as JSON.
 
@@ -204,6 +209,7 @@ def plain_command(
         settings_class: its settings.
         show: prints the summary for people.
         recipe: whether a recipe has a table for it.
+        code: the exit code that a summary stands for.
     """
     shared = {name: option for name, option in _PLAIN.items() if recipe or name != "recipe"}
 
@@ -213,6 +219,8 @@ def plain_command(
             with uninterrupted():
                 summary = work(settings_class(**values))
             print(json.dumps(summary, indent=2)) if common["json"] else show(summary)
+            if ended := code(summary):
+                raise typer.Exit(ended)
 
         _add(app, command, work, settings_class, shared)
         return work
@@ -237,7 +245,7 @@ def _add(
     command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
     command.__doc__ = named.__doc__
     command.settings_class = settings_class  # type: ignore[attr-defined]
-    app.command(named.__name__, cls=HelpPage)(command)
+    app.command(named.__name__.replace("_", "-"), cls=HelpPage)(command)
 
 
 # How help calls the value of an option, by its type.

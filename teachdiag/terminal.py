@@ -79,6 +79,22 @@ def show_import(summary: Summary) -> None:
     print(f"{summary['file']}: {summary['contexts']} contexts of {prompts} prompts; finish_reason {ends}")
 
 
+def show_losses(summary: Summary) -> None:
+    """Print how near each loss's expected gradient is to those of both KLs, and a sentence on each of the user's."""
+    columns = "cos KL(p || q)", "cos KL(q || p)", "bias", "noise", "no gradient", "found"
+    table = _table(f"{summary['run']}: {summary['tokens']} tokens; p student, q teacher", "loss", *columns)
+    for group in ("losses", "references"):
+        for loss in summary[group]:
+            numbers = (
+                "-" if loss[key] is None else f"{loss[key]:.3g}" for key in ("reverse", "forward", "bias", "noise")
+            )
+            table.add_row(loss["name"], *numbers, f"{loss['nothing']:.0%}", loss["finding"] or "teaches")
+        table.add_section()
+    _console().print(table)
+    for loss in summary["losses"]:
+        print(f"{loss['name']}: {loss['sentence']}")
+
+
 def show_plan(summary: Summary) -> None:
     """Print what a planned run takes, the layout that is recommended, and which machine this was extrapolated from.
 

@@ -36,6 +36,7 @@ from teachdiag.settings.base import (
     template_options,
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
+from teachdiag.settings.check_loss import CheckLossSettings
 from teachdiag.settings.importing import ImportSettings
 from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import CalibrateSettings, PlanSettings
@@ -60,6 +61,7 @@ __all__ = [
     "AnalyzeSettings",
     "CalibrateSettings",
     "CaptureSettings",
+    "CheckLossSettings",
     "DType",
     "Derivative",
     "EndOfText",
