@@ -90,8 +90,9 @@ def judge(name: str, loss: LossFunction, sample: Sample, candidates: int, draws:
     numbers = _measure(found, sample)
     finding, sentence = _mistake(name, loss, sample, found, numbers) or ("", _agreement(numbers))
     return Verdict(
-        name,
-        *(numbers.cosines or (None, None)),
+        name=name,
+        reverse=numbers.cosines and numbers.cosines[0],
+        forward=numbers.cosines and numbers.cosines[1],
         bias=numbers.bias,
         noise=numbers.noise,
         nothing=numbers.nothing,
