@@ -113,8 +113,8 @@ notebook: .venv/installed  ## the notebook that Jupyter opens, from its text
 readme: .venv/installed  ## put what was measured into the README and the pages of results (needs `make figures`, or `make sweep`)
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
 
-results: .venv/installed  ## put what was measured on all pairs into docs/results.md (needs `make study-real`)
-	$(BIN)/python -m tools.results_page $(patsubst %,runs/%,$(REAL) $(PAIRS))
+results: .venv/installed  ## put what was measured on the pairs of `make study-real` into docs/results.md
+	$(BIN)/python -m tools.results_page $(patsubst %/analyze.json,%,$(wildcard $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS))))
 
 clean:  ## remove the environment and every run
 	rm -rf .venv .venv-vllm runs site

@@ -1,42 +1,71 @@
-"""`make results`: put what was measured on several pairs, whichever way it falls, into docs/results.md."""
+"""`make results`: put what was measured on several pairs, whichever way it falls, into docs/results.md.
 
+A pair takes hours, and not every machine can run them all at once: what each of the given runs shows is kept in a file
+of its own in docs/study-real/measured/, and the page is made from all of these.
+"""
+
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from teachdiag.analysis.kinds.efficiency import real_table
+from teachdiag.figures.paper_claims import Answer, answers, wide_table
 from teachdiag.figures.run_tables import load_tables
+from teachdiag.jsontext import parse_json
 from teachdiag.markdown import markdown_table
 from teachdiag.runs import Stage
+from teachdiag.tables import write_text
 from tools.off_support import off_support_table
 from tools.readme_result import ROOT, put
 
 PAGE = ROOT / "docs/results.md"
+MEASURED = ROOT / "docs/study-real/measured"
+RUNS = ("qwen", "gemma", "demo", "privileged")  # in the order of the page
+
+Rows = list[dict[str, Any]]
 
 
 def main(runs: Sequence[Path]) -> None:
-    """Replace what stands between the page's marks; `teachdiag figures RUN RUN ...` has compared these very runs."""
-    put(PAGE, "claims", (runs[0].parent / "comparison/claims.md").read_text().rstrip())
-    put(PAGE, "steps", markdown_table(real_steps_table(runs)))
-    put(PAGE, "support", markdown_table(off_support_table(runs)))
-    put(PAGE, "minutes", markdown_table(minutes_table(runs)))
-
-
-def real_steps_table(runs: Sequence[Path]) -> pd.DataFrame:
-    """Return what masked steps that were really taken kept, beside what first order says of the same batches."""
-    tables = []
+    """Keep what the runs show, and replace what stands between the page's marks."""
     for run in runs:
-        table = real_table(load_tables(run).efficiency)
-        table.insert(0, "run", run.name)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        write_text(json.dumps(shown_by(run), indent=1, ensure_ascii=False) + "\n", MEASURED / f"{run.name}.json")
+    for name, table in page_tables([parse_json(file.read_text(), finite=False) for file in _kept()]).items():
+        put(PAGE, name, table)
 
 
-def minutes_table(runs: Sequence[Path]) -> pd.DataFrame:
-    """Return the minutes that every stage of every run took, as the runs recorded them."""
-    return pd.DataFrame([{"run": run.name} | dict(_minutes(run)) for run in runs]).fillna("-")
+def shown_by(run: Path) -> dict[str, Rows]:
+    """Return what a run shows, by the name of its place in the page, each row with the run's name."""
+    tables = load_tables(run)
+    texts = {"steps": real_table(tables.efficiency), "support": off_support_table([run]), "minutes": minutes_table(run)}
+    for table in texts.values():
+        table["run"] = run.name
+    claims = [asdict(answer) for answer in answers({run.name: tables})]
+    return {"claims": claims} | {name: table.to_dict("records") for name, table in texts.items()}
+
+
+def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
+    """Return the tables of the page in Markdown, by the names of their places.
+
+    Args:
+        measured: what `shown_by` returned of each run, in the order of the page.
+    """
+    claims = [Answer(**row) for of_run in measured for row in of_run["claims"]]
+    pages = {"claims": wide_table(claims, list(dict.fromkeys(answer.run for answer in claims)))}
+    for name in ("steps", "support", "minutes"):
+        table = pd.DataFrame([row for of_run in measured for row in of_run[name]])
+        table.insert(0, "run", table.pop("run"))
+        pages[name] = markdown_table(table.fillna("-"))
+    return pages
+
+
+def minutes_table(run: Path) -> pd.DataFrame:
+    """Return the minutes that every stage of a run took, as it recorded them, in one row."""
+    return pd.DataFrame([dict(_minutes(run))])
 
 
 def _minutes(run: Path) -> Iterator[tuple[str, str]]:
@@ -44,6 +73,12 @@ def _minutes(run: Path) -> Iterator[tuple[str, str]]:
         seconds = Stage(run, stage).seconds()
         if seconds is not None:
             yield stage.removeprefix("probes/"), f"{seconds / 60:.1f}"
+
+
+def _kept() -> Iterator[Path]:
+    for name in RUNS:
+        if (file := MEASURED / f"{name}.json").exists():
+            yield file
 
 
 if __name__ == "__main__":

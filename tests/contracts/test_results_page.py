@@ -1,14 +1,12 @@
-"""Minutes on the page of results: those that the runs recorded, over all starts of a stage."""
+"""The page of results: minutes as the runs recorded them, and tables over runs that were measured at other times."""
 
 import json
 from pathlib import Path
 
-from tools.results_page import minutes_table
+from tools.results_page import minutes_table, page_tables
 
 
 def test_minutes_are_summed_over_starts_and_unknown_where_one_did_not_end(tmp_path: Path) -> None:
-    run = tmp_path / "pair"
-    run.mkdir()
     events = [
         {"stage": "capture", "event": "begin"},
         {"stage": "capture", "event": "end", "seconds": 90.0},
@@ -18,10 +16,19 @@ def test_minutes_are_summed_over_starts_and_unknown_where_one_did_not_end(tmp_pa
         {"stage": "analyze", "event": "begin"},
         {"stage": "analyze", "event": "end", "seconds": 12.0},
     ]
-    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    other = tmp_path / "other"
-    other.mkdir()
-    assert minutes_table([run, other]).to_dict("records") == [
-        {"run": "pair", "capture": "2.0", "analyze": "0.2"},
-        {"run": "other", "capture": "-", "analyze": "-"},
-    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert minutes_table(tmp_path).to_dict("records") == [{"capture": "2.0", "analyze": "0.2"}]
+
+
+def test_runs_stand_beside_one_another() -> None:
+    def of(run: str, status: str, minutes: dict[str, str]) -> dict:
+        claim = {"claim": "the step helps", "run": run, "probe_id": "one_step", "status": status, "unit": "nats"}
+        numbers = {"estimate": 0.5, "ci_low": 0.25, "ci_high": 0.75}
+        rest = [{"what": "x", "run": run}]
+        return {"claims": [claim | numbers], "steps": rest, "support": rest, "minutes": [minutes | {"run": run}]}
+
+    pages = page_tables([of("a", "holds", {"capture": "1.0"}), of("b", "not shown", {"capture": "2.0", "lds": "3.0"})])
+    numbers = "0.5 [0.25, 0.75] nats"
+    claim = f"| the step helps | {numbers}: holds | {numbers}: not shown | some: 1 of 2 |"
+    assert pages["claims"].splitlines()[2:] == [claim]
+    assert pages["minutes"].splitlines()[2:] == ["| a | 1.0 | - |", "| b | 2.0 | 3.0 |"]
