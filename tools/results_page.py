@@ -27,7 +27,7 @@ PAGE = ROOT / "docs/results.md"
 MEASURED = ROOT / "docs/study-real/measured"
 RUNS = ("qwen", "gemma", "demo", "privileged")  # in the order of the page
 
-Rows = list[dict[str, Any]]
+Rows = list[dict[Any, Any]]
 
 
 def main(runs: Sequence[Path]) -> None:
