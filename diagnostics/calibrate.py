@@ -164,7 +164,7 @@ def stored(positions: Path, *, lists: bool) -> Stored:
 
 def parameters(model: LanguageModel) -> int:
     """Parameters of a model, tied ones once."""
-    return sum(p.numel() for _, p in model.parameters())
+    return sum(p.numel() for p in model.model.parameters())
 
 
 def _weighed(table: pa.Table) -> int:

@@ -23,7 +23,7 @@ from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.tables import rows_where, write_parquet_and_csv, write_text
 
 CLAIMS = "claims"
-_PAIR = ("student", "teacher", "without_layers", "teacher_prompt", "prompts")
+_PAIR = ("student", "teacher", "without_layers", "adapters", "teacher_prompt", "prompts")
 _UPDATE = ("kind", "optimizer", "learning_rate", "loss", "update_on", "steps")
 _DESIGNS = {"thirds": "upper less lower third", "matched": "matched pairs"}
 
@@ -84,6 +84,8 @@ def _rows(name: str, tables: RunTables) -> pd.DataFrame:
     capture = Stage(run, "capture").record("inputs.student.dropped_layers")
     pair = {side: capture["settings"][side] for side in ("student", "teacher")}
     pair["without_layers"] = ", ".join(map(str, capture["inputs"]["student"]["dropped_layers"]))
+    adapters = (capture["settings"][f"{side}_adapter"] for side in ("student", "teacher"))
+    pair["adapters"] = ", ".join(filter(None, adapters))
     pair |= {"teacher_prompt": teacher_prompt(capture), "prompts": bank_prompts(capture)}
     contrasts = []
     for step in steps_of(tables):

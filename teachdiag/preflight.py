@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
+from teachdiag.adapters import local_adapter
 from teachdiag.errors import InputError, ModelError, RolloutError, RunError, SettingsError, cause
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
@@ -29,7 +30,7 @@ from teachdiag.sweeps import plan
 
 _EXTRAS = ("trackio", "wandb")  # packages that an extra of their name installs
 _PATH_LIKE = ("/", "./", "../", "~")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODELS = (  # that are read
     "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
     "on the Hub, or 'embedded'"
@@ -180,7 +181,7 @@ def local_model(name: str) -> Path | None:
     if path.is_file() or path.suffix == ".gguf" or name.startswith(_PATH_LIKE):
         why = "is a file" if path.is_file() else "does not exist"
         raise ModelError(f"model {name!r} {why}: {MODELS}")
-    if _HUB_ID.fullmatch(name) is None or ".." in name:
+    if HUB_ID.fullmatch(name) is None or ".." in name:
         raise ModelError(f"model {shown(name)} is no folder here, and cannot be an id on the Hub: {MODELS}")
     return None
 
@@ -210,6 +211,8 @@ def _on_hub(name: str) -> bool:
 
 
 def _pair(settings: PairSettings, new: bool) -> None:
+    for adapter in filter(None, (settings.student_adapter, settings.teacher_adapter)):
+        local_adapter(adapter)
     student, teacher = _on_hub(settings.student), _on_hub(settings.teacher)
     if new and not teacher:
         settings.refuse_idle({"teacher_revision": "a teacher on the Hub"})

@@ -8,7 +8,7 @@ from typing import Any
 from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results, Tables, analysis_of
 from teachdiag.analysis.step.findings import secondary_title
-from teachdiag.analysis.text.text_tables import model_name, without_layers
+from teachdiag.analysis.text.text_tables import altered, model_name
 from teachdiag.glossary import explain, legend
 from teachdiag.markdown import bullets, folded, markdown_table
 from teachdiag.plots import STEP, plots_of
@@ -107,12 +107,15 @@ def figure_group(record: Record) -> str:
 def pair_text(run: Path, results: Results) -> str:
     """Say which pair, which prompts, how large the bank is, and what brackets are."""
     capture = Stage(run, "capture").record(
-        "settings.student", "settings.teacher", "settings.teacher_prompt", "inputs.student.dropped_layers"
+        *("settings.student", "settings.teacher", "settings.teacher_prompt"),
+        *("inputs.student.dropped_layers", "inputs.teacher.dropped_layers"),
     )
-    settings, without = capture["settings"], without_layers(capture["inputs"]["student"]["dropped_layers"])
+    student, teacher = (
+        model_name(capture["settings"][side]) + altered(capture["inputs"][side]) for side in ("student", "teacher")
+    )
     bank = results.estimates[results.estimates["analysis"] == "q3"].iloc[0]
     return (
-        f"Student: {model_name(settings['student'])}{without}. Teacher: {model_name(settings['teacher'])}, with the "
+        f"Student: {student}. Teacher: {teacher}, with the "
         f"{teacher_prompt(capture)} prompt. Bank: {bank['n_positions']} positions of {bank['n_prompts']} "
         f"`{bank_prompts(capture)}` prompts. Brackets are 95% bootstrap intervals, prompts resampled where "
         "nothing else is said. Gain: by how much KL(teacher || student) fell, in nats."

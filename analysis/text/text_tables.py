@@ -1,7 +1,8 @@
 """Estimates as text, and tables of text for the terminal."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.markup import escape
@@ -41,9 +42,11 @@ def model_name(name: str) -> str:
     return "SmolLM2-135M-Instruct (embedded)" if name == EMBEDDED else f"`{name}`"
 
 
-def without_layers(dropped: Sequence[int]) -> str:
-    """Return what to say of a student behind its name: which decoder layers it lacks, nothing where it is whole."""
-    return f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+def altered(pinned: Mapping[str, Any]) -> str:
+    """Return what to say of a model behind its name, by what a stage recorded: layers that it lacks, its adapter."""
+    dropped, adapter = pinned["dropped_layers"], pinned.get("adapter")
+    without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
+    return without + (f" with the adapter `{adapter['name']}`" if adapter else "")
 
 
 def named(row: pd.Series) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.bank.lookup import row_interval
-from teachdiag.analysis.text.text_tables import without_layers
+from teachdiag.analysis.text.text_tables import altered
 from teachdiag.artefacts import PROBE_VERSUS_TRAINING, TRAINING
 from teachdiag.markdown import bullets, markdown_table
 from teachdiag.notes import recall
@@ -117,9 +117,9 @@ def probe_sentences(both: pd.DataFrame) -> list[str]:
 
 def _told(run: Path, rows: pd.DataFrame) -> str:
     """Say what was trained, and how it was judged."""
-    note = Stage(run, "train").record("inputs.student.dropped_layers", "inputs.cells")
+    note = Stage(run, "train").record("inputs.student.dropped_layers", "inputs.teacher.dropped_layers", "inputs.cells")
     settings, inputs = note["settings"], note["inputs"]
-    without = without_layers(inputs["student"]["dropped_layers"])
+    student, teacher = (_named(settings[side]) + altered(inputs[side]) for side in ("student", "teacher"))
 
     def used(name: str) -> str:
         """What the cells were trained with, which a sweep may vary."""
@@ -128,7 +128,7 @@ def _told(run: Path, rows: pd.DataFrame) -> str:
     levels = rows[(rows["measure"] == "mean@k") & rows["budget"].notna()]
     row = levels.iloc[0]
     return (
-        f"Student: {_named(settings['student'])}{without}. Teacher: {_named(settings['teacher'])}. {used('steps')} "
+        f"Student: {student}. Teacher: {teacher}. {used('steps')} "
         f"AdamW steps, learning rate {used('learning_rate')}, {used('batch')} rollouts a step, mean {used('loss')} "
         f"over the kept positions; {levels['n_seeds'].max()} training seeds, paired. Judged by "
         f"{row['n_samples']} answers to each of {row['n_prompts']} held-out `{row['benchmark']}` problems at "

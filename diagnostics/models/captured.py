@@ -34,10 +34,20 @@ def refuse_other_models(run: Path, captured: dict[str, Any], sources: Sources) -
         RunError: one is not.
     """
     for side, source in zip(("student", "teacher"), sources, strict=True):
-        before, now = captured["inputs"][side], pinned(source)
-        for what, held in (("digest", now["digest"]), ("dropped_layers", list(now["dropped_layers"]))):
+        before, now = (_decisive(facts) for facts in (captured["inputs"][side], pinned(source)))
+        for what, held in now.items():
             if before[what] != held:
                 raise RunError(
                     f"{run} was captured with another {side}: {what} of {source.name} was {before[what]}, now {held}: "
                     "restore those weights, or capture again"
                 )
+
+
+def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """What decides a model's numbers, of the facts that pin it."""
+    adapter = facts.get("adapter", {"digest": "none"})
+    return {
+        "digest": facts["digest"],
+        "dropped_layers": list(facts["dropped_layers"]),
+        "digest of the adapter": adapter["digest"],
+    }

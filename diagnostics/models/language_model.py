@@ -9,8 +9,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from teachdiag.diagnostics.models.adapters import put_on
 from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import head_of
+from teachdiag.diagnostics.models.layers import drop_layers
 from teachdiag.diagnostics.models.sources import (
     ModelSource,
     end_ids,
@@ -104,8 +106,11 @@ class LanguageModel:
         return are_sharded(parameter for _, parameter in self.parameters())
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every trainable parameter once, by name, in a fixed order."""
-        yield from self.model.named_parameters()
+        """Every trainable parameter once, by name, in a fixed order: the space in which steps and directions lie.
+
+        These are all weights, or, of a model with an adapter, the adapter's.
+        """
+        yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
@@ -152,7 +157,8 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
         master: keep float32 master weights, which small steps do not vanish in, and compute under autocast.
 
     Raises:
-        ModelError: the files cannot be loaded as a causal language model, or a dropped layer does not exist.
+        ModelError: the files cannot be loaded as a causal language model, or a dropped layer does not exist, or
+            the adapter does not fit.
     """
     compute, tokenizer = getattr(torch, dtype), read_tokenizer(source)
     wrappers = check_weights(source)
@@ -172,7 +178,9 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
         refuse_misfits(source, report)
         forget_wrappers(model, wrappers)
         if source.dropped_layers:
-            _drop_layers(model, source)
+            drop_layers(model, source.name, source.dropped_layers)
+        if source.adapter:
+            put_on(model, source)
         return LanguageModel(source, model, tokenizer, compute if master and compute != torch.float32 else None)
 
 
@@ -196,20 +204,3 @@ def nan_advice(*dtypes: torch.dtype) -> str:
     """What to do where models that compute in these types give NaN."""
     coarse = any(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
     return ("try --dtype float32, or " if coarse else "") + "check the models' weights"
-
-
-def _drop_layers(model: Any, source: ModelSource) -> None:  # noqa: ANN401
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
-        raise ModelError(f"{source.name}: its decoder layers cannot be found, so none can be dropped")
-    absent = [layer for layer in source.dropped_layers if not 0 <= layer < len(layers)]
-    if absent or len(source.dropped_layers) >= len(layers):
-        raise ModelError(f"--student-drop-layers {absent or 'all'}: {source.name} has layers 0 to {len(layers) - 1}")
-    kept = [index for index in range(len(layers)) if index not in source.dropped_layers]
-    model.get_decoder().layers = torch.nn.ModuleList(layers[index] for index in kept)
-    for position, layer in enumerate(model.get_decoder().layers):  # the cache is indexed by these
-        layer.self_attn.layer_idx = position
-    config = model.config.get_text_config()
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in kept]
-    config.num_hidden_layers = len(kept)

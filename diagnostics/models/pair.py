@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from teachdiag.diagnostics.models.adapters import check_adapter
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
-from teachdiag.diagnostics.models.sources import ModelSource, Outline, Sources, outline
+from teachdiag.diagnostics.models.sources import ModelSource, Outline, Sources, outline, resolve_adapter
 from teachdiag.diagnostics.models.vocabulary import Known, ends_of, shared_vocabulary
 from teachdiag.diagnostics.models.weights import resolve_whole
 from teachdiag.errors import ModelError, SettingsError
@@ -43,7 +44,21 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
         teacher = replace(student, dropped_layers=())
     else:
         teacher = resolve_whole(*wanted, (), reporter, trusted)
-    return replace(student, end_of_text=settings.end_of_text), teacher
+    student = adapted(student, settings.student_adapter, reporter)
+    return replace(student, end_of_text=settings.end_of_text), adapted(teacher, settings.teacher_adapter, reporter)
+
+
+def adapted(source: ModelSource, adapter: str, reporter: Reporter) -> ModelSource:
+    """Return a model with the adapter of a folder on it; as it is, where that is ''.
+
+    Raises:
+        ModelError: it cannot be found, or is not of this model.
+    """
+    if not adapter:
+        return source
+    source = replace(source, adapter=resolve_adapter(adapter, source, reporter))
+    check_adapter(source)
+    return source
 
 
 def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts: bool) -> None:
@@ -64,18 +79,25 @@ def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts:
             "--teacher-prompt privileged: yet every prompt of the teacher is the student's own; leave it out, or bring "
             "contexts, or a manifest's template, with other prompts for the teacher"
         )
-    if student.digest == teacher.digest and not student.dropped_layers and same_prompts:
+    if same_prompts and _weights(student) == _weights(teacher):
         raise ModelError(
             f"student and teacher are both {student.name} with the same prompt, so there is nothing to learn: choose "
-            "another teacher, --student-drop-layers, or --teacher-prompt privileged"
+            "another teacher, an adapter of one of them, --student-drop-layers, or --teacher-prompt privileged"
         )
 
 
 def pinned(source: ModelSource) -> dict[str, Any]:
     """What identifies the weights; where a local copy lies does not, nor what it may do and how it ends."""
     facts = asdict(source)
-    del facts["path"], facts["trusted"], facts["end_of_text"]
+    del facts["path"], facts["trusted"], facts["end_of_text"], facts["adapter"]
+    if source.adapter:
+        facts["adapter"] = {"name": source.adapter.name, "digest": source.adapter.digest}
     return facts
+
+
+def _weights(source: ModelSource) -> tuple[str, tuple[int, ...], str]:
+    """What decides every number that a model computes."""
+    return source.digest, source.dropped_layers, source.adapter.digest if source.adapter else ""
 
 
 def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
@@ -112,8 +134,7 @@ def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False
         ModelError: one cannot be loaded, or they do not share a vocabulary.
     """
     student = load(sources[0], dtype, device, master=master)
-    same = sources[0].path == sources[1].path and sources[0].revision == sources[1].revision
-    shared = same and not sources[0].dropped_layers and not master
+    shared = not master and _weights(sources[0]) == _weights(sources[1])
     teacher = student if shared else load(sources[1], dtype, device)
     student.end_with(ends_of(student, teacher, sources[0].end_of_text))
     return Pair(student, teacher, shared_vocabulary(student, teacher).size)

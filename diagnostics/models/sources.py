@@ -12,15 +12,29 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file, logging
 
+from teachdiag.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, local_adapter
 from teachdiag.diagnostics.models.embedded import embedded_model
 from teachdiag.errors import InputError, ModelError, cause
-from teachdiag.preflight import MODELS, local_model
+from teachdiag.preflight import HUB_ID, MODELS, local_model
 from teachdiag.progress import Reporter
 from teachdiag.settings import EMBEDDED, EndOfText
 from teachdiag.settings.base import HUB_PATIENCE
 from teachdiag.tables import file_digest
 
-_ADAPTER = "adapter_config.json"
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where a LoRA adapter comes from, resolved.
+
+    Attributes:
+        name: what the user called it.
+        folder: its local folder.
+        digest: SHA-256 of its configuration and weights.
+    """
+
+    name: str
+    folder: Path
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class ModelSource:
         dropped_layers: zero-based decoder layers to remove.
         trusted: whether code that comes with the model may run.
         end_of_text: of a student, what ends its responses (`vocabulary.ends_of`).
+        adapter: the adapter that is on it, after layers were removed.
     """
 
     name: str
@@ -44,6 +59,7 @@ class ModelSource:
     dropped_layers: tuple[int, ...] = ()
     trusted: bool = False
     end_of_text: EndOfText = "same"
+    adapter: AdapterSource | None = None
 
     @property
     def at(self) -> str:
@@ -99,6 +115,32 @@ def resolve(
     return ModelSource(name, path, commit, commit, dropped_layers, trusted)
 
 
+def resolve_adapter(name: str, model: ModelSource, reporter: Reporter) -> AdapterSource:
+    """Find the adapter of a model and pin its weights.
+
+    Args:
+        name: its local folder.
+        model: which it is put on.
+        reporter: told where it names a model of which nobody here can tell whether it is this one.
+
+    Raises:
+        ModelError: there is none, it is no plain LoRA, or it names another model as its own.
+    """
+    folder = local_adapter(name)
+    named = str(adapter_config(folder).get("base_model_name_or_path") or model.path)
+    if named not in (model.name, model.path):
+        here, hub = Path(named).is_dir(), model.revision and HUB_ID.fullmatch(named)
+        if hub or (here and not model.revision and _folder_digest(Path(named)) != _folder_digest(Path(model.path))):
+            raise ModelError(
+                f"adapter {name!r} is one of model {named}, not of {model.name}: give that model, or mend "
+                f"base_model_name_or_path in its {ADAPTER_CONFIG}"
+            )
+        if not here:
+            reporter.say(f"Adapter {name} says that it is one of {named}, which is taken to be {model.name}")
+    files = (folder / part for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    return AdapterSource(name, folder, hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest())
+
+
 def _on_hub(name: str, revision: str) -> tuple[str, str]:
     """Where transformers finds a model of the Hub, and its commit: its id, or, out of reach, its folder in the cache.
 
@@ -127,10 +169,10 @@ def _on_hub(name: str, revision: str) -> tuple[str, str]:
 def _refuse_other_kinds(name: str, files: Iterable[str]) -> None:
     """Refuse what holds an adapter, beside a model or instead of one, or no model that transformers reads."""
     held = set(files)
-    if _ADAPTER in held or any(file.startswith("adapter_model.") for file in held):
+    if ADAPTER_CONFIG in held or any(file.startswith("adapter_model.") for file in held):
         raise ModelError(
-            f"model {name!r} holds an adapter, which would be left out: merge it into its model (peft's "
-            "merge_and_unload, then save_pretrained into a folder without the adapter) and give that"
+            f"model {name!r} holds an adapter, which would be left out: give the model without it, and a folder with "
+            "the adapter as --student-adapter or --teacher-adapter"
         )
     if "config.json" not in held:
         what = "GGUF files, which are not read" if any(file.endswith(".gguf") for file in held) else "no config.json"

@@ -62,7 +62,7 @@ def weight_files(source: ModelSource, download: bool = True) -> list[Path]:
             shards = {shard_name: stored_file(source, shard_name, download) for shard_name in shard_names}
             if lacking := [shard_name for shard_name, shard in shards.items() if shard is None]:
                 if settled:
-                    raise ModelError(f"model {source.name!r} lacks {_few(lacking)}, which its {name} lists")
+                    raise ModelError(f"model {source.name!r} lacks {few(lacking)}, which its {name} lists")
                 return []
             return [shard for shard in shards.values() if shard]
     if settled:
@@ -121,7 +121,7 @@ def check_weights(source: ModelSource, download: bool = True) -> dict[str, str]:
     plain = {plain_name(name): weight for name, weight in stored.items()}
     if len(plain) < len(stored):
         repeated = [name for name, times in Counter(map(plain_name, stored)).items() if times > 1]
-        raise ModelError(f"model {source.name!r} has {_few(repeated)} twice: under a wrapper's name and without it")
+        raise ModelError(f"model {source.name!r} has {few(repeated)} twice: under a wrapper's name and without it")
     if not getattr(config, "quantization_config", None):  # the shapes are the quantiser's then
         _check_names(source, config, plain)
     return _key_mapping(stored)
@@ -131,7 +131,7 @@ def _check_names(source: ModelSource, config: Any, plain: dict[str, Tensor]) -> 
     packed = [name for name, held in plain.items() if name.endswith(".weight") and held.dtype not in _TYPES.values()]
     if packed:
         raise ModelError(
-            f"model {source.name!r} has weights of whole numbers or 8 bits ({_few(packed)}), and no "
+            f"model {source.name!r} has weights of whole numbers or 8 bits ({few(packed)}), and no "
             "quantization_config in its config.json that says what they stand for: save it dequantised"
         )
     with reading(source):
@@ -190,7 +190,7 @@ def refuse_misfits(source: ModelSource, report: Mapping[str, Collection[Any]]) -
         "have in another shape than its config.json says": shapes,
         "cannot be read:": report["error_msgs"],
     }
-    complaints = [f"{fault} {_few(names)}" for fault, names in faults.items() if names]
+    complaints = [f"{fault} {few(names)}" for fault, names in faults.items() if names]
     if complaints:
         raise ModelError(
             f"model {source.name!r} does not fit its config.json: its weights {'; they '.join(complaints)}: it would "
@@ -230,7 +230,7 @@ def _stored(source: ModelSource, files: Iterable[Path]) -> dict[str, Tensor]:
     for file in files:
         held = _read_names(source, file)
         if repeated := weights.keys() & held.keys():
-            raise ModelError(f"model {source.name!r} has {_few(repeated)} in more than one of its files of weights")
+            raise ModelError(f"model {source.name!r} has {few(repeated)} in more than one of its files of weights")
         weights |= held
     return weights
 
@@ -260,7 +260,7 @@ def _outline(weight: Any) -> Tensor:  # noqa: ANN401 (a slice of safetensors)
     return torch.empty(weight.get_shape(), dtype=_TYPES.get(weight.get_dtype(), _PACKED), device="meta")
 
 
-def _few(names: Iterable[Any]) -> str:
+def few(names: Iterable[Any]) -> str:
     """The first of some names, and how many more there are."""
     listed = sorted(map(str, names))
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""

@@ -25,6 +25,7 @@ from teachdiag.settings.base import (
     TeacherEngine,
     TeacherGives,
     TeacherPrompt,
+    flag,
     option,
     template_options,
 )
@@ -50,6 +51,10 @@ class PairSettings(Checked):
         "elsewhere",
         panel=MODELS,
     )
+    student_adapter: str = option(
+        "", "LoRA adapter that is put on the student: the folder that peft saved it to", panel=MODELS
+    )
+    teacher_adapter: str = option("", "The same for the teacher", panel=MODELS)
     end_of_text: EndOfText = option(
         "same",
         "Ids that end a response. 'same': both models must have the same ones; 'student': the student's, so that the "
@@ -77,7 +82,7 @@ class PairSettings(Checked):
     @property
     def is_demo(self) -> bool:
         """Whether it is the embedded model against itself, with nothing to learn as it stands."""
-        return self.student == self.teacher == EMBEDDED
+        return self.student == self.teacher == EMBEDDED and self.student_adapter == self.teacher_adapter == ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +198,7 @@ class CaptureSettings(PairSettings):
                 "--engine ray scores with both models in each worker: leave --teacher-engine out, or score the "
                 "rollouts in another run with --contexts"
             )
+        self._refuse_adapters_elsewhere()
         served = (self.engine != "transformers" and not self.contexts) or self.teacher_engine == "vllm"
         idle = {} if served else dict.fromkeys(_OF_VLLM, "vLLM, which runs nothing here")
         if self.engine != "ray":
@@ -200,6 +206,20 @@ class CaptureSettings(PairSettings):
         if self.teacher_engine != "vllm":
             idle["teacher_gives"] = "--teacher-engine vllm"
         self.refuse_idle(idle)
+
+    def _refuse_adapters_elsewhere(self) -> None:
+        """Refuse an adapter on a model that transformers does not run whole in this process."""
+        sampled = self.engine != "transformers" and not self.contexts
+        for name, elsewhere in (
+            ("student_adapter", sampled or self.engine == "ray"),
+            ("teacher_adapter", self.engine == "ray" or self.teacher_engine == "vllm"),
+        ):
+            if getattr(self, name) and (elsewhere or self.shard_model):
+                where = "--shard-model" if self.shard_model else "vLLM and Ray"
+                raise SettingsError(
+                    f"{flag(name)} cannot be read with {where}: merge the adapter into its model (peft's "
+                    "merge_and_unload, then save_pretrained), and give that"
+                )
 
     @property
     def sampling(self) -> Sampling:

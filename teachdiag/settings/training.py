@@ -183,6 +183,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")
         self._require(self.batch <= self.train_prompts, "batch", f"at most --train-prompts {self.train_prompts}")
+        self.refuse_idle({"student_adapter": "capture and what reads its run; students are trained whole"})
         self.trl_settings  # noqa: B018 (parsing is the check)
         self.dropped_layers  # noqa: B018
 

@@ -220,7 +220,7 @@ def test_an_adapter_is_not_left_out(clean: Path, beside: bool, tmp_path: Path) -
     folder = tmp_path / "m"
     shutil.copytree(clean, folder) if beside else folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds an adapter.*merge"):
+    with pytest.raises(ModelError, match=r"holds an adapter.*--student-adapter"):
         resolve(str(folder), "main", (), QUIET)
 
 

@@ -63,7 +63,8 @@ def plant_probe(run: Path, positions: pd.DataFrame, world: World, rng: np.random
 def finish_capture(run: Path, world: World) -> None:
     """Say that capture has ended."""
     settings = CaptureSettings(bank_prompts=world.prompts).as_dict()
-    inputs = {"student": {"dropped_layers": [20]}, "prompts": {"manifest": "gsm_symbolic"}}
+    inputs = {side: {"dropped_layers": dropped} for side, dropped in (("student", [20]), ("teacher", []))}
+    inputs["prompts"] = {"manifest": "gsm_symbolic"}
     prompts = {"bank": world.prompts, "update": UPDATE_PROMPTS}
     positions = {split: count * world.positions for split, count in prompts.items()}
     _finish(run, "capture", settings, inputs, {"contexts": prompts, "prompts": prompts, "positions": positions})

@@ -39,7 +39,8 @@ def plant_bank(run: Path, world: World) -> pd.DataFrame:
     """Write a captured run without any probe; return its positions."""
     positions = _positions(world, np.random.default_rng(world.seed))
     write_positions(run, positions)
-    inputs = {"student": {"dropped_layers": [20]}, "prompts": {"manifest": "gsm_symbolic"}}
+    inputs = {side: {"dropped_layers": dropped} for side, dropped in (("student", [20]), ("teacher", []))}
+    inputs["prompts"] = {"manifest": "gsm_symbolic"}
     _finish(run, "capture", CaptureSettings(bank_prompts=world.prompts).as_dict(), inputs)
     return positions
 

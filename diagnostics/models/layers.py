@@ -1,0 +1,34 @@
+"""A model without some of its decoder layers."""
+
+from typing import Any
+
+import torch
+
+from teachdiag.errors import ModelError
+
+
+def drop_layers(model: Any, name: str, dropped: tuple[int, ...]) -> None:  # noqa: ANN401 (a transformers model)
+    """Take layers out of a model, in place; its configuration counts those that are left.
+
+    Args:
+        model: a transformers causal language model.
+        name: what the user called it.
+        dropped: zero-based decoder layers.
+
+    Raises:
+        ModelError: it has no such layers, or no others.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise ModelError(f"{name}: its decoder layers cannot be found, so none can be dropped")
+    absent = [layer for layer in dropped if not 0 <= layer < len(layers)]
+    if absent or len(dropped) >= len(layers):
+        raise ModelError(f"--student-drop-layers {absent or 'all'}: {name} has layers 0 to {len(layers) - 1}")
+    kept = [index for index in range(len(layers)) if index not in dropped]
+    model.get_decoder().layers = torch.nn.ModuleList(layers[index] for index in kept)
+    for position, layer in enumerate(model.get_decoder().layers):  # the cache is indexed by these
+        layer.self_attn.layer_idx = position
+    config = model.config.get_text_config()
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    config.num_hidden_layers = len(kept)
