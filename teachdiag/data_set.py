@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from teachdiag.analysis.text.text_tables import model_name, without_layers
+from teachdiag.analysis.text.text_tables import altered, model_name
 from teachdiag.artefacts import TABLES
 from teachdiag.errors import RunError, SettingsError, cause, using
 from teachdiag.markdown import markdown_table
@@ -137,11 +137,18 @@ def _public(value: object) -> str:
     return f"…/{Path(str(value)).name}" if _is_local(value) else str(value)
 
 
+def _model(capture: Mapping[str, Any], side: str) -> str:
+    """Say which model a side is, without where it lies on this machine."""
+    pinned = dict(capture["inputs"].get(side, {}))
+    if adapter := pinned.get("adapter"):
+        pinned["adapter"] = adapter | {"name": _public(adapter["name"])}
+    return model_name(_public(capture["settings"].get(side, "unknown"))) + altered(pinned)
+
+
 def _card(run: Run, rows: Mapping[str, int], stages: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the card: what `datasets` and the Hub read of it, and what people do."""
     capture = Stage(run.path, "capture").read() or {"settings": {}, "inputs": {}}
-    student, teacher = (model_name(_public(capture["settings"].get(s, "unknown"))) for s in ("student", "teacher"))
-    student += without_layers(capture["inputs"].get("student", {}).get("dropped_layers", ()))
+    student, teacher = (_model(capture, side) for side in ("student", "teacher"))
     licence = str(capture["inputs"].get("prompts", {}).get("licence", "unknown"))
     tables = [(f"`{t.name}`", f"{rows[t.name]:,}", t.meaning) for t in TABLES if t.name in rows]
     return "\n".join(

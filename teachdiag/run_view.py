@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.analysis.text.text_tables import model_name, without_layers
+from teachdiag.analysis.text.text_tables import altered, model_name
 from teachdiag.artefacts import GAINS, POSITIONS, PROBE_VERSUS_TRAINING, TABLES, TRAINING
 from teachdiag.errors import ArtefactError, RunError, SettingsError
 from teachdiag.runs import Stage, bank_prompts, probe_names, teacher_prompt
@@ -360,11 +360,11 @@ class Run:
 def _pair(capture: Mapping[str, Any]) -> dict[str, str]:
     """Say which models and prompts a capture is of, which may be at work still."""
     settings = CaptureSettings.defaults() | capture["settings"]
-    dropped = capture["inputs"].get("student", {}).get("dropped_layers", ())
+    student, teacher = (model_name(settings[s]) + altered(capture["inputs"].get(s, {})) for s in ("student", "teacher"))
     results = capture.get("results", {})
     about = {
-        "student": f"{model_name(settings['student'])}{without_layers(dropped)}",
-        "teacher": model_name(settings["teacher"]),
+        "student": student,
+        "teacher": teacher,
         "prompts": bank_prompts(capture),
     }
     if results:

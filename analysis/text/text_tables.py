@@ -44,7 +44,7 @@ def model_name(name: str) -> str:
 
 def altered(pinned: Mapping[str, Any]) -> str:
     """Return what to say of a model behind its name, by what a stage recorded: layers that it lacks, its adapter."""
-    dropped, adapter = pinned["dropped_layers"], pinned.get("adapter")
+    dropped, adapter = pinned.get("dropped_layers"), pinned.get("adapter")
     without = f" without decoder layer {', '.join(map(str, dropped))} (0-based)" if dropped else ""
     return without + (f" with the adapter `{adapter['name']}`" if adapter else "")
 
