@@ -73,6 +73,7 @@ def _write_contexts(run: Path, count: int) -> None:
             "prompt_token_ids": c.student_prompt,
             "teacher_prompt_token_ids": c.teacher_prompt,
             "response_token_ids": c.response,
+            "response_mask": None,
             "finish_reason": "length",
             "sampling_seed": None,
         }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,7 +13,7 @@ from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_prompt
 from teachdiag.diagnostics.contexts.templates import Options, encode_prompts
 from teachdiag.diagnostics.models.alignment import Context, Side, check_fits, in_shards
 from teachdiag.diagnostics.models.pair import PairOutline
-from teachdiag.errors import ArtefactError
+from teachdiag.errors import ArtefactError, ContextError
 from teachdiag.manifests import Prompt
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet
@@ -63,6 +64,7 @@ def lay_out(
             "source_row": prompt.source_row,
             "prompt_token_ids": ids[index],
             "teacher_prompt_token_ids": teacher_ids[index],
+            "response_mask": None,  # what is sampled here is the student's throughout
         }
         for response in range(settings.responses):
             seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)
@@ -104,7 +106,10 @@ def write_group(run: Path, group: Group, rollouts: Sequence[Rollout]) -> None:
 
 
 def read_contexts(run: Path, positions: int) -> Iterator[Context]:
-    """Yield the frozen contexts of a run, each cut to its kept positions; one shard is in memory at a time."""
+    """Yield the frozen contexts of a run, of which so many positions each are kept; one shard is in memory at a time.
+
+    These are the first of those that the student wrote.
+    """
     for file in shard_files(run / "contexts"):
         yield from _contexts(CONTEXTS.read_arrow(file), positions)
 
@@ -114,7 +119,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
 
     Raises:
         ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits.
-        ContextError: a context cannot be scored by this pair.
+        ContextError: a context cannot be scored by this pair, or its mask is not one of its response.
     """
     table = CONTEXTS.read_arrow(Path(settings.contexts)).sort_by("context_id")
     table = CONTEXTS.build({name: table[name] for name in CONTEXTS.schema.names})
@@ -128,6 +133,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
             raise ArtefactError(f"{settings.contexts}: prompt {prompt_id} is in both splits, which must not overlap")
     if "bank" not in splits.values():
         raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
+    _check_masks(table)
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
     check_fits(_contexts(table, settings.positions), limits, pair.known)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
@@ -135,15 +141,36 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     return int(table.num_rows)
 
 
+def _check_masks(table: pa.Table) -> None:
+    for context, response, mask in zip(
+        *(table[name].to_pylist() for name in ("context_id", "response_token_ids", "response_mask")), strict=True
+    ):
+        if mask is None:
+            continue
+        if len(mask) != len(response):
+            raise ContextError(
+                f"context {context} has a response_mask of {len(mask)} values for the {len(response)} tokens of its "
+                "response: give one value a token"
+            )
+        if not set(mask) <= {0, 1}:
+            raise ContextError(f"context {context} has a response_mask that holds more than 0 and 1")
+
+
 def _contexts(table: pa.Table, positions: int) -> list[Context]:
-    return [
-        Context(
-            context_id=row["context_id"],
-            prompt_id=row["prompt_id"],
-            split=row["split"],
-            student_prompt=tuple(row["prompt_token_ids"]),
-            teacher_prompt=tuple(row["teacher_prompt_token_ids"]),
-            response=tuple(row["response_token_ids"][:positions]),
-        )
-        for row in table.to_pylist()
-    ]
+    return [_context(row, positions) for row in table.to_pylist()]
+
+
+def _context(row: dict[str, Any], positions: int) -> Context:
+    response, mask, kept = row["response_token_ids"][:positions], row["response_mask"], None
+    if mask is not None:
+        kept = tuple(np.flatnonzero(mask)[:positions].tolist())
+        response = row["response_token_ids"][: kept[-1] + 1 if kept else None]
+    return Context(
+        context_id=row["context_id"],
+        prompt_id=row["prompt_id"],
+        split=row["split"],
+        student_prompt=tuple(row["prompt_token_ids"]),
+        teacher_prompt=tuple(row["teacher_prompt_token_ids"]),
+        response=tuple(response),
+        kept=kept,
+    )

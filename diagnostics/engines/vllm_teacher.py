@@ -1,5 +1,6 @@
 """A teacher behind vLLM, exact in two ways: its last hidden states, or log-probabilities at ids that are asked for."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.engines.in_process import StudentHere
 from teachdiag.diagnostics.engines.protocol import Job, refuse_several_processes
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start, unchunked
-from teachdiag.diagnostics.models.alignment import Batch, Side
+from teachdiag.diagnostics.models.alignment import Batch, Context, Side
 from teachdiag.diagnostics.models.head import Head, read_head
 from teachdiag.diagnostics.models.language_model import check_head
 from teachdiag.diagnostics.models.pair import PairOutline
@@ -99,7 +100,7 @@ class StatesTeacher:
         """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width), float32."""
         prompts = [{"prompt_token_ids": list(context.inputs(side))} for context in batch.contexts]
         outputs = self.engine.encode(prompts, pooling_task="token_embed", use_tqdm=False)
-        kept = [o.outputs.data[-len(c.response) :] for o, c in zip(outputs, batch.contexts, strict=True)]
+        kept = [o.outputs.data[c.places(side)] for o, c in zip(outputs, batch.contexts, strict=True)]
         return torch.cat(kept).float().to(self.device)
 
 
@@ -132,21 +133,20 @@ class LogprobsTeacher:
             ids: shape (R, n), int.
         """
         vllm = require_vllm()
-        lengths = [len(c.response) for c in batch.contexts]
-        asked = np.split(ids, np.cumsum(lengths)[:-1])
-        prompts = [{"prompt_token_ids": [*c.teacher_prompt, *c.response]} for c in batch.contexts]
+        asked = np.split(ids, np.cumsum([c.rows for c in batch.contexts])[:-1])
+        prompts = [{"prompt_token_ids": [*c.teacher_prompt, *c.response[: c.last + 1]]} for c in batch.contexts]
         params = [
             vllm.SamplingParams(
                 max_tokens=1,
                 detokenize=False,
                 prompt_logprobs=TOP,
-                prompt_logprob_token_ids=rows.astype(np.int32),
+                prompt_logprob_token_ids=at_every_position(c, rows),
                 prompt_logprob_start=len(c.teacher_prompt) - 1,
             )
             for c, rows in zip(batch.contexts, asked, strict=True)
         ]
         outputs = self.engine.generate(prompts, params, use_tqdm=False)
-        return collected(outputs, lengths)
+        return collected(outputs, batch.contexts)
 
 
 def gives(settings: CaptureSettings, pair: PairOutline) -> str:
@@ -174,10 +174,21 @@ def _lack(vllm: Any) -> str:  # noqa: ANN401
     return "" if vllm.platforms.current_platform.is_cuda() else "gives them on CUDA only"
 
 
-def collected(outputs: list[Any], lengths: list[int]) -> Answer:
-    """Put together what vLLM answered for some contexts with that many kept positions each."""
-    asked = [np.asarray(output.prompt_token_id_logprobs, np.float32) for output in outputs]
-    tops = [_ranked(row) for output, n in zip(outputs, lengths, strict=True) for row in output.prompt_logprobs[-n:]]
+def at_every_position(context: Context, ids: np.ndarray) -> np.ndarray:
+    """Spread ids of kept positions, shape (rows, ids), over all positions up to the last: shape (last + 1, ids), int32.
+
+    What is asked for at the others, id 0, is not read.
+    """
+    everywhere = np.zeros((context.last + 1, ids.shape[1]), np.int32)
+    everywhere[context.positions] = ids
+    return everywhere
+
+
+def collected(outputs: Sequence[Any], contexts: Sequence[Context]) -> Answer:
+    """Put together what vLLM answered for some contexts, each at every response position up to its last kept one."""
+    pairs = list(zip(outputs, contexts, strict=True))
+    asked = [np.asarray(output.prompt_token_id_logprobs, np.float32)[c.positions] for output, c in pairs]
+    tops = [_ranked(output.prompt_logprobs[t - c.last - 1]) for output, c in pairs for t in c.positions]
     ids, values = (np.array([top[part] for top in tops]) for part in (0, 1))
     return Answer(np.concatenate(asked), ids.astype(np.int64), values.astype(np.float32))
 

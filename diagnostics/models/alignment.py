@@ -1,12 +1,14 @@
 """Which logit predicts which token: the one place of the off-by-one, and of prompts of different lengths.
 
-The distribution at response position t is read at sequence index len(prompt) + t - 1 and predicts response[t]. A
-sequence therefore ends with the token before the last kept position: nothing later is ever computed. Sequences are
-padded on the right without an attention mask: under causal attention no kept position sees the padding.
+The distribution at response position t is read at sequence index len(prompt) + t - 1 and predicts response[t]. Only
+kept positions are ever scored; tokens between them, such as those of tools and users, are read as context. A sequence
+therefore ends with the token before the last kept position: nothing later is ever computed. Sequences are padded on the
+right without an attention mask: under causal attention no kept position sees the padding.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -25,7 +27,7 @@ _SIMILAR = 0.85  # of the longest context of a batch: what is shorter goes into 
 
 @dataclass(frozen=True)
 class Context:
-    """One frozen rollout, cut to the response positions that are kept.
+    """One frozen rollout, and which of its response positions are kept.
 
     Attributes:
         context_id: number of the context in its run.
@@ -33,7 +35,8 @@ class Context:
         split: 'bank' or 'update'.
         student_prompt: the student's prompt token ids.
         teacher_prompt: the teacher's prompt token ids, which may be others.
-        response: kept response token ids, at least one.
+        response: response token ids, up to the last position that may be kept.
+        kept: response positions that are kept, ascending; None keeps all.
     """
 
     context_id: int
@@ -42,6 +45,26 @@ class Context:
     student_prompt: tuple[int, ...]
     teacher_prompt: tuple[int, ...]
     response: tuple[int, ...]
+    kept: tuple[int, ...] | None = None
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Kept response positions, ascending, shape (rows,), int64."""
+        return np.arange(len(self.response)) if self.kept is None else np.array(self.kept, np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Number of kept positions."""
+        return len(self.response) if self.kept is None else len(self.kept)
+
+    @property
+    def last(self) -> int:
+        """The last kept position, of which there is one."""
+        return len(self.response) - 1 if self.kept is None else self.kept[-1]
+
+    def keeping(self, positions: Sequence[int] | np.ndarray) -> "Context":
+        """Return the same rollout with only some of its kept positions, given in ascending order."""
+        return replace(self, kept=tuple(map(int, positions)))
 
     def prompt(self, side: Side) -> tuple[int, ...]:
         """Prompt token ids of one side."""
@@ -49,12 +72,16 @@ class Context:
 
     def inputs(self, side: Side) -> tuple[int, ...]:
         """Token ids of the shortest forward pass that reads every kept position."""
-        return self.prompt(side) + self.response[:-1]
+        return self.prompt(side) + self.response[: self.last]
+
+    def places(self, side: Side) -> np.ndarray:
+        """Indices into `inputs` at which the distributions of kept positions are read, shape (rows,), int64."""
+        return len(self.prompt(side)) - 1 + self.positions
 
     @property
     def cost(self) -> int:
         """Tokens of the longer of the two forward passes."""
-        return max(len(self.student_prompt), len(self.teacher_prompt)) + len(self.response) - 1
+        return max(len(self.student_prompt), len(self.teacher_prompt)) + self.last
 
 
 @dataclass(frozen=True)
@@ -67,22 +94,22 @@ class Batch:
     @property
     def rows(self) -> int:
         """Kept positions in the batch."""
-        return sum(len(c.response) for c in self.contexts)
+        return sum(c.rows for c in self.contexts)
 
     @property
     def tokens(self) -> np.ndarray:
         """Realised token ids, shape (rows,), int32."""
-        return np.concatenate([np.asarray(c.response, np.int32) for c in self.contexts])
+        return np.concatenate([np.asarray(c.response, np.int32)[c.positions] for c in self.contexts])
 
     @property
     def context_ids(self) -> np.ndarray:
         """Context of each row, shape (rows,), int64."""
-        return np.concatenate([np.full(len(c.response), c.context_id, np.int64) for c in self.contexts])
+        return np.concatenate([np.full(c.rows, c.context_id, np.int64) for c in self.contexts])
 
     @property
     def positions(self) -> np.ndarray:
         """Response position of each row, shape (rows,), int32."""
-        return np.concatenate([np.arange(len(c.response), dtype=np.int32) for c in self.contexts])
+        return np.concatenate([c.positions for c in self.contexts]).astype(np.int32)
 
     def input_ids(self, side: Side, device: torch.device) -> Tensor:
         """Right-padded token ids, shape (contexts, length), int64. What pads is never attended to; it is id 0."""
@@ -95,8 +122,8 @@ class Batch:
 
     def gather(self, hidden: Tensor, side: Side) -> Tensor:
         """Pick each row's hidden state: from shape (contexts, length, width) to (rows, width)."""
-        context = np.repeat(np.arange(len(self.contexts)), [len(c.response) for c in self.contexts])
-        index = np.concatenate([len(c.prompt(side)) - 1 + np.arange(len(c.response)) for c in self.contexts])
+        context = np.repeat(np.arange(len(self.contexts)), [c.rows for c in self.contexts])
+        index = np.concatenate([c.places(side) for c in self.contexts])
         to_device = hidden.device
         return hidden[torch.from_numpy(context).to(to_device), torch.from_numpy(index).to(to_device)]
 
@@ -151,8 +178,9 @@ def check_fits(contexts: Sequence[Context], limits: dict[Side, int], known: Know
             token id outside the shared vocabulary.
     """
     for context in contexts:
-        if not context.response:
-            raise ContextError(f"context {context.context_id} has no kept position: its response is empty")
+        if not context.rows:
+            why = "no token of its response is the student's" if context.response else "its response is empty"
+            raise ContextError(f"context {context.context_id} has no kept position: {why}")
         for side, limit in limits.items():
             if not context.prompt(side):
                 raise ContextError(f"context {context.context_id} has an empty {side} prompt")

@@ -239,6 +239,6 @@ def _logit_gradient(function: PositionLoss, logits: Tensor, teacher_logits: Tens
 
 def _some(contexts: Sequence[Context]) -> list[Context]:
     """The first contexts that hold enough positions for a trial, or the small share of all that it may cost."""
-    held = np.cumsum([len(c.response) for c in contexts])
+    held = np.cumsum([c.rows for c in contexts])
     enough = int(np.searchsorted(held, _TRIAL_POSITIONS)) + 1
     return list(contexts[: min(enough, max(1, round(_TRIAL_SHARE * len(contexts))))])

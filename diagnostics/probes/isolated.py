@@ -7,7 +7,6 @@ the first-order term, by central differences.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,18 +153,19 @@ def steps_in_context(setup: ProbeSetup, context: Context, rows: pa.Table, held_o
     """
     measure = position_loss(setup.settings.loss, setup.settings.as_dict())
     drawn = rows["position"].to_pylist()
-    batch = Batch((_prefix(context, max(drawn)),))  # nothing behind the last drawn position matters to any
+    reached = context.positions[context.positions <= max(drawn)]  # nothing behind the last drawn matters to any
+    batch = Batch((context.keeping(reached),))
     states = batch.gather(setup.student.hidden(batch.input_ids("student", setup.student.device)), "student")
     taught = setup.teacher.at(setup.teacher.rows(batch), setup.student.device)
     before = setup.rescored(batch, hidden=states.detach())["forward_kl"].to_numpy()
     done: list[dict[str, float]] = []
-    for position in drawn:
-        at = slice(position, position + 1)
+    for position, row in zip(drawn, np.searchsorted(reached, drawn).tolist(), strict=True):
+        at = slice(row, row + 1)
         with torch.no_grad():
             teacher_logits = setup.teacher.head(taught[at])
-        token = torch.tensor(context.response[at], device=setup.student.device)
+        token = torch.tensor(context.response[position : position + 1], device=setup.student.device)
         loss = measure(setup.student.head(states[at]), teacher_logits, token).sum()
-        facts = {"forward_kl_before": float(before[position])} | _one_step(setup, context, position, loss, held_out)
+        facts = {"forward_kl_before": float(before[row])} | _one_step(setup, context, position, loss, held_out)
         # What the layout of a prefix alone changes: one position a context is enough for a floor.
         facts["noise"] = abs(_kl_at(setup, context, position) - facts["forward_kl_before"]) if not done else math.nan
         done.append(facts)
@@ -197,13 +197,7 @@ def _one_step(setup: ProbeSetup, context: Context, position: int, loss: Tensor, 
 
 def _kl_at(setup: ProbeSetup, context: Context, position: int) -> float:
     """Forward KL at a position from a pass over its prefix alone, at the student's present weights, nats."""
-    prefix = Batch((_prefix(context, position),))
-    return float(setup.rescored(prefix, slice(position, None))["forward_kl"][0].as_py())
-
-
-def _prefix(context: Context, position: int) -> Context:
-    """A context up to and with a response position."""
-    return replace(context, response=context.response[: position + 1])
+    return float(setup.rescored(Batch((context.keeping([position]),)))["forward_kl"][0].as_py())
 
 
 def _step_size(setup: ProbeSetup, norm_sq: float, context_id: int, position: int) -> float:

@@ -73,7 +73,7 @@ class BankGradient:
     def __init__(self, setup: ProbeSetup, blocks: Sequence[list[Context]]) -> None:
         """Take the contexts of each block, which are the bank's."""
         self.blocks = blocks
-        self.positions = [sum(len(c.response) for c in block) for block in blocks]
+        self.positions = [sum(c.rows for c in block) for block in blocks]
         self._setup, self._sum, self._added = setup, list[torch.Tensor](), 0
 
     @property

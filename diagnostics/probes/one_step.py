@@ -49,7 +49,7 @@ def _take_fresh_steps(setup: ProbeSetup) -> Step:
 def _fresh_objective(setup: ProbeSetup, teacher: LanguageModel, batch: Sequence[Context], number: int) -> Objective:
     sampled = on_first(_fresh_rollouts)(setup, batch, number)
     contexts = [
-        replace(c, context_id=index, response=rollout.token_ids[: setup.capture.positions])
+        replace(c, context_id=index, response=rollout.token_ids[: setup.capture.positions], kept=None)
         for index, (c, rollout) in enumerate(zip(batch, sampled, strict=True))
     ]
     file = setup.scratch / "fresh.npy"

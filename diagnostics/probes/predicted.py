@@ -155,14 +155,14 @@ def write_predictions(
     setup: ProbeSetup, contexts: list[Context], columns: dict[str, np.ndarray | pa.Array], folder: Path
 ) -> None:
     """Write the `predictions` table of some contexts; columns that the kind of probe does not have become null."""
-    rows = sum(len(c.response) for c in contexts)
     ordered = sorted(contexts, key=lambda c: c.context_id)
-    lengths = [len(c.response) for c in ordered]
+    lengths = [c.rows for c in ordered]
+    rows = sum(lengths)
     whole = {name: pa.nulls(rows, pa.float32()) for name in PREDICTIONS.schema.names} | {
         "probe_id": [setup.probe_id] * rows,
         "loss": [setup.settings.loss] * rows,
         "context_id": np.repeat([c.context_id for c in ordered], lengths),
-        "position": np.concatenate([np.arange(n) for n in lengths]),
+        "position": np.concatenate([c.positions for c in ordered]),
         "prompt_id": pa.array(np.repeat([c.prompt_id for c in ordered], lengths).tolist()),
         "split": pa.array(np.repeat([c.split for c in ordered], lengths).tolist()),
     }

@@ -89,20 +89,18 @@ class ProbeSetup:
         """Another layout of the same work; rounding differs, and nothing else."""
         return lambda contexts: relaid(contexts, self.settings.batch_tokens, self.student.limit, draw)
 
-    def rescored(
-        self, batch: Batch, rows: slice = slice(None), hidden: Tensor | None = None, listed: bool = False
-    ) -> pa.Table:
-        """Forward and reverse KL of a batch's positions (or some of its rows) at the student's present weights.
+    def rescored(self, batch: Batch, hidden: Tensor | None = None, listed: bool = False) -> pa.Table:
+        """Forward and reverse KL of a batch's positions at the student's present weights.
 
-        `hidden` are the student's states at these rows, shape (rows, width), where a pass has made them already.
-        `listed`: whether the student's candidates are wanted too.
+        `hidden` are the student's states at these, shape (rows, width), where a pass has made them already. `listed`:
+        whether the student's candidates are wanted too.
         """
-        taught = self.teacher.at(self.teacher.rows(batch)[rows], self.student.device)  # (rows, width)
-        hidden = self.student.hidden_rows(batch, "student")[rows] if hidden is None else hidden
+        taught = self.teacher.at(self.teacher.rows(batch), self.student.device)  # (rows, width)
+        hidden = self.student.hidden_rows(batch, "student") if hidden is None else hidden
         states = States(hidden, self.student.head, taught, self.teacher.head)
-        columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, rows, listed)
+        columns = rescore(states, batch, self.settings.tile_positions, self.student.tokenizer, listed)
         scored = {name: pa.array(list(values)) if values.ndim > 1 else values for name, values in columns.items()}
-        return pa.table({"context_id": batch.context_ids[rows], "position": batch.positions[rows]} | scored)
+        return pa.table({"context_id": batch.context_ids, "position": batch.positions} | scored)
 
     def bank_kl(self, batches: Sequence[Batch]) -> pa.Table:
         """Forward KL of some batches of the bank at the student's present weights, by (context_id, position).

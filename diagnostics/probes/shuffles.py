@@ -32,7 +32,7 @@ def shuffle_teacher(
     refuse_unshufflable(contexts)
     rng = np.random.default_rng(seed)
     rows = states.rows(Batch(tuple(contexts)))
-    owner = np.repeat(_prompt_codes(contexts), [len(c.response) for c in contexts])
+    owner = np.repeat(_prompt_codes(contexts), [c.rows for c in contexts])
     stand_in = np.arange(len(states.states))
     for members in _mixed_bins(np.argsort(entropy, kind="stable"), owner):
         given, taken = _derange(members, owner[members], rng)
@@ -50,7 +50,8 @@ def shuffle_rollouts(contexts: Sequence[Context], limit: int, first_id: int, see
         seed: of this draw.
 
     Raises:
-        EstimationError: one prompt holds more than half of the contexts.
+        EstimationError: one prompt holds more than half of the contexts, or so little of a response fits behind its new
+            prompt that none of the student's own tokens is left.
     """
     prompts = _prompt_codes(contexts)
     if 2 * np.bincount(prompts).max() > len(contexts):
@@ -59,11 +60,16 @@ def shuffle_rollouts(contexts: Sequence[Context], limit: int, first_id: int, see
             f"{len(contexts)} contexts: use more update contexts"
         )
     given, taken = _derange(np.arange(len(contexts)), prompts, np.random.default_rng(seed))
-    dealt = [(contexts[i], contexts[j].response) for i, j in zip(taken, given, strict=True)]
-    return [
-        replace(c, context_id=first_id - index, response=response[: limit + 1 - max(map(len, _prompts(c)))])
-        for index, (c, response) in enumerate(dealt)
+    dealt = [
+        _behind(contexts[i], contexts[j], limit, first_id - index)
+        for index, (i, j) in enumerate(zip(taken, given, strict=True))
     ]
+    if not all(context.rows for context in dealt):
+        raise EstimationError(
+            f"the shuffled-rollouts placebo, which cuts sequences to the {limit} tokens that the models were made for, "
+            "leaves no token of the student's in a response: leave out contexts that begin with long turns of others"
+        )
+    return dealt
 
 
 def refuse_unshufflable(contexts: Sequence[Context]) -> None:
@@ -72,7 +78,7 @@ def refuse_unshufflable(contexts: Sequence[Context]) -> None:
     Raises:
         EstimationError: one prompt holds more than half of the positions, so that its rows cannot all leave it.
     """
-    held = np.bincount(_prompt_codes(contexts), weights=[len(c.response) for c in contexts])
+    held = np.bincount(_prompt_codes(contexts), weights=[c.rows for c in contexts])
     if 2 * held.max() > held.sum():
         raise EstimationError(
             f"the shuffled-teacher placebo needs an update batch in which no prompt holds more than half of the "
@@ -84,6 +90,13 @@ def _prompt_codes(contexts: Sequence[Context]) -> np.ndarray:
     """Number the prompts of some contexts in the order in which they appear, shape (contexts,)."""
     seen = {prompt: code for code, prompt in enumerate(dict.fromkeys(c.prompt_id for c in contexts))}
     return np.array([seen[c.prompt_id] for c in contexts])
+
+
+def _behind(context: Context, rollout: Context, limit: int, context_id: int) -> Context:
+    """The response of a rollout, and what is kept of it, behind the prompts of another context."""
+    room = limit + 1 - max(map(len, _prompts(context)))
+    kept = rollout.kept if rollout.kept is None else tuple(t for t in rollout.kept if t < room)
+    return replace(context, context_id=context_id, response=rollout.response[:room], kept=kept)
 
 
 def _prompts(context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -33,19 +33,22 @@ class TeacherStates:
 
     Attributes:
         states: memory-mapped array; rows are all kept positions of all contexts, context by context.
-        first_row: row of each context's position 0, by context_id.
+        first_row: row of each context's first kept position, by context_id.
+        kept: each context's kept positions, ascending, by context_id.
         head: the teacher's LM head.
         stand_in: shape (positions,), the row that is read in place of each; None reads every position's own.
     """
 
     states: np.ndarray
     first_row: dict[int, int]
+    kept: dict[int, np.ndarray]
     head: Head
     stand_in: np.ndarray | None = None
 
     def rows(self, batch: Batch) -> np.ndarray:
-        """Row numbers of a batch's kept positions, shape (rows,), int64."""
-        rows = np.concatenate([self.first_row[c.context_id] + np.arange(len(c.response)) for c in batch.contexts])
+        """Row numbers of a batch's kept positions, or of fewer of them, shape (rows,), int64."""
+        found = [(self.first_row[c.context_id], self.kept[c.context_id], c.positions) for c in batch.contexts]
+        rows = np.concatenate([first + np.searchsorted(kept, positions) for first, kept, positions in found])
         return rows if self.stand_in is None else self.stand_in[rows]
 
     def at(self, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -68,7 +71,7 @@ def compute_teacher_states(
     are.
     """
     contexts = [c for group in groups for c in group]
-    starts = np.cumsum([0] + [len(c.response) for c in contexts])
+    starts = np.cumsum([0] + [c.rows for c in contexts])
     first_row = {c.context_id: int(row) for c, row in zip(contexts, starts[:-1], strict=True)}
     if not on_first(is_intact)(file):
         part = file.with_name(file.name + ".part")  # one for all processes, which fill it together
@@ -84,7 +87,8 @@ def compute_teacher_states(
                 _fill(part, start, first_row, batch, states.float().cpu().numpy())
                 advance(len(batch.contexts))
         on_first(_finish)(part, file)
-    return TeacherStates(np.load(file, mmap_mode="r"), first_row, teacher.head)
+    kept = {c.context_id: c.positions for c in contexts}
+    return TeacherStates(np.load(file, mmap_mode="r"), first_row, kept, teacher.head)
 
 
 def shared_file(folder: Path, decided_by: Mapping[str, Any]) -> Path:
@@ -116,7 +120,7 @@ def _fill(file: Path, start: int, first_row: Mapping[int, int], batch: Batch, st
     row = 0
     with using(file), file.open("r+b") as out:
         for context in batch.contexts:
-            rows = states[row : row + len(context.response)]
+            rows = states[row : row + context.rows]
             out.seek(start + first_row[context.context_id] * states.shape[1] * states.itemsize)
             out.write(rows.tobytes())
             row += len(rows)

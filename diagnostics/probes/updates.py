@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -50,8 +50,8 @@ class Objective:
         teacher: the teacher's states at them.
         loss: the loss of one position.
         kept: response positions that count, ascending, for every context_id; None keeps all of them.
-        signs: +1 or -1 for every response position, int8, by context_id: what each loss counts for in a sum with
-            random signs; None counts all as they are.
+        signs: +1 or -1 for every position of the response, int8, by context_id: what each loss counts for in a sum
+            with random signs; None counts all as they are.
     """
 
     contexts: Sequence[Context]
@@ -64,31 +64,22 @@ class Objective:
     def positions(self) -> int:
         """Positions that the mean is over."""
         if self.kept is None:
-            return sum(len(c.response) for c in self.contexts)
+            return sum(c.rows for c in self.contexts)
         return sum(len(self.kept[c.context_id]) for c in self.contexts)
 
     def batches(self, batch_tokens: int) -> list[Batch]:
-        """Batches of the contexts, each cut behind the last position that counts; those without any are left out."""
+        """Batches of the contexts, each with the positions that count; those without any are left out."""
         if self.kept is None:
             return batched(self.contexts, batch_tokens)
-        wanted = [(c, self.kept[c.context_id]) for c in self.contexts]
-        return batched([replace(c, response=c.response[: at[-1] + 1]) for c, at in wanted if len(at)], batch_tokens)
-
-    def counted(self, batch: Batch) -> np.ndarray:
-        """Rows of a batch that count, int64."""
-        if self.kept is None:
-            return np.arange(batch.rows)
-        lengths = [len(c.response) for c in batch.contexts]
-        starts = np.cumsum(lengths) - lengths
-        return np.concatenate([s + self.kept[c.context_id] for c, s in zip(batch.contexts, starts, strict=True)])
+        wanted = [c.keeping(self.kept[c.context_id]) for c in self.contexts]
+        return batched([c for c in wanted if c.rows], batch_tokens)
 
     def weights(self, batch: Batch) -> np.ndarray:
-        """What the loss of every row that counts is multiplied by, float32."""
-        counted = self.counted(batch)
+        """What the loss of every row of one of the `batches` is multiplied by, float32."""
         if self.signs is None:
-            return np.ones(len(counted), np.float32)
-        signs = np.concatenate([self.signs[c.context_id][: len(c.response)] for c in batch.contexts])
-        return np.asarray(signs[counted], np.float32)
+            return np.ones(batch.rows, np.float32)
+        signs = np.concatenate([self.signs[c.context_id][c.positions] for c in batch.contexts])
+        return np.asarray(signs, np.float32)
 
 
 def optimize(
@@ -179,15 +170,14 @@ def accumulate_gradient(
 
 def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_positions: int) -> float:
     """Add the gradient of a batch's summed losses to `.grad`; return their sum."""
-    counted = objective.counted(batch)
     states = student.hidden(batch.input_ids("student", student.device))  # (sequences, length, width)
-    hidden = batch.gather(states, "student")[counted]  # (positions, width)
+    hidden = batch.gather(states, "student")  # (positions, width)
     cut = hidden.detach().requires_grad_()
-    taught = objective.teacher.at(objective.teacher.rows(batch)[counted], student.device)  # (positions, width)
-    tokens = torch.from_numpy(batch.tokens[counted]).long().to(student.device)  # (positions,)
+    taught = objective.teacher.at(objective.teacher.rows(batch), student.device)  # (positions, width)
+    tokens = torch.from_numpy(batch.tokens).long().to(student.device)  # (positions,)
     weights = torch.from_numpy(objective.weights(batch)).to(student.device)  # (positions,)
     loss_sum = 0.0
-    for tile in tiles(len(counted), tile_positions):
+    for tile in tiles(batch.rows, tile_positions):
         with torch.no_grad():
             teacher_logits = objective.teacher.head(taught[tile])  # (tile, vocabulary)
         losses = weights[tile] * objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])  # (tile,), nats

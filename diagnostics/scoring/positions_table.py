@@ -65,16 +65,16 @@ def by_models(pair: Pair, settings: CaptureSettings) -> Measure:
 
 def _rows(batch: Batch, columns: Columns) -> pa.Table:
     """Rows of the `positions` table from the statistics of one batch."""
-    lengths = np.array([len(c.response) for c in batch.contexts])
-    kept = np.repeat(lengths, lengths)
+    rows = [c.rows for c in batch.contexts]
+    ends = np.repeat([len(c.response) - 1 for c in batch.contexts], rows)
     return positions_table().build(
         columns
         | {
             "context_id": batch.context_ids,
             "position": batch.positions,
-            "prompt_id": np.repeat([c.prompt_id for c in batch.contexts], lengths),
-            "split": np.repeat([c.split for c in batch.contexts], lengths),
+            "prompt_id": np.repeat([c.prompt_id for c in batch.contexts], rows),
+            "split": np.repeat([c.split for c in batch.contexts], rows),
             "token_id": batch.tokens,
-            "pos_norm": batch.positions / np.maximum(kept - 1, 1),
+            "pos_norm": batch.positions / np.maximum(ends, 1),
         }
     )

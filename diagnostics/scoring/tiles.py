@@ -135,7 +135,6 @@ def rescore(
     batch: Batch,
     tile_positions: int,
     tokenizer: Any,  # noqa: ANN401
-    rows: slice = slice(None),
     listed: bool = False,
 ) -> Columns:
     """Forward and reverse KL of a batch's kept positions, from hidden states of both models.
@@ -145,20 +144,19 @@ def rescore(
         batch: where they are from.
         tile_positions: positions whose logits exist at the same time.
         tokenizer: names the token where an error is about one.
-        rows: which of the batch's positions the states belong to.
         listed: whether the student's candidates are returned too.
 
     Raises:
         ContextError: a logit is NaN or infinite, or one model masks an id that the other does not; the message names
             model, context and position, and the token.
     """
-    tokens = torch.from_numpy(batch.tokens[rows]).long().to(states.student.device)
+    tokens = torch.from_numpy(batch.tokens).long().to(states.student.device)
 
     def measure(ours: Tensor, theirs: Tensor, place: slice) -> dict[str, Tensor]:
         return divergences(ours, theirs) | (candidates(ours, tokens[place]) if listed else {})
 
     columns = tiled(states, measure, tile_positions)
-    _refuse_non_finite(columns, batch, states, tokenizer, rows)
+    _refuse_non_finite(columns, batch, states, tokenizer)
     return columns
 
 
@@ -215,7 +213,6 @@ def _refuse_non_finite(
     batch: Batch,
     states: States,
     tokenizer: Any,  # noqa: ANN401
-    rows: slice = slice(None),
 ) -> None:
     """Name the first position whose statistics are not finite, and why: broken logits, or an id that one model masks.
 
@@ -229,7 +226,7 @@ def _refuse_non_finite(
         "student": log_probabilities(states.student_head(states.student[at]))[0].cpu(),
         "teacher": log_probabilities(states.teacher_head(states.teacher[at]))[0].cpu(),
     }
-    where = f"in context {batch.context_ids[rows][row]} at position {batch.positions[rows][row]}"
+    where = f"in context {batch.context_ids[row]} at position {batch.positions[row]}"
     broken = [side for side, values in logp.items() if not torch.isfinite(values).all()]
     alone = None if broken else masked_by_one(logp["student"], logp["teacher"])
     if alone is None:

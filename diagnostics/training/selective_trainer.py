@@ -263,14 +263,13 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             return {name: column for name, column in statistics(student, teacher, tokens[rows]).items() if name in read}
 
         columns = tiled(states, measure, self.tile_positions)
-        sequence = mask.nonzero()[:, 0]  # (n,)
-        position = (mask.cumsum(1) - 1)[mask]  # (n,)
-        lengths = mask.sum(1)[sequence]  # (n,)
+        sequence, position = mask.nonzero(as_tuple=True)  # (n,) each
+        ends = (mask * torch.arange(mask.size(1), device=mask.device)).amax(1)[sequence]  # (n,), last own positions
         return columns | {
             "context_id": sequence.cpu().numpy(),
             "position": position.cpu().numpy(),
             "token_id": tokens.cpu().numpy(),
-            "pos_norm": (position / (lengths - 1).clamp_min(1)).cpu().numpy(),
+            "pos_norm": (position / ends.clamp_min(1)).cpu().numpy(),
             "hidden_norm_sq": states.student.float().square().sum(-1).cpu().numpy(),
             "sequences": np.full(len(tokens), len(mask)),
         }

@@ -55,7 +55,12 @@ class Texts:
 
     def together(self, token_ids: Sequence[int]) -> str:
         """Return the text that tokens make."""
-        return "".join(text for text in self.each(token_ids) if text != REST)
+        return joined(self.each(token_ids))
+
+
+def joined(shown: Sequence[str]) -> str:
+    """Return the text that shown tokens make."""
+    return "".join(text for text in shown if text != REST)
 
 
 def in_bytes(part: bytes) -> str:

@@ -60,6 +60,7 @@ function excerpt(items, pane) {
     element.classList.toggle("near", !item.matches);
     if (item.matches || near(index)) {
       ellipsis();
+      if (item.token.u) shown.push(unscored(item.token.u));
       shown.push(element);
     } else {
       left += 1;
@@ -67,6 +68,13 @@ function excerpt(items, pane) {
   });
   ellipsis();
   return shown;
+}
+
+// What was read in front of a token, and is not scored.
+function unscored(text) {
+  const element = make("span", "unscored", visible(text));
+  element.title = "read as context, not scored";
+  return element;
 }
 
 // What contexts are sorted by: the mean over a context's tokens.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from teachdiag.artefacts import CANDIDATES, CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError
-from teachdiag.figures.report.characters import Texts
+from teachdiag.figures.report.characters import Texts, joined
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.formulas import stored_name
 from teachdiag.settings import HEADLINE_K as K
@@ -29,6 +29,7 @@ _KEY = ["context_id", "position"]
 _AFTER = "forward_kl_after"
 _TITLE = 160  # characters of a context's title
 _KL = "KL(teacher || student)"
+_UNSCORED = "Grey text in italics was read as context, and is not scored."
 
 Row = Mapping[Hashable, Any]
 
@@ -37,8 +38,8 @@ Row = Mapping[Hashable, Any]
 class View:
     """What the page draws tokens from.
 
-    `data`: as its script reads it. `contexts`: how many of them. `shown`: which, as a sentence. `note`: how characters
-    are written that are not known, or ''. `missing`: why there is no view, or ''.
+    `data`: as its script reads it. `contexts`: how many of them. `shown`: which, as a sentence. `note`: how text is
+    written that is not scored, and characters that are not known, or ''. `missing`: why there is no view, or ''.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +86,9 @@ def token_view(runs: Mapping[str, RunTables], settings: ReportSettings, context_
         "budget": settings.budget,
         "rows": [[contexts[i][context_id] for i, context_id in enumerate(row)] for row in rows],
     }
-    return View(data, len(rows), shown, _unknown_parts(banks))
+    unscored = any("u" in token for row in data["rows"] for context in row if context for token in context["tokens"])
+    note = " ".join(filter(None, (_UNSCORED * unscored, _unknown_parts(banks))))
+    return View(data, len(rows), shown, note)
 
 
 class _Bank:
@@ -111,8 +114,11 @@ class _Bank:
     @cached_property
     def prompts(self) -> Mapping[int, Sequence[int]]:
         """The token ids of every context's prompt."""
-        table = CONTEXTS.read(self.run / "contexts", ["context_id", "prompt_token_ids"], {"context_id": self.ids})
-        return {int(row["context_id"]): list(row["prompt_token_ids"]) for row in table.to_dict("records")}
+        return self._ids("prompt_token_ids", self.ids)
+
+    def _ids(self, column: str, context_ids: Sequence[int]) -> dict[int, list[int]]:
+        table = CONTEXTS.read(self.run / "contexts", ["context_id", column], {"context_id": context_ids})
+        return {int(row["context_id"]): list(row[column]) for row in table.to_dict("records")}
 
     def prompt(self, context_id: int) -> str:
         """Return the text of a context's prompt."""
@@ -163,10 +169,14 @@ class _Bank:
         """Return some contexts by id, and nothing for None."""
         wanted = [context_id for context_id in ids if context_id is not None]
         contexts: dict[int | None, dict[str, Any] | None] = {None: None}
+        responses = self._ids("response_token_ids", wanted)
         for context_id, frame in self._rows(wanted).groupby("context_id"):
             rows = frame.to_dict("records")
-            shown = self.texts.each([int(row["token_id"]) for row in rows])
-            tokens = [self._token(row, text, quantities) for row, text in zip(rows, shown, strict=True)]
+            shown = self.texts.each(responses[int(str(context_id))][: int(rows[-1]["position"]) + 1])
+            tokens, before = [], 0
+            for row in rows:
+                tokens.append(self._token(row, shown, before, quantities))
+                before = int(row["position"]) + 1
             contexts[int(str(context_id))] = {
                 "id": context_id,
                 "title": self.title(int(str(context_id))),
@@ -195,10 +205,16 @@ class _Bank:
             rows = rows.assign(**{named.get(column, column): part[column] for column in (*further, *named)})
         return rows
 
-    def _token(self, row: Row, text: str, quantities: Sequence[str]) -> dict[str, Any]:
-        """Return one token: text, numbers, ranks, regions, the models' candidates, and what each gave to it."""
-        token = {
-            "t": text,
+    def _token(self, row: Row, shown: Sequence[str], before: int, quantities: Sequence[str]) -> dict[str, Any]:
+        """Return one token: text, numbers, ranks, regions, the models' candidates, and what each gave to it.
+
+        And, from position `before` on, what stands in front of it and was read as context alone.
+        """
+        position = int(row["position"])
+        token: dict[str, Any] = {"u": text} if (text := joined(shown[before:position])) else {}
+        token |= {
+            "n": position,
+            "t": shown[position],
             "v": [_short(row[name]) if name in row else None for name in quantities],
             "k": [int(row[f"rank_{name}"]) for name in RANKED],
             "r": [int(row[name]) for name in _REGIONS],

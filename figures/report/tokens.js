@@ -266,8 +266,8 @@ function drawContext(context, run, items, data) {
   prompt.append(make("summary", "", `${name} ${context.id}: ${visible(context.title)}`));
   prompt.append(make("p", "prompt", visible(context.prompt)));
   element.append(prompt);
-  const own = context.tokens.map((token, position) => {
-    const item = { token, context, run, position, elements: [], index: items.length };
+  const own = context.tokens.map((token) => {
+    const item = { token, context, run, position: token.n, elements: [], index: items.length };
     items.push(item);
     return item;
   });

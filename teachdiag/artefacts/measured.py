@@ -13,6 +13,7 @@ from teachdiag.artefacts.columns import (
     KL_BEFORE,
     LONG,
     LOSS,
+    MASK,
     OF_A_LOSS_TERM,
     POSITION,
     PROBE_ID,
@@ -49,6 +50,14 @@ CONTEXTS = Table(
         Column("prompt_token_ids", IDS, "token ids", "the student's prompt, chat template included"),
         Column("teacher_prompt_token_ids", IDS, "token ids", "the teacher's prompt; differs if privileged"),
         Column("response_token_ids", IDS, "token ids", "the response, end-of-text token included where sampled"),
+        Column(
+            "response_mask",
+            MASK,
+            "1",
+            "1 where the student wrote the token; 0 where tools or users did: read as context, never scored. null: the "
+            "student wrote all of them",
+            nullable=True,
+        ),
         Column(
             "finish_reason",
             TEXT,
@@ -93,7 +102,7 @@ POSITIONS = Table(
         PROMPT_ID,
         SPLIT,
         Column("token_id", INT, "token id", "the realised token y_t"),
-        Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = kept positions of the context"),
+        Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = response tokens up to the last kept position"),
         Column("student_entropy", REAL, "nats", "H(p), full vocabulary"),
         Column("teacher_entropy", REAL, "nats", "H(q), full vocabulary", optional=True),
         Column("forward_kl", REAL, "nats", "KL(q || p), full vocabulary: 'raw KL'", optional=True),

@@ -63,6 +63,16 @@ def test_bad_foreign_contexts_are_refused(
         ({"response_token_ids": [["1", "2"] for _ in range(16)]}, "column response_token_ids holds .*string.*import"),
         ({"response_token_ids": "12"}, "column response_token_ids holds .*string"),
         ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
+        ({"response_mask": [[1] for _ in range(16)]}, "context 0 has a response_mask of 1 values for the 12 tokens"),
+        (
+            {"response_token_ids": [[1, 2] for _ in range(16)], "response_mask": [[0, 0] for _ in range(16)]},
+            "context 0 has no kept position: no token of its response is the student's",
+        ),
+        (
+            {"response_token_ids": [[1, 2] for _ in range(16)], "response_mask": [[1, 2] for _ in range(16)]},
+            "context 0 has a response_mask that holds more than 0 and 1",
+        ),
+        ({"response_mask": "12"}, "column response_mask holds .*string"),
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
         ({"response_token_ids": [[1, 260] for _ in range(16)]}, "context 0 holds token id 260, outside"),
     ]

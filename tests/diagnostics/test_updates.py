@@ -132,10 +132,30 @@ def test_tiled_gradient_is_the_plain_gradient(
         torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_tokens_of_tools_and_users_are_read_and_never_stepped_on(
+    pair: Pair, contexts: list[Context], tmp_path: Path, quiet: Reporter
+) -> None:
+    """A step on masked responses is that on the same positions of whole ones, and a selector keeps some of these."""
+    own = {0: np.array([0, 1, 5, 6]), 1: np.array([2]), 2: np.array([1, 3])}
+    masked = [c.keeping(own[c.context_id]) for c in contexts]
+    teacher = compute_teacher_states(pair.teacher, [masked], 60, tmp_path / "teacher.npy", quiet)
+    assert len(teacher.states) == 7
+    probe = ProbeSettings(batch_tokens=25, tile_positions=2)
+    for kept in (None, {0: np.array([1, 6]), 1: np.array([2]), 2: np.array([], int)}):
+        mean, truth = plain_gradients(pair, contexts, "reverse_kl", kept or own)
+        objective = step_objective(masked, teacher, probe, kept)
+        assert objective.positions == sum(map(len, (kept or own).values()))
+        assert accumulate_gradient(pair.student, objective, probe, quiet) == pytest.approx(mean, rel=1e-4)
+        for name, parameter in pair.student.parameters():
+            torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-3, atol=1e-5, msg=name)
+            parameter.grad = None
+
+
 def test_a_masked_step_reads_no_further_than_its_last_position(contexts: list[Context], teacher: TeacherStates) -> None:
     kept = {0: np.array([1, 2]), 1: np.array([], int), 2: np.array([0])}
     batches = step_objective(contexts, teacher, ProbeSettings(), kept).batches(10_000)
-    assert {c.context_id: len(c.response) for b in batches for c in b.contexts} == {0: 3, 2: 1}
+    read = {c.context_id: len(c.inputs("student")) - len(c.student_prompt) for b in batches for c in b.contexts}
+    assert read == {0: 2, 2: 0}
 
 
 def test_first_adamw_step_has_its_closed_form(
@@ -229,7 +249,8 @@ def fake_states(lengths: list[int]) -> tuple[TeacherStates, list[Context]]:
     contexts = [Context(i, f"p/{i}", "update", (1,), (1,), (0,) * n) for i, n in enumerate(lengths)]
     starts = np.cumsum([0, *lengths])
     head = Head(torch.zeros(1, 1), None, 1.0, None, 1)
-    return TeacherStates(np.zeros((starts[-1], 1)), {i: int(s) for i, s in enumerate(starts[:-1])}, head), contexts
+    first, kept = {i: int(s) for i, s in enumerate(starts[:-1])}, {c.context_id: c.positions for c in contexts}
+    return TeacherStates(np.zeros((starts[-1], 1)), first, kept, head), contexts
 
 
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=12), st.integers(0, 1000))

@@ -13,13 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from masked import with_masks
 from tiny_pair import KNOWN
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm
-from teachdiag.diagnostics.engines.vllm_teacher import LogprobsTeacher, VllmTeacher, collected, refuse_without_logprobs
+from teachdiag.diagnostics.engines.vllm_teacher import (
+    LogprobsTeacher,
+    VllmTeacher,
+    at_every_position,
+    collected,
+    refuse_without_logprobs,
+)
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
@@ -145,11 +152,11 @@ class Listing:
     def outputs(self, batch: object, ids: np.ndarray, vocabulary: int) -> list[object]:
         found, row = [], 0
         for context in batch.contexts:  # type: ignore[attr-defined]
-            prompt, n = [*context.teacher_prompt, *context.response], len(context.response)
+            prompt, n = [*context.teacher_prompt, *context.response[: context.last + 1]], context.rows
             with torch.no_grad():
                 logq = self.model(torch.tensor([prompt])).logits[0, :, :vocabulary].log_softmax(-1)
             scored = logq[len(context.teacher_prompt) - 1 : -1]
-            asked = scored.gather(1, torch.from_numpy(ids[row : row + n]))
+            asked = scored.gather(1, torch.from_numpy(at_every_position(context, ids[row : row + n])).long())
             entries: list[object] = [None]
             for token, values in zip(prompt[1:], logq[:-1], strict=True):
                 order = values.argsort(descending=True)
@@ -173,20 +180,24 @@ def listing(settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answer(self: LogprobsTeacher, batch: object, ids: np.ndarray) -> object:
         outputs = teacher.outputs(batch, ids, KNOWN)
-        return collected(outputs, [len(c.response) for c in batch.contexts])  # type: ignore[attr-defined]
+        return collected(outputs, batch.contexts)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(LogprobsTeacher, "__init__", start)
     monkeypatch.setattr(LogprobsTeacher, "answer", answer)
     monkeypatch.setattr(VllmTeacher, "require", lambda *_: None)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 def test_listed_log_probabilities_give_what_lists_determine(
-    tmp_path: Path, settings: CaptureSettings, by_transformers: Path, listing: None
+    tmp_path: Path, settings: CaptureSettings, by_transformers: Path, listing: None, masked: bool
 ) -> None:
     """Everything that is there equals the full-vocabulary path; what lists cannot tell is absent, and said to be."""
-    asked = replace(
-        settings, teacher_engine="vllm", teacher_gives="logprobs", contexts=str(by_transformers / "contexts")
-    )
+    contexts = by_transformers / "contexts"
+    if masked:
+        contexts = with_masks(contexts, tmp_path / "masked.parquet")
+        by_transformers = tmp_path / "transformers"
+        run_capture(by_transformers, replace(settings, contexts=str(contexts)), QUIET)
+    asked = replace(settings, teacher_engine="vllm", teacher_gives="logprobs", contexts=str(contexts))
     results = run_capture(tmp_path / "run", asked, QUIET)
     ours, theirs = (POSITIONS.read(run / "positions") for run in (tmp_path / "run", by_transformers))
     absent = {"teacher_entropy", "forward_kl", "reverse_kl", "jsd", "logit_alignment", "forward_logit_energy"}

@@ -73,7 +73,7 @@ def loss_term_gradients(student: str, teacher: str, context: Context, loss: str)
     logp = plain_logp(models[0], context, "student", vocabulary)
     logq = plain_logp(models[1], context, "teacher", vocabulary).detach()
     parameters = list(models[0].parameters())
-    values = [LOSSES[loss](logp[t], logq[t], context.response[t]) for t in range(len(context.response))]
+    values = [LOSSES[loss](p, q, context.response[t]) for p, q, t in zip(logp, logq, context.positions, strict=True)]
     return [list(torch.autograd.grad(value, parameters, retain_graph=True)) for value in values]
 
 
@@ -94,4 +94,4 @@ def plain_logp(model: PreTrainedModel, context: Context, side: str, vocabulary: 
     """Log-probabilities at every kept position of a context, from one whole forward pass: (positions, vocabulary)."""
     prompt = context.student_prompt if side == "student" else context.teacher_prompt
     logits = model(torch.tensor([prompt + context.response])).logits[0, :, :vocabulary]
-    return logits[len(prompt) - 1 : len(prompt) - 1 + len(context.response)].log_softmax(-1)
+    return logits[[len(prompt) - 1 + t for t in context.positions]].log_softmax(-1)
