@@ -61,11 +61,11 @@ def _is_like(stored: pa.DataType, meant: pa.DataType) -> bool:
     """Whether a column is of the kind that is meant, of whatever width: whole numbers, text, lists of whole numbers."""
     if pa.types.is_dictionary(stored):
         stored = stored.value_type
+    if pa.types.is_null(stored):
+        return True  # no value at all, which the table's own checks tell
     if pa.types.is_list(meant):
         lists = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
         return lists and _is_like(stored.value_type, meant.value_type)
-    if pa.types.is_null(stored):
-        return True  # no value at all, which the table's own checks tell
     if pa.types.is_int8(meant) and pa.types.is_boolean(stored):
         return True  # a mask of truth values
     if pa.types.is_integer(meant):
