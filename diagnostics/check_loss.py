@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,19 +93,19 @@ def _checked(label: str, loaded: object) -> LossFunction:
 
 
 def _drawn(bank: Sequence[Context], settings: CheckLossSettings) -> list[Context]:
-    """Draw contexts, and in each a run of positions, with whose last one it ends."""
+    """Draw contexts, and in each a run of kept positions, with whose last one it ends."""
     rng = np.random.default_rng(derive_seed(settings.seed, "contexts"))
     chosen = rng.permutation(len(bank))[: settings.contexts]
     contexts = []
     for context in (bank[index] for index in chosen):
-        end = int(rng.integers(min(settings.positions, len(context.response)), len(context.response) + 1))
-        contexts.append(replace(context, response=context.response[:end]))
+        end = int(rng.integers(min(settings.positions, context.rows), context.rows + 1))
+        contexts.append(context.keeping(context.positions[:end]))
     return contexts
 
 
 @torch.no_grad()
 def _sample(pair: Pair, contexts: Sequence[Context], positions: int) -> Sample:
-    """Both models' logits at the last positions of each context, between one column in front and some behind.
+    """Both models' logits at the last kept positions of each context, between one column in front and some behind.
 
     These repeat the rows beside them, outside the mask; their tokens are padding.
 
@@ -113,15 +113,15 @@ def _sample(pair: Pair, contexts: Sequence[Context], positions: int) -> Sample:
         ContextError: a logit is NaN or infinite.
     """
     padding = min(pair.student.end_ids, default=0)
-    columns: list[list[int]] = []  # of each context, the position whose row stands in each column
+    columns: list[list[int]] = []  # of each context, the row that stands in each column
     masks, tokens = [], []
     for context in contexts:
-        end = len(context.response)
+        end = context.rows
         own = list(range(max(end - positions, 0), end))
         behind = positions - len(own) + 1
         columns.append([own[0], *own, *[own[-1]] * behind])
         masks.append([False, *[True] * len(own), *[False] * behind])
-        tokens.append([padding, *context.response[own[0] :], *[padding] * behind])
+        tokens.append([padding, *Batch((context,)).tokens[own].tolist(), *[padding] * behind])
     device = pair.student.device
     return Sample(
         student=_logits(pair.student, "student", contexts, columns),
@@ -133,10 +133,10 @@ def _sample(pair: Pair, contexts: Sequence[Context], positions: int) -> Sample:
 
 
 def _logits(model: LanguageModel, side: Side, contexts: Sequence[Context], columns: Sequence[Sequence[int]]) -> Tensor:
-    """A model's logits at some positions of each context, shape (contexts, columns, V), float32."""
+    """A model's logits at some rows of each context, shape (contexts, columns, V), float32."""
     rows = []
-    for context, positions in zip(contexts, columns, strict=True):
-        logits = model.head(model.hidden_rows(Batch((context,)), side)[list(positions)])
+    for context, shown in zip(contexts, columns, strict=True):
+        logits = model.head(model.hidden_rows(Batch((context,)), side)[list(shown)])
         if logits.isnan().any() or logits.isposinf().any():
             where, advice = f"in context {context.context_id}", nan_advice(model.computes_in)
             raise ContextError(f"the {side} gives NaN or infinite logits {where}: {advice}")
