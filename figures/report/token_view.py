@@ -86,7 +86,9 @@ def token_view(runs: Mapping[str, RunTables], settings: ReportSettings, context_
         "budget": settings.budget,
         "rows": [[contexts[i][context_id] for i, context_id in enumerate(row)] for row in rows],
     }
-    unscored = any("u" in token for row in data["rows"] for context in row if context for token in context["tokens"])
+    unscored = any(
+        "u" in token for part in contexts for context in part.values() if context for token in context["tokens"]
+    )
     note = " ".join(filter(None, (_UNSCORED * unscored, _unknown_parts(banks))))
     return View(data, len(rows), shown, note)
 
