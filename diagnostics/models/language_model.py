@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from teachdiag.diagnostics.models.adapters import put_on
 from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import head_of
-from teachdiag.diagnostics.models.layers import drop_layers
+from teachdiag.diagnostics.models.layers import drop_layers, recomputed
 from teachdiag.diagnostics.models.sources import (
     ModelSource,
     end_ids,
@@ -111,6 +111,10 @@ class LanguageModel:
         These are all weights, or, of a model with an adapter, the adapter's.
         """
         yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Save memory in the passes inside: see `recomputed`."""
+        return recomputed(self.model, self.name)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)

@@ -1,8 +1,12 @@
-"""A model without some of its decoder layers."""
+"""Decoder layers of a model: some of them taken out, or computed twice to save memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from teachdiag.errors import ModelError
 
@@ -18,7 +22,7 @@ def drop_layers(model: Any, name: str, dropped: tuple[int, ...]) -> None:  # noq
     Raises:
         ModelError: it has no such layers, or no others.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
+    layers = _layers(model)
     if layers is None:
         raise ModelError(f"{name}: its decoder layers cannot be found, so none can be dropped")
     absent = [layer for layer in dropped if not 0 <= layer < len(layers)]
@@ -32,3 +36,32 @@ def drop_layers(model: Any, name: str, dropped: tuple[int, ...]) -> None:  # noq
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in kept]
     config.num_hidden_layers = len(kept)
+
+
+@contextmanager
+def recomputed(model: Any, name: str) -> Iterator[None]:  # noqa: ANN401
+    """Keep, of a forward pass inside, only what goes into each layer; its backward pass computes the rest once more.
+
+    The same operations run on the same numbers, so that no gradient changes. Chen et al. 2016, arXiv 1604.06174.
+
+    Args:
+        model: a transformers causal language model.
+        name: what the user called it.
+
+    Raises:
+        ModelError: it has no such layers.
+    """
+    layers = _layers(model)
+    if layers is None:
+        raise ModelError(f"{name}: its decoder layers cannot be found, so --recompute cannot save what is in them")
+    for layer in layers:  # in front of the class's own; hooks around it, as FSDP has them, run once
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _layers(model: Any) -> Any:  # noqa: ANN401
+    return getattr(model.get_decoder(), "layers", None)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -156,7 +157,8 @@ def accumulate_gradient(
     local = share_of(batches)
     loss_sum = 0.0
     bar = reporter.bar("Gradient", total=sum(len(b.contexts) for b in local))
-    with in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:
+    layers = student.recomputing() if settings.recompute else nullcontext()
+    with layers, in_step(lambda: _pass_idly(student, batches[-1]), student.sharded) as step, bar as advance:
         for batch in local:
             loss_sum += step(partial(_backward, student, objective, batch, settings.tile_positions))
             advance(len(batch.contexts))

@@ -157,6 +157,13 @@ class ProbeSettings(Checked):
     )
     device: str = option("auto", "Torch device; 'auto' is cuda where there is one, else cpu", panel=SCALE)
     batch_tokens: int = option(2048, "Padded tokens in one forward (and backward) pass", "tokens", panel=SCALE)
+    recompute: bool = option(
+        False,
+        "Keep only what goes into each layer for the backward pass, and compute the rest again (gradient "
+        "checkpointing): for long contexts. No number changes, and a gradient takes a third longer",
+        panel=SCALE,
+        kinds=(*_BATCHES, "efficiency"),
+    )
     tile_positions: int = option(128, "Positions whose logits exist at the same time", "positions", panel=SCALE)
 
     def __post_init__(self) -> None:

@@ -151,6 +151,30 @@ def test_tokens_of_tools_and_users_are_read_and_never_stepped_on(
             parameter.grad = None
 
 
+def test_recomputed_layers_change_no_bit_and_keep_less(
+    pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter
+) -> None:
+    def taken(recompute: bool) -> tuple[list[Tensor], int]:
+        probe, kept = ProbeSettings(batch_tokens=25, recompute=recompute), 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            accumulate_gradient(pair.student, step_objective(contexts, teacher, probe), probe, quiet)
+        found = [p.grad for _, p in pair.student.parameters()]
+        for _, parameter in pair.student.parameters():
+            parameter.grad = None
+        return found, kept
+
+    (plain, plenty), (again, few) = taken(False), taken(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert few < plenty
+    assert not any("forward" in vars(layer) for layer in pair.student.model.get_decoder().layers)
+
+
 def test_a_masked_step_reads_no_further_than_its_last_position(contexts: list[Context], teacher: TeacherStates) -> None:
     kept = {0: np.array([1, 2]), 1: np.array([], int), 2: np.array([0])}
     batches = step_objective(contexts, teacher, ProbeSettings(), kept).batches(10_000)
