@@ -2,8 +2,8 @@
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
 selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, `efficiency` how often those of efficiency curves do, and `large` ten million positions. `bench.py PART ...` runs
-these alone.
+truth, `efficiency` how often those of efficiency curves do, `long` responses of up to 16,384 tokens, and `large` ten
+million positions. `bench.py PART ...` runs these alone.
 """
 
 import sys
@@ -14,6 +14,7 @@ from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
 from intervals import coverage_rows
 from large import large_rows
+from long import long_context, long_rows
 from probes import probe_rows
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
@@ -33,6 +34,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "estimates": ("Analysis, one BLAS thread", estimate_rows),
         "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
+        "long": (f"Long contexts, {threads}", long_rows),
         "large": ("A bank that memory cannot hold", large_rows),
     }
 
@@ -41,6 +43,9 @@ def main() -> None:
     """Print every table or those that are named, or take one memory reading in a process of its own."""
     if sys.argv[1:2] == ["peak"]:
         print(peak_memory(int(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["long-context"]:
+        print(*long_context(int(sys.argv[2]), sys.argv[3]))
         return
     parts = _parts()
     if unknown := [name for name in sys.argv[1:] if name not in parts]:
