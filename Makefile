@@ -22,7 +22,7 @@ DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results clean
+.PHONY: demo gpu figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -101,6 +101,9 @@ types: .venv/installed  ## mypy, strict
 bench: .venv/installed $(if $(PARTS),,.venv-vllm/installed)  ## speed and memory as ratios within one run; PARTS="intervals ..." are run alone
 	$(BIN)/python benchmarks/bench.py $(PARTS)
 	$(if $(PARTS),,.venv-vllm/bin/python benchmarks/engines.py)
+
+gpu:  ## on a machine with one NVIDIA GPU, and no network: is it right, how fast is it; ten minutes. Takes .venv, or the python3 there is
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(GPU)
 
 docs: .venv/installed  ## the documentation site, from docs/ into site/: the pages that are made from code first
 	$(BIN)/python -m teachdiag.artefacts > docs/artefacts.md

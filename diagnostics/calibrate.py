@@ -4,6 +4,7 @@ Bytes are those of the capture's own `positions` table, written again as one fil
 Speeds are those of a second round, when everything is warm. Peak memory on a CPU is that of a process that only scores.
 """
 
+import gc
 import os
 import platform
 import resource
@@ -84,11 +85,25 @@ def calibrate(settings: CaptureSettings, reporter: Reporter) -> Calibration:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         run_capture(run, settings, reporter)
+        gc.collect()  # its models, whose memory would count as scoring's
         reporter.say("Once more, by the clock")
         pair = load_pair(resolve_pair(settings, _QUIET), settings.dtype, device)
         speeds = measured_speeds(run, settings, pair)
-        peak = scoring_peak(run, settings) if device == "cpu" else torch.cuda.max_memory_allocated()
-        lists, bare = (stored(run / "positions", lists=kept) for kept in (True, False))
+        peak = scoring_peak(run, settings) if device == "cpu" else torch.cuda.max_memory_allocated(device)
+        return recorded(run, settings, pair, speeds, peak)
+
+
+def recorded(run: Path, settings: CaptureSettings, pair: Pair, speeds: Speeds, peak: int) -> Calibration:
+    """Put a calibration together.
+
+    Args:
+        run: a capture, whose `positions` are weighed.
+        settings: of the capture.
+        pair: the models.
+        speeds: of these, measured.
+        peak: memory of scoring, bytes.
+    """
+    lists, bare = (stored(run / "positions", lists=kept) for kept in (True, False))
     models = (pair.student, pair.teacher)
     measured = Measured(
         student_parameters=parameters(pair.student),
@@ -106,6 +121,7 @@ def calibrate(settings: CaptureSettings, reporter: Reporter) -> Calibration:
     made_with = {"command": COMMAND, "student": _named(pair.student), "teacher": _named(pair.teacher)}
     prompts = settings.bank_prompts + settings.update_prompts
     workload = {"prompts": prompts, "max_new_tokens": settings.max_new_tokens, "batch_tokens": settings.batch_tokens}
+    device = str(pair.student.device)
     machine = machine_facts(device) | ({"device_name": processor_name()} if device == "cpu" else {})
     return Calibration(measured, settings.dtype, made_with | workload | machine | environment())
 
@@ -117,8 +133,8 @@ def measured_speeds(run: Path, settings: CaptureSettings, pair: Pair) -> Speeds:
     start = time.perf_counter()
     rollouts = sample(pair.student, [tuple(p) for p in prompts], seeds, settings.sampling)
     sampled = time.perf_counter()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # of rollouts, which is not scoring's
+    if pair.student.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(pair.student.device)  # of rollouts, which is not scoring's
     score_anew(run, settings, pair)
     scored = time.perf_counter()
     kept = [min(len(r.token_ids), settings.positions) for r in rollouts]
@@ -142,6 +158,11 @@ def scoring_peak(run: Path, settings: CaptureSettings) -> int:
 def _score_and_weigh(run: Path, settings: CaptureSettings, threads: int) -> int:
     torch.set_num_threads(threads)
     score_anew(run, settings, load_pair(resolve_pair(settings, _QUIET), settings.dtype, "cpu"))
+    return peak_of_this_process()
+
+
+def peak_of_this_process() -> int:
+    """Peak resident memory of this process so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

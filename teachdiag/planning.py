@@ -9,10 +9,11 @@ contexts of (prompt + L - 1) tokens each, which both models read. A prime marks 
 - Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
   P_t')), rollouts take N x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
   is the best that these can do. Gradients, loading of models and the analysis are left out.
-- Memory of a device = weights + float32 head + tile of logits + rest. Weights are P x bytes of the dtype, whole or
-  sharded over the processes. The head, vocabulary x width x 4 bytes, is a copy unless the model is float32 and whole. A
+- Memory of a device = weights + whole heads + tile of logits + rest. Weights are P x bytes of the dtype, whole or
+  sharded over the processes. Beside shards every device has a whole head, vocabulary x width x bytes of the dtype. A
   tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
-  beyond that, and is not scaled. A probe needs 5 float32 copies of the student instead of the weights.
+  beyond that, and is not scaled. A probe needs 5 float32 copies of the student and the teacher's head instead of the
+  weights.
 - Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A
   probe keeps the teacher's hidden states, N x width x 4 bytes, for the next one.
 
@@ -48,13 +49,16 @@ class Models:
     width: float
     dtype: DType
 
+    @property
+    def head(self) -> float:
+        """Bytes of one LM head."""
+        return self.vocabulary * self.width * BYTES[self.dtype]
+
     def memory(self, sides: tuple[Side, ...], shards: int = 1) -> Bytes:
         """Bytes on one device, by part, without the rest, where it holds these models, cut into that many shards."""
-        whole_float32 = self.dtype == "float32" and shards == 1
-        head = 0.0 if whole_float32 else self.vocabulary * self.width * _FLOAT32
         return {
             "weights": sum(self.parameters[side] for side in sides) * BYTES[self.dtype] / shards,
-            "float32_heads": len(sides) * head,
+            "whole_heads": len(sides) * self.head if shards > 1 else 0.0,
             "tile": LIVE * CaptureSettings.tile_positions * self.vocabulary * _FLOAT32,
         }
 
@@ -148,8 +152,9 @@ def _rest(calibration: Calibration) -> float:
 def _memory(models: Models, placement: Placement) -> Bytes:
     """Bytes on a device, part by part; what capture takes with these, and what a probe takes in one process."""
     student = models.parameters["student"] * _FLOAT32 * ProbeSettings().student_copies
-    others = sum(amount for part, amount in placement.memory.items() if part != "weights")
-    return {**placement.memory, "capture": placement.total, "probe": student + others}
+    heads = placement.memory["whole_heads"] or models.head  # the teacher's is kept when the teacher is gone
+    probe = student + heads + placement.memory["tile"] + placement.memory["rest"]
+    return {**placement.memory, "capture": placement.total, "probe": probe}
 
 
 def _place(settings: PlanSettings, models: Models, rest: float) -> Placement:

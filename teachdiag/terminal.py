@@ -169,10 +169,7 @@ def _amounts(summary: Summary) -> list[tuple[str, str]]:
         (f"time: scoring, {processes} processes", _duration(time["scoring"])),
         (f"time: one_step probe, {processes} processes", _duration(time["probe"])),
         ("memory a device: capture", _size(memory["capture"])),
-        *(
-            (f"  {name.replace('_', ' ')}", _size(memory[name]))
-            for name in ("weights", "float32_heads", "tile", "rest")
-        ),
+        *((f"  {name.replace('_', ' ')}", _size(memory[name])) for name in ("weights", "whole_heads", "tile", "rest")),
         ("memory a device: probe", _size(memory["probe"])),
     ]
 

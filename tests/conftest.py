@@ -24,6 +24,7 @@ from teachdiag.cli import main
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
+from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.figures import style
 from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
@@ -31,6 +32,16 @@ from teachdiag.settings import AnalyzeSettings, CaptureSettings
 
 settings.register_profile("machines differ", deadline=None)  # speed belongs in the benchmarks
 settings.load_profile("machines differ")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where tests that are marked `device` run; one that cannot be used is an error, never a fall-back."""
+    parser.addoption("--device", default="cpu", help="torch device of the tests that are marked `device`")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(pick_device(request.config.getoption("--device")))
 
 
 @pytest.fixture

@@ -97,11 +97,11 @@ class StatesTeacher:
         self.device = torch.device(device)
 
     def hidden_rows(self, batch: Batch, side: Side) -> Tensor:
-        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width), float32."""
+        """Hidden states that feed the LM head at every kept position of a batch, shape (rows, width)."""
         prompts = [{"prompt_token_ids": list(context.inputs(side))} for context in batch.contexts]
         outputs = self.engine.encode(prompts, pooling_task="token_embed", use_tqdm=False)
         kept = [o.outputs.data[c.places(side)] for o, c in zip(outputs, batch.contexts, strict=True)]
-        return torch.cat(kept).float().to(self.device)
+        return torch.cat(kept).to(self.device)
 
 
 class LogprobsTeacher:

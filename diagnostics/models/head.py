@@ -1,6 +1,6 @@
 """The LM head, cut from its model: logits in float32, of as many positions at a time as are asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,17 @@ from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.diagnostics.models.weights import head_names, stored_weight, without_weights
 from teachdiag.diagnostics.processes.parameters import whole
 
+_BLOCK = (
+    1024  # rows of a half-precision weight that are float32 at a time: they are multiplied while a cache holds them
+)
+
 
 @dataclass
 class Head:
-    """The LM head in float32, with whatever the architecture does to its logits.
+    """The LM head, with whatever the architecture does to its logits, which are float32 whatever type its weights have.
 
     Attributes:
-        weight: shape (rows, width), float32. For float32 models it is the model's own parameter, not a copy.
+        weight: shape (rows, width): the model's own parameter, not a copy, unless that is sharded.
         bias: shape (rows,) or None.
         scale: factor on the logits.
         softcap: logits z become softcap * tanh(z / softcap); None is off.
@@ -66,6 +70,10 @@ class Head:
         self.bias = None if self.bias is None else self.bias.to(device)
         self.holes = None if self.holes is None else self.holes.to(device)
 
+    def in_float32(self) -> "Head":
+        """Return the head with float32 weights, in which gradients of many tiles add up before they are rounded."""
+        return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
+
     def follow(self) -> None:
         """Take on weights that have moved. Only a copy has to: these are the model's own parameters, or never move."""
 
@@ -73,8 +81,41 @@ class Head:
         """Give the weights' gradients to the model's parameters. Only a copy has to."""
 
     def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = F.linear(hidden.float(), weight[: self.size], None if bias is None else bias[: self.size])
+        with torch.autocast(hidden.device.type, enabled=False):  # which may be on around a caller's loop
+            logits = linear(hidden, weight[: self.size], None if bias is None else bias[: self.size])
         return logits if self.scale == 1.0 else logits * self.scale
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return hidden @ weight.T + bias, multiplied and added up in float32, where half-precision factors are exact.
+
+    Without gradients a half-precision weight is never copied whole: on CUDA tensor cores take it as it is, if hidden
+    states have its type; else a block of its rows is cast at a time.
+
+    Args:
+        hidden: shape (N, width), of any float type.
+        weight: shape (rows, width), of any float type.
+        bias: shape (rows,), or None.
+
+    Returns:
+        Shape (N, rows), float32.
+    """
+    followed = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if weight.dtype == torch.float32 or followed:
+        return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    if weight.is_cuda and hidden.dtype == weight.dtype:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = _by_blocks(hidden.float(), weight)
+    return logits if bias is None else logits.add_(bias)
+
+
+def _by_blocks(hidden: Tensor, weight: Tensor) -> Tensor:
+    logits = hidden.new_empty(len(hidden), len(weight))
+    for start in range(0, len(weight), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        torch.mm(hidden, weight[rows].float().T, out=logits[:, rows])
+    return logits
 
 
 def head_of(model: Any, known: Known) -> Head:  # noqa: ANN401
@@ -86,8 +127,8 @@ def head_of(model: Any, known: Known) -> Head:  # noqa: ANN401
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     weight, bias = linear.weight, getattr(linear, "bias", None)
     return Head(
-        weight=whole(weight).float(),  # no copy where it is float32 already
-        bias=None if bias is None else whole(bias).float(),
+        weight=whole(weight),
+        bias=None if bias is None else whole(bias),
         scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
         size=known.size,

@@ -102,7 +102,7 @@ def _keep_head_whole(model: LanguageModel, head: Any, device: torch.device) -> N
     # The head may be the parameter that embeds tokens, whose memory is about to be cut.
     model.head.weight = model.head.weight.detach().clone()
     model.head.to(device)
-    head.weight = torch.nn.Parameter(model.head.weight.to(head.weight.dtype), requires_grad=False)
+    head.weight = torch.nn.Parameter(model.head.weight, requires_grad=False)
     if head.bias is not None:
         head.bias = torch.nn.Parameter(head.bias.to(device), requires_grad=False)
 

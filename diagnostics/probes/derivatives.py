@@ -218,7 +218,7 @@ def _contracted(
     teachers = {id(term.teacher): term.teacher for term in terms.values()}  # terms may share one
     taught = {key: teacher.at(teacher.rows(batch), device) for key, teacher in teachers.items()}  # (rows, width) each
     tokens = torch.from_numpy(batch.tokens).long().to(device)  # (rows,)
-    columns = {name: np.empty(batch.rows, np.float32) for name in terms}
+    columns = {name: torch.empty(batch.rows, device=device) for name in terms}
     for tile in tiles(batch.rows, tile_positions):
         hidden, slope = (part[tile].detach().float() for part in tangent)
         with torch.no_grad():  # logits of shape (positions, vocabulary), one for each teacher
@@ -226,8 +226,8 @@ def _contracted(
             logits, logit_slope = head(hidden), head.slope(hidden, slope, weight_slope, bias_slope)
         for name, term in terms.items():
             at_logits = _logit_gradient(term.loss, logits, teacher_logits[id(term.teacher)], tokens[tile])
-            columns[name][tile] = torch.linalg.vecdot(at_logits, logit_slope).cpu().numpy()
-    return columns
+            columns[name][tile] = torch.linalg.vecdot(at_logits, logit_slope)
+    return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def _logit_gradient(function: PositionLoss, logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def foreseen(
     """
     whole, taught = student.parameters * _FLOAT32 / shards, teacher.parameters * BYTES[capture.dtype] / shards
     tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
-    head = teacher.rows * teacher.width * _FLOAT32
+    head = teacher.rows * teacher.width * BYTES[capture.dtype]
     kept = student.layers * tokens * (10 * student.width + 4 * student.inner) if settings.reads("optimizer") else 0
     step = whole * settings.student_copies + kept * _FLOAT32
     step += taught if settings.rollouts == "fresh" else head
@@ -105,7 +105,8 @@ def refuse_what_cannot_fit(
 def free_memory(device: str) -> float:
     """Bytes that are free on a device for this process: of a CPU's, its share among the processes on the machine."""
     if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
     free = min(float(psutil.virtual_memory().available), _free_in_container())
     return free / int(processes().num_processes)
 

@@ -29,7 +29,7 @@ from teachdiag.tables import CHECKSUM, is_intact, vouch
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """Hidden states of shape (positions, width), float32, on disk, and the head that makes logits of them.
+    """Hidden states of shape (positions, width) on disk, as float32, and the head that makes logits of them.
 
     Attributes:
         states: memory-mapped array; rows are all kept positions of all contexts, context by context.
@@ -52,8 +52,8 @@ class TeacherStates:
         return rows if self.stand_in is None else self.stand_in[rows]
 
     def at(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """Hidden states of some rows, shape (rows, width), float32."""
-        return torch.from_numpy(self.states[rows]).to(device)
+        """Hidden states of some rows, shape (rows, width), in the head's type, which is the one that they had."""
+        return torch.from_numpy(self.states[rows]).to(device, self.head.weight.dtype)
 
 
 def compute_teacher_states(

@@ -3,7 +3,6 @@
 A direction is one tensor a parameter, laid out as it is, in the order of `LanguageModel.parameters()`.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +14,9 @@ from teachdiag.diagnostics.processes.collectives import summed
 from teachdiag.diagnostics.processes.parameters import are_sharded, laid_out_like, local
 
 Direction = list[Tensor]
+_BLOCK = 2**20  # numbers of a parameter that are widened at a time for its bit sums,
+_LARGE = 2**26  # and for its distance from theta0
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by how many bytes they have
 
 
 class Theta0:
@@ -32,7 +34,7 @@ class Theta0:
         self._sharded = student.sharded
         self._weights = [p.clone() for p in present] if self._sharded else present
         self._copy = present if self._sharded else []
-        self._digest = parameter_digest(student)
+        self._bit_sums = bit_sums(student)
 
     def leave(self, weights: Iterable[Tensor] | None = None) -> None:
         """Move the student to a copy, to be changed in place, of given weights laid out as its own, or of theta0."""
@@ -60,7 +62,7 @@ class Theta0:
 
     def distance(self) -> float:
         """Euclidean norm of theta - theta0, summed in float64."""
-        squares = (float((p - w).double().square().sum()) for p, w in zip(self._present(), self._weights, strict=True))
+        squares = (_squared_distance(p, w) for p, w in zip(self._present(), self._weights, strict=True))
         return math.sqrt(_over_shards(sum(squares), self._parameters))
 
     def restore(self) -> None:
@@ -78,7 +80,7 @@ class Theta0:
         Raises:
             RuntimeError: it is not.
         """
-        if parameter_digest(self._student) != self._digest:
+        if not torch.equal(bit_sums(self._student), self._bit_sums):
             raise RuntimeError("theta0 was not restored bit for bit")
 
     def _present(self) -> list[Tensor]:
@@ -96,13 +98,28 @@ class Theta0:
         return self._copy
 
 
-def parameter_digest(student: LanguageModel) -> str:
-    """SHA-256 over every parameter's bytes, in hexadecimal; of sharded ones, over this process's."""
-    digest = hashlib.sha256()
-    for name, parameter in student.parameters():
-        digest.update(name.encode())
-        digest.update(local(parameter.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@torch.no_grad()
+def bit_sums(student: LanguageModel) -> Tensor:
+    """Sums over the bits of every parameter, that change with a bit of it; of sharded ones, of this process's part.
+
+    Read as whole numbers b_i, sum_i b_i and sum_i (2 i + 1) b_i modulo 2^64: exact in any order, so that they are taken
+    where the parameter is. Shape (parameters, 2), int64, on the CPU.
+    """
+    return torch.stack([_bit_sums(local(parameter)) for _, parameter in student.parameters()]).cpu()
+
+
+def _bit_sums(part: Tensor) -> Tensor:
+    sums = torch.zeros(2, dtype=torch.int64, device=part.device)
+    for number, block in enumerate(torch.split(part.flatten(), _BLOCK)):
+        bits = block.view(_BITS[block.element_size()]).long()
+        place = torch.arange(number * _BLOCK, number * _BLOCK + len(bits), device=part.device)
+        sums += torch.stack([bits.sum(), (bits * (2 * place + 1)).sum()])
+    return sums
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    blocks = zip(torch.split(a.flatten(), _LARGE), torch.split(b.flatten(), _LARGE), strict=True)
+    return sum(float((x - y).double().square().sum()) for x, y in blocks)
 
 
 def inner(a: Direction, b: Direction) -> float:

@@ -114,7 +114,8 @@ def optimize(
 def _optimizer(student: LanguageModel, settings: ProbeSettings) -> torch.optim.Optimizer:
     parameters = [p for _, p in student.parameters()]
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-    return kind(parameters, lr=settings.step_size, weight_decay=settings.weight_decay)
+    # One parameter at a time: on CUDA, all together would take another copy of the model's size or two.
+    return kind(parameters, lr=settings.step_size, weight_decay=settings.weight_decay, foreach=False)
 
 
 def _optimizer_step(
@@ -178,16 +179,16 @@ def _backward(student: LanguageModel, objective: Objective, batch: Batch, tile_p
     taught = objective.teacher.at(objective.teacher.rows(batch), student.device)  # (positions, width)
     tokens = torch.from_numpy(batch.tokens).long().to(student.device)  # (positions,)
     weights = torch.from_numpy(objective.weights(batch)).to(student.device)  # (positions,)
-    loss_sum = 0.0
+    loss_sum = torch.zeros((), dtype=torch.float64, device=student.device)  # read once: a GPU waits for who reads
     for tile in tiles(batch.rows, tile_positions):
         with torch.no_grad():
             teacher_logits = objective.teacher.head(taught[tile])  # (tile, vocabulary)
         losses = weights[tile] * objective.loss(student.head(cut[tile]), teacher_logits, tokens[tile])  # (tile,), nats
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        loss_sum += losses.detach().double().sum().item()
+        loss_sum += losses.detach().double().sum()
     assert cut.grad is not None
     hidden.backward(cut.grad)  # type: ignore[no-untyped-call]
-    return loss_sum
+    return loss_sum.item()
 
 
 def _pass_idly(student: LanguageModel, batch: Batch) -> None:

@@ -171,21 +171,21 @@ def tiled(
     """Fill one array a column, tile by tile, from (student logits, teacher logits, their rows).
 
     Nothing of a tile outlives it: it would pin its neighbours' memory. On a CPU the statistics of a tile are taken a
-    few rows at a time.
+    few rows at a time; on a GPU nothing waits for them until the last tile.
     """
-    columns: Columns = {}
+    columns: dict[str, Tensor] = {}
     total = len(states.student)
-    for tile in tiles(total, tile_positions):
-        z = states.student_head(states.student[tile])  # (tile, vocabulary), like w
-        w = states.teacher_head(states.teacher[tile]).to(z.device)
-        for part in tiles(len(z), max(2, _CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)):
-            rows = slice(tile.start + part.start, tile.start + part.stop)
-            for name, tensor in measure(z[part], w[part], rows).items():
-                values = tensor.cpu().numpy()
-                if name not in columns:
-                    columns[name] = np.empty((total, *values.shape[1:]), values.dtype)
-                columns[name][rows] = values
-    return columns
+    with torch.autocast(states.student.device.type, enabled=False):  # which may be on around a caller's loop
+        for tile in tiles(total, tile_positions):
+            z = states.student_head(states.student[tile])  # (tile, vocabulary), like w
+            w = states.teacher_head(states.teacher[tile]).to(z.device)
+            for part in tiles(len(z), max(2, _CACHED // z.shape[1]) if z.device.type == "cpu" else len(z)):
+                rows = slice(tile.start + part.start, tile.start + part.stop)
+                for name, values in measure(z[part], w[part], rows).items():
+                    if name not in columns:
+                        columns[name] = values.new_empty((total, *values.shape[1:]))
+                    columns[name][rows] = values
+    return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def _prompts_differ(batch: Batch) -> bool:

@@ -312,13 +312,18 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         weights = inputs["position_weights"]
         kept = weights != 0
         states = self._states(unwrapped_student, inputs, kept)
+        states = states._replace(student_head=states.student_head.in_float32())
         tokens, weights = inputs["completion_ids"][kept], weights[kept]
         loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole
         entropy = torch.zeros((), device=loss.device)
         with torch.autocast(loss.device.type, enabled=False):
             for tile in tiles(len(tokens), self.tile_positions):
+                arguments = (states, tokens[tile], states.student[tile], tile)
                 losses, entropies = checkpoint(
-                    self._tile, states, tokens[tile], states.student[tile], tile, use_reentrant=False
+                    self._tile,
+                    *arguments,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing is drawn in it
                 )
                 loss = loss + (losses * weights[tile]).sum()
                 entropy += entropies.detach().sum()

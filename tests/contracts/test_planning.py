@@ -88,10 +88,9 @@ def test_the_laws_by_hand() -> None:
             "probe_scratch": 8e6 * 1e3 * 4,
         }
     )
-    head = 1e5 * 1e3 * 4
-    memory = {"weights": 8e8 * 2, "float32_heads": 2 * head, "tile": TILE, "rest": REST}
+    memory = {"weights": 8e8 * 2, "whole_heads": 0, "tile": TILE, "rest": REST}
     whole = sum(memory.values())
-    probe = whole - 8e8 * 2 + 5 * 4 * 2e8
+    probe = whole - 8e8 * 2 + 5 * 4 * 2e8 + 1e5 * 1e3 * 2
     assert found["memory_bytes"] == pytest.approx(memory | {"capture": whole, "probe": probe})
     assert found["layout"]["command"].startswith(
         "torchrun --nproc-per-node 4 -m -- teachdiag capture --shard-contexts 1875"
@@ -120,15 +119,15 @@ def test_models_are_placed_by_what_fits() -> None:
     assert "--shard-model" in options(sharded)
     assert "--teacher-engine" not in options(sharded)
     assert sharded["memory_bytes"]["weights"] == 20e9
-    assert sharded["memory_bytes"]["float32_heads"] == 2 * 1e5 * 1e3 * 4  # gathered whole on every device
+    assert sharded["memory_bytes"]["whole_heads"] == 2 * 1e5 * 1e3 * 2  # one of each model on every device
     small = replace(large, student_parameters=5e9, teacher_parameters=8e10, device_memory=22)
     both = plan(small, CALIBRATION)  # of 10 and 160 GB
     assert {"--teacher-engine", "--tensor-parallel"} <= set(options(both))
     assert both["layout"]["processes"] == 1
     for found in (beside, apart, sharded, both):
         accepted(found["layout"]["command"])
-    needs = r"the models need 22.2 GB on each device .* --processes 8, 41.8 GB where the teacher has an engine"
-    with pytest.raises(SettingsError, match=needs):  # 10 + 0.8 + 0.61 + 0.79, and 40 + 0.4 + 0.61 + 0.79
+    needs = r"the models need 21.8 GB on each device .* --processes 8, 41.4 GB where the teacher has an engine"
+    with pytest.raises(SettingsError, match=needs):  # 20 + 0.4 + 0.61 + 0.79, and 40 + 0.61 + 0.79
         plan(replace(large, device_memory=20), CALIBRATION)
 
 

@@ -65,17 +65,18 @@ def truths(z: Tensor, w: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["real", "wide"])
+@pytest.mark.parametrize("place", ["real", pytest.param("wide", marks=pytest.mark.device)])
 @pytest.mark.parametrize(
     ("apart", "divergence", "mass"),
     [(1.0, 3e-6, 1e-5), (0.03, 1e-4, 3e-4), (0.002, 2e-3, 5e-3)],  # KL of about 0.5, 5e-4 and 2e-6
 )
 def test_every_scalar_has_the_digits_that_its_logits_allow(
-    request: pytest.FixtureRequest, place: str, apart: float, divergence: float, mass: float
+    request: pytest.FixtureRequest, device: torch.device, place: str, apart: float, divergence: float, mass: float
 ) -> None:
     z = request.getfixturevalue(place)
     w = z + apart * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-    columns = statistics(z, w, torch.zeros(len(z), dtype=torch.long)) | divergences(z, w)
+    ours, theirs = z.to(device), w.to(device)
+    columns = statistics(ours, theirs, torch.zeros(len(z), dtype=torch.long, device=device)) | divergences(ours, theirs)
     for name, truth in truths(z, w).items():
         relative, absolute = divergence, 0.0
         if name in ("logit_alignment", "forward_logit_energy"):
@@ -83,7 +84,7 @@ def test_every_scalar_has_the_digits_that_its_logits_allow(
         elif name in ("student_entropy", "teacher_entropy", "compatibility_k16", "tail_mass"):
             relative, absolute = 1e-6, 5e-7
         torch.testing.assert_close(
-            columns[name].double(), truth, rtol=relative, atol=absolute, msg=f"{name}: {{}}".format
+            columns[name].double().cpu(), truth, rtol=relative, atol=absolute, msg=f"{name}: {{}}".format
         )
 
 
@@ -99,16 +100,17 @@ def test_probabilities_sum_to_one_and_so_do_gradients(request: pytest.FixtureReq
     torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
-def test_losses_have_exact_gradients_over_a_wide_vocabulary(wide: Tensor, loss: str) -> None:
+def test_losses_have_exact_gradients_over_a_wide_vocabulary(wide: Tensor, device: torch.device, loss: str) -> None:
     measure = position_loss(loss, {"jsd_beta": 0.5})
     teacher = wide + 0.3 * torch.randn(wide.shape, generator=torch.Generator().manual_seed(1))
     tokens = torch.arange(len(wide))
     found = []
-    for z, w in ((wide.clone(), teacher), (wide.double(), teacher.double())):
+    for z, w in ((wide.clone().to(device), teacher.to(device)), (wide.double(), teacher.double())):
         z.requires_grad_()
-        measure(z, w, tokens).sum().backward()
-        found.append(z.grad.double())
+        measure(z, w, tokens.to(z.device)).sum().backward()
+        found.append(z.grad.double().cpu())
     error, size = (found[0] - found[1]).norm(dim=-1), found[1].norm(dim=-1)
     assert (error < 1e-5 * size).all()
 

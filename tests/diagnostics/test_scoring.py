@@ -14,7 +14,7 @@ from teachdiag.diagnostics.models.alignment import Context, batched, check_fits,
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.diagnostics.scoring.statistics import statistics
-from teachdiag.diagnostics.scoring.tiles import Columns, score
+from teachdiag.diagnostics.scoring.tiles import Columns, States, score, tiled
 from teachdiag.errors import ContextError
 
 
@@ -107,6 +107,20 @@ def test_ranges_hold_for_any_logits(ours: tuple[int, float], theirs: tuple[int, 
     for k in (8, 16, 32):
         assert (columns[f"compatibility_bound_k{k}"] <= columns[f"compatibility_k{k}"] + 1e-6).all()
     assert (np.diff([columns[f"compatibility_k{k}"] for k in (8, 16, 32)], axis=0) >= -1e-6).all()
+
+
+def test_an_autocast_around_the_caller_moves_nothing(pair: Pair, contexts: list[Context]) -> None:
+    """In half precision, inner products over the vocabulary would be rounded to three digits."""
+    (batch,) = batched(contexts[:1], 1000)
+    tokens = torch.from_numpy(batch.tokens).long()
+    hidden = [model.hidden_rows(batch, side) for model, side in ((pair.student, "student"), (pair.teacher, "teacher"))]
+    states = States(hidden[0], pair.student.head, hidden[1], pair.teacher.head)
+    with torch.no_grad():
+        plain = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            again = tiled(states, lambda z, w, rows: statistics(z, w, tokens[rows]), 4)
+    for name, values in plain.items():
+        np.testing.assert_array_equal(values, again[name], err_msg=name)
 
 
 def test_equal_models_have_no_divergence() -> None:
