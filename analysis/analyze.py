@@ -7,9 +7,11 @@ import pandas as pd
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
+from teachdiag.analysis.bank.graded import load_grades
 from teachdiag.analysis.bank.measurements import finished_probes, left_out_probes, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
 from teachdiag.analysis.kinds.kind import RESULT_TABLES, Inputs, Results, analysis_of
+from teachdiag.analysis.report.by_grade import by_grade
 from teachdiag.analysis.report.caveats import caveats
 from teachdiag.analysis.report.front_page import first_page
 from teachdiag.analysis.report.sections import pair_text
@@ -49,7 +51,7 @@ def run_analysis(run: Path, settings: AnalyzeSettings, reporter: Reporter) -> di
         digests = capture.require().get("tables", {})
         inputs = _load(run, settings)
         measured = dict.fromkeys(folder for kind in KINDS.values() for folder in kind.folders)
-        read = {name: digests.get(name) or table_digest(run / name) for name in ("positions", *measured)}
+        read = {name: digests.get(name) or table_digest(run / name) for name in ("positions", "grades", *measured)}
         with stage.timed(), threadpool_limits(1, "blas"):
             tables = estimate_tables(inputs, reporter)
             findings = _findings(tables[ESTIMATES].to_pandas(), inputs)
@@ -70,7 +72,8 @@ def _load(run: Path, settings: AnalyzeSettings) -> Inputs:
     steps = [load_step(run, record.probe_id, bank) for record in records if KINDS[record.kind].step]
     resampling = Resampling(settings.seed, settings.draws, bank.n_prompts)
     normalised = normalised_scores(bank)
-    return Inputs(run, settings, bank, records, steps, normalised, raw_scores(bank, normalised), resampling)
+    raw, graded = raw_scores(bank, normalised), load_grades(run, bank)
+    return Inputs(run, settings, bank, records, steps, normalised, raw, resampling, graded)
 
 
 def _findings(estimates: pd.DataFrame, inputs: Inputs) -> Rows:
@@ -94,10 +97,11 @@ def _summarise(inputs: Inputs, tables: dict[Table, pa.Table]) -> dict[str, Any]:
         for r in inputs.records
     }
     probes, pair = sections(inputs.records, sentences, results), pair_text(inputs.run, results)
+    grades = by_grade(inputs.run, results)
     page = first_page(inputs.run, capture, inputs.records, results)
-    write_text(summary_markdown(page, pair, probes, results), inputs.run / "summary.md")
+    write_text(summary_markdown(page, pair, probes, grades, results), inputs.run / "summary.md")
     doubts = caveats(inputs.run, capture, results)
-    write_text(summary_json(page, pair, probes, results, doubts), inputs.run / SUMMARY)
+    write_text(summary_json(page, pair, probes, grades, results, doubts), inputs.run / SUMMARY)
     alone = len(sentences) == 1
     said = {r.probe_id: [*sentences[r.probe_id], *analysis_of(r).secondary(results)] for r in inputs.records}
     return {

@@ -10,12 +10,15 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
+from teachdiag.analysis.bank.graded import Graded
 from teachdiag.analysis.bank.measurements import OUTCOMES, Bank, Outcome, Probe, Step, select_outcome
 from teachdiag.analysis.bank.normalised import saturation_rows
 from teachdiag.analysis.bank.token_scores import scale_rows, token_table
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
 from teachdiag.analysis.resampling.multiplicity import add_q_values
 from teachdiag.analysis.step.buckets import bucket_rows, robust_rows
+from teachdiag.analysis.step.by_grade import bank_quantities, gain_quantities, primary_rows
+from teachdiag.analysis.step.by_grade import mean_rows as means_by_grade
 from teachdiag.analysis.step.claims import CLAIMS
 from teachdiag.analysis.step.design import make_sample
 from teachdiag.analysis.step.inference import inference_rows
@@ -41,6 +44,7 @@ from teachdiag.analysis.step.validity import validity
 from teachdiag.artefacts import (
     BALANCE,
     BUCKETS,
+    BY_GRADE,
     CONTRASTS,
     DECILES,
     ESTIMATES,
@@ -79,6 +83,8 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     probes = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
     tasks += [partial(probe.estimates, inputs) for probe in probes]
     tasks.append(partial(_scales, inputs))
+    if inputs.graded is not None:
+        tasks.append(partial(_by_grade, inputs, inputs.graded))
     # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
     # holds one task at a time of a large bank.
     with ThreadPoolExecutor(1 if bank.large else os.cpu_count()) as pool:
@@ -174,8 +180,22 @@ def _gain_surfaces(inputs: Inputs, step: Step) -> Estimates:
     return {SURFACES: cells, SCALES: [gain_surface_scale(step, cells)]}
 
 
+def _by_grade(inputs: Inputs, graded: Graded) -> Estimates:
+    evidence = _evidence(inputs)
+    quantities = bank_quantities(inputs.bank, inputs.normalised)
+    rows = means_by_grade(quantities + [q for step in inputs.steps for q in gain_quantities(step)], graded, evidence)
+    return {
+        BY_GRADE: rows
+        + [row for step in inputs.steps for row in primary_rows(step, graded, evidence, inputs.settings.cuts)]
+    }
+
+
+def _evidence(inputs: Inputs) -> Evidence:
+    return Evidence(inputs.bank, inputs.normalised, inputs.raw, inputs.folds(), inputs.resampling)
+
+
 def _specifications(inputs: Inputs, step: Step) -> Estimates:
-    evidence = Evidence(inputs.bank, inputs.normalised, inputs.raw, inputs.folds(), inputs.resampling)
+    evidence = _evidence(inputs)
     rows = [row for window in WINDOWS for row in specification_rows(step, window, evidence, inputs.settings.cuts)]
     facts = update_facts(next(record for record in inputs.records if record.probe_id == step.real.probe_id))
     return {

@@ -1,6 +1,10 @@
-"""Stage capture: prompts to frozen rollouts (`contexts`), and both models' distributions on them (`positions`)."""
+"""Stage capture: prompts to frozen rollouts (`contexts`), and both models' distributions on them (`positions`).
+
+With `--grade`, whether each response is right as well (`grades`).
+"""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from teachdiag.diagnostics.contexts.contexts_table import (
 from teachdiag.diagnostics.contexts.doubts import doubts, of_import
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_candidates
 from teachdiag.diagnostics.contexts.templates import ids_digest, recorded_options, resolve_options
-from teachdiag.diagnostics.engines.protocol import Job, RolloutEngine, Scoring
+from teachdiag.diagnostics.engines.protocol import Job, RolloutEngine, Scoring, TeacherEngine
 from teachdiag.diagnostics.engines.table import engines
+from teachdiag.diagnostics.grading.grader import grader_of
+from teachdiag.diagnostics.grading.grades import AnswerKey, answer_key, grade_responses
 from teachdiag.diagnostics.models.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
 from teachdiag.diagnostics.models.vocabulary import vocabulary_table
 from teachdiag.diagnostics.processes.collectives import joined, on_first
@@ -44,26 +50,29 @@ class Plan:
         groups: rollouts to be sampled; none where contexts are brought.
         inputs: what the stage records of where they come from.
         same_prompts: whether both models read the same prompts.
+        asked: token ids of the student's prompts, by prompt_id.
     """
 
     groups: list[Group]
     inputs: dict[str, Any]
     same_prompts: bool
+    asked: dict[str, Sequence[int]]
 
 
 def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
-    """Sample (or import) a bank of contexts and score it; continue where a killed run stopped.
+    """Sample (or import) a bank of contexts, score it, and grade it if asked to; continue where a killed run stopped.
 
     Works under `torchrun` and `accelerate launch`: the processes share the shards out.
 
     Returns:
-        The stage's summary, which is also the `results` of `capture.json`.
+        The stage's summary, which is also the `results` of `capture.json`; with `--grade` also `grades`, those of
+        `grade.json`.
 
     Raises:
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
-    rollouts, teacher = engines(settings)
+    used = engines(settings)
     stage = SharedStage(run, "capture", tables=("contexts", "positions", "vocabulary"))
     with stage.held():
         prompts = _load_prompts(settings)  # before models, which may be fetched or made: a typo costs nothing
@@ -72,41 +81,69 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
             pair = outline_pair(sources, reporter)
         plan = _plan(stage, settings, pair, prompts, reporter)
         refuse_nothing_to_learn(sources, settings.teacher_prompt, plan.same_prompts)
-        inputs = {"student": pinned(sources[0]), "teacher": pinned(sources[1])} | plan.inputs | recorded_columns()
-        job = Job(run, settings, sources, pair, reporter)
-        with teacher.opened(job) as scoring:
-            if stage.claim(settings.as_dict(), inputs, scoring.facts, settings.defaults()):
-                reporter.say(f"{run}: capture is complete")
-                return dict(stage.require()["results"])
-            with stage.timed():
-                _sample_and_score(job, _prepare(job, plan.groups), rollouts, scoring)
-                results = {"shared_vocabulary": pair.known.count, "same_prompts": plan.same_prompts} | _summary(run)
-                results["warnings"] = doubts(results, prompts is not None and not pair.student.tokenizer.chat_template)
-                results["warnings"] += of_import(inputs.get(IMPORTED, {}))
-                stage.complete(results)
-                for doubt in results["warnings"]:
-                    reporter.say(f"Beware: {doubt}")
+        key = on_first(_answer_key)(settings, pair, prompts, plan)
+        results = _captured(stage, Job(run, settings, sources, pair, reporter), plan, used)
+        if key is not None:
+            results["grades"] = grade_responses(run, key, settings, pair.student.tokenizer, reporter)
+    return results
+
+
+def _captured(stage: SharedStage, job: Job, plan: Plan, used: tuple[RolloutEngine, TeacherEngine]) -> dict[str, Any]:
+    """Sample and score, unless that is done; return the stage's summary."""
+    inputs = {"student": pinned(job.sources[0]), "teacher": pinned(job.sources[1])} | plan.inputs | recorded_columns()
+    rollouts, teacher_engine = used
+    with teacher_engine.opened(job) as scoring:
+        settings, defaults = job.settings.of_capture(), CaptureSettings().of_capture()
+        if stage.claim(settings, inputs, scoring.facts, defaults):
+            job.reporter.say(f"{job.run}: capture is complete")
+            return dict(stage.require()["results"])
+        with stage.timed():
+            _sample_and_score(job, _prepare(job, plan.groups), rollouts, scoring)
+            known, tokenizer = job.pair.known, job.pair.student.tokenizer
+            results = {"shared_vocabulary": known.count, "same_prompts": plan.same_prompts} | _summary(job.run)
+            results["warnings"] = doubts(results, not (job.settings.contexts or tokenizer.chat_template))
+            results["warnings"] += of_import(inputs.get(IMPORTED, {}))
+            stage.complete(results)
+            for doubt in results["warnings"]:
+                job.reporter.say(f"Beware: {doubt}")
     return results
 
 
 @on_first
 def _load_prompts(settings: CaptureSettings) -> PromptSet | None:
-    return None if settings.contexts else load_prompts(read_manifest(settings.prompts), settings.data_file)
+    if settings.contexts and not settings.grade:
+        return None
+    manifest = read_manifest(settings.prompts)
+    if settings.grade:
+        grader_of(manifest)  # which refuses a source that has no answers
+    return load_prompts(manifest, settings.data_file)
+
+
+def _answer_key(
+    settings: CaptureSettings, pair: PairOutline, prompts: PromptSet | None, plan: Plan
+) -> AnswerKey | None:
+    """Return what responses are graded by, or None where that is not asked for."""
+    if not settings.grade or prompts is None:
+        return None
+    return answer_key(prompts, plan.asked, pair.student.tokenizer)
 
 
 @on_first
 def _plan(
     stage: Stage, settings: CaptureSettings, pair: PairOutline, prompts: PromptSet | None, reporter: Reporter
 ) -> Plan:
-    return _plan_import(settings) if prompts is None else _plan_rollouts(stage, settings, pair, prompts, reporter)
+    if settings.contexts or prompts is None:
+        return _plan_import(settings)
+    return _plan_rollouts(stage, settings, pair, prompts, reporter)
 
 
 def _plan_import(settings: CaptureSettings) -> Plan:
     """Take the contexts that are brought."""
     path = Path(settings.contexts)
     inputs = {"contexts": table_digest(path)} | how_imported(path)
-    table = CONTEXTS.read_arrow(path, _PROMPTS)
-    return Plan([], inputs, bool(table[_PROMPTS[0]].equals(table[_PROMPTS[1]])))
+    table = CONTEXTS.read_arrow(path, ("prompt_id", *_PROMPTS))
+    names, ours, theirs = (table[name] for name in ("prompt_id", *_PROMPTS))
+    return Plan([], inputs, bool(ours.equals(theirs)), dict(zip(names.to_pylist(), ours.to_pylist(), strict=True)))
 
 
 def _plan_rollouts(
@@ -139,7 +176,7 @@ def _plan_rollouts(
         }
     )
     same = all(row[_PROMPTS[0]] == row[_PROMPTS[1]] for row in rows)
-    return Plan(groups, {"prompts": recorded}, same)
+    return Plan(groups, {"prompts": recorded}, same, {row["prompt_id"]: row[_PROMPTS[0]] for row in rows})
 
 
 @on_first

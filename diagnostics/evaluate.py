@@ -15,11 +15,11 @@ from teachdiag.diagnostics.contexts.templates import (
     recorded_options,
     resolve_options,
 )
-from teachdiag.diagnostics.grading.extraction import THINKING, without_thinking
 from teachdiag.diagnostics.grading.grader import SECONDS, Grader, grader_of
+from teachdiag.diagnostics.grading.grades import answer_text
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.sources import ModelSource, Outline, outline
-from teachdiag.diagnostics.models.vocabulary import refuse_short_head, special_tokens
+from teachdiag.diagnostics.models.vocabulary import refuse_short_head
 from teachdiag.diagnostics.models.weights import resolve_whole
 from teachdiag.diagnostics.processes.collectives import gathered, on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
@@ -35,7 +35,6 @@ from teachdiag.settings import EvaluateSettings, ProtocolSettings
 from teachdiag.tables import is_intact, refuse_strays, write_shard
 
 Row = dict[str, Any]
-_ENDING = 16  # tokens of a prompt that the beginning of its thinking takes at most
 
 
 @dataclass(frozen=True)
@@ -118,22 +117,6 @@ class Benchmark:
         if given_up := sum(row["given_up"] for row in rows):
             reporter.say(f"{label}: {given_up} answers could not be judged within {SECONDS:g} s, and are unparseable")
         return rows
-
-
-def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:  # noqa: ANN401
-    """Return an answer as text, without special tokens and without the thinking, which a prompt's end may begin.
-
-    Thinking that never ends leaves nothing.
-    """
-    written = tokenizer.decode(answer_ids, skip_special_tokens=False)
-    ending = tokenizer.decode(prompt_ids[-_ENDING:], skip_special_tokens=False).rstrip()
-    begun = next((opening for opening, _ in THINKING if ending.endswith(opening)), "")
-    if not begun and not any(mark in written for marks in THINKING for mark in marks):
-        return str(tokenizer.decode(answer_ids, skip_special_tokens=True))
-    text = without_thinking(begun + written)
-    for token in special_tokens(tokenizer).values():
-        text = text.replace(token, "")
-    return text
 
 
 def draw_benchmark(settings: ProtocolSettings, prompts: PromptSet, options: Options) -> Benchmark:

@@ -151,6 +151,7 @@ def read_summary(run: Path) -> dict[str, Any]:
         "front?": _FRONT,
         "pair": str,
         "sections": [_SECTION],
+        "grades?": {"title": str, "counts": str, "note": str, **_GRID},
         "saturation": _GRID | {"note": str},
         "caveats": [[str]],
     }

@@ -67,7 +67,7 @@ def data_set(path: Path, *, notes: bool = False) -> DataSet:
         raise RunError(f"{path} has no finished table to push: run `teachdiag capture --run {path}` first")
     files = [file.relative_to(path).as_posix() for name in rows for file in run.files(name)]
     if notes:
-        kept = ("capture.json", "analyze.json", "summary.md", SUMMARY, *_probe_notes(path))
+        kept = ("capture.json", "grade.json", "analyze.json", "summary.md", SUMMARY, *_probe_notes(path))
         files += [name for name in kept if (path / name).exists()]
     stages = dict(_unusual(path))
     shortened = {option for options in stages.values() for option, value in options.items() if _is_local(value)}

@@ -73,8 +73,9 @@ def before_capture(run: Path, settings: CaptureSettings) -> None:
     if settings.contexts:
         how_imported(Path(settings.contexts))
         if new:
-            settings.refuse_idle(dict.fromkeys(_OF_PROMPTS, "--prompts, in whose place --contexts is read"))
-    else:
+            idle = _OF_DRAWING if settings.grade else (*_OF_SOURCE, *_OF_DRAWING)
+            settings.refuse_idle(dict.fromkeys(idle, "--prompts, in whose place --contexts is read"))
+    if settings.grade or not settings.contexts:
         local_file(read_manifest(settings.prompts), settings.data_file)
 
 
@@ -186,7 +187,8 @@ def local_model(name: str) -> Path | None:
     return None
 
 
-_OF_PROMPTS = (*("prompts", "data_file", "bank_prompts", "update_prompts", "max_prompt_tokens", "responses", "seed"),)
+_OF_SOURCE = ("prompts", "data_file")
+_OF_DRAWING = ("bank_prompts", "update_prompts", "max_prompt_tokens", "responses", "seed")
 _UNREAD_REVISION = {"revision": "models on the Hub, and none is"}
 
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 _TABLES = {table.name: table for table in TABLES}
 _POSITION = ["context_id", "position"]  # what names a row of the bank
-_BEFORE, _AFTER = ("capture", "import"), ("analyze", "analyze-released", "train", "evaluate")  # probes between them
+_BEFORE, _AFTER = (
+    ("capture", "grade", "import"),
+    ("analyze", "analyze-released", "train", "evaluate"),
+)  # probes between them
 _FRAME = "48rem"  # height of a page of tokens in a notebook
 _WIDTH = 100  # of what is printed, in characters
 

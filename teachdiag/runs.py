@@ -294,7 +294,7 @@ class Stage:
     @property
     def _kind(self) -> str:
         """Name of the command that the stage belongs to."""
-        return "probe" if self._key == "probes" else self.name
+        return {"probes": "probe", "grade": "capture --grade"}.get(self._key, self.name)
 
     @property
     def _key(self) -> str:

@@ -20,6 +20,8 @@ def show_capture(summary: Summary, run: Path) -> None:
         f"{summary['bank_mean_compatibility_k16']:.3f}, mean student entropy "
         f"{summary['bank_mean_student_entropy']:.3f} nats"
     )
+    if "grades" in summary:
+        print(f"bank responses: {', '.join(f'{n} {grade}' for grade, n in summary['grades']['bank'].items())}")
 
 
 def _nats(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,11 @@ class Outcome:
     def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a column of the bank, shape (N,), where the outcome is defined: (n,), the same array if everywhere."""
         return values if len(values) == len(self.prompts) else values[self.rows]
+
+    def within(self, rows: Mask) -> "Outcome":
+        """Return the outcome at those of its positions that are among some of the bank's, a mask of shape (N,)."""
+        kept = self.of(rows)
+        return replace(self, rows=self.rows & rows, values=self.values[kept], prompts=self.prompts[kept])
 
     @property
     def unit(self) -> str:

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import pandas as pd
 from rich.table import Table as Grid
 
+from teachdiag.analysis.bank.graded import Graded
 from teachdiag.analysis.bank.measurements import Bank, Record, Step
 from teachdiag.analysis.bank.normalised import Scores
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.artefacts import (
     BUCKETS,
+    BY_GRADE,
     CONTRASTS,
     EFFICIENCY,
     ESTIMATES,
@@ -39,7 +41,7 @@ Tables = dict[str, pd.DataFrame]  # of text, by title
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the estimates are made from."""
+    """What the estimates are made from; `graded` is None where responses were not graded."""
 
     run: Path
     settings: AnalyzeSettings
@@ -49,6 +51,7 @@ class Inputs:
     normalised: Scores
     raw: Scores
     resampling: Resampling
+    graded: Graded | None = None
 
     def folds(self) -> Codes:
         """Draw the fold of each prompt in every assignment that cross-validation averages over."""
@@ -71,6 +74,7 @@ class Results:
     buckets: pd.DataFrame
     primary: pd.DataFrame
     efficiency: pd.DataFrame
+    by_grade: pd.DataFrame
 
 
 RESULT_TABLES = (
@@ -85,6 +89,7 @@ RESULT_TABLES = (
     BUCKETS,
     PRIMARY,
     EFFICIENCY,
+    BY_GRADE,
 )
 
 

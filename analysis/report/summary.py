@@ -11,6 +11,7 @@ from rich.table import Table
 from teachdiag.analysis.bank.measurements import Record, read_records
 from teachdiag.analysis.bank.normalised import label
 from teachdiag.analysis.kinds.kind import Results, analysis_of, read_results
+from teachdiag.analysis.report.by_grade import ByGrade
 from teachdiag.analysis.report.front_page import FrontPage, first_page
 from teachdiag.analysis.report.sections import Section, figure_group, section
 from teachdiag.analysis.text.text_tables import rich_table
@@ -40,10 +41,13 @@ def sections(records: Sequence[Record], sentences: Mapping[str, Sequence[str]], 
     ]
 
 
-def summary_markdown(page: FrontPage, pair: str, probes: Sequence[Section], results: Results) -> str:
-    """Write `summary.md` from its first page, the sentence on the pair, and what every probe has to say."""
+def summary_markdown(
+    page: FrontPage, pair: str, probes: Sequence[Section], grades: ByGrade | None, results: Results
+) -> str:
+    """Write `summary.md` from its first page, the sentence on the pair, what every probe has to say, and grades."""
     parts = ["# What this student can learn from this teacher", *page.markdown(), "## Everything else", pair]
     parts += [paragraph for probe in probes for paragraph in probe.markdown()]
+    parts += grades.markdown() if grades else []
     ties = markdown_table(saturation_table(results.saturation))
     parts += ["## Ties and saturation of the normalised scores", ties, _TIES]
     parts += [
@@ -56,7 +60,12 @@ def summary_markdown(page: FrontPage, pair: str, probes: Sequence[Section], resu
 
 
 def summary_json(
-    page: FrontPage, pair: str, probes: Sequence[Section], results: Results, caveats: Sequence[tuple[str, str]]
+    page: FrontPage,
+    pair: str,
+    probes: Sequence[Section],
+    grades: ByGrade | None,
+    results: Results,
+    caveats: Sequence[tuple[str, str]],
 ) -> str:
     """Write the same as data, for whoever lays it out, and the caveats, each with a heading."""
     ties = saturation_table(results.saturation)
@@ -67,7 +76,7 @@ def summary_json(
         "sections": [probe.as_dict() for probe in probes],
         "saturation": saturation,
         "caveats": caveats,
-    }
+    } | ({"grades": grades.as_dict()} if grades else {})
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -178,7 +178,7 @@ def _samples(step: Step, window: str, bank: Bank) -> Iterator[list[Trimmed]]:
     for names, (rows, trimmings) in product(together, ((inside, (_WHOLE, _WINSORISED)), (smaller, (_LARGEST_OUT,)))):
         groups: dict[bytes, list[Outcome]] = {}
         for name, probe in product(names, step.first_draws):
-            outcome = _within(select_outcome(probe, name, bank), rows)
+            outcome = select_outcome(probe, name, bank).within(rows)
             groups.setdefault(outcome.rows.tobytes(), []).append(outcome)
         yield from (
             [Trimmed(_trimmed(outcome, trimming), trimming) for outcome in outcomes for trimming in trimmings]
@@ -191,12 +191,6 @@ def _obstacle(outcome: Outcome, estimator: Estimator) -> str:
     if outcome.n_prompts < MIN_PROMPTS:
         return f"the outcome is there in {outcome.n_prompts} prompts of the {MIN_PROMPTS} needed"
     return "" if estimator is _mean_estimates else outcome.obstacle
-
-
-def _within(outcome: Outcome, rows: Mask) -> Outcome:
-    """Return an outcome at those of its positions that are among some of the bank's, a mask of shape (N,)."""
-    kept = outcome.of(rows)
-    return replace(outcome, rows=outcome.rows & rows, values=outcome.values[kept], prompts=outcome.prompts[kept])
 
 
 def _trimmed(outcome: Outcome, trimming: str) -> Outcome:

@@ -17,16 +17,16 @@ _MEMORY = 4 * 2**30  # bytes
 
 
 def answered(asked: dict[str, Any]) -> dict[str, Any]:
-    """Judge one request: {"outcome": ...}, or {"gold": what is wrong with the gold answer}."""
+    """Judge one request: {"outcome": ..., "answer": ...}, or {"gold": what is wrong with the gold answer}."""
     try:
-        right = judge_by_gym(**asked["gym"]) if "gym" in asked else judge(**asked["mathematics"])
+        right, answer = judge_by_gym(**asked["gym"]) if "gym" in asked else judge(**asked["mathematics"])
     except GoldError as error:
         return {"gold": str(error)}
     except UnreadableError:
         return {"outcome": "unparseable"}
     except Exception:  # of sympy, memory or recursion: neither right nor wrong
         return {"outcome": "unparseable", "given_up": True}
-    return {"outcome": "right" if right else "wrong"}
+    return {"outcome": "right" if right else "wrong", "answer": answer}
 
 
 def main() -> None:

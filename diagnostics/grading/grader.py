@@ -22,9 +22,16 @@ Outcome = Literal["right", "wrong", "unparseable"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """An outcome, and whether it is 'unparseable' because judging was given up: beyond `SECONDS`, or an error."""
+    """An outcome, and how it came about.
+
+    Attributes:
+        outcome: of the answer.
+        answer: the answer as it is written in the text; None where it is unparseable.
+        given_up: whether it is unparseable because judging was given up: beyond `SECONDS`, or an error.
+    """
 
     outcome: Outcome
+    answer: str | None = None
     given_up: bool = False
 
 
@@ -54,7 +61,7 @@ class Grader:
         """
         text = without_thinking(text)
         if self.manifest.grading["grader"] == "exact":
-            return Verdict(_exact(prompt, text, self.manifest.grading["answer_after"]))
+            return _exact(prompt, text, self.manifest.grading["answer_after"])
         reply = _judging.ask(self._request(prompt, text, cut))
         if "gold" in reply:
             raise ManifestError(f"{self._gold(prompt)} {reply['gold']}")
@@ -122,11 +129,11 @@ def grader_of(manifest: Manifest) -> Grader:
     return Grader(manifest)
 
 
-def _exact(prompt: Prompt, text: str, mark: str) -> Outcome:
+def _exact(prompt: Prompt, text: str, mark: str) -> Verdict:
     _, marked, after = text.rpartition(mark)
     if not marked or not after.strip():
-        return "unparseable"
-    return "right" if after.split() == str(prompt.answer).split() else "wrong"
+        return Verdict("unparseable")
+    return Verdict("right" if after.split() == str(prompt.answer).split() else "wrong", after.strip())
 
 
 class _JudgingProcess:

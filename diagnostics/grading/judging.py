@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from teachdiag.diagnostics.grading.extraction import (
     UnreadableError,
@@ -31,8 +31,15 @@ class GoldError(ValueError):
     """A gold answer that nothing can be compared with."""
 
 
-def judge(answer_type: str, gold: str, text: str, cut: bool) -> bool:
-    """Whether a text gives the gold answer.
+class Answer(NamedTuple):
+    """What a text gives as its answer: as it is written there, and what that says."""
+
+    written: str
+    value: Value
+
+
+def judge(answer_type: str, gold: str, text: str, cut: bool) -> tuple[bool, str]:
+    """Whether a text gives the gold answer, and the answer that it gives, as it is written there.
 
     Args:
         answer_type: 'latex', 'number', 'text', 'set', 'interval' or 'choice' (see `grading.grader_of`).
@@ -45,7 +52,8 @@ def judge(answer_type: str, gold: str, text: str, cut: bool) -> bool:
         UnreadableError: the text holds no answer, or none that can be read.
     """
     right, kind = gold_value(answer_type, gold)
-    return same(right, _answer(kind, right, text, cut))
+    answer = _answer(kind, right, text, cut)
+    return same(right, answer.value), answer.written
 
 
 @lru_cache(maxsize=1024)
@@ -95,18 +103,20 @@ def _is_interval(value: Value) -> bool:
     return value.brackets in ("()", "[)", "(]", "[]") and len(value.items) == 2
 
 
-def _answer(kind: str, gold: Value, text: str, cut: bool) -> Value:
+def _answer(kind: str, gold: Value, text: str, cut: bool) -> Answer:
     if (content := tagged(text)) is not None:
         text, cut = f"answer: {content}", False
     content = boxed(text)
     if kind == "choice":
-        return _choice(text, content, cut)
+        chosen = _choice(text, content, cut)
+        return Answer(chosen.said, chosen)
     if content is not None:
-        return _typed(kind, content)
+        return Answer(content, _typed(kind, content))
     if cut:
         text = whole_sentences(text)
     if kind == "text":
-        return Words(said(_sentence(text, cut)))
+        sentence = _sentence(text, cut)
+        return Answer(sentence, Words(said(sentence)))
     return _from_prose(kind, gold, text, cut)
 
 
@@ -118,7 +128,7 @@ def _sentence(text: str, cut: bool) -> str:
     return text
 
 
-def _from_prose(kind: str, gold: Value, text: str, cut: bool) -> Value:
+def _from_prose(kind: str, gold: Value, text: str, cut: bool) -> Answer:
     """Read the first formula behind the last mark, else the text's last one."""
     stretch = next((formula for sentence in marked(text) if (formula := first_formula(sentence))), None)
     listed = isinstance(gold, Collection)
@@ -136,11 +146,11 @@ def _from_prose(kind: str, gold: Value, text: str, cut: bool) -> Value:
         numbers = _LAST_NUMBER.findall(stretch) if number else []
         if not numbers:
             raise UnreadableError("no mathematics")
-        return read(numbers[-1])
-    return value
+        return Answer(numbers[-1], read(numbers[-1]))
+    return Answer(stretch, value)
 
 
-def _choice(text: str, content: str | None, cut: bool) -> Value:
+def _choice(text: str, content: str | None, cut: bool) -> Words:
     if content is not None:
         plain = said(content)
         return _letters(plain) or Words(plain or "nothing")
@@ -167,8 +177,8 @@ def _letters(plain: str) -> Words | None:
     return Words(option[1]) if option else None
 
 
-def judge_by_gym(source: Mapping[str, Any], row: int, question: str, text: str, cut: bool) -> bool:
-    """Whether a text answers a problem of reasoning-gym, by the data set's own score of 1.
+def judge_by_gym(source: Mapping[str, Any], row: int, question: str, text: str, cut: bool) -> tuple[bool, str]:
+    """Whether a text answers a problem of reasoning-gym, by the data set's own score of 1, and its answer.
 
     Numbers are compared as numbers first, since some scores lose signs and thousands separators; the score then only
     tells whether a number within 1% of the right one is near enough.
@@ -191,15 +201,15 @@ def judge_by_gym(source: Mapping[str, Any], row: int, question: str, text: str, 
         expected = None
     if expected is None or "/" in gold:
         answer = content or boxed(text) or _sentence(text, cut)
-        return bool(dataset.score_answer(answer, entry) >= 1)
-    value = _answer("number", gold_value("number", gold)[0], text, cut)
+        return bool(dataset.score_answer(answer, entry) >= 1), answer
+    written, value = _answer("number", gold_value("number", gold)[0], text, cut)
     if not (isinstance(value, Quantity) and getattr(value.value, "is_Rational", False)):
-        return False
+        return False, written
     number = Fraction(int(value.value.p), int(value.value.q))
     if number == expected:
-        return True
+        return True, written
     near = abs(number - expected) <= abs(expected) / 100
-    return near and bool(dataset.score_answer(str(float(number)), entry) >= 1)
+    return near and bool(dataset.score_answer(str(float(number)), entry) >= 1), written
 
 
 @lru_cache(maxsize=4)

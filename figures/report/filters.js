@@ -1,5 +1,6 @@
 // Which tokens match, what is drawn of the others, and in which order contexts and tokens stand.
 const NEAR = 3; // neighbours of a matching token that stay readable
+const GRADES = ["right", "wrong", "unparseable"]; // of responses, where they were graded
 
 // How many of a bank's positions a budget buys: the rule of every selector here.
 function bought(budget, positions) {
@@ -23,6 +24,7 @@ const SHOWN = {
   incompatible: (item) => item.token.r[2] === 1,
   kept: (item, state, data) => isKept(item, state, data),
   left: (item, state, data) => state.selector !== "" && !isKept(item, state, data),
+  ...Object.fromEntries(GRADES.map((grade) => [grade, (item) => item.context.grade === grade])),
 };
 
 function isHit(item, state) {

@@ -33,6 +33,8 @@ def _write(run: Path, settings: ReportSettings, reporter: Reporter) -> dict[str,
         "capture": Stage(run, "capture").require("settings.max_new_tokens"),
         "analyze": Stage(run, "analyze").require(),
     }
+    if (grading := Stage(run, "grade")).note.exists():
+        stages["grade"] = grading.require()
     stages |= {name: Stage(run, f"probes/{name}").require() for name in probe_names(run)}
     figures = Stage(run, "figures")
     if figures.note.exists():  # older versions left none

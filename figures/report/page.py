@@ -49,6 +49,7 @@ def page(run: Path, content: dict[str, Any], stages: dict[str, Any], view: View)
         made="".join(_stage(name, note) for name, note in stages.items()),
         evidence="".join(_section(run, section) for section in evidence) + _figure(run, "plane"),
         placebos="".join(_section(run, section) for section in placebos) or _no_placebos(),
+        grades=_grades(content.get("grades")),
         caveats="".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in content["caveats"]),
         ties=_ties(content["saturation"]),
         tokens=tokens_section(view),
@@ -135,6 +136,14 @@ def _section(run: Path, section: dict[str, Any]) -> str:
     )
     said = _list(section["sentences"]) + _legend(section["legend"]) if KINDS[section["kind"]].placebos else ""
     return f"<article><h3>{_heading(section)}</h3><p>{inline(section['text'])}</p>{said}{figures}{tables}</article>"
+
+
+def _grades(grades: dict[str, Any] | None) -> str:
+    """Lay out what differs between right and wrong responses; nothing where they were not graded."""
+    if grades is None:
+        return ""
+    shown = f"<p>{escape(grades['counts'])}</p>{_table(grades['columns'], grades['rows'])}{_legend(grades['note'])}"
+    return f'<details id="grades"><summary>{escape(grades["title"])}</summary>{shown}</details>\n'
 
 
 def _ties(saturation: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from teachdiag.artefacts import CANDIDATES, CONTEXTS, GAINS, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
+from teachdiag.artefacts import CANDIDATES, CONTEXTS, GAINS, GRADES, POSITIONS, PREDICTIONS, RANKED, TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError
 from teachdiag.figures.report.characters import Texts, joined
 from teachdiag.figures.run_tables import RunTables
@@ -142,6 +142,14 @@ class _Bank:
         return own if len(own) <= _TITLE else f"…{own[-_TITLE:]}"
 
     @cached_property
+    def grades(self) -> Mapping[int, str]:
+        """The grade of every context of the bank; none where responses were not graded."""
+        if not (self.run / GRADES.folder).exists():
+            return {}
+        table = GRADES.read(self.run / GRADES.folder, ["context_id", "grade"], {"context_id": self.ids})
+        return dict(zip(map(int, table["context_id"]), table["grade"], strict=True))
+
+    @cached_property
     def numbers(self) -> dict[str, Number]:
         """The numbers of a token, those of signals of installed packages included."""
         scales, step = self._scales, self.step
@@ -183,6 +191,7 @@ class _Bank:
                 "id": context_id,
                 "title": self.title(int(str(context_id))),
                 "prompt": self.prompt(int(str(context_id))),
+                "grade": self.grades.get(int(str(context_id))),
                 "tokens": tokens,
             }
         return contexts

@@ -21,6 +21,8 @@ function showTokens(data) {
     data.selectors.forEach(({ key, name }) => byId("selector").add(new Option(name, key)));
     const known = new Set(data.columns.map(({ key }) => key));
     byId("sort").querySelector("[value=gain]").hidden = !known.has("gain");
+    const graded = data.rows.flat().some((context) => context && context.grade);
+    GRADES.forEach((grade) => { byId("show").querySelector(`[value=${grade}]`).hidden = !graded; });
     byId("beside").disabled = !known.has("forward_kl_after");
   }
 
@@ -263,7 +265,8 @@ function drawContext(context, run, items, data) {
   const element = make("div", "context");
   const prompt = make("details");
   const name = data.runs.length > 1 ? `${data.runs[run].name}, context` : "Context";
-  prompt.append(make("summary", "", `${name} ${context.id}: ${visible(context.title)}`));
+  const grade = context.grade ? ` (${context.grade})` : "";
+  prompt.append(make("summary", "", `${name} ${context.id}${grade}: ${visible(context.title)}`));
   prompt.append(make("p", "prompt", visible(context.prompt)));
   element.append(prompt);
   const own = context.tokens.map((token) => {

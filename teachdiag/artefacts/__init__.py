@@ -6,7 +6,16 @@
 from typing import TYPE_CHECKING
 
 from teachdiag.artefacts.columns import CANDIDATES, TOP
-from teachdiag.artefacts.contrasts import BALANCE, BUCKETS, CONTRASTS, TOP_N
+from teachdiag.artefacts.contrasts import (
+    BALANCE,
+    BUCKETS,
+    BY_GRADE,
+    CONTRASTS,
+    GRADE_NAMES,
+    RIGHT_LESS_WRONG,
+    SAME_PROMPT,
+    TOP_N,
+)
 from teachdiag.artefacts.estimated import (
     DECILES,
     EFFICIENCY,
@@ -23,6 +32,7 @@ from teachdiag.artefacts.estimated import (
 from teachdiag.artefacts.measured import (
     CONTEXTS,
     GAINS,
+    GRADES,
     IMPORTED,
     INNER_PRODUCTS,
     INTERVENTION_GAINS,
@@ -46,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BALANCE",
     "BUCKETS",
+    "BY_GRADE",
     "CANDIDATES",
     "CONTEXTS",
     "CONTRASTS",
@@ -55,6 +66,8 @@ __all__ = [
     "EVAL_SCORES",
     "FINDINGS",
     "GAINS",
+    "GRADES",
+    "GRADE_NAMES",
     "IMPORTED",
     "INFERENCE",
     "INNER_PRODUCTS",
@@ -73,6 +86,8 @@ __all__ = [
     "QUANTITIES",
     "RANKED",
     "RELEASED_BANK",
+    "RIGHT_LESS_WRONG",
+    "SAME_PROMPT",
     "SATURATION",
     "SCALES",
     "SELECTION",
@@ -91,6 +106,7 @@ __all__ = [
 
 TABLES = (
     CONTEXTS,
+    GRADES,
     VOCABULARY,
     POSITIONS,
     GAINS,
@@ -109,6 +125,7 @@ TABLES = (
     BALANCE,
     TOP_N,
     BUCKETS,
+    BY_GRADE,
     DECILES,
     SURFACES,
     TOKENS,
@@ -189,6 +206,7 @@ with a later version than the capture.
 | `capture.json`, `probes/<probe_id>.json`, `analyze.json` | how each stage was run, and its summary |
 | `events.jsonl` | when each stage began and ended, and how long it took |
 | `contexts/`, `positions/` | the tables of capture, in shards |
+| `grades/`, `grade.json` | grades of the responses, of `capture --grade`, and how they were made |
 | `gains/`, `isolated/`, `predictions/`, `interventions/`, `intervention_gains/` | the tables of probe, by probe |
 | `inner_products/`, `masked_steps/`, `masked_gains/` | those of kind efficiency |
 | `teacher_states/` | the teacher's hidden states, which probes share: N x width x 4 bytes; may be deleted |

@@ -10,11 +10,14 @@ from teachdiag.artefacts.columns import (
     METHOD_OR_WHY,
     OF_AN_OUTCOME,
     P_VALUES,
+    PROBE_ID,
     SCORE,
     TEXT,
     UNIT,
+    UPDATE,
     K,
 )
+from teachdiag.artefacts.specifications import QUANTITIES
 from teachdiag.tables import Column, Table
 
 CONTRASTS = Table(
@@ -123,5 +126,42 @@ BUCKETS = Table(
         *CI,
         *COUNTS,
         METHOD_OR_WHY,
+    ),
+)
+
+GRADE_NAMES = ("right", "wrong", "unparseable")
+RIGHT_LESS_WRONG, SAME_PROMPT = "right - wrong", "right - wrong, same prompt"
+
+BY_GRADE = Table(
+    name="by_grade",
+    folder="analysis/",
+    written_by="analyze",
+    meaning="The bank, and the primary numbers of each real step and of a draw of each placebo, in the responses of "
+    "one grade, and in right responses less wrong ones. No rows where the run has no grades.",
+    key=("probe_id", "quantity", "group"),
+    columns=(
+        PROBE_ID,
+        Column("update", TEXT, "", f"{UPDATE.meaning}; '' where a number is of the bank alone"),
+        Column(
+            "quantity",
+            TEXT,
+            "",
+            "mean over positions of 'forward_kl', 'disagreement', 'compatibility', 'learnable' or 'incompatible'; or "
+            f"the number of a primary claim: {', '.join(map(repr, QUANTITIES))}",
+        ),
+        K,
+        Column(
+            "group",
+            TEXT,
+            "",
+            f"grade of the responses; '{RIGHT_LESS_WRONG}'; or '{SAME_PROMPT}': the mean, over prompts that have both, "
+            "of the difference within the prompt",
+        ),
+        UNIT,
+        Column("estimate", DOUBLE, "see unit", "the number; null where the method says why", nullable=True),
+        *CI,
+        METHOD_OR_WHY,
+        Column("n_responses", LONG, "responses", "graded responses of the bank behind the number"),
+        *COUNTS,
     ),
 )

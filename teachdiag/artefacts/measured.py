@@ -69,6 +69,25 @@ CONTEXTS = Table(
     ),
 )
 
+GRADES = Table(
+    name="grades",
+    folder="grades/",
+    written_by="capture --grade",
+    meaning="Whether each response is right, judged by the answer of its prompt. 'Unparseable' is no kind of wrong: no "
+    "answer was found. Of a response that did not end by itself only what it states as its answer counts; one that was "
+    "cut before is 'unparseable' with finish_reason 'length', and nobody knows what it would have said.",
+    key=("context_id",),
+    columns=(
+        CONTEXT_ID,
+        PROMPT_ID,
+        SPLIT,
+        Column("finish_reason", TEXT, "", "that of `contexts`: only after 'stop' did the response end by itself"),
+        Column("grade", TEXT, "", "'right', 'wrong' or 'unparseable'"),
+        Column("answer", TEXT, "", "the answer as the response has it; null where it is unparseable", nullable=True),
+        Column("reference", TEXT, "", "the right answer, as the prompts' source has it"),
+    ),
+)
+
 VOCABULARY = Table(
     name="vocabulary",
     folder="vocabulary/",
@@ -236,6 +255,16 @@ PREDICTIONS = Table(
             "nats",
             "first-order gain here of the whole step of the probe's update batch; null for the other kinds",
             nullable=True,
+        ),
+        *(
+            Column(name, REAL, "1", f"{meaning}; null for the other kinds, and without grades", True, True)
+            for name, meaning in (
+                (
+                    "success_inner",
+                    "<grad L_success, grad l_t>, L_success the outcome loss of the update batch's rollouts",
+                ),
+                ("success_inner_shuffled", "the same after grades were dealt to other rollouts: a placebo"),
+            )
         ),
         *(
             Column(

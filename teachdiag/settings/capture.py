@@ -1,6 +1,7 @@
 """Settings of the pair, and of capture."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from teachdiag.errors import SettingsError
 from teachdiag.settings.base import (
@@ -112,6 +113,12 @@ class CaptureSettings(PairSettings):
     temperature: float = option(1.0, "Sampling temperature of the rollouts", "1", panel=SAMPLING)
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability", panel=SAMPLING)
     top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens", panel=SAMPLING)
+    grade: bool = option(
+        False,
+        "Judge whether each response is right, with the grader of --prompts; the same command again with --grade does "
+        "so for a run that is there",
+        panel=PROMPTS,
+    )
     seed: int = option(0, "Root of every random stream: prompt draw, split, rollouts", "integer")
     engine: Engine = option(
         "transformers",
@@ -177,6 +184,13 @@ class CaptureSettings(PairSettings):
         if self.contexts and any(self.options_given):
             raise SettingsError("--template-options renders prompts, which --contexts brings rendered: leave it out")
         self.dropped_layers  # noqa: B018 (parsing is the check)
+
+    def of_capture(self) -> dict[str, Any]:
+        """Return the settings that decide the tables of capture: not --grade, nor what grades brought contexts."""
+        of_grading = ("grade", *(("prompts", "data_file") if self.contexts else ()))
+        settings = self.as_dict() | {name: self.defaults()[name] for name in of_grading}
+        del settings["grade"]
+        return settings
 
     @property
     def is_demo(self) -> bool:

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.arithmetic import problems
-from teachdiag.diagnostics.evaluate import answer_text, draw_benchmark
+from teachdiag.diagnostics.evaluate import draw_benchmark
 from teachdiag.diagnostics.grading import grader as grading
 from teachdiag.diagnostics.grading.grader import Grader, Verdict, _JudgingProcess, grader_of
+from teachdiag.diagnostics.grading.grades import answer_text
 from teachdiag.errors import ManifestError
 from teachdiag.manifests import Prompt, manifest_names, read_manifest
 from teachdiag.prompts import load_prompts
@@ -60,7 +61,9 @@ def _asked(gold: str, row: int = 0) -> Prompt:
     ("gold", "text", "outcome"), [pytest.param(*pair, id=name) for name, pairs in PAIRS.items() for pair in pairs]
 )
 def test_pairs_judged_by_hand(gold: str, text: str, outcome: str) -> None:
-    assert grader_of(read_manifest("math_500")).judge(_asked(gold), text) == Verdict(outcome)
+    verdict = grader_of(read_manifest("math_500")).judge(_asked(gold), text)
+    assert (verdict.outcome, verdict.given_up) == (outcome, False)
+    assert (verdict.answer is None) == (outcome == "unparseable")
 
 
 def test_a_manifest_that_says_nothing_of_grading_reads_mathematics(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_judging_ends_in_time_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
         begun = time.monotonic()
         assert grader.judge(_asked("5"), f"\\boxed{{{tower}}}") == Verdict("unparseable", given_up=True)
         assert time.monotonic() - begun < 15  # a second, and a process that starts on a busy machine
-    assert grader.judge(_asked("5"), "\\boxed{5}") == Verdict("right")
+    assert grader.judge(_asked("5"), "\\boxed{5}") == Verdict("right", "5")
     process.stop()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from planted import plant_grades
 from stages import amend
 
-from teachdiag.artefacts import VOCABULARY
+from teachdiag.artefacts import TOKENS, VOCABULARY
 from teachdiag.errors import ArtefactError, RunError
 from teachdiag.figures.captions import read_captions
 from teachdiag.figures.report.html import write_report
@@ -196,3 +197,13 @@ def test_runs_stand_side_by_side(analysed: Path, quiet: Reporter, tmp_path: Path
     data = _data(write_side_by_side([analysed, other], ReportSettings(contexts=4)).read_text())
     assert [[context["id"] for context in row] for row in data["rows"]][1][0] == data["rows"][1][1]["id"]
     assert data["rows"][0][0]["prompt"] != data["rows"][0][1]["prompt"]
+
+
+def test_responses_carry_their_grades(analysed: Path, quiet: Reporter) -> None:
+    bank = TOKENS.read(analysed / TOKENS.folder, ["context_id"]).assign(prompt_id="p")
+    names = ("right", "wrong", "unparseable")
+    grades = {int(context): names[context % 3] for context in bank["context_id"].unique()}
+    plant_grades(analysed, bank, grades)
+    write_report(analysed, ReportSettings(), quiet)
+    contexts = [row[0] for row in _data((analysed / "report.html").read_text())["rows"]]
+    assert {context["id"]: context["grade"] for context in contexts} == grades

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.artefacts import GAINS, ISOLATED, POSITIONS, PREDICTIONS, TOP
+from teachdiag.artefacts import GAINS, GRADE_NAMES, GRADES, ISOLATED, POSITIONS, PREDICTIONS, TOP
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
 from teachdiag.tables import Table, shard_path, write_parquet
@@ -205,6 +205,18 @@ def _finish(
     with stage.timed():
         stage.claim(settings, inputs or {})
         stage.complete(results or {})
+
+
+def plant_grades(run: Path, bank: pd.DataFrame, grades: dict[int, str]) -> None:
+    """Grade the responses of a bank, by context_id."""
+    rows = [
+        {"context_id": context, "prompt_id": prompt, "split": "bank", "finish_reason": "stop", "grade": grades[context]}
+        | {"answer": None if grades[context] == "unparseable" else "1", "reference": "1"}
+        for context, prompt in bank.groupby("context_id")["prompt_id"].first().items()
+    ]
+    write_parquet(GRADES.build_rows(rows), shard_path(run / "grades", 0))
+    counts = {name: sum(grade == name for grade in grades.values()) for name in GRADE_NAMES}
+    _finish(run, "grade", {}, results={"bank": counts | {"cut_before_an_answer": 0}, "warnings": []})
 
 
 def plant_isolated(run: Path, table: pd.DataFrame, probe_id: str = "alone", **results: Any) -> None:
