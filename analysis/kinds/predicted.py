@@ -1,9 +1,10 @@
-"""Predicted probes: first-order gains against measured ones as the step shrinks, and which predictor ranks fix_inner.
+"""Predicted probes: first-order gains against measured ones as the step shrinks, and what ranks the inner products.
 
 To first order, a step's share s gains s times the predicted gain. The remainder should shrink with s squared (paper
 Eq. 2: at most beta eta^2), down to the noise floor, below which it is rounding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_interval
 from teachdiag.analysis.bank.measurements import Bank, load_aligned
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.kinds.rank_tables import rank_sentences, rank_table
-from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, ratio, variance
 from teachdiag.analysis.step.profiles import concentration_row
 from teachdiag.analysis.step.rank_correlations import (
     PREDICTED,
@@ -34,9 +35,15 @@ from teachdiag.errors import ArtefactError
 from teachdiag.runs import Stage
 from teachdiag.scores import Array, Mask
 from teachdiag.settings import SHRINKS
+from teachdiag.tables import rows_where
 
 CLEAN = 3.0  # noise floors that an rms remainder must exceed to be more than rounding
-_INNER = {"fix_inner": "the inner product with the gradient of L_fix"}
+_FIX, _SUCCESS, _SHUFFLED = "fix_inner", "success_inner", "success_inner_shuffled"
+_INNER = {
+    _FIX: "the inner product with the gradient of L_fix",
+    _SUCCESS: "the inner product with the gradient of L_success",
+}
+_HEADINGS = {_FIX: "fix_inner", _SUCCESS: "success_inner", _SHUFFLED: "grades shuffled"}
 _SHARE_COLUMNS = {
     "predicted_r2": "R2",
     "predicted_correlation": "squared correlation",
@@ -66,15 +73,16 @@ class Predicted(KindAnalysis):
         )
 
     def sentences(self, results: Results) -> list[str]:
-        """Say how well first order foresees the gain, and how the remainder falls."""
-        return predicted_sentences(results.estimates, self.probe_id)
+        """Say how well first order foresees the gain, how the remainder falls, and what success agrees with."""
+        said = predicted_sentences(results.estimates, self.probe_id)
+        return [*said, *_success_sentences(results.estimates, self.probe_id, self.record.results.get("success"))]
 
     def tables(self, results: Results) -> Tables:
         """Return the prediction by share of the step, and rank correlations with the inner products."""
         estimates, probe_id = results.estimates, self.probe_id
         return {
             "First order against measured gain": predicted_table(estimates, probe_id),
-            "Rank correlation of every predictor with fix_inner": inner_table(estimates, probe_id),
+            "Rank correlation of every predictor with the inner products": inner_table(estimates, probe_id),
         }
 
     def central_tables(self, results: Results) -> Tables:
@@ -98,13 +106,17 @@ def predicted_sentences(estimates: pd.DataFrame, probe_id: str) -> list[str]:
     of_probe = estimates[estimates["probe_id"] == probe_id]
     if of_probe.empty:
         return []
-    ranked = rank_sentences(of_probe, "fix_inner_spearman", _INNER)
+    measured = {name: what for name, what in _INNER.items() if name == _FIX or name in set(of_probe["outcome"])}
+    ranked = rank_sentences(of_probe, "inner_spearman", measured)
     return [*_fit_sentences(of_probe), *_exponent_sentences(of_probe), *ranked]
 
 
 def inner_table(estimates: pd.DataFrame, probe_id: str) -> pd.DataFrame:
-    """Return every predictor's rank correlation with fix_inner over the bank, and its difference from raw KL's."""
-    return rank_table(estimates, probe_id, "fix_inner_spearman", "fix_inner", {"fix_inner": "fix_inner"})
+    """Return every predictor's rank correlation with fix_inner over the bank, and its difference from raw KL's.
+
+    Where responses were graded, those with success and with its placebo stand beside it.
+    """
+    return rank_table(estimates, probe_id, "inner_spearman", _FIX, _HEADINGS)
 
 
 def share_name(share: float) -> str:
@@ -130,25 +142,29 @@ def predicted_rows(run: Path, probe_id: str, bank: Bank, resampling: Resampling)
         ArtefactError: the probe's table is missing, is not of this bank, or lacks a gain.
         EstimationError: a predictor cannot be normalised.
     """
+    results = Stage(run, f"probes/{probe_id}").record().get("results", {})
     outcomes = _load(run, probe_id, bank)
     outcomes["gain"] = outcomes[measured_column(SHRINKS[0])]
     sample = Sample(probe_id, "predicted", outcomes, np.ones(len(bank)), bank.prompts, bank.n_prompts, resampling)
     scores = predictor_scores(load_tokens(run, "bank"))
-    floor = Stage(run, f"probes/{probe_id}").record().get("results", {}).get("noise_floor")
+    scores[PREDICTED, None] = outcomes[_FIX]
+    enough = results.get("success", {}).get("prompts", 0) >= MIN_PROMPTS
+    inner = [_FIX, *(name for name in (_SUCCESS, _SHUFFLED) if enough and name in outcomes)]
     sums = _sums(sample)
     return [
         *_fit_rows(sample, sums),
         *_rank_rows(sample),
-        *_remainder_rows(sample, sums, floor),
+        *_remainder_rows(sample, sums, results.get("noise_floor")),
         *_concentration_rows(sample),
-        *spearman_rows(sample, scores, "fix_inner_spearman", ["fix_inner"], {"fix_inner": PREDICTED}),
+        *spearman_rows(sample, scores, "inner_spearman", inner, {_FIX: PREDICTED}),
     ]
 
 
 def _load(run: Path, probe_id: str, bank: Bank) -> dict[str, Array]:
-    folder, names = run / "predictions" / probe_id, ("fix_inner", "predicted_gain", *map(measured_column, SHRINKS))
+    folder, names = run / "predictions" / probe_id, (_FIX, "predicted_gain", *map(measured_column, SHRINKS))
     table = load_aligned(PREDICTIONS, folder, names, bank)
-    columns = {name: np.asarray(table[name], np.float64) for name in names}
+    columns = {name: np.asarray(table[name], np.float64) for name in (*names, _SUCCESS, _SHUFFLED)}
+    columns = {name: values for name, values in columns.items() if name in names or not np.isnan(values).all()}
     lacking = [name for name, values in columns.items() if np.isnan(values).any()]
     if lacking:
         raise ArtefactError(f"{folder} lacks {', '.join(lacking)} at some positions: run the probe again")
@@ -287,6 +303,23 @@ def _fit_sentences(of_probe: pd.DataFrame) -> list[str]:
         else f" Ten positions hold {concentrated.estimate:.0%} of the whole step's sum of squares."
     )
     return [f"First order explains of the measured gain, by share of the step: R2 {listed}.{aside}"]
+
+
+def _success_sentences(estimates: pd.DataFrame, probe_id: str, graded: Mapping[str, Any] | None) -> list[str]:
+    """Say whether what lowers KL also makes answers right, beside shuffled grades; nothing without grades."""
+    if graded is None:
+        return []
+    number, prompts, right = (graded[name] for name in ("rollouts", "prompts", "right"))
+    counted = f"{number} graded rollouts of {prompts} prompts, {right} of them right"
+    if prompts < MIN_PROMPTS:
+        return [f"Success is not judged: it would rest on {counted}, and {MIN_PROMPTS} prompts are needed."]
+    rows = rows_where(estimates, probe_id=probe_id, analysis="inner_spearman", term=PREDICTED)
+    agrees, placebo = (lookup(rows, outcome=outcome) for outcome in (_SUCCESS, _SHUFFLED))
+    if agrees is None:
+        return [f"There is no success to compare with: {counted}."]
+    what = f"What lowers L_fix and what makes answers right ({counted})"
+    beside = "" if placebo is None else f"; with grades dealt to other rollouts {placebo}"
+    return [f"{what}: Spearman of the two inner products {agrees}{beside}."]
 
 
 def _exponent_sentences(of_probe: pd.DataFrame) -> list[str]:

@@ -83,8 +83,8 @@ class InterventionMeasurement(Measurement):
 
 def _predictions(setup: ProbeSetup) -> pa.Table:
     """Write `predictions` for every position that may be selected, and return them by (context_id, position)."""
-    fix, _ = inner_products(setup, "fix", setup.fix, setup.update)
-    bank, _ = inner_products(setup, "bank", setup.bank, setup.update)
+    fix, _ = inner_products(setup, "fix", setup.mean_kl(setup.fix), setup.update)
+    bank, _ = inner_products(setup, "bank", setup.mean_kl(setup.bank), setup.update)
     columns = {"fix_inner": fix["loss"], "bank_inner": bank["loss"]}
     on_first(write_predictions)(setup, setup.update, columns, setup.run / "predictions" / setup.probe_id)
     return pa.table({name: fix[name] for name in _KEYS} | columns)

@@ -248,7 +248,7 @@ def _sum_of_squares(setup: ProbeSetup, cell: Cell) -> float:
     if done is None:
         rng = np.random.default_rng(derive_seed(setup.settings.seed, "signs", cell.seed))
         signs = {c.context_id: rng.choice(np.array([-1, 1], np.int8), len(c.response)) for c in cell.draw.contexts}
-        objective = replace(step_objective(cell.draw.contexts, setup.teacher, setup.settings), signs=signs)
+        objective = replace(step_objective(cell.draw.contexts, setup.teacher, setup.settings), factors=signs)
         direction = gradient(setup.student, objective, setup.settings, Reporter(quiet=True))
         done = {"squares": inner(direction, direction) * objective.positions**2}
         on_first(write_note)(done, note)

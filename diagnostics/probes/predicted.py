@@ -1,7 +1,9 @@
 """Kind predicted: the first-order gain of every bank position, and what the step does when it is really taken.
 
 Two directions are differentiated along: that of a whole one-step update, which predicts each position's gain; and the
-gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every position at once (paper Eq. 2).
+gradient of L_fix, which gives <grad L_fix, grad l_t> for the loss term of every position at once (paper Eq. 2). Where
+the run was graded, a third is the gradient of L_success over the update batch, whose prompts are not the bank's, and a
+fourth the same after grades were dealt to other rollouts.
 """
 
 import math
@@ -19,13 +21,16 @@ from teachdiag.diagnostics.probes.derivatives import GROUP, Along, Term, choose_
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, noise_floor
+from teachdiag.diagnostics.probes.success import graded_rollouts, grading_digest, success_loss
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Direction, inner
-from teachdiag.diagnostics.probes.updates import gradient, optimize, step_objective
+from teachdiag.diagnostics.probes.updates import Objective, gradient, optimize, step_objective
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.notes import Schema, read_note, recall, write_note
-from teachdiag.settings import SHRINKS
+from teachdiag.progress import Reporter
+from teachdiag.seeds import derive_seed
+from teachdiag.settings import SHRINKS, CaptureSettings
 from teachdiag.tables import is_intact, read_parquet, write_shard, write_table
 
 _ONE_SIDED = 1 / 16  # of the central step: its error falls with the step alone, not with its square
@@ -35,6 +40,10 @@ class Predicted(Measurement):
     """First-order gains of every position; the update batch is that of a one_step probe, contexts of L_fix included."""
 
     fix_apart = False
+
+    def inputs(self, run: Path, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
+        """Return the digest of the grades that L_success is made of."""
+        return grading_digest(run)
 
     def measure(self, setup: ProbeSetup) -> dict[str, Any]:
         """Predict every bank position's gain, take the step at several lengths, and write the `predictions` table."""
@@ -61,23 +70,41 @@ class Predicted(Measurement):
                 setup.rescore_shards(state, setup.batched, f"the step / {round(1 / shrink)}")
                 setup.theta0.restore()
         direction.clear()  # a copy of the model less, before the gradient of L_fix needs one
-        fix, fix_facts = inner_products(setup, "fix", setup.fix, setup.bank)
+        fix, fix_facts = inner_products(setup, "fix", setup.mean_kl(setup.fix), setup.bank)
+        success, success_facts = _success(setup)
         setup.theta0.verify()
-        measured = on_first(_assemble)(setup, -slopes["kl"].to_numpy(), fix)
-        return compared | measured | {"step": slope_facts, "fix": fix_facts}
+        measured = on_first(_assemble)(setup, -slopes["kl"].to_numpy(), {"fix_inner": fix["loss"]} | success)
+        return compared | measured | {"step": slope_facts, "fix": fix_facts} | success_facts
+
+
+def _success(setup: ProbeSetup) -> tuple[dict[str, pa.Array], dict[str, Any]]:
+    """Return <grad L_success, grad l_t> of every bank position, as columns, and facts; nothing where there is none."""
+    rollouts = on_first(graded_rollouts)(setup.run, setup.update)
+    if rollouts is None:
+        return {}, {}
+    columns, facts = {}, rollouts.facts()
+    shuffled = rollouts.shuffled(derive_seed(setup.settings.seed, "grades"))
+    for name, graded in {"success_inner": rollouts, "success_inner_shuffled": shuffled}.items():
+        loss = success_loss(setup, setup.update, graded)
+        if loss is None:
+            setup.reporter.say(f"{name} is left out: the update batch's rollouts that it compares all have one grade")
+        else:
+            inner, facts[name] = inner_products(setup, name, loss, setup.bank)
+            columns[name] = inner["loss"]
+    return columns, {"success": facts}
 
 
 def inner_products(
-    setup: ProbeSetup, name: str, held_out: list[Context], contexts: list[Context]
+    setup: ProbeSetup, name: str, held_out: Objective, contexts: list[Context]
 ) -> tuple[pa.Table, dict[str, float | None]]:
     """Return <grad L, grad l_t> for the loss term of every position of some contexts, column `loss`, and how.
 
-    L is the mean forward KL over the held-out contexts; `name` is that of the intermediate result.
+    L is the objective; `name` is that of the intermediate result.
     """
     loss = {"loss": Term(position_loss(setup.settings.loss, setup.settings.as_dict()), setup.teacher)}
 
     def along() -> Direction:
-        return gradient(setup.student, setup.mean_kl(held_out), setup.settings, setup.reporter)
+        return gradient(setup.student, held_out, setup.settings, setup.reporter)
 
     return slopes_along(setup, name, along, contexts, loss)
 
@@ -173,10 +200,10 @@ def _state(shrink: float) -> str:
     return f"step-{round(1 / shrink)}"
 
 
-def _assemble(setup: ProbeSetup, predicted: np.ndarray, fix: pa.Table) -> dict[str, Any]:
+def _assemble(setup: ProbeSetup, predicted: np.ndarray, inner: dict[str, pa.Array]) -> dict[str, Any]:
     before, again = (setup.forward_kl(state) for state in ("theta0", "relaid"))
     gains = {shrink: before - setup.forward_kl(_state(shrink)) for shrink in SHRINKS}
-    columns = {"fix_inner": fix["loss"], "predicted_gain": predicted}
+    columns = inner | {"predicted_gain": predicted}
     columns |= {f"gain_at_{round(1 / shrink)}": gain for shrink, gain in gains.items()}
     write_predictions(setup, setup.bank, columns, setup.run / "predictions" / setup.probe_id)
     return {

@@ -51,15 +51,14 @@ class Objective:
         teacher: the teacher's states at them.
         loss: the loss of one position.
         kept: response positions that count, ascending, for every context_id; None keeps all of them.
-        signs: +1 or -1 for every position of the response, int8, by context_id: what each loss counts for in a sum
-            with random signs; None counts all as they are.
+        factors: what the loss of every position of the response is multiplied by, by context_id; None is 1.
     """
 
     contexts: Sequence[Context]
     teacher: TeacherStates
     loss: PositionLoss
     kept: Mapping[int, np.ndarray] | None = None
-    signs: Mapping[int, np.ndarray] | None = None
+    factors: Mapping[int, np.ndarray] | None = None
 
     @property
     def positions(self) -> int:
@@ -77,10 +76,10 @@ class Objective:
 
     def weights(self, batch: Batch) -> np.ndarray:
         """What the loss of every row of one of the `batches` is multiplied by, float32."""
-        if self.signs is None:
+        if self.factors is None:
             return np.ones(batch.rows, np.float32)
-        signs = np.concatenate([self.signs[c.context_id][c.positions] for c in batch.contexts])
-        return np.asarray(signs, np.float32)
+        factors = np.concatenate([self.factors[c.context_id][c.positions] for c in batch.contexts])
+        return np.asarray(factors, np.float32)
 
 
 def optimize(

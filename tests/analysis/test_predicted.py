@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,14 @@ from matplotlib.figure import Figure
 from planted import World, plant, plant_predicted, predicted_frame
 from scipy.stats import spearmanr
 
-from teachdiag.analysis.bank.measurements import load_bank
-from teachdiag.analysis.kinds.predicted import inner_table, predicted_rows, predicted_sentences, predicted_table
+from teachdiag.analysis.bank.measurements import Record, load_bank
+from teachdiag.analysis.kinds.predicted import (
+    Predicted,
+    inner_table,
+    predicted_rows,
+    predicted_sentences,
+    predicted_table,
+)
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.placebo_draws import pool_draws
 from teachdiag.artefacts import ESTIMATES, POSITIONS
@@ -128,7 +135,7 @@ def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
     found = _estimated(run, "idle")
     assert set(found["analysis"]) == {
         *("predicted_remainder", "predicted_mean_remainder", "predicted_noise_floor"),
-        *("fix_inner_spearman", "fix_inner_spearman_difference"),
+        *("inner_spearman", "inner_spearman_difference"),
     }
     told = predicted_sentences(found, "idle")
     assert told[0].startswith("The step changes no position")
@@ -141,14 +148,42 @@ def test_a_step_of_nothing_is_said(run: Path, table: pd.DataFrame) -> None:
 
 def test_every_predictor_is_ranked_against_fix_inner(run: Path, table: pd.DataFrame, estimates: pd.DataFrame) -> None:
     bank = _bank(run)
-    found = estimates[estimates["analysis"] == "fix_inner_spearman"].set_index("term")["estimate"]
+    found = estimates[estimates["analysis"] == "inner_spearman"].set_index("term")["estimate"]
     assert "predicted" not in found.index
     for term, column in (("forward_kl", "forward_kl"), ("entropy", "student_entropy"), ("prefix", "position")):
         expected = spearmanr(bank[column] * (-1 if term == "prefix" else 1), table["fix_inner"]).statistic
         assert found[term] == pytest.approx(expected, abs=1e-5)
-    gap = _number(estimates, "fix_inner_spearman_difference", "learnable vs forward_kl")
+    gap = _number(estimates, "inner_spearman_difference", "learnable vs forward_kl")
     assert gap["estimate"] == pytest.approx(found["learnable"] - found["forward_kl"])
     assert gap["ci_high"] < 0
+
+
+def test_success_is_ranked_beside_its_placebo_where_enough_prompts_were_graded(run: Path, table: pd.DataFrame) -> None:
+    rng = np.random.default_rng(5)
+    success = {"success_inner": table["fix_inner"] + rng.normal(0, 1, len(table))}
+    success |= {"success_inner_shuffled": rng.normal(0, 1, len(table))}
+    facts = {"rollouts": 20, "prompts": 9, "right": 5, "left_out": 1, "baseline": "prompt"}
+    plant_predicted(run, table.assign(**success), "graded", noise_floor=1e-7, success=facts)
+    found = _estimated(run, "graded")
+    rows = found[found["analysis"] == "inner_spearman"].set_index(["outcome", "term"])["estimate"]
+    for outcome, values in success.items():
+        for term, column in (("predicted", table["fix_inner"]), ("forward_kl", _bank(run)["forward_kl"])):
+            assert rows[outcome, term] == pytest.approx(spearmanr(column, values).statistic, abs=1e-5)
+    assert list(inner_table(found, "graded").columns[:4]) == [
+        *("predictor", "fix_inner", "success_inner", "grades shuffled"),
+    ]
+    told = " ".join(Predicted(Record("graded", "predicted", {}, {"success": facts})).sentences(_results(found)))
+    assert "What lowers L_fix and what makes answers right (20 graded rollouts of 9 prompts, 5 of them right)" in told
+    few = facts | {"prompts": 7}
+    plant_predicted(run, table.assign(**success), "few", noise_floor=1e-7, success=few)
+    found = _estimated(run, "few")
+    assert set(found[found["analysis"] == "inner_spearman"]["outcome"]) == {"fix_inner"}
+    told = Predicted(Record("few", "predicted", {}, {"success": few})).sentences(_results(found))
+    assert told[-1].startswith("Success is not judged: it would rest on 20 graded rollouts of 7 prompts")
+
+
+def _results(estimates: pd.DataFrame) -> Any:
+    return SimpleNamespace(estimates=estimates)
 
 
 def test_order_of_rows_changes_nothing(run: Path, table: pd.DataFrame, estimates: pd.DataFrame) -> None:
