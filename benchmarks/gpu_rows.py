@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from random_pairs import REAL, SHAPES, TINY, Taken, Workload, random_pair, taken, write_random_contexts
+from random_pairs import REAL, SHAPES, TINY, Taken, Workload, random_pair, taken, unequal_contexts
 from torch import Tensor
-from workload import QUIET, bare_pass
+from workload import QUIET, bare_pass, write_contexts
 
 from teachdiag.calibration import Calibration
 from teachdiag.diagnostics.calibrate import (
@@ -285,7 +285,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
 def _run(bench: Bench) -> Iterator[Path]:
     """A run directory that holds random contexts."""
     with tempfile.TemporaryDirectory() as folder:
-        write_random_contexts(Path(folder), bench.workload, SHAPES[bench.student].vocabulary)
+        write_contexts(Path(folder), unequal_contexts(bench.workload, SHAPES[bench.student].vocabulary))
         yield Path(folder)
 
 

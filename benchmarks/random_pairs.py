@@ -6,7 +6,6 @@ What a pass costs does not depend on what the weights are, nor on what the text 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +13,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-from teachdiag.artefacts import CONTEXTS
-from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS
+from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.models.sources import ModelSource
-from teachdiag.tables import shard_path, write_parquet
 
 VOCABULARY = 151_936  # ids of Qwen3's LM heads
 
@@ -101,20 +98,15 @@ def random_pair(student: str, teacher: str, device: torch.device, dtype: torch.d
     )
 
 
-def write_random_contexts(run: Path, workload: Workload, vocabulary: int) -> None:
-    """Write the `contexts` table of a run: one context a prompt, prompts of unequal length, the bank's first."""
-    rng = np.random.default_rng(0)
-    rows = []
+def unequal_contexts(workload: Workload, vocabulary: int) -> list[Context]:
+    """Contexts of random ids, one a prompt, prompts of unequal length, the bank's first."""
+    rng, contexts = np.random.default_rng(0), list[Context]()
     for number in range(workload.contexts):
         length = workload.prompt - int(rng.integers(workload.prompt // 8 + 1))
-        prompt, response = (rng.integers(vocabulary - 1, size=n).tolist() for n in (length, workload.response))
-        facts = {"context_id": number, "prompt_id": f"random/{number}", "source_row": None, "finish_reason": "length"}
-        ids = {"prompt_token_ids": prompt, "teacher_prompt_token_ids": prompt, "response_token_ids": response}
+        prompt, response = (tuple(rng.integers(vocabulary - 1, size=n).tolist()) for n in (length, workload.response))
         split = "bank" if number < workload.bank else "update"
-        rows.append(facts | ids | {"split": split, "sampling_seed": number})
-    for index, start in enumerate(range(0, len(rows), ROLLOUT_CONTEXTS)):
-        shard = CONTEXTS.build_rows(rows[start : start + ROLLOUT_CONTEXTS])
-        write_parquet(shard, shard_path(run / "contexts", index))
+        contexts.append(Context(number, f"random/{number}", split, prompt, prompt, response))
+    return contexts
 
 
 def _model(name: str, seed: int, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:

@@ -9,15 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from workload import Row, bare_pass, best, load_bench_pair, random_contexts
+from workload import Row, bare_pass, best, load_bench_pair, random_contexts, write_contexts
 
-from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.calibrate import score_anew
-from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.models.alignment import batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.settings import CaptureSettings
-from teachdiag.tables import shard_path, write_parquet
 
 POSITIONS = 192  # response positions a context
 SETTINGS = CaptureSettings(positions=POSITIONS)
@@ -28,7 +26,7 @@ def time_rows(pair: Pair) -> list[Row]:
     """Scoring against the two bare forward passes (`model(input_ids)`, logits and all) over the same batches."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        _write_contexts(run, CONTEXT_COUNTS[0])
+        write_contexts(run, random_contexts(CONTEXT_COUNTS[0], POSITIONS, "bank"))
         shards = in_shards(read_contexts(run, POSITIONS), SETTINGS.shard_contexts)
         batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
         models = (pair.student, pair.teacher)
@@ -58,27 +56,6 @@ def measured_peak(contexts: int) -> int:
 def peak_memory(contexts: int) -> int:
     """Score that many contexts and return this process's peak resident memory, in KiB."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_contexts(Path(folder), contexts)
+        write_contexts(Path(folder), random_contexts(contexts, POSITIONS, "bank"))
         score_anew(Path(folder), SETTINGS, load_bench_pair())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _write_contexts(run: Path, count: int) -> None:
-    rows = [
-        {
-            "context_id": c.context_id,
-            "prompt_id": c.prompt_id,
-            "split": c.split,
-            "source_row": None,
-            "prompt_token_ids": c.student_prompt,
-            "teacher_prompt_token_ids": c.teacher_prompt,
-            "response_token_ids": c.response,
-            "response_mask": None,
-            "finish_reason": "length",
-            "sampling_seed": None,
-        }
-        for c in random_contexts(count, POSITIONS, "bank")
-    ]
-    for index, start in enumerate(range(0, count, ROLLOUT_CONTEXTS)):
-        shard = CONTEXTS.build_rows(rows[start : start + ROLLOUT_CONTEXTS])
-        write_parquet(shard, shard_path(run / "contexts", index))

@@ -1,18 +1,22 @@
 """What the benchmarks share: the embedded pair, contexts of random tokens, a stopwatch, and how results are shown."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
+from teachdiag.tables import shard_path, write_parquet
 
 Row = tuple[str, str, str]
 PROMPT = 110  # length of a typical gsm_symbolic chat prompt
@@ -34,6 +38,28 @@ def random_contexts(count: int, positions: int, split: str, first: int = 0) -> l
         response = tuple(rng.integers(5, 40_000, positions).tolist())
         contexts.append(Context(number, f"bench/{number}", split, prompt, prompt, response))
     return contexts
+
+
+def write_contexts(run: Path, contexts: Sequence[Context]) -> None:
+    """Write the `contexts` table of a run, each rollout with its number as its seed."""
+    rows = [
+        {
+            "context_id": c.context_id,
+            "prompt_id": c.prompt_id,
+            "split": c.split,
+            "source_row": None,
+            "prompt_token_ids": c.student_prompt,
+            "teacher_prompt_token_ids": c.teacher_prompt,
+            "response_token_ids": c.response,
+            "response_mask": None,
+            "finish_reason": "length",
+            "sampling_seed": c.context_id,
+        }
+        for c in contexts
+    ]
+    for index, start in enumerate(range(0, len(rows), ROLLOUT_CONTEXTS)):
+        shard = CONTEXTS.build_rows(rows[start : start + ROLLOUT_CONTEXTS])
+        write_parquet(shard, shard_path(run / "contexts", index))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from teachdiag.diagnostics.models.sources import ModelSource, read_config, reading
 from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.diagnostics.models.weights import head_names, stored_weight, without_weights
+from teachdiag.diagnostics.processes.devices import without_autocast
 from teachdiag.diagnostics.processes.parameters import whole
 
 _BLOCK = (
@@ -81,7 +82,7 @@ class Head:
         """Give the weights' gradients to the model's parameters. Only a copy has to."""
 
     def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):  # which may be on around a caller's loop
+        with without_autocast(hidden.device):
             logits = linear(hidden, weight[: self.size], None if bias is None else bias[: self.size])
         return logits if self.scale == 1.0 else logits * self.scale
 

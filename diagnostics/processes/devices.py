@@ -1,5 +1,6 @@
 """Where models run: which device, and what of the machine decides the last digits of the numbers."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ def process_device(name: str) -> str:
             f"--device {name}: each process has a {processes().device.type} device of its own: leave it out"
         )
     return device
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch off what may be on around a caller's loop, and would round products and sums to half precision."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def machine_facts(device: str) -> dict[str, Any]:

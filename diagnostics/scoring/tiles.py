@@ -18,6 +18,7 @@ from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import LanguageModel, nan_advice
+from teachdiag.diagnostics.processes.devices import without_autocast
 from teachdiag.diagnostics.scoring.statistics import (
     candidates,
     divergences,
@@ -175,7 +176,7 @@ def tiled(
     """
     columns: dict[str, Tensor] = {}
     total = len(states.student)
-    with torch.autocast(states.student.device.type, enabled=False):  # which may be on around a caller's loop
+    with without_autocast(states.student.device):
         for tile in tiles(total, tile_positions):
             z = states.student_head(states.student[tile])  # (tile, vocabulary), like w
             w = states.teacher_head(states.teacher[tile]).to(z.device)

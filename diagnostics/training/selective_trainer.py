@@ -30,6 +30,7 @@ from trl.models.utils import unwrap_model_for_generation
 from teachdiag.diagnostics.contexts.sampling import KnownAlone, SeededSampling, ended, left_padded, warpers
 from teachdiag.diagnostics.models.head import head_of
 from teachdiag.diagnostics.models.vocabulary import known_ids
+from teachdiag.diagnostics.processes.devices import without_autocast
 from teachdiag.diagnostics.processes.parameters import local
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import log_probabilities, statistics
@@ -316,7 +317,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         tokens, weights = inputs["completion_ids"][kept], weights[kept]
         loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole
         entropy = torch.zeros((), device=loss.device)
-        with torch.autocast(loss.device.type, enabled=False):
+        with without_autocast(loss.device):
             for tile in tiles(len(tokens), self.tile_positions):
                 arguments = (states, tokens[tile], states.student[tile], tile)
                 losses, entropies = checkpoint(

@@ -6,7 +6,6 @@ They run on the CPU wherever the suite does, and on a GPU with `pytest -m device
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import slow
 import torch
 from tiny_pair import KNOWN, PROBE
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
@@ -176,22 +174,20 @@ def test_predictions(
 def test_sampling(load: Load, exact: Exact, precision: Any, contexts: list[Context]) -> None:
     """Each token is the one at whose place in the cumulative distribution the rollout's next number lies."""
     pair = load(master=False)
-    student, seeds = exact(pair.student), [11, 12, 13]
+    student, seeds, off = exact(pair.student), [11, 12, 13], precision.nats / 4  # the steepest a probability can be
     rollouts = sample(pair.student, [c.student_prompt for c in contexts], seeds, Sampling(1.0, 1.0, 0, 12))
     for context, seed, rollout in zip(contexts, seeds, rollouts, strict=True):
         uniforms = np.random.default_rng(seed).random(12)
         told = logp(student, replace(context, response=rollout.token_ids), "student").exp().numpy()
         for p, u, token in zip(told, uniforms, rollout.token_ids, strict=False):
-            assert p[:token].sum() - precision.nats <= u <= p[: token + 1].sum() + precision.nats
+            assert p[:token].sum() - off <= u <= p[: token + 1].sum() + off
 
 
 def test_activation_checkpoints(load: Load, precision: Any, contexts: list[Context], states: Callable) -> None:
     pair = load(master=True)
     objective, quiet = step_objective(contexts, states(pair), PROBE), Reporter(quiet=True)
     plain = gradient(pair.student, objective, PROBE, quiet)
-    for layer in pair.student.model.get_decoder().layers:  # as models are that are sharded
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    again = gradient(pair.student, objective, PROBE, quiet)
+    again = gradient(pair.student, objective, replace(PROBE, recompute=True), quiet)
     assert relative(again, [part.cpu().double() for part in plain]) < precision.relative / 10
 
 
