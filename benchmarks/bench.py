@@ -1,9 +1,9 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
 `scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
-selective distillation, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the
-truth, `efficiency` how often those of efficiency curves do, `long` responses of up to 16,384 tokens, and `large` ten
-million positions. `bench.py PART ...` runs these alone.
+selective distillation, `monitoring` what looking at a training costs it, `estimates` the statistics at the paper's
+size, `intervals` how often their intervals hold the truth, `efficiency` how often those of efficiency curves do, `long`
+responses of up to 16,384 tokens, and `large` ten million positions. `bench.py PART ...` runs these alone.
 """
 
 import sys
@@ -15,6 +15,7 @@ from estimates import estimate_rows
 from intervals import coverage_rows
 from large import large_rows
 from long import long_context, long_rows
+from monitoring import monitoring_rows
 from probes import probe_rows
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
@@ -31,6 +32,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "probes": (f"Probes, {threads}", lambda: probe_rows(load_bench_pair(master=True), QUIET)),
         "selection": ("Selectors", selection_rows),
         "training": (f"Training, {threads}", training_rows),
+        "monitoring": (f"Monitor, {threads}", monitoring_rows),
         "estimates": ("Analysis, one BLAS thread", estimate_rows),
         "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),

@@ -50,8 +50,8 @@ for _name in (ROLLOUTS, SCORING, SELECTING, WHOLE):
 
 def training_rows() -> list[Row]:
     """Full OPD, then TA-OPD at a sparse budget, with selection's parts apart."""
-    _seconds("full", 1.0)  # warms up
-    full, sparse = _seconds("full", 1.0), _seconds("learnable", SPARSE)
+    seconds("full", 1.0)  # warms up
+    full, sparse = seconds("full", 1.0), seconds("learnable", SPARSE)
     step, thin = (own[WHOLE] - own[ROLLOUTS] - own[SCORING] - own[SELECTING] for own in (full, sparse))
     whole = full[WHOLE] - full[SCORING]
     return [
@@ -63,13 +63,13 @@ def training_rows() -> list[Row]:
     ]
 
 
-def _row(what: str, seconds: float, beside: float) -> Row:
-    return what, f"{seconds / STEPS:.3f} s", f"{seconds / beside:.3f}"
+def _row(what: str, took: float, beside: float) -> Row:
+    return what, f"{took / STEPS:.3f} s", f"{took / beside:.3f}"
 
 
-def _seconds(selector: str, budget: float) -> dict[str, float]:
-    """Train a fresh student for a few steps; seconds by part."""
-    settings = replace(_SETTINGS, selector=selector, budget=budget)
+def seconds(selector: str, budget: float, batch: int = _SETTINGS.batch) -> dict[str, float]:
+    """Train a fresh student for a few steps of so many sequences; seconds by part, of all steps together."""
+    settings = replace(_SETTINGS, selector=selector, budget=budget, batch=batch)
     prompts = load_prompts(read_manifest(settings.prompts))
     _, drawn = prompts.draw(settings.eval_prompts, settings.train_prompts, 0)
     named = [(prompt.prompt_id, prompts.manifest.student_messages(prompt)) for prompt in drawn]

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from teachdiag.diagnostics.monitoring.monitor import Monitor
     from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
     from teachdiag.run_view import open_run
     from teachdiag.selectors import Selection
@@ -29,9 +30,10 @@ for _name, _value in _TELLS_NOBODY.items():
     os.environ.setdefault(_name, _value)
 
 __version__ = version("teachdiag")
-__all__ = ["Selection", "SelectiveDistillationTrainer", "open_run"]
+__all__ = ["Monitor", "Selection", "SelectiveDistillationTrainer", "open_run"]
 
 _HOMES = {
+    "Monitor": "teachdiag.diagnostics.monitoring.monitor",
     "Selection": "teachdiag.selectors",
     "SelectiveDistillationTrainer": "teachdiag.diagnostics.training.selective_trainer",
     "open_run": "teachdiag.run_view",

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from teachdiag.artefacts.monitored import SATURATED
 from teachdiag.artefacts.trained import DESCRIBED
 from teachdiag.errors import EstimationError
 from teachdiag.formulas import stored_name
@@ -12,7 +13,6 @@ from teachdiag.selectors import Tokens, resolve_selector
 from teachdiag.selectors.weighting import Weights
 
 MEASURED = tuple(name for name in DESCRIBED if name != "learnable")  # columns; D^L is made of two of them
-_SATURATED = 1 - 1e-4  # teacher's mass on the student's top K from which C is called saturated
 
 
 def facts_of(weights: Weights, columns: Mapping[str, np.ndarray], k: int, end_ids: Collection[int]) -> dict[str, float]:
@@ -32,7 +32,7 @@ def facts_of(weights: Weights, columns: Mapping[str, np.ndarray], k: int, end_id
         "topped_up": float(weights.topped_up),
         "sequences_touched": len(np.unique(sequences[kept])) / len(lengths),
         "ends_kept": float(kept[ends].mean()) if ends.any() else np.nan,
-        "saturated": float((columns[stored_name("compatibility", k)] >= _SATURATED).mean()),
+        "saturated": float((columns[stored_name("compatibility", k)] >= SATURATED).mean()),
         "empty": float((np.bincount(sequences, ends) >= lengths).mean()),
     }
     described = {name: columns[stored_name(name, k)] for name in MEASURED} | {"learnable": _learnable(columns, k)}

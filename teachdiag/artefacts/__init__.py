@@ -44,11 +44,13 @@ from teachdiag.artefacts.measured import (
     PREDICTIONS,
     VOCABULARY,
 )
+from teachdiag.artefacts.monitored import CANARY_POSITIONS, MONITOR
 from teachdiag.artefacts.released import RELEASED_BANK
 from teachdiag.artefacts.specifications import IN_SPREADS, QUANTITIES, SPECIFICATIONS
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
+from teachdiag.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +59,7 @@ __all__ = [
     "BALANCE",
     "BUCKETS",
     "BY_GRADE",
+    "CANARY_POSITIONS",
     "CANDIDATES",
     "CONTEXTS",
     "CONTRASTS",
@@ -78,6 +81,7 @@ __all__ = [
     "MASKED_GAINS",
     "MASKED_STEPS",
     "MIN_CELL",
+    "MONITOR",
     "PLACEBO_PANEL",
     "POSITIONS",
     "PREDICTIONS",
@@ -140,6 +144,8 @@ TABLES = (
     TRAINING,
     PROBE_VERSUS_TRAINING,
     RELEASED_BANK,
+    MONITOR,
+    CANARY_POSITIONS,
 )
 
 
@@ -159,7 +165,7 @@ def data_dictionary() -> str:
 
     parts = ["# Artefacts\n", _PREAMBLE]
     for t in TABLES:
-        parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.folder}`, written by `teachdiag {t.written_by}`; ")
+        parts.append(f"\n## `{t.name}`\n\n{t.meaning}\n\nIn `{t.folder}`, written by `{_writer(t)}`; ")
         kinds = [str(c.type) + ", nullable" * c.nullable + ", optional" * c.optional for c in t.columns]
         columns = pd.DataFrame(
             {
@@ -171,6 +177,11 @@ def data_dictionary() -> str:
         )
         parts.append(f"one row for each ({', '.join(t.key)}).\n\n{markdown_table(columns)}\n")
     return "".join(parts)
+
+
+def _writer(table: Table) -> str:
+    """What is called: a command, or a class."""
+    return table.written_by if "." in table.written_by else f"teachdiag {table.written_by}"
 
 
 _PREAMBLE = """

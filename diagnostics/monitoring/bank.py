@@ -1,0 +1,75 @@
+"""The canary: contexts of a captured bank that never change, with what the teacher said of them, once."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
+from teachdiag.diagnostics.models.head import Head
+from teachdiag.diagnostics.models.language_model import load
+from teachdiag.diagnostics.models.pair import outline_pair, resolve_pair
+from teachdiag.diagnostics.models.vocabulary import Known
+from teachdiag.errors import RunError
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
+from teachdiag.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Contexts of a bank, in batches, and the teacher's states at their positions.
+
+    Attributes:
+        batches: the contexts.
+        states: the teacher's hidden states, one tensor a batch, shape (rows, width).
+        head: its LM head, float32.
+        known: ids that both models know.
+        end_ids: tokens that end a response.
+        prompts: prompt_id of each context, by context_id.
+    """
+
+    batches: tuple[Batch, ...]
+    states: tuple[Tensor, ...]
+    head: Head
+    known: Known
+    end_ids: tuple[int, ...]
+    prompts: dict[int, str]
+
+
+def load_canary(run: Path, contexts: int, positions: int, device: str, reporter: Reporter) -> Canary:
+    """Draw contexts of a run's bank, let its teacher read them, and keep of the teacher its LM head.
+
+    Args:
+        run: a run with a captured bank.
+        contexts: how many are drawn; the same ones from the same bank, always.
+        positions: response positions of each, at most.
+        device: torch device.
+        reporter: told where heads are cut.
+
+    Raises:
+        InputError: the run has no capture, or fewer contexts, or its teacher is not what it was.
+    """
+    captured = Stage(run, "capture").require(*READ)
+    capture = captured_settings(run, captured)
+    bank = [c for c in read_contexts(run, min(positions, capture.positions)) if c.split == "bank"]
+    if len(bank) < contexts:
+        raise RunError(f"{run} has {len(bank)} bank contexts, and the canary asks for {contexts}: ask for fewer")
+    sources = resolve_pair(capture, reporter)
+    refuse_other_models(run, captured, sources)
+    pair = outline_pair(sources, reporter)
+    drawn = np.random.default_rng(derive_seed(0, "canary")).permutation(len(bank))[:contexts]
+    chosen: list[Context] = [bank[index] for index in sorted(drawn)]
+    batches = tuple(batched(chosen, capture.batch_tokens))
+    teacher = load(sources[1], capture.dtype, device)
+    states = tuple(teacher.hidden_rows(batch, "teacher") for batch in batches)
+    head = replace(teacher.head, weight=teacher.head.weight.detach().clone())
+    ends = tuple(sorted(pair.student.end_ids))
+    del teacher
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Canary(batches, states, head, pair.known, ends, {c.context_id: c.prompt_id for c in chosen})

@@ -1,0 +1,327 @@
+"""`teachdiag.Monitor`: what is left to be learned, looked at every few steps of somebody else's training."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from teachdiag.artefacts.monitored import CANARY, CANARY_POSITIONS, LIVE, MONITOR
+from teachdiag.diagnostics.models.alignment import KEY, Batch
+from teachdiag.diagnostics.monitoring.alarms import alarms
+from teachdiag.diagnostics.monitoring.bank import Canary, load_canary
+from teachdiag.diagnostics.monitoring.in_training import ModelInTraining, contexts_of
+from teachdiag.diagnostics.monitoring.observation import (
+    Scales,
+    gain_since,
+    observe,
+    summarised,
+)
+from teachdiag.diagnostics.processes.devices import pick_device
+from teachdiag.diagnostics.scoring.tiles import Columns, States
+from teachdiag.errors import SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.tables import shard_files, write_parquet
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from teachdiag.diagnostics.monitoring.callback import MonitorCallback
+
+Head = Callable[[Tensor], Tensor]
+_LOGGED = tuple(c.name for c in MONITOR.columns if pa.types.is_floating(c.type))
+
+
+class Monitor:
+    """Looks at a training every few steps: at contexts that never change (the canary), and at the live batch.
+
+    Every look is a row of the table `monitor`, and for the canary its positions, with the statistics of capture, in the
+    table `canary`; both lie in `folder`, one file a step, each written whole or not at all. A training that is resumed
+    goes on in the same folder. What looks wrong is said once, and named in the row.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        canary: str | Path | None = None,
+        *,
+        every: int = 25,
+        contexts: int = 16,
+        positions: int = 64,
+        sequences: int = 4,
+        end_ids: Sequence[int] = (),
+        tile_positions: int = 256,
+        device: str = "auto",
+        log: Callable[[dict[str, float]], object] | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """Read the canary's contexts, and let their teacher read them, once.
+
+        Args:
+            folder: where the tables go.
+            canary: a run whose bank was captured with this student and teacher; None looks at live batches alone.
+            every: steps between two looks.
+            contexts: contexts of the canary.
+            positions: response positions of each, at most.
+            sequences: sequences of a live batch that are looked at, where the monitor scores them itself.
+            end_ids: tokens that end a text; by default those of the canary's student.
+            tile_positions: positions whose logits exist at the same time.
+            device: torch device on which the canary's teacher reads; 'auto' is cuda where there is one.
+            log: told the numbers of every look, by names such as 'teachdiag/canary/forward_kl'; `attach` tells the
+                trainer's loggers itself.
+            reporter: says what looks wrong.
+
+        Raises:
+            InputError: the run has no such bank, or its teacher cannot be loaded.
+        """
+        for name, value in (
+            ("every", every),
+            ("contexts", contexts),
+            ("positions", positions),
+            ("sequences", sequences),
+        ):
+            if value < 1:
+                raise SettingsError(f"Monitor({name}={value}): it must be at least 1")
+        self.folder, self.every, self.sequences = Path(folder), every, sequences
+        self.reporter, self.log = reporter or Reporter(), log
+        self._tile = tile_positions
+        self.canary: Canary | None = None
+        if canary is not None:
+            self.canary = load_canary(Path(canary), contexts, positions, pick_device(device), self.reporter)
+        self.end_ids = tuple(end_ids) or (self.canary.end_ids if self.canary else ())
+        self._rows: dict[str, list[dict[str, Any]]] = {CANARY: [], LIVE: []}
+        self._said: dict[str, set[str]] = {CANARY: set(), LIVE: set()}
+        for file in shard_files(self.folder / MONITOR.folder):
+            for row in MONITOR.read_arrow(file).to_pylist():
+                self._rows[row["population"]].append(row)
+        self._first = self._first_positions()
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one that is looked at: 0 and every so many."""
+        return step % self.every == 0
+
+    def observe_batch(
+        self,
+        step: int,
+        student: Tensor,
+        teacher: Tensor,
+        token_ids: Tensor,
+        mask: Tensor,
+        *,
+        student_head: Head | None = None,
+        teacher_head: Head | None = None,
+        update_norm: float | None = None,
+    ) -> dict[str, float]:
+        """Look at a live batch: for loops that are written by hand.
+
+        Row t of both models predicts token t: where `logits[:, t]` predicts `ids[:, t + 1]`, give `logits[:, :-1]`,
+        `ids[:, 1:]` and `mask[:, 1:]`.
+
+        Args:
+            step: optimizer steps taken.
+            student: logits, shape (sequences, length, vocabulary), or hidden states, shape (.., .., width), with
+                `student_head`.
+            teacher: the same of the teacher.
+            token_ids: tokens that the student drew from these rows, shape (sequences, length).
+            mask: true at the student's own tokens, of that shape; others are not looked at.
+            student_head: makes logits, (rows, vocabulary), of hidden states, (rows, width), such as `model.lm_head`.
+            teacher_head: the same for the teacher.
+            update_norm: length of the last optimizer step, where it is known.
+
+        Returns:
+            Numbers by name, such as 'teachdiag/live/forward_kl', which `log` is told too; NaN where one is not finite.
+
+        Raises:
+            SettingsError: shapes do not fit, or no token is the student's own.
+        """
+        own = mask.bool()
+        _check_shapes(student, teacher, token_ids, own, student_head is None, teacher_head is None)
+        with self._timed() as took, torch.no_grad():
+            rows = own.nonzero()[:, 0]
+            ours, theirs = student[own], teacher[own]
+            states = States(ours, _head(student_head), theirs, _head(teacher_head))
+            columns = observe(states, token_ids[own].long(), self.end_ids, self._tile)
+            if student_head is not None:
+                columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
+        lengths = {"length": float(own.sum(1).float().mean()), "update_norm": update_norm}
+        return self._record(step, LIVE, columns, rows.cpu().numpy(), lengths, took())
+
+    def observe_canary(self, step: int, model: Any, *, update_norm: float | None = None) -> dict[str, float]:  # noqa: ANN401
+        """Look at the canary with a student's present weights.
+
+        Args:
+            step: optimizer steps taken.
+            model: the student, a transformers causal language model, not wrapped; or a `ModelInTraining`.
+            update_norm: length of the last optimizer step, where it is known.
+
+        Returns:
+            Numbers by name, such as 'teachdiag/canary/forward_kl'; NaN where one is not finite.
+
+        Raises:
+            SettingsError: there is no canary, or the model's weights are sharded over processes.
+        """
+        if self.canary is None:
+            raise SettingsError("this Monitor has no canary: Monitor(folder, canary=RUN) takes the bank of a run")
+        student = model if isinstance(model, ModelInTraining) else ModelInTraining(model, self.canary.known)
+        with self._timed() as took:
+            table, columns = self._score(student, self.canary)
+        contexts = table["context_id"].to_numpy()
+        if all(np.isfinite(columns[name]).all() for name in ("forward_kl", "reverse_kl")):
+            numbered = table.add_column(0, "step", pa.array([step] * table.num_rows, pa.int32()))
+            built = CANARY_POSITIONS.build({name: numbered[name] for name in CANARY_POSITIONS.schema.names})
+            write_parquet(built, self._file(CANARY_POSITIONS.folder, step))
+            if self._first is None:
+                self._first = columns
+        before = columns if self._first is None else self._first
+        further = gain_since(before["forward_kl"], columns["forward_kl"], contexts) | {"update_norm": update_norm}
+        return self._record(step, CANARY, columns, contexts, further, took())
+
+    def observe_trainer_batch(
+        self, step: int, student: ModelInTraining, teacher: ModelInTraining, batch: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Look at the first sequences of a trainer's batch, which both models read again.
+
+        Args:
+            step: optimizer steps taken.
+            student: as it is now.
+            teacher: the trainer's.
+            batch: as `contexts_of` takes it.
+
+        Raises:
+            SettingsError: it is not such a batch.
+        """
+        contexts, masks = contexts_of(batch, self.sequences)
+        if not contexts:
+            return {}
+        with self._timed() as took, torch.no_grad():
+            own = torch.cat(masks)
+            rows = Batch(tuple(contexts))
+            ours = student.hidden_rows(rows, "student")[own]
+            theirs = teacher.hidden_rows(rows, "teacher")[own]
+            tokens = torch.from_numpy(rows.tokens).long().to(ours.device)[own]
+            columns = observe(States(ours, student.head, theirs, teacher.head), tokens, self.end_ids, self._tile)
+            columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
+        lengths = {"length": float(np.mean([int(mask.sum()) for mask in masks]))}
+        return self._record(step, LIVE, columns, rows.context_ids[own.cpu().numpy()], lengths, took())
+
+    def attach(self, trainer: "Trainer") -> "MonitorCallback":
+        """Look at a transformers or TRL trainer, and let its loggers have the numbers.
+
+        The canary is looked at before the first step and every so many; the live batch too, if the trainer has a
+        `teacher_model`.
+
+        Args:
+            trainer: before `train()`.
+
+        Returns:
+            The callback, a `transformers.TrainerCallback`, which the trainer has now.
+        """
+        from teachdiag.diagnostics.monitoring.callback import MonitorCallback
+
+        callback = MonitorCallback(self, trainer)
+        trainer.add_callback(callback)
+        return callback
+
+    def _score(self, student: ModelInTraining, canary: Canary) -> tuple[pa.Table, Columns]:
+        """The canary's positions, by (context_id, position), and the columns that are no part of `positions`."""
+        tables, head = [], student.head
+        for batch, taught in zip(canary.batches, canary.states, strict=True):
+            hidden = student.hidden_rows(batch, "student")
+            tokens = torch.from_numpy(batch.tokens).long().to(hidden.device)
+            states = States(hidden, head, taught.to(hidden.device), canary.head)
+            columns = observe(states, tokens, self.end_ids, self._tile)
+            columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
+            lengths = np.array([len(c.response) for c in batch.contexts])
+            columns |= {
+                "context_id": batch.context_ids,
+                "position": batch.positions,
+                "token_id": batch.tokens,
+                "pos_norm": batch.positions / np.maximum(np.repeat(lengths, lengths) - 1, 1),
+            }
+            named = {"prompt_id": [canary.prompts[i] for i in batch.context_ids.tolist()]}
+            named["split"] = ["bank"] * len(tokens)
+            tables.append(pa.table(named | {name: _arrow(values) for name, values in columns.items()}))
+        table = pa.concat_tables(tables).sort_by(KEY)
+        narrow = [name for name in table.column_names if not pa.types.is_fixed_size_list(table[name].type)]
+        return table, {name: table[name].to_numpy() for name in narrow}
+
+    def _record(
+        self,
+        step: int,
+        population: str,
+        columns: Columns,
+        contexts: np.ndarray,
+        further: Mapping[str, float | None],
+        seconds: float,
+    ) -> dict[str, float]:
+        """Write the row of a look, beside that of the other population at this step; say what looks wrong."""
+        scales = None if self._first is None else Scales.of(self._first)
+        row: dict[str, Any] = dict.fromkeys(MONITOR.schema.names)
+        row |= {"step": step, "population": population, "seconds": seconds}
+        row |= summarised(columns, contexts, scales) | further
+        earlier = [old for old in self._rows[population] if old["step"] < step]  # of a training that was resumed
+        self._rows[population] = [*earlier, row]
+        wrong = alarms(self._rows[population])
+        row["alarms"] = ",".join(wrong)
+        for name in wrong.keys() - self._said[population]:
+            self.reporter.say(f"step {step}, {population}: {name}: {wrong[name]}")
+        self._said[population] = set(wrong)
+        now = [rows[-1] for rows in self._rows.values() if rows and rows[-1]["step"] == step]
+        write_parquet(MONITOR.build_rows(now), self._file(MONITOR.folder, step))
+        told = {f"teachdiag/{population}/{name}": row[name] for name in _LOGGED if row[name] is not None}
+        told |= {f"teachdiag/{population}/alarm/{name.replace(' ', '_')}": 1.0 for name in wrong}
+        if self.log:
+            self.log(told)
+        return told
+
+    def _first_positions(self) -> Columns | None:
+        """What the canary was like when it was looked at first, by an earlier process."""
+        files = shard_files(self.folder / CANARY_POSITIONS.folder)
+        if not files:
+            return None
+        table = CANARY_POSITIONS.read_arrow(files[0], ["forward_kl", "disagreement_k16", "compatibility_k16"])
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def _file(self, folder: str, step: int) -> Path:
+        path = self.folder / folder / f"step-{step:08d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def _timed(self) -> Iterator[Callable[[], float]]:
+        """Yield what says, afterwards, how many seconds it took."""
+        start, end = time.perf_counter(), 0.0
+        try:
+            yield lambda: end - start
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            end = time.perf_counter()
+
+
+def _check_shapes(
+    student: Tensor, teacher: Tensor, token_ids: Tensor, own: Tensor, student_logits: bool, teacher_logits: bool
+) -> None:
+    shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, token_ids {tuple(token_ids.shape)}"
+    if not student.shape[:2] == teacher.shape[:2] == token_ids.shape == own.shape:
+        raise SettingsError(f"{shapes}, mask {tuple(own.shape)}: sequences and lengths must be the same")
+    if student_logits and teacher_logits and student.shape[2] != teacher.shape[2]:
+        raise SettingsError(f"{shapes}: cut both models' logits to the ids that both know")
+    if not own.any():
+        raise SettingsError("the mask is false everywhere: no token is the student's own")
+
+
+def _head(head: Head | None) -> Any:  # noqa: ANN401 (a head as `States` has it)
+    """A model's head in float32; logits, which need none, are taken as they are."""
+    return (lambda rows: rows.float()) if head is None else (lambda rows: head(rows).float())
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    return pa.array(values)
