@@ -16,12 +16,7 @@ from teachdiag.diagnostics.models.alignment import KEY, Batch
 from teachdiag.diagnostics.monitoring.alarms import alarms
 from teachdiag.diagnostics.monitoring.bank import Canary, load_canary
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining, contexts_of
-from teachdiag.diagnostics.monitoring.observation import (
-    Scales,
-    gain_since,
-    observe,
-    summarised,
-)
+from teachdiag.diagnostics.monitoring.observation import Scales, gain_since, observe, summarised
 from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.diagnostics.scoring.tiles import Columns, States
 from teachdiag.errors import SettingsError
