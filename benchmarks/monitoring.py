@@ -43,9 +43,7 @@ def _canary(pair: Pair) -> Canary:
     contexts = random_contexts(_CONTEXTS, _POSITIONS, "bank")
     batches = tuple(batched(contexts, CaptureSettings().batch_tokens))
     states = tuple(pair.teacher.hidden_rows(batch, "teacher") for batch in batches)
-    prompts = {c.context_id: c.prompt_id for c in contexts}
-    ends = tuple(pair.student.end_ids)
-    return Canary(batches, states, pair.teacher.head, pair.student.known, ends, prompts)
+    return Canary(batches, states, pair.teacher.head, pair.student.known, tuple(pair.student.end_ids))
 
 
 def _live() -> dict[str, torch.Tensor]:

@@ -1,14 +1,13 @@
 """The canary: contexts of a captured bank that never change, with what the teacher said of them, once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
-from teachdiag.diagnostics.models.alignment import Batch, Context, batched
+from teachdiag.diagnostics.models.alignment import Batch, batched
 from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import load
@@ -27,10 +26,9 @@ class Canary:
     Attributes:
         batches: the contexts.
         states: the teacher's hidden states, one tensor a batch, shape (rows, width).
-        head: its LM head, float32.
+        head: its LM head.
         known: ids that both models know.
         end_ids: tokens that end a response.
-        prompts: prompt_id of each context, by context_id.
     """
 
     batches: tuple[Batch, ...]
@@ -38,7 +36,6 @@ class Canary:
     head: Head
     known: Known
     end_ids: tuple[int, ...]
-    prompts: dict[int, str]
 
 
 def load_canary(run: Path, contexts: int, positions: int, device: str, reporter: Reporter) -> Canary:
@@ -63,13 +60,9 @@ def load_canary(run: Path, contexts: int, positions: int, device: str, reporter:
     refuse_other_models(run, captured, sources)
     pair = outline_pair(sources, reporter)
     drawn = np.random.default_rng(derive_seed(0, "canary")).permutation(len(bank))[:contexts]
-    chosen: list[Context] = [bank[index] for index in sorted(drawn)]
+    chosen = [bank[index] for index in sorted(drawn)]
     batches = tuple(batched(chosen, capture.batch_tokens))
     teacher = load(sources[1], capture.dtype, device)
     states = tuple(teacher.hidden_rows(batch, "teacher") for batch in batches)
-    head = replace(teacher.head, weight=teacher.head.weight.detach().clone())
     ends = tuple(sorted(pair.student.end_ids))
-    del teacher
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return Canary(batches, states, head, pair.known, ends, {c.context_id: c.prompt_id for c in chosen})
+    return Canary(batches, states, teacher.head, pair.known, ends)  # of the teacher's weights, the head alone stays

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,50 +50,52 @@ class ModelInTraining:
             return batch.gather(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, side)
 
 
-def contexts_of(batch: Mapping[str, Any], sequences: int) -> tuple[list[Context], list[Tensor]]:
-    """The first sequences of a trainer's batch as contexts, and which of their response tokens are the student's.
+def contexts_of(batch: Mapping[str, Any], sequences: int) -> list[Context]:
+    """The first sequences of a trainer's batch as contexts, of which the student's own tokens are kept.
 
     Args:
         batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask` and perhaps `tool_mask`, as TRL's
             online trainers have them; or `input_ids`, `labels` (-100 outside the response) and perhaps
             `attention_mask`.
-        sequences: how many, at most.
-
-    Returns:
-        Contexts, and for each a tensor of bools, shape (response,). Sequences without an own token are left out.
+        sequences: how many, at most; those without an own token are left out.
 
     Raises:
         SettingsError: it is neither.
     """
     if "completion_ids" in batch:
-        rows = zip(*(batch[name][:sequences] for name in ("prompt_ids", "prompt_mask", "completion_ids")), strict=True)
-        own = (batch["completion_mask"] * batch.get("tool_mask", 1))[:sequences].bool()
-        cut = [(prompt[there.bool()], answer, mine) for (prompt, there, answer), mine in zip(rows, own, strict=True)]
+        cut = _completed(batch, sequences)
     elif "labels" in batch:
-        cut = list(_labelled(batch, sequences))
+        cut = _labelled(batch, sequences)
     else:
         raise SettingsError(
             f"the trainer's batch holds {', '.join(sorted(batch))}: the monitor reads completion_ids, or labels; call "
             "`observe_batch` with logits instead"
         )
-    contexts, masks = [], []
-    for number, (prompt, answer, mine) in enumerate(cut):
-        if mine.any() and len(prompt):
-            end = int(mine.nonzero()[-1]) + 1
-            ids = tuple(prompt.tolist())
-            contexts.append(Context(number, str(number), "live", ids, ids, tuple(answer[:end].tolist())))
-            masks.append(mine[:end])
-    return contexts, masks
+    contexts = []
+    for number, (prompt, answer, own) in enumerate(cut):
+        kept = own.nonzero()[:, 0].tolist()
+        if kept and len(prompt):
+            ids, response = tuple(prompt.tolist()), tuple(answer[: kept[-1] + 1].tolist())
+            contexts.append(Context(number, str(number), "live", ids, ids, response, tuple(kept)))
+    return contexts
+
+
+def _completed(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Prompt, response, and which of its tokens are the student's own, of each row."""
+    own = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
+    rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), batch["completion_ids"], own, strict=True)
+    for prompt, there, answer, mine in islice(rows, sequences):
+        yield prompt[there], answer, mine
 
 
 def _labelled(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Prompt, response and mask of each row: the response begins with the first label."""
-    ids, labels = batch["input_ids"][:sequences], batch["labels"][:sequences]
-    there = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))[:sequences].bool()
-    for row, label, present in zip(ids, labels, there, strict=True):
-        row, mine = row[present], (label != -100)[present]
-        start = int(mine.nonzero()[0]) if mine.any() else len(row)
-        yield row[:start], row[start:], mine[start:]
+    """The same; the response begins with the first label."""
+    there = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    rows = zip(batch["input_ids"], batch["labels"] != -100, there, strict=True)
+    for ids, labelled, present in islice(rows, sequences):
+        row, own = ids[present], labelled[present]
+        start = int(own.nonzero()[0]) if own.any() else len(row)
+        yield row[:start], row[start:], own[start:]
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from teachdiag.diagnostics.models.alignment import KEY, Batch
 from teachdiag.diagnostics.monitoring.alarms import alarms
 from teachdiag.diagnostics.monitoring.bank import Canary, load_canary
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining, contexts_of
-from teachdiag.diagnostics.monitoring.observation import Scales, gain_since, observe, summarised
+from teachdiag.diagnostics.monitoring.observation import EXTRA, Numbers, Scales, gain_since, observe, summarised
 from teachdiag.diagnostics.processes.devices import pick_device
+from teachdiag.diagnostics.scoring.positions_table import position_rows
 from teachdiag.diagnostics.scoring.tiles import Columns, States
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from teachdiag.diagnostics.monitoring.callback import MonitorCallback
 
 Head = Callable[[Tensor], Tensor]
+_FIRST = ("forward_kl", "disagreement_k16", "compatibility_k16")  # what later looks are read beside
 _LOGGED = tuple(c.name for c in MONITOR.columns if pa.types.is_floating(c.type))
 
 
@@ -143,7 +145,7 @@ class Monitor:
             columns = observe(states, token_ids[own].long(), self.end_ids, self._tile)
             if student_head is not None:
                 columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
-        lengths = {"length": float(own.sum(1).float().mean()), "update_norm": update_norm}
+        lengths: Numbers = {"length": float(own.sum(1).float().mean()), "update_norm": update_norm}
         return self._record(step, LIVE, columns, rows.cpu().numpy(), lengths, took())
 
     def observe_canary(self, step: int, model: Any, *, update_norm: float | None = None) -> dict[str, float]:  # noqa: ANN401
@@ -164,16 +166,13 @@ class Monitor:
             raise SettingsError("this Monitor has no canary: Monitor(folder, canary=RUN) takes the bank of a run")
         student = model if isinstance(model, ModelInTraining) else ModelInTraining(model, self.canary.known)
         with self._timed() as took:
-            table, columns = self._score(student, self.canary)
-        contexts = table["context_id"].to_numpy()
-        if all(np.isfinite(columns[name]).all() for name in ("forward_kl", "reverse_kl")):
-            numbered = table.add_column(0, "step", pa.array([step] * table.num_rows, pa.int32()))
-            built = CANARY_POSITIONS.build({name: numbered[name] for name in CANARY_POSITIONS.schema.names})
-            write_parquet(built, self._file(CANARY_POSITIONS.folder, step))
-            if self._first is None:
-                self._first = columns
-        before = columns if self._first is None else self._first
-        further = gain_since(before["forward_kl"], columns["forward_kl"], contexts) | {"update_norm": update_norm}
+            looked = list(self._look_at(self.canary, student))
+        columns = {name: np.concatenate([part[name] for _, part in looked]) for name in looked[0][1]}
+        contexts = np.concatenate([batch.context_ids for batch, _ in looked])
+        further: Numbers = {"update_norm": update_norm}
+        if all(np.isfinite(values).all() for values in columns.values()):
+            stored = ((batch, {name: part[name] for name in part if name not in EXTRA}) for batch, part in looked)
+            further |= self._keep(step, pa.concat_tables(position_rows(*part) for part in stored).sort_by(KEY))
         return self._record(step, CANARY, columns, contexts, further, took())
 
     def observe_trainer_batch(
@@ -190,19 +189,16 @@ class Monitor:
         Raises:
             SettingsError: it is not such a batch.
         """
-        contexts, masks = contexts_of(batch, self.sequences)
+        contexts = contexts_of(batch, self.sequences)
         if not contexts:
             return {}
         with self._timed() as took, torch.no_grad():
-            own = torch.cat(masks)
             rows = Batch(tuple(contexts))
-            ours = student.hidden_rows(rows, "student")[own]
-            theirs = teacher.hidden_rows(rows, "teacher")[own]
-            tokens = torch.from_numpy(rows.tokens).long().to(ours.device)[own]
-            columns = observe(States(ours, student.head, theirs, teacher.head), tokens, self.end_ids, self._tile)
-            columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
-        lengths = {"length": float(np.mean([int(mask.sum()) for mask in masks]))}
-        return self._record(step, LIVE, columns, rows.context_ids[own.cpu().numpy()], lengths, took())
+            ours, theirs = student.hidden_rows(rows, "student"), teacher.hidden_rows(rows, "teacher")
+            states = States(ours, student.head, theirs, teacher.head)
+            columns = self._observed(states, torch.from_numpy(rows.tokens))
+        length: Numbers = {"length": rows.rows / len(contexts)}
+        return self._record(step, LIVE, columns, rows.context_ids, length, took())
 
     def attach(self, trainer: "Trainer") -> "MonitorCallback":
         """Look at a transformers or TRL trainer, and let its loggers have the numbers.
@@ -222,28 +218,28 @@ class Monitor:
         trainer.add_callback(callback)
         return callback
 
-    def _score(self, student: ModelInTraining, canary: Canary) -> tuple[pa.Table, Columns]:
-        """The canary's positions, by (context_id, position), and the columns that are no part of `positions`."""
-        tables, head = [], student.head
+    def _look_at(self, canary: Canary, student: ModelInTraining) -> Iterator[tuple[Batch, Columns]]:
+        head = student.head
         for batch, taught in zip(canary.batches, canary.states, strict=True):
             hidden = student.hidden_rows(batch, "student")
-            tokens = torch.from_numpy(batch.tokens).long().to(hidden.device)
             states = States(hidden, head, taught.to(hidden.device), canary.head)
-            columns = observe(states, tokens, self.end_ids, self._tile)
-            columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
-            lengths = np.array([len(c.response) for c in batch.contexts])
-            columns |= {
-                "context_id": batch.context_ids,
-                "position": batch.positions,
-                "token_id": batch.tokens,
-                "pos_norm": batch.positions / np.maximum(np.repeat(lengths, lengths) - 1, 1),
-            }
-            named = {"prompt_id": [canary.prompts[i] for i in batch.context_ids.tolist()]}
-            named["split"] = ["bank"] * len(tokens)
-            tables.append(pa.table(named | {name: _arrow(values) for name, values in columns.items()}))
-        table = pa.concat_tables(tables).sort_by(KEY)
-        narrow = [name for name in table.column_names if not pa.types.is_fixed_size_list(table[name].type)]
-        return table, {name: table[name].to_numpy() for name in narrow}
+            yield batch, self._observed(states, torch.from_numpy(batch.tokens))
+
+    def _observed(self, states: States, tokens: Tensor) -> Columns:
+        """What is measured at N positions, from both models' hidden states there."""
+        tokens = tokens.long().to(states.student.device)
+        columns = observe(states, tokens, self.end_ids, self._tile)
+        return columns | {"hidden_norm_sq": states.student.float().square().sum(-1).cpu().numpy()}
+
+    def _keep(self, step: int, positions: pa.Table) -> Numbers:
+        """Write the canary's positions, by (context_id, position); return what they gained since the first look."""
+        numbered = positions.append_column("step", pa.array([step] * positions.num_rows, pa.int32()))
+        table = CANARY_POSITIONS.build({name: numbered[name] for name in CANARY_POSITIONS.schema.names})
+        write_parquet(table, self._file(CANARY_POSITIONS.folder, step))
+        if self._first is None:
+            self._first = _columns(table)
+        contexts = table["context_id"].to_numpy()
+        return gain_since(self._first["forward_kl"], table["forward_kl"].to_numpy(), contexts)
 
     def _record(
         self,
@@ -279,8 +275,7 @@ class Monitor:
         files = shard_files(self.folder / CANARY_POSITIONS.folder)
         if not files:
             return None
-        table = CANARY_POSITIONS.read_arrow(files[0], ["forward_kl", "disagreement_k16", "compatibility_k16"])
-        return {name: table[name].to_numpy() for name in table.column_names}
+        return _columns(CANARY_POSITIONS.read_arrow(files[0], _FIRST))
 
     def _file(self, folder: str, step: int) -> Path:
         path = self.folder / folder / f"step-{step:08d}.parquet"
@@ -316,7 +311,5 @@ def _head(head: Head | None) -> Any:  # noqa: ANN401 (a head as `States` has it)
     return (lambda rows: rows.float()) if head is None else (lambda rows: head(rows).float())
 
 
-def _arrow(values: np.ndarray) -> pa.Array:
-    if values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-    return pa.array(values)
+def _columns(table: pa.Table) -> Columns:
+    return {name: table[name].to_numpy() for name in _FIRST}

@@ -52,7 +52,7 @@ def score_shard(
     """
     scored = []
     for batch in batched(shard, settings.batch_tokens):
-        scored.append(_rows(batch, measure(batch)))
+        scored.append(position_rows(batch, measure(batch)))
         if done:
             done(batch)
     return pa.concat_tables(scored).sort_by(KEY)
@@ -63,8 +63,12 @@ def by_models(pair: Pair, settings: CaptureSettings) -> Measure:
     return lambda batch: score(pair.student, pair.teacher, batch, settings.tile_positions)
 
 
-def _rows(batch: Batch, columns: Columns) -> pa.Table:
-    """Rows of the `positions` table from the statistics of one batch."""
+def position_rows(batch: Batch, columns: Columns) -> pa.Table:
+    """Rows of the `positions` table from the statistics of one batch.
+
+    Raises:
+        ArtefactError: one is not finite.
+    """
     rows = [c.rows for c in batch.contexts]
     ends = np.repeat([len(c.response) - 1 for c in batch.contexts], rows)
     return positions_table().build(

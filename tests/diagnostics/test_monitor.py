@@ -187,10 +187,12 @@ def test_a_batch_with_labels_is_cut_where_the_response_begins() -> None:
         "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]),
         "labels": torch.tensor([[-100, -100, -100, 7, -100, 9], [-100, 6, 7, -100, -100, -100], [-100] * 6]),
     }
-    contexts, masks = contexts_of(batch, 3)
-    assert [(c.student_prompt, c.response) for c in contexts] == [((5, 6), (7, 8, 9)), ((5,), (6, 7))]
-    assert [mask.tolist() for mask in masks] == [[True, False, True], [True, True]]
-    assert len(contexts_of(batch, 1)[0]) == 1
+    contexts = contexts_of(batch, 3)
+    assert [(c.student_prompt, c.response, c.kept) for c in contexts] == [
+        ((5, 6), (7, 8, 9), (0, 2)),
+        ((5,), (6, 7), (0, 1)),
+    ]
+    assert len(contexts_of(batch, 1)) == 1
     with pytest.raises(SettingsError, match="holds images: the monitor reads completion_ids, or labels"):
         contexts_of({"images": 3}, 1)
 
