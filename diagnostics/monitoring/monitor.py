@@ -247,7 +247,7 @@ class Monitor:
         population: str,
         columns: Columns,
         contexts: np.ndarray,
-        further: Mapping[str, float | None],
+        further: Numbers,
         seconds: float,
     ) -> dict[str, float]:
         """Write the row of a look, beside that of the other population at this step; say what looks wrong."""
