@@ -17,16 +17,16 @@ from teachdiag.diagnostics.contexts.contexts_table import (
     unsampled,
     write_group,
 )
-from teachdiag.diagnostics.contexts.doubts import doubts, of_import
+from teachdiag.diagnostics.contexts.doubts import doubts, of_import, of_server
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_candidates
 from teachdiag.diagnostics.contexts.templates import ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.engines.protocol import Job, RolloutEngine, Scoring, TeacherEngine
 from teachdiag.diagnostics.engines.table import engines
 from teachdiag.diagnostics.grading.grader import grader_of
 from teachdiag.diagnostics.grading.grades import AnswerKey, answer_key, grade_responses
-from teachdiag.diagnostics.models.pair import PairOutline, outline_pair, pinned, refuse_nothing_to_learn, resolve_pair
+from teachdiag.diagnostics.models.pair import PairOutline, pinned, refuse_nothing_to_learn
 from teachdiag.diagnostics.models.vocabulary import vocabulary_table
-from teachdiag.diagnostics.processes.collectives import joined, on_first
+from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.group import in_share
 from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.errors import ModelError
@@ -72,17 +72,15 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
         InputError: anything that the user can mend; nothing already computed is lost.
     """
     agree(settings.as_dict())
-    used = engines(settings)
+    rollouts, teacher = engines(settings)
     stage = SharedStage(run, "capture", tables=("contexts", "positions", "vocabulary"))
     with stage.held():
         prompts = _load_prompts(settings)  # before models, which may be fetched or made: a typo costs nothing
-        sources = on_first(resolve_pair)(settings, reporter)
-        with joined():
-            pair = outline_pair(sources, reporter)
+        sources, pair = teacher.resolve(settings, reporter)
         plan = _plan(stage, settings, pair, prompts, reporter)
         refuse_nothing_to_learn(sources, settings.teacher_prompt, plan.same_prompts)
         key = on_first(_answer_key)(settings, pair, prompts, plan)
-        results = _captured(stage, Job(run, settings, sources, pair, reporter), plan, used)
+        results = _captured(stage, Job(run, settings, sources, pair, reporter), plan, (rollouts, teacher))
         if key is not None:
             results["grades"] = grade_responses(run, key, settings, pair.student.tokenizer, reporter)
     return results
@@ -91,8 +89,8 @@ def run_capture(run: Path, settings: CaptureSettings, reporter: Reporter) -> dic
 def _captured(stage: SharedStage, job: Job, plan: Plan, used: tuple[RolloutEngine, TeacherEngine]) -> dict[str, Any]:
     """Sample and score, unless that is done; return the stage's summary."""
     inputs = {"student": pinned(job.sources[0]), "teacher": pinned(job.sources[1])} | plan.inputs | recorded_columns()
-    rollouts, teacher_engine = used
-    with teacher_engine.opened(job) as scoring:
+    rollouts, teacher = used
+    with teacher.opened(job) as scoring:
         settings, defaults = job.settings.of_capture(), CaptureSettings().of_capture()
         if stage.claim(settings, inputs, scoring.facts, defaults):
             job.reporter.say(f"{job.run}: capture is complete")
@@ -102,7 +100,7 @@ def _captured(stage: SharedStage, job: Job, plan: Plan, used: tuple[RolloutEngin
             known, tokenizer = job.pair.known, job.pair.student.tokenizer
             results = {"shared_vocabulary": known.count, "same_prompts": plan.same_prompts} | _summary(job.run)
             results["warnings"] = doubts(results, not (job.settings.contexts or tokenizer.chat_template))
-            results["warnings"] += of_import(inputs.get(IMPORTED, {}))
+            results["warnings"] += of_import(inputs.get(IMPORTED, {})) + of_server(inputs["teacher"])
             stage.complete(results)
             for doubt in results["warnings"]:
                 job.reporter.say(f"Beware: {doubt}")

@@ -69,7 +69,7 @@ def before_capture(run: Path, settings: CaptureSettings) -> None:
         InputError: one is not.
     """
     new = _begins(run, "capture")
-    _pair(settings, new)
+    _pair(settings, new, served=bool(settings.teacher_url))
     if settings.contexts:
         how_imported(Path(settings.contexts))
         if new:
@@ -212,10 +212,10 @@ def _on_hub(name: str) -> bool:
     return local_model(name) is None and name != EMBEDDED
 
 
-def _pair(settings: PairSettings, new: bool) -> None:
+def _pair(settings: PairSettings, new: bool, served: bool = False) -> None:
     for adapter in filter(None, (settings.student_adapter, settings.teacher_adapter)):
         local_adapter(adapter)
-    student, teacher = _on_hub(settings.student), _on_hub(settings.teacher)
+    student, teacher = _on_hub(settings.student), not served and _on_hub(settings.teacher)
     if new and not teacher:
         settings.refuse_idle({"teacher_revision": "a teacher on the Hub"})
     if new and not (student or (teacher and not settings.teacher_revision)):

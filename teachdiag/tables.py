@@ -156,7 +156,8 @@ class Table:
         if lacking and all(c.optional for c in lacking):
             raise ArtefactError(
                 f"{path} lacks the columns {', '.join(c.name for c in lacking)}, which the run's teacher engine could "
-                "not give exactly: capture with --teacher-engine transformers, or --teacher-gives states"
+                "not give exactly: capture with a teacher that is loaded here (--teacher-engine transformers, or "
+                "--teacher-engine vllm --teacher-gives states)"
             )
         if lacking:
             names = ", ".join(c.name for c in lacking if not c.optional)

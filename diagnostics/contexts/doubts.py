@@ -59,6 +59,25 @@ def _plain_text(who: str, readers: str) -> str:
     )
 
 
+def of_server(teacher: Mapping[str, Any]) -> list[str]:
+    """Sentences on what cannot be known of a teacher behind an address; none of one that was loaded.
+
+    Args:
+        teacher: what capture recorded of it.
+    """
+    if "server" not in teacher:
+        return []
+    sentence = (
+        f"the teacher is {teacher['name']!r} as {teacher['server']} served it: no weights behind an address can be "
+        "pinned, how it ends a text was not compared with the student, and its probabilities count what its LM head "
+        "gives to padding"
+    )
+    bounded = (
+        "the server gave its top ids alone, so that C and D are known within bounds (their columns _low and _high)"
+    )
+    return [sentence, bounded] if teacher["gives"] == "top" else [sentence]
+
+
 def of_import(imported: Mapping[str, Any]) -> list[str]:
     """Sentences on what an import left out or could not know.
 

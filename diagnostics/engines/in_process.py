@@ -7,7 +7,7 @@ from functools import cached_property, partial
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, sample_group
-from teachdiag.diagnostics.engines.protocol import Job, Scoring
+from teachdiag.diagnostics.engines.protocol import Job, Scoring, resolve_here
 from teachdiag.diagnostics.models.alignment import Batch
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.pair import Pair
@@ -76,6 +76,8 @@ class PairHere(StudentHere):
 
 class TransformersTeacher:
     """The teacher beside the student."""
+
+    resolve = staticmethod(resolve_here)
 
     def require(self, settings: CaptureSettings) -> None:
         """Refuse a device that cannot be used, and sharding in one process."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout
-from teachdiag.diagnostics.models.pair import PairOutline
+from teachdiag.diagnostics.models.pair import PairOutline, outline_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.processes.collectives import joined, on_first
 from teachdiag.diagnostics.processes.group import many
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
@@ -61,6 +62,13 @@ class TeacherEngine(Protocol):
             InputError: it is not installed, cannot do what is asked, or does not work in several processes.
         """
 
+    def resolve(self, settings: CaptureSettings, reporter: Reporter) -> tuple[Sources, PairOutline]:
+        """Pin student and teacher, and read what is needed to lay rollouts out; `resolve_here` does for models here.
+
+        Raises:
+            InputError: a model cannot be found or reached, or they cannot be compared.
+        """
+
     def opened(self, job: Job) -> AbstractContextManager[Scoring]:
         """Connect to where it scores.
 
@@ -89,6 +97,17 @@ class RolloutEngine(Protocol):
         Raises:
             InputError: the student cannot be loaded or served, or gives what cannot be sampled from.
         """
+
+
+def resolve_here(settings: CaptureSettings, reporter: Reporter) -> tuple[Sources, PairOutline]:
+    """Pin two models that are on this machine or on the Hub, and read both in outline.
+
+    Raises:
+        ModelError: one cannot be found, or they do not share a vocabulary.
+    """
+    sources = on_first(resolve_pair)(settings, reporter)
+    with joined():
+        return sources, outline_pair(sources, reporter)
 
 
 def refuse_several_processes() -> None:

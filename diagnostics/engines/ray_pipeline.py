@@ -23,7 +23,7 @@ import pyarrow as pa
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, ended
-from teachdiag.diagnostics.engines.protocol import Job, Scoring, refuse_several_processes
+from teachdiag.diagnostics.engines.protocol import Job, Scoring, refuse_several_processes, resolve_here
 from teachdiag.diagnostics.engines.ray_cluster import Cluster, connected, keep_to, require_ray, same_models
 from teachdiag.diagnostics.engines.shard_store import Store
 from teachdiag.diagnostics.engines.vllm_launch import ENVIRONMENT, ON_CPU, engine_arguments, require_vllm
@@ -46,6 +46,8 @@ _TRANSFERS = 16  # files that travel to the store at the same time
 
 class RayTeacher:
     """Both models in each worker of a cluster."""
+
+    resolve = staticmethod(resolve_here)
 
     def require(self, settings: CaptureSettings) -> None:
         """Refuse several processes, and a machine without Ray."""

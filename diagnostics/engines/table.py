@@ -3,6 +3,7 @@
 from teachdiag.diagnostics.engines.in_process import TransformersRollouts, TransformersTeacher
 from teachdiag.diagnostics.engines.protocol import RolloutEngine, TeacherEngine
 from teachdiag.diagnostics.engines.ray_pipeline import RayRollouts, RayTeacher
+from teachdiag.diagnostics.engines.served.teacher import ServedTeacher
 from teachdiag.diagnostics.engines.vllm_rollouts import VllmRollouts
 from teachdiag.diagnostics.engines.vllm_teacher import VllmTeacher
 from teachdiag.settings import CaptureSettings
@@ -17,6 +18,7 @@ _TEACHERS: dict[str, TeacherEngine] = {
     "transformers": TransformersTeacher(),
     "vllm": VllmTeacher(),
     "ray": RayTeacher(),
+    "served": ServedTeacher(),
 }
 
 
@@ -27,7 +29,9 @@ def engines(settings: CaptureSettings) -> tuple[RolloutEngine, TeacherEngine]:
         InputError: one of them, or what it is to do here, is not possible; what is brought needs no sampling.
     """
     rollouts = _ROLLOUTS[settings.engine]
-    teacher = _TEACHERS["ray" if settings.engine == "ray" else settings.teacher_engine]
+    teacher = _TEACHERS["served" if settings.teacher_url else settings.teacher_engine]
+    if settings.engine == "ray":
+        teacher = _TEACHERS["ray"]
     teacher.require(settings)
     if not settings.contexts:
         rollouts.require(settings)

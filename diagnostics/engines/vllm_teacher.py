@@ -11,7 +11,7 @@ from torch import Tensor
 from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.engines.in_process import StudentHere
-from teachdiag.diagnostics.engines.protocol import Job, refuse_several_processes
+from teachdiag.diagnostics.engines.protocol import Job, refuse_several_processes, resolve_here
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start, unchunked
 from teachdiag.diagnostics.models.alignment import Batch, Context, Side
 from teachdiag.diagnostics.models.head import Head, read_head
@@ -29,6 +29,8 @@ from teachdiag.settings import CaptureSettings
 
 class VllmTeacher:
     """The teacher in an engine of its own, beside a student that is loaded here."""
+
+    resolve = staticmethod(resolve_here)
 
     def require(self, settings: CaptureSettings) -> None:
         """Refuse several processes, a machine without vLLM, and what its vLLM cannot give."""
@@ -125,15 +127,15 @@ class LogprobsTeacher:
                 f"{known.count}: vLLM takes its softmax over all of them; use --teacher-gives states"
             )
 
-    def answer(self, batch: Batch, ids: np.ndarray) -> Answer:
-        """Ask for log q at some ids of every kept position, and for the teacher's own top ids.
+    def answer(self, batch: Batch, support: np.ndarray) -> Answer:
+        """Ask for log q at the student's top ids of every kept position, and for the teacher's own.
 
         Args:
             batch: R kept positions.
-            ids: shape (R, n), int.
+            support: shape (R, 32), int.
         """
         vllm = require_vllm()
-        asked = np.split(ids, np.cumsum([c.rows for c in batch.contexts])[:-1])
+        asked = np.split(support, np.cumsum([c.rows for c in batch.contexts])[:-1])
         prompts = [{"prompt_token_ids": [*c.teacher_prompt, *c.response[: c.last + 1]]} for c in batch.contexts]
         params = [
             vllm.SamplingParams(
@@ -188,9 +190,14 @@ def collected(outputs: Sequence[Any], contexts: Sequence[Context]) -> Answer:
     """Put together what vLLM answered for some contexts, each at every response position up to its last kept one."""
     pairs = list(zip(outputs, contexts, strict=True))
     asked = [np.asarray(output.prompt_token_id_logprobs, np.float32)[c.positions] for output, c in pairs]
-    tops = [_ranked(output.prompt_logprobs[t - c.last - 1]) for output, c in pairs for t in c.positions]
-    ids, values = (np.array([top[part] for top in tops]) for part in (0, 1))
-    return Answer(np.concatenate(asked), ids.astype(np.int64), values.astype(np.float32))
+    kept = [(output.prompt_logprobs[t - c.last - 1], c.response[t]) for output, c in pairs for t in c.positions]
+    ids, values = zip(*(_ranked(row) for row, _ in kept), strict=True)
+    return Answer(
+        np.array([row[token].logprob for row, token in kept], np.float32),
+        np.concatenate(asked),
+        np.array(ids, np.int64),
+        np.array(values, np.float32),
+    )
 
 
 def _ranked(row: dict[int, Any]) -> tuple[list[int], list[float]]:

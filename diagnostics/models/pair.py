@@ -10,7 +10,7 @@ from teachdiag.diagnostics.models.vocabulary import Known, ends_of, shared_vocab
 from teachdiag.diagnostics.models.weights import resolve_whole
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import PairSettings
+from teachdiag.settings import EndOfText, PairSettings
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,30 @@ class PairOutline:
     known: Known
 
 
+def resolve_student(settings: PairSettings, reporter: Reporter) -> ModelSource:
+    """Pin the student.
+
+    Raises:
+        ModelError: it cannot be found, or does not fit its architecture.
+    """
+    trusted = settings.trust_remote_code
+    student = resolve_whole(settings.student, settings.revision, settings.dropped_layers, reporter, trusted)
+    return replace(adapted(student, settings.student_adapter, reporter), end_of_text=settings.end_of_text)
+
+
 def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
     """Pin student and teacher.
 
     Raises:
         ModelError: one cannot be found, or does not fit its architecture.
     """
-    trusted = settings.trust_remote_code
-    student = resolve_whole(settings.student, settings.revision, settings.dropped_layers, reporter, trusted)
+    student = resolve_student(settings, reporter)
     wanted = settings.teacher, settings.teacher_revision or settings.revision
     if wanted == (settings.student, settings.revision):  # whose files need not be read again
-        teacher = replace(student, dropped_layers=())
+        teacher = replace(student, dropped_layers=(), adapter=None, end_of_text="same")
     else:
-        teacher = resolve_whole(*wanted, (), reporter, trusted)
-    student = adapted(student, settings.student_adapter, reporter)
-    return replace(student, end_of_text=settings.end_of_text), adapted(teacher, settings.teacher_adapter, reporter)
+        teacher = resolve_whole(*wanted, (), reporter, settings.trust_remote_code)
+    return student, adapted(teacher, settings.teacher_adapter, reporter)
 
 
 def adapted(source: ModelSource, adapter: str, reporter: Reporter) -> ModelSource:
@@ -111,14 +120,23 @@ def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:
         ModelError: they cannot be read, or the models do not share a vocabulary.
     """
     student, teacher = outline(sources[0]), outline(sources[1])
-    known = shared_vocabulary(student, teacher)
-    if not student.rows == teacher.rows == known.count:
+    pair = outlined(student, teacher, sources[0].end_of_text)
+    if not student.rows == teacher.rows == pair.known.count:
         reporter.say(
-            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {known.count} ids "
-            "that the tokenizer knows"
+            f"LM heads of {student.rows} (student) and {teacher.rows} (teacher) rows are cut to the {pair.known.count} "
+            "ids that the tokenizer knows"
         )
-    student = replace(student, end_ids=ends_of(student, teacher, sources[0].end_of_text))
-    return PairOutline(student, teacher, known)
+    return pair
+
+
+def outlined(student: Outline, teacher: Outline, end_of_text: EndOfText) -> PairOutline:
+    """Compare the vocabularies of two models in outline, and say what ends a response.
+
+    Raises:
+        ModelError: they do not share a vocabulary, or end a text otherwise and must not.
+    """
+    known = shared_vocabulary(student, teacher)
+    return PairOutline(replace(student, end_ids=ends_of(student, teacher, end_of_text)), teacher, known)
 
 
 def load_pair(sources: Sources, dtype: str, device: str, *, master: bool = False) -> Pair:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from teachdiag.artefacts import CANDIDATES, TOP
+from teachdiag.diagnostics.scoring.bounds import support_bounds
 from teachdiag.errors import SettingsError
 from teachdiag.registry import attribute, guarded, load
 from teachdiag.settings import SUPPORT_SIZES
@@ -86,9 +87,13 @@ def listed_statistics(logp: Tensor, tops: dict[str, Tensor]) -> dict[str, Tensor
 
     Args:
         logp: the student's log-probabilities, shape (N, V).
-        tops: what `top_lists` returns, shape (N, 32) each, whoever computed it.
+        tops: what `top_lists` returns, shape (N, 32) each, whoever computed it; `teacher_logp_at_student_topk` may be
+            missing, and then so is what needs it, and bounds stand instead.
     """
-    return {"student_entropy": (-_dot(logp.exp(), logp)).clamp_min(0)} | tops | supports(tops)
+    entropy = {"student_entropy": (-_dot(logp.exp(), logp)).clamp_min(0)}
+    if "teacher_logp_at_student_topk" in tops:
+        return entropy | tops | supports(tops)
+    return entropy | tops | _shared_supports(tops) | support_bounds(tops)
 
 
 def divergences(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
@@ -225,6 +230,28 @@ def supports(tops: dict[str, Tensor]) -> dict[str, Tensor]:
     return columns
 
 
+def _shared_supports(tops: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The support columns that need nothing of the teacher but its own list."""
+    same = tops["student_topk_ids"][:, :, None] == tops["teacher_topk_ids"][:, None, :]  # (N, 32, 32)
+    columns: dict[str, Tensor] = {}
+    for k in SUPPORT_SIZES:
+        in_student = same[:, :k, :k].any(1)  # (N, k)
+        mass = (tops["teacher_topk_logp"][:, :k].exp() * in_student).sum(-1).clamp(0, 1)
+        measured = {"compatibility_bound": mass} | _overlaps(in_student)
+        columns |= {f"{name}_k{k}": values for name, values in measured.items()}
+    return columns
+
+
+def _overlaps(in_student: Tensor) -> dict[str, Tensor]:
+    """What two supports have in common, from which ids of T are in S, shape (N, K)."""
+    k, shared = in_student.shape[1], in_student.sum(-1).float()
+    return {
+        "overlap": shared / k,
+        "jaccard": shared / (2 * k - shared),
+        "teacher_top1_in_support": in_student[:, 0].float(),
+    }
+
+
 def _tail_mass(tops: dict[str, Tensor], same: Tensor) -> Tensor:
     """The teacher's mass outside both whole lists; `same` marks equal ids of S (dim 1) and T (dim 2)."""
     on_student = tops["teacher_logp_at_student_topk"].exp().sum(-1)
@@ -238,24 +265,19 @@ def _support(tops: dict[str, Tensor], same: Tensor) -> dict[str, Tensor]:
     U = S | T is S followed by the part of T that is not in S, which keeps its width of 2K and weighs nothing.
     """
     in_teacher, in_student = same.any(2), same.any(1)  # (N, K) each
-    k = same.shape[1]
     in_union = torch.cat([torch.ones_like(in_student), ~in_student], dim=1)
     logp = torch.cat([tops["student_topk_logp"], tops["student_logp_at_teacher_topk"]], dim=1)
     logq = torch.cat([tops["teacher_logp_at_student_topk"], tops["teacher_topk_logp"]], dim=1)
     p, q = logp.exp() * in_union, logq.exp() * in_union  # (N, 2K) each
     mass_p, mass_q = p.sum(-1), q.sum(-1)  # (N,) each
     both = _compared(logp - mass_p.log()[:, None], logq - mass_q.log()[:, None])
-    shared = in_teacher.sum(-1).float()
     teacher_on_support = tops["teacher_logp_at_student_topk"].exp()
     return {
         "disagreement": _dot(in_union.float(), both.gap - both.q * both.log_ratio).clamp_min(0),
         "compatibility": teacher_on_support.sum(-1).clamp(0, 1),
         "compatibility_bound": (teacher_on_support * in_teacher).sum(-1).clamp(0, 1),
         "bhattacharyya": ((p * q).sqrt().sum(-1) / (mass_p * mass_q).sqrt()).clamp(0, 1),
-        "overlap": shared / k,
-        "jaccard": shared / (2 * k - shared),
-        "teacher_top1_in_support": in_student[:, 0].float(),
-    }
+    } | _overlaps(in_student)
 
 
 def _added(logp: Tensor, logq: Tensor, tokens: Tensor) -> dict[str, Tensor]:

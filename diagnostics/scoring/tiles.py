@@ -46,12 +46,14 @@ class Answer(NamedTuple):
     """What a teacher says of R positions: float32 nats, from its full softmax.
 
     Attributes:
-        asked: log q at the ids that were asked for, shape (R, ids).
+        realised: log q of the realised tokens, shape (R,).
+        at_support: log q at the student's top ids, shape (R, 32); None where it cannot be asked for them.
         top_ids: its own top ids by falling probability, shape (R, 32), int64.
         top: log q at these, shape (R, 32).
     """
 
-    asked: np.ndarray
+    realised: np.ndarray
+    at_support: np.ndarray | None
     top_ids: np.ndarray
     top: np.ndarray
 
@@ -94,7 +96,7 @@ def score_listed(
 
     Args:
         student: the student at theta0.
-        answer: asks the teacher for log q at ids of shape (rows, ids), and for its own top ids.
+        answer: asks the teacher about a batch, given the student's top ids, shape (rows, 32).
         batch: contexts whose kept positions are scored.
         tile_positions: positions whose logits exist at the same time.
 
@@ -109,7 +111,7 @@ def score_listed(
 
     places = tiles(len(hidden), tile_positions)
     support = torch.cat([logp(rows).topk(TOP).indices for rows in places])  # (rows, 32)
-    asked, top_ids, top = answer(batch, torch.cat([support, tokens], 1).cpu().numpy())
+    realised, at_support, top_ids, top = answer(batch, support.cpu().numpy())
     parts: list[dict[str, Tensor]] = []
     for rows in places:
         ours = logp(rows)  # (tile, vocabulary)
@@ -117,14 +119,15 @@ def score_listed(
         tops = {
             "student_topk_ids": support[rows],
             "student_topk_logp": ours.gather(1, support[rows]),
-            "teacher_logp_at_student_topk": torch.from_numpy(asked[rows, :-1]).to(ours.device),
             "teacher_topk_ids": theirs,
             "teacher_topk_logp": torch.from_numpy(top[rows]).to(ours.device),
             "student_logp_at_teacher_topk": ours.gather(1, theirs),
         }
+        if at_support is not None:
+            tops["teacher_logp_at_student_topk"] = torch.from_numpy(at_support[rows]).to(ours.device)
         parts.append(listed_statistics(ours, tops) | {"student_logp": ours.gather(1, tokens[rows])[:, 0]})
     columns = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
-    columns["teacher_logp"] = asked[:, -1]
+    columns["teacher_logp"] = realised
     columns["hidden_norm_sq"] = hidden.float().square().sum(-1).cpu().numpy()
     _refuse_gaps(columns, batch, nan_advice(student.computes_in))
     return columns

@@ -30,6 +30,7 @@ from teachdiag.artefacts.estimated import (
     TOKENS,
 )
 from teachdiag.artefacts.measured import (
+    BOUNDS,
     CONTEXTS,
     GAINS,
     GRADES,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BALANCE",
+    "BOUNDS",
     "BUCKETS",
     "BY_GRADE",
     "CANARY_POSITIONS",

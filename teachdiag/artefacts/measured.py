@@ -30,9 +30,21 @@ from teachdiag.settings import SHRINKS, SUPPORT_SIZES
 from teachdiag.tables import Column, Table
 
 
-def _per_support(name: str, meaning: str, unit: str = "1") -> tuple[Column, ...]:
-    return tuple(Column(f"{name}_k{k}", REAL, unit, meaning.format(k=k)) for k in SUPPORT_SIZES)
+def _per_support(name: str, meaning: str, unit: str = "1", *, optional: bool = False) -> tuple[Column, ...]:
+    return tuple(Column(f"{name}_k{k}", REAL, unit, meaning.format(k=k), optional=optional) for k in SUPPORT_SIZES)
 
+
+BOUNDS = tuple(  # there where C and D are not
+    column
+    for name, symbol, unit in (("compatibility", "C", "1"), ("disagreement", "D", "nats"))
+    for side, which in (("low", "least"), ("high", "largest"))
+    for column in _per_support(
+        f"{name}_{side}",
+        f"{which} {symbol} (K={{k}}) that agrees with the teacher's top {TOP} ids, where no more is known",
+        unit,
+        optional=True,
+    )
+)
 
 IMPORTED = "imported"  # key of a contexts file's metadata: how it was imported, as JSON
 
@@ -133,18 +145,31 @@ POSITIONS = Table(
         Column("teacher_logp", REAL, "nats", "log q(y_t)"),
         Column("student_topk_ids", TOP_IDS, "token ids", f"the student's top {TOP} ids, by falling probability"),
         Column("student_topk_logp", TOP_LOGP, "nats", "log p at student_topk_ids"),
-        Column("teacher_logp_at_student_topk", TOP_LOGP, "nats", "log q at student_topk_ids, from the full softmax"),
+        Column(
+            "teacher_logp_at_student_topk",
+            TOP_LOGP,
+            "nats",
+            "log q at student_topk_ids, from the full softmax",
+            optional=True,
+        ),
         Column("teacher_topk_ids", TOP_IDS, "token ids", f"the teacher's top {TOP} ids, by falling probability"),
         Column("teacher_topk_logp", TOP_LOGP, "nats", "log q at teacher_topk_ids"),
         Column("student_logp_at_teacher_topk", TOP_LOGP, "nats", "log p at teacher_topk_ids, from the full softmax"),
-        *_per_support("disagreement", "D (K={k}): KL(q || p) with both renormalised on U (paper Eq. 3)", "nats"),
-        *_per_support("compatibility", "C (K={k}): the teacher's mass on S, exact (paper Eq. 4)"),
+        *_per_support(
+            "disagreement", "D (K={k}): KL(q || p) with both renormalised on U (paper Eq. 3)", "nats", optional=True
+        ),
+        *_per_support("compatibility", "C (K={k}): the teacher's mass on S, exact (paper Eq. 4)", optional=True),
         *_per_support("compatibility_bound", "lower bound of C (K={k}): the teacher's mass on S & T (paper Eq. 17)"),
-        *_per_support("bhattacharyya", "sum of sqrt(p q) (K={k}), both renormalised on U (the paper's CBC)"),
+        *BOUNDS,
+        *_per_support(
+            "bhattacharyya", "sum of sqrt(p q) (K={k}), both renormalised on U (the paper's CBC)", optional=True
+        ),
         *_per_support("overlap", "|S & T| / K (K={k})"),
         *_per_support("jaccard", "|S & T| / |S | T| (K={k})"),
         *_per_support("teacher_top1_in_support", "1 where the teacher's first choice is in S (K={k}), else 0"),
-        Column("tail_mass", REAL, "1", f"the teacher's mass outside S | T at K={TOP}: what no list tells"),
+        Column(
+            "tail_mass", REAL, "1", f"the teacher's mass outside S | T at K={TOP}: what no list tells", optional=True
+        ),
         Column("logit_alignment", REAL, "nats", "A = sum_v (p_v - q_v) p_v (log p_v/q_v - KL(p || q))", optional=True),
         Column("forward_logit_energy", REAL, "1", "sum_v (p_v - q_v)^2", optional=True),
         Column("hidden_norm_sq", REAL, "1", "squared norm of the student's hidden state that feeds the LM head"),

@@ -25,7 +25,7 @@ EndOfText = Literal["same", "student", "union"]
 Engine = Literal["transformers", "vllm", "ray"]
 TeacherEngine = Literal["transformers", "vllm"]
 EngineDType = Literal["run", "float32", "bfloat16", "float16"]
-TeacherGives = Literal["auto", "states", "logprobs"]
+TeacherGives = Literal["auto", "states", "logprobs", "top"]
 ReportTo = Literal["none", "trackio", "wandb", "tensorboard", "mlflow"]
 LossMean = Literal["positions", "sequences"]
 

@@ -1,5 +1,6 @@
 """Settings of the pair, and of capture."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ from teachdiag.settings.base import (
 
 _OF_VLLM = ("engine_dtype", "tensor_parallel", "gpu_memory", "prefix_caching")
 _OF_RAY = ("ray_workers", "store")
+_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1/?")
+_REQUESTS = 1_000  # threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +143,19 @@ class CaptureSettings(PairSettings):
     teacher_engine: TeacherEngine = option(
         "transformers", "What runs the teacher; 'vllm' for one that does not fit beside the student", panel=ENGINES
     )
+    teacher_url: str = option(
+        "",
+        "Address of a server of vLLM or SGLang that serves the teacher, as http://host:8000/v1; --teacher is then the "
+        "model's id there. Its key, if it has one, is read from the environment variable TEACHDIAG_TEACHER_KEY",
+        panel=ENGINES,
+    )
+    teacher_requests: int = option(16, "Requests to that server under way at the same time", "requests", panel=ENGINES)
     teacher_gives: TeacherGives = option(
         "auto",
-        "What a teacher behind vLLM answers: 'states', its last hidden states, from which every column follows; "
-        "'logprobs', log-probabilities at both models' top ids, without the full-vocabulary columns; 'auto' is "
-        "logprobs on CUDA for a teacher whose LM head has no padding, states elsewhere",
+        "What a teacher behind vLLM or an address answers: 'states', its last hidden states, from which every column "
+        "follows (vLLM here alone); 'logprobs', log-probabilities at both models' top ids, without the full-vocabulary "
+        "columns; 'top', at its own top ids, so that C and D are known within bounds (an address alone). 'auto' is "
+        "logprobs where they can be had exactly, or else states, or of an address top",
         panel=ENGINES,
     )
     engine_dtype: EngineDType = option("run", "Type of the weights in vLLM; 'run' is that of --dtype", panel=ENGINES)
@@ -172,14 +183,16 @@ class CaptureSettings(PairSettings):
         self._check_at_least(
             1,
             *("bank_prompts", "update_prompts", "responses", "max_new_tokens", "positions", "batch_tokens"),
-            *("tile_positions", "shard_contexts", "tensor_parallel"),
+            *("tile_positions", "shard_contexts", "tensor_parallel", "teacher_requests"),
         )
         self._check_at_least(0, "top_k", "seed", "ray_workers", "max_prompt_tokens")
         self._check_at_most(COUNTABLE, "responses", "ray_workers", "tensor_parallel")
+        self._check_at_most(_REQUESTS, "teacher_requests")
         self._check_temperature("temperature")
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
         self._refuse_engine_options()
+        self._check_teacher()
         self._check_template_options("template_options", "teacher_template_options")
         if self.contexts and any(self.options_given):
             raise SettingsError("--template-options renders prompts, which --contexts brings rendered: leave it out")
@@ -205,7 +218,8 @@ class CaptureSettings(PairSettings):
 
     def _refuse_engine_options(self) -> None:
         """Refuse an option of an engine that is not used: it would promise what does not happen."""
-        if self.shard_model and (self.engine, self.teacher_engine) != ("transformers", "transformers"):
+        loaded_here = self.engine == self.teacher_engine == "transformers" and not self.teacher_url
+        if self.shard_model and not loaded_here:
             raise SettingsError("--shard-model is for models in transformers; vLLM shares one by --tensor-parallel")
         if self.engine == "ray" and self.teacher_engine == "vllm":
             raise SettingsError(
@@ -217,8 +231,13 @@ class CaptureSettings(PairSettings):
         idle = {} if served else dict.fromkeys(_OF_VLLM, "vLLM, which runs nothing here")
         if self.engine != "ray":
             idle |= dict.fromkeys(_OF_RAY, "--engine ray")
-        if self.teacher_engine != "vllm":
-            idle["teacher_gives"] = "--teacher-engine vllm"
+        if self.teacher_url:
+            idle |= {"teacher_revision": "a teacher on the Hub"}
+            idle |= dict.fromkeys(("teacher_engine", "teacher_adapter"), "a teacher that is loaded")
+        else:
+            idle["teacher_requests"] = "--teacher-url"
+            if self.teacher_engine != "vllm":
+                idle["teacher_gives"] = "--teacher-engine vllm and --teacher-url"
         self.refuse_idle(idle)
 
     def _refuse_adapters_elsewhere(self) -> None:
@@ -234,6 +253,24 @@ class CaptureSettings(PairSettings):
                     f"{flag(name)} cannot be read with {where}: merge the adapter into its model (peft's "
                     "merge_and_unload, then save_pretrained), and give that"
                 )
+
+    def _check_teacher(self) -> None:
+        """Refuse what the teacher cannot give, and an address that is none, or holds a password."""
+        if not self.teacher_url:
+            self._require(
+                self.teacher_gives != "top", "teacher_gives", "auto, states or logprobs without --teacher-url"
+            )
+            return
+        self._require(self.teacher_gives != "states", "teacher_gives", "auto, logprobs or top with --teacher-url")
+        self._require(
+            _ADDRESS.fullmatch(self.teacher_url) is not None,
+            "teacher_url",
+            "an address such as http://host:8000/v1, without a key or password (see TEACHDIAG_TEACHER_KEY)",
+        )
+        self._require(self.teacher != EMBEDDED, "teacher", "the model's id at --teacher-url")
+        self._require(self.end_of_text != "union", "end_of_text", "same or student: no server tells how its model ends")
+        if self.engine == "ray":
+            raise SettingsError("--engine ray scores with both models in each worker: leave --teacher-url out")
 
     @property
     def sampling(self) -> Sampling:

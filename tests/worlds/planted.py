@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from teachdiag.artefacts import GAINS, GRADE_NAMES, GRADES, ISOLATED, POSITIONS, PREDICTIONS, TOP
+from teachdiag.artefacts import BOUNDS, GAINS, GRADE_NAMES, GRADES, ISOLATED, POSITIONS, PREDICTIONS, TOP
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
 from teachdiag.tables import Table, shard_path, write_parquet
@@ -168,7 +168,7 @@ def _positions(world: World, rng: np.random.Generator) -> pd.DataFrame:
     for k in SUPPORT_SIZES:
         columns[f"disagreement_k{k}"] = kl * rng.uniform(0.7, 1, n)
         columns[f"compatibility_k{k}"] = _compatibility(c ** (16 / k), world, rng)
-    others = [x.name for x in POSITIONS.columns if x.name not in columns and x.name not in _LISTS]
+    others = [x.name for x in POSITIONS.columns if x.name not in columns and x.name not in _LISTS and x not in BOUNDS]
     frame = pd.DataFrame(columns | {name: rng.uniform(0, 1, n) for name in others})
     # Stored as float32, like a real table, and the law of the gains is stated on what is stored.
     reals = frame.select_dtypes("float64").columns
