@@ -78,8 +78,8 @@ def asked(truth: Path, student_path: str) -> Callable[..., CaptureSettings]:
     """Settings of a capture of the truth's contexts with a served teacher."""
 
     def settings(server: ModelServer, **changes: Any) -> CaptureSettings:
-        brought = {"contexts": str(truth / "contexts"), "positions": 7, "shard_contexts": 2}
-        return CaptureSettings(student=student_path, teacher="taught", teacher_url=server.url, **(brought | changes))
+        usual = {"student": student_path, "teacher": "taught", "positions": 7, "shard_contexts": 2}
+        return CaptureSettings(contexts=str(truth / "contexts"), teacher_url=server.url, **(usual | changes))
 
     return settings
 
@@ -177,7 +177,7 @@ def test_the_run_tells_who_answered_and_holds_no_key(
         ),
         ({"logits": True}, r"gives no log-probabilities \(a list of them has the mass .*\): vLLM gives them with"),
         ({"owner": "llamacpp"}, "is a server of 'llamacpp': only vLLM and SGLang are known"),
-        ({"limit": 20}, "leaves no room for its response"),
+        ({"limit": 20}, "with 8 for the response it exceeds the 19 that taught was made for"),
     ],
 )
 def test_a_server_that_is_not_as_it_must_be_is_refused(

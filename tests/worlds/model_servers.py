@@ -90,8 +90,8 @@ class ModelServer:
         """What predicts each token, and the one behind the last, shape (len(ids), vocabulary); float64."""
         with self.lock, torch.no_grad():
             logits = self.model(torch.tensor([list(ids)])).logits[0].double()
-            values = (logits if self.faults.logits else logits.log_softmax(-1)).numpy()
-            return values + self.faults.noise * self.random.normal(size=(len(values), 1))
+            logits += self.faults.noise * torch.from_numpy(self.random.normal(size=logits.shape))
+            return (logits if self.faults.logits else logits.log_softmax(-1)).numpy()
 
     def _rows(self, ids: Sequence[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
         """The prompt as the server sees it; what it says predicts token 1, 2, ...; and what it generates by."""
