@@ -211,8 +211,8 @@ bank = run.bank()  # positions of the bank, and what the first real step gained 
 
 Units and meanings also lie in the Parquet field metadata (`pyarrow.parquet.read_schema(file).field(name).metadata`).
 Entropies and divergences are in nats; a unit of 1 is a pure number. Columns are never null unless marked so, nor absent
-unless marked optional: those need the teacher's whole distribution, which one behind an engine may not give, or came
-with a later version than the capture.
+unless marked optional: those need more of the teacher than one behind an engine or an address may give, or stand in
+place of what it did not give, or came with a later version than the capture.
 
 | file | what |
 | --- | --- |
