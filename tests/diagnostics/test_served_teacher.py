@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from masked import with_masks
 from model_servers import Faults, ModelServer
 from stages import tables
 from tiny_pair import save_model
@@ -78,8 +79,8 @@ def asked(truth: Path, student_path: str) -> Callable[..., CaptureSettings]:
     """Settings of a capture of the truth's contexts with a served teacher."""
 
     def settings(server: ModelServer, **changes: Any) -> CaptureSettings:
-        usual = {"student": student_path, "teacher": "taught", "positions": 7, "shard_contexts": 2}
-        return CaptureSettings(contexts=str(truth / "contexts"), teacher_url=server.url, **(usual | changes))
+        usual = {"contexts": str(truth / "contexts"), "teacher": "taught", "positions": 7, "shard_contexts": 2}
+        return CaptureSettings(student=student_path, teacher_url=server.url, **(usual | changes))
 
     return settings
 
@@ -108,6 +109,23 @@ def test_ids_of_our_choice_give_what_lists_determine(
     assert results["bank_mean_compatibility_k16"] == pytest.approx(
         theirs["compatibility_k16"][theirs["split"] == "bank"].mean(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_tokens_of_tools_are_read_and_not_scored(
+    tmp_path: Path,
+    here: CaptureSettings,
+    truth: Path,
+    serve: Serve,
+    asked: Callable[..., CaptureSettings],
+    dialect: str,
+) -> None:
+    contexts = str(with_masks(truth / "contexts", tmp_path / "masked.parquet"))
+    loaded = CaptureSettings(student=here.student, teacher=here.teacher, contexts=contexts, positions=4)
+    run_capture(tmp_path / "here", loaded, QUIET)
+    run_capture(tmp_path / "run", asked(serve(dialect), contexts=contexts, positions=4), QUIET)
+    ours = positions(tmp_path / "run")
+    agree(ours, positions(tmp_path / "here"), set(ours.columns))
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
