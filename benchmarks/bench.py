@@ -1,15 +1,17 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
-`scoring` measures capture's exact scoring, `probes` the kinds of probe, `selection` the selectors, `training` a step of
-selective distillation, `monitoring` what looking at a training costs it, `estimates` the statistics at the paper's
-size, `intervals` how often their intervals hold the truth, `efficiency` how often those of efficiency curves do, `long`
-responses of up to 16,384 tokens, and `large` ten million positions. `bench.py PART ...` runs these alone.
+`scoring` measures capture's exact scoring, `probes` the kinds of probe, `adapters` a step's memory, `selection` the
+selectors, `training` a step of selective distillation, `monitoring` what looking at a training costs it, `estimates`
+the statistics at the paper's size, `intervals` how often their intervals hold the truth, `efficiency` how often those
+of efficiency curves do, `long` responses of up to 16,384 tokens, and `large` ten million positions. `bench.py PART
+...` runs these alone.
 """
 
 import sys
 from collections.abc import Callable
 
 import torch
+from adapters import adapter_rows
 from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
 from intervals import coverage_rows
@@ -30,6 +32,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
     return {
         "scoring": (f"Scoring, {threads}", lambda: [*time_rows(load_bench_pair()), *memory_rows()]),
         "probes": (f"Probes, {threads}", lambda: probe_rows(load_bench_pair(master=True), QUIET)),
+        "adapters": ("Memory of a step, embedded student", adapter_rows),
         "selection": ("Selectors", selection_rows),
         "training": (f"Training, {threads}", training_rows),
         "monitoring": (f"Monitor, {threads}", monitoring_rows),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teachdiag.adapters import adapter_config, is_adapter, local_adapter
 from teachdiag.artefacts import EVAL_SCORES
 from teachdiag.diagnostics.contexts.doubts import say_without_template
 from teachdiag.diagnostics.contexts.sampling import check_prompts_fit, sample
@@ -18,6 +19,7 @@ from teachdiag.diagnostics.contexts.templates import (
 from teachdiag.diagnostics.grading.grader import SECONDS, Grader, grader_of
 from teachdiag.diagnostics.grading.grades import answer_text
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
+from teachdiag.diagnostics.models.pair import adapted
 from teachdiag.diagnostics.models.sources import ModelSource, Outline, outline
 from teachdiag.diagnostics.models.vocabulary import refuse_short_head
 from teachdiag.diagnostics.models.weights import resolve_whole
@@ -25,7 +27,7 @@ from teachdiag.diagnostics.processes.collectives import gathered, on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
 from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
-from teachdiag.errors import RunError
+from teachdiag.errors import ModelError, RunError
 from teachdiag.manifests import Prompt, read_manifest
 from teachdiag.progress import Reporter
 from teachdiag.prompts import PromptSet, load_prompts, say_contradictory
@@ -189,8 +191,18 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
 
 
 def _resolve_models(settings: EvaluateSettings, reporter: Reporter) -> dict[str, ModelSource]:
-    trusted = settings.trust_remote_code
-    return {name: resolve_whole(name, settings.revision, (), reporter, trusted) for name in settings.models}
+    return {name: _resolve_model(name, settings, reporter) for name in settings.models}
+
+
+def _resolve_model(name: str, settings: EvaluateSettings, reporter: Reporter) -> ModelSource:
+    """Find a model; that of an adapter is the one that it names."""
+    if not is_adapter(Path(name)):
+        return resolve_whole(name, settings.revision, (), reporter, settings.trust_remote_code)
+    named = str(adapter_config(local_adapter(name)).get("base_model_name_or_path") or "")
+    if not named:
+        raise ModelError(f"adapter {name!r} does not name its model: put it into its adapter_config.json")
+    model = resolve_whole(named, settings.revision, (), reporter, settings.trust_remote_code)
+    return adapted(model, name, reporter)
 
 
 def _plan(
@@ -207,7 +219,7 @@ def _plan(
     tokenizers = {name: model.tokenizer for name, model in outlines.items()}
     benchmark = resolve_benchmark(stage, settings, prompts, tokenizers, reporter)
     return benchmark, {
-        "models": {name: source.digest for name, source in sources.items()},
+        "models": {name: source.whole_digest for name, source in sources.items()},
         "prompts": benchmark.facts(ids for model in outlines.values() for ids in benchmark.fitting(model, reporter)),
     }
 

@@ -9,6 +9,7 @@ from teachdiag.diagnostics.models.pair import resolve_pair
 from teachdiag.diagnostics.probes.measurement import measurement
 from teachdiag.diagnostics.probes.names import find_or_name
 from teachdiag.diagnostics.probes.probe_setup import set_up
+from teachdiag.diagnostics.probes.trained import refuse_other_weights, trained_facts
 from teachdiag.diagnostics.processes.collectives import on_first
 from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import refuse_sharding_alone
@@ -37,6 +38,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     on_first(POSITIONS.require)(run / "positions", _NEEDED)
     capture = captured_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
+    refuse_other_weights(settings, capture)
     probe_id, recorded = on_first(find_or_name)(run, settings)
     kind = measurement(settings)
     stage = SharedStage(run, f"probes/{probe_id}", kind.folders(probe_id), scratch=f"scratch/{probe_id}")
@@ -44,14 +46,15 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
         device = process_device(settings.device)
         sources = on_first(resolve_pair)(capture, reporter)
         refuse_other_models(run, captured, sources)
-        further = on_first(kind.inputs)(run, capture, reporter)
+        further = on_first(kind.inputs)(run, capture, sources[0], reporter)
         inputs = captured["inputs"] | captured["tables"] | further
         if stage.claim(recorded, inputs, machine_facts(device), settings.defaults()):
             reporter.say(f"{run}: probe {probe_id} is complete")
             return dict(stage.require()["results"])
         with stage.timed():
             setup = set_up(stage, probe_id, settings, capture, sources, device, reporter, kind)
-            results = {"probe_id": probe_id, "kind": settings.kind} | kind.measure(setup)
+            results = {"probe_id": probe_id, "kind": settings.kind, "trained": trained_facts(setup.student)}
+            results |= kind.measure(setup)
             stage.complete(results)
     return results
 

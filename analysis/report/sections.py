@@ -79,7 +79,8 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
     tables = {title: table for title, table in probe.tables(results).items() if len(table)}
     figures = {f"{plot.name}{suffix}": plot.title for plot in plots_of(figure_group(record))}
     further = probe.secondary(results)
-    said, told = probe.text(), explain([probe.text()])  # which explains what it names
+    said = probe.text() + _moved(record)
+    told = explain([said])  # which explains what it names
     of_verdict = explain([*sentences, *further], told)
     legends = {
         title: legend(explain([title, *table.columns, *table.to_numpy().ravel()], [*told, *of_verdict]))
@@ -97,6 +98,14 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
         figures,
         (secondary_title(results.findings, record.probe_id), further) if further else None,
     )
+
+
+def _moved(record: Record) -> str:
+    """Say that steps moved an adapter alone; nothing where they moved all weights."""
+    trained = record.results.get("trained")
+    if trained is None or trained["parameters"] == trained["of"]:
+        return ""
+    return f" Steps move an adapter alone, {trained['parameters']:,} of {trained['of']:,} weights."
 
 
 def figure_group(record: Record) -> str:

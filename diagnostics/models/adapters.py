@@ -35,15 +35,9 @@ def check_adapter(source: ModelSource) -> None:
     adapter = source.adapter
     if adapter is None:
         return
-    with reading(source):
-        model = without_weights(source, read_config(source))
-    if source.dropped_layers:
-        drop_layers(model, source.name, source.dropped_layers)
-    with _putting(adapter.name, source.name):
-        _inject(model, shape_of(adapter_config(adapter.folder)))
-        wanted = {name: list(weight.shape) for name, weight in _weights(model).items()}
-        with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
-            held = {name.removeprefix(_PREFIX): tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    wanted = {name: list(weight.shape) for name, weight in _weights(in_shape(source)).items()}
+    with _putting(adapter.name, source.name), safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        held = {name.removeprefix(_PREFIX): tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     misshapen = [name for name in wanted.keys() & held.keys() if wanted[name] != held[name]]
     faults = {
         "lacks": wanted.keys() - held.keys(),
@@ -55,6 +49,24 @@ def check_adapter(source: ModelSource) -> None:
             f"adapter {adapter.name!r} does not fit model {source.name!r}: it {'; it '.join(complaints)}: give the "
             "model that it was trained on"
         )
+
+
+def in_shape(source: ModelSource, fresh: Lora | None = None) -> Any:  # noqa: ANN401 (a transformers model)
+    """Make a model as it will be loaded, without memory: fewer layers, and its adapter on it, or a fresh one.
+
+    Raises:
+        ModelError: an adapter cannot be put on it.
+    """
+    with reading(source):
+        model = without_weights(source, read_config(source))
+    if source.dropped_layers:
+        drop_layers(model, source.name, source.dropped_layers)
+    if source.adapter:
+        with _putting(source.adapter.name, source.name):
+            _inject(model, shape_of(adapter_config(source.adapter.folder)))
+    elif fresh:
+        put_fresh_on(model, source.name, fresh, seed=0)
+    return model
 
 
 def put_on(model: Any, source: ModelSource) -> None:  # noqa: ANN401 (a transformers model)
@@ -74,17 +86,22 @@ def put_on(model: Any, source: ModelSource) -> None:  # noqa: ANN401 (a transfor
         weight.data.copy_(held[name])
 
 
-def put_fresh_on(model: Any, lora: Lora, seed: int) -> None:  # noqa: ANN401
+def put_fresh_on(model: Any, name: str, lora: Lora, seed: int) -> None:  # noqa: ANN401
     """Put a new adapter on a model, in place: B is 0, so that no logit changes; A is drawn, the same on every device.
+
+    Args:
+        model: a transformers causal language model.
+        name: what the user called it.
+        lora: which adapter.
+        seed: of A.
 
     Raises:
         ModelError: the model has no linear layer of a name that is asked for, or it is the embeddings or the head.
     """
-    name = str(model.name_or_path)
-    with _putting("asked for", name), torch.random.fork_rng(devices=[]):
+    with _putting("that is asked for", name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, lora.options)
-    adapted = [f".{name}" for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapted = [f".{layer}" for layer, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     unmatched = [t for t in lora.target if t != ALL_LINEAR and not any(a.endswith(f".{t}") for a in adapted)]
     if unmatched:
         raise ModelError(f"model {name!r} has no linear layer called {few(unmatched)}: give others to train")

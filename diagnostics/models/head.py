@@ -50,16 +50,20 @@ class Head:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if self.holes is None else logits.index_fill(1, self.holes, -torch.inf)
 
-    def slope(self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor, bias_slope: Tensor | None) -> Tensor:
+    def slope(
+        self, hidden: Tensor, hidden_slope: Tensor, weight_slope: Tensor | None, bias_slope: Tensor | None
+    ) -> Tensor:
         """Directional derivative of the logits, shape (N, size), float32.
 
         Args:
             hidden: shape (N, width).
             hidden_slope: derivative of `hidden` along the direction.
-            weight_slope: the direction's part of `weight`, of its shape.
+            weight_slope: the direction's part of `weight`, of its shape; None where the head stays as it is.
             bias_slope: the direction's part of `bias`, or None.
         """
-        slope = self._linear(hidden_slope, self.weight, None) + self._linear(hidden, weight_slope, bias_slope)
+        slope = self._linear(hidden_slope, self.weight, None)
+        if weight_slope is not None:
+            slope = slope + self._linear(hidden, weight_slope, bias_slope)
         if self.softcap is not None:
             capped = torch.tanh(self._linear(hidden, self.weight, self.bias) / self.softcap)
             slope = slope * (1 - capped.square())

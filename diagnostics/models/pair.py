@@ -104,9 +104,9 @@ def pinned(source: ModelSource) -> dict[str, Any]:
     return facts
 
 
-def _weights(source: ModelSource) -> tuple[str, tuple[int, ...], str]:
+def _weights(source: ModelSource) -> tuple[str, tuple[int, ...]]:
     """What decides every number that a model computes."""
-    return source.digest, source.dropped_layers, source.adapter.digest if source.adapter else ""
+    return source.whole_digest, source.dropped_layers
 
 
 def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:

@@ -66,6 +66,11 @@ class ModelSource:
         """Revision, as transformers wants it."""
         return self.revision or "main"
 
+    @property
+    def whole_digest(self) -> str:
+        """Digest of the weights, with the adapter's where there is one."""
+        return f"{self.digest} with {self.adapter.digest}" if self.adapter else self.digest
+
 
 Sources = tuple[ModelSource, ModelSource]  # of student and teacher
 

@@ -88,12 +88,10 @@ class Along:
         for batch, plus, minus in zip(batches, ahead, self._moved(-self.step, batches), strict=True):
             yield batch, Tangent((plus + minus) / 2, (plus - minus) / (2 * self.step))
 
-    def head_slopes(self) -> tuple[Tensor, Tensor | None]:
-        """The direction's parts of the LM head's weight and bias."""
+    def head_slopes(self) -> tuple[Tensor | None, Tensor | None]:
+        """The direction's parts of the LM head's weight, (vocabulary, width), and bias, (vocabulary,); None is 0."""
         head = self.student.head
-        weight, bias = self._part_of(head.weight), self._part_of(head.bias)  # (vocabulary, width), (vocabulary,)
-        assert weight is not None, "the LM head's weight is a float32 parameter of the student"
-        return weight, bias
+        return self._part_of(head.weight), self._part_of(head.bias)
 
     def _part_of(self, parameter: Tensor | None) -> Tensor | None:
         for (_, candidate), part in zip(self.student.parameters(), self.direction, strict=True):
@@ -110,7 +108,7 @@ class Along:
     def _forward_mode(self, batch: Batch) -> Tangent:
         decoder = self.student.model.get_decoder()
         part = {id(p): d for (_, p), d in zip(self.student.parameters(), self.direction, strict=True)}
-        named = dict(decoder.named_parameters())
+        named = {name: p for name, p in decoder.named_parameters() if id(p) in part}
         ids = batch.input_ids("student", self.student.device)
 
         def states(*weights: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.sources import ModelSource
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import KINDS, CaptureSettings, ProbeSettings
@@ -30,7 +31,7 @@ class Measurement:
         """Return the folders of the tables that the probe writes, relative to the run."""
         return tuple(f"{folder}/{probe_id}" for folder in KINDS[self.settings.kind].folders)
 
-    def inputs(self, run: Path, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
+    def inputs(self, run: Path, capture: CaptureSettings, student: ModelSource, reporter: Reporter) -> dict[str, Any]:
         """Return what goes in beside the capture; a change of it between two processes is a change of the probe."""
         return {}
 

@@ -1,8 +1,9 @@
 """What a probe takes of a device's memory: foreseen before weights are loaded, said, and refused where it cannot fit.
 
-Loading holds the student in float32 and the teacher in its own type. A step holds copies of the student (theta0, the
-moved weights, gradient, the optimizer's moments), one tile of logits with what is made of it, the teacher's head, and
-what the backward pass keeps of each layer: about ten vectors of the model's width and four of its inner width a token.
+Loading holds the student in float32 and the teacher in its own type. A step holds the student, further copies of the
+weights that it moves (theta0 beside the moved ones, gradient, the optimizer's moments), one tile of logits with what is
+made of it, the teacher's head, and what the backward pass keeps of each layer: about ten vectors of the model's width
+and four of its inner width a token.
 """
 
 import math
@@ -13,14 +14,15 @@ from pathlib import Path
 import psutil
 import torch
 
+from teachdiag.diagnostics.models.adapters import in_shape
 from teachdiag.diagnostics.models.alignment import Context
-from teachdiag.diagnostics.models.sources import ModelSource, Sources, read_config
-from teachdiag.diagnostics.models.weights import without_weights
+from teachdiag.diagnostics.models.sources import ModelSource, Sources
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import SettingsError
 from teachdiag.planning import BYTES, LIVE
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings.lora import Lora
 
 _FLOAT32, _GB = 4, 1e9
 _LIBRARIES = 0.5e9  # bytes that Python and torch take in the memory of a CPU
@@ -30,26 +32,31 @@ _CONTAINER = Path("/sys/fs/cgroup")  # its limit and use of memory, where there 
 
 @dataclass(frozen=True)
 class Size:
-    """What memory depends on: parameters, layers, width of hidden states and within layers, rows of the LM head."""
+    """What memory depends on: parameters, layers, width of hidden states and within layers, rows of the LM head.
+
+    `trained` are the parameters that steps move.
+    """
 
     parameters: int
     layers: int
     width: int
     inner: int
     rows: int
+    trained: int
 
 
-def size_of(source: ModelSource) -> Size:
-    """Size of a model, from its configuration alone; layers that are dropped are not counted."""
-    config = read_config(source)
-    model = without_weights(source, config)
-    parameters, text = sum(p.numel() for p in model.parameters()), config.get_text_config()
-    layers, dropped = int(text.num_hidden_layers), len(source.dropped_layers)
-    if dropped:
-        parameters -= dropped * sum(p.numel() for p in model.get_decoder().layers[0].parameters())
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    rows = model.get_output_embeddings().weight.shape[0]
-    return Size(parameters, layers - dropped, int(text.hidden_size), int(inner), rows)
+def size_of(source: ModelSource, fresh: Lora | None = None) -> Size:
+    """Size of a model, from its configuration alone; layers that are dropped are not counted, adapters are."""
+    model = in_shape(source, fresh)
+    text = model.config.get_text_config()
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=int(text.num_hidden_layers),
+        width=int(text.hidden_size),
+        inner=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        rows=model.get_output_embeddings().weight.shape[0],
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
 
 
 def foreseen(
@@ -69,7 +76,7 @@ def foreseen(
     tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
     head = teacher.rows * teacher.width * BYTES[capture.dtype]
     kept = student.layers * tokens * (10 * student.width + 4 * student.inner) if settings.reads("optimizer") else 0
-    step = whole * settings.student_copies + kept * _FLOAT32
+    step = whole + (settings.student_copies - 1) * student.trained * _FLOAT32 / shards + kept * _FLOAT32
     step += taught if settings.rollouts == "fresh" else head
     return tile + max(whole + taught, step)
 
@@ -90,14 +97,15 @@ def refuse_what_cannot_fit(
     longest, all_of_them = max((c.cost for c in update), default=0), sum(c.cost for c in update)
     tokens = max(longest, min(settings.batch_tokens, all_of_them))
     shards = processes().num_processes if settings.shard_model else 1
-    needed = foreseen(settings, capture, size_of(sources[0]), size_of(sources[1]), tokens, shards)
+    student, teacher = size_of(sources[0], settings.fresh_adapter), size_of(sources[1])
+    needed = foreseen(settings, capture, student, teacher, tokens, shards)
     needed += 0 if device.startswith("cuda") else _LIBRARIES
     free = free_memory(device)
     need = f"needs about {needed / _GB:.2g} GB of memory on {device}, of {free / _GB:.2g} GB that are free"
     if needed * _CERTAIN > free:
         raise SettingsError(
-            f"the probe {need}: take a smaller --batch-tokens, --optimizer sgd, --shard-model over several processes, "
-            "or a machine with more memory"
+            f"the probe {need}: take a smaller --batch-tokens, --optimizer sgd, --train lora, --shard-model over "
+            "several processes, or a machine with more memory"
         )
     reporter.say(f"The probe {need}")
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.models.alignment import Context, in_shards
+from teachdiag.diagnostics.models.sources import ModelSource
 from teachdiag.diagnostics.probes.derivatives import GROUP, Along, Term, choose_step, derivatives
 from teachdiag.diagnostics.probes.gains import explained
 from teachdiag.diagnostics.probes.measurement import Measurement
@@ -41,7 +42,7 @@ class Predicted(Measurement):
 
     fix_apart = False
 
-    def inputs(self, run: Path, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
+    def inputs(self, run: Path, capture: CaptureSettings, student: ModelSource, reporter: Reporter) -> dict[str, Any]:
         """Return the digest of the grades that L_success is made of."""
         return grading_digest(run)
 

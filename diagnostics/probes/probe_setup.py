@@ -24,6 +24,7 @@ from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states, shared_file
 from teachdiag.diagnostics.probes.theta0 import Theta0
+from teachdiag.diagnostics.probes.trained import choose_weights
 from teachdiag.diagnostics.probes.updates import Objective
 from teachdiag.diagnostics.processes.collectives import gathered_rows, in_step, joined, on_first
 from teachdiag.diagnostics.processes.group import in_share, share_of
@@ -219,6 +220,7 @@ def set_up(
     kind.check(stage.run, bank, update)
     refuse_what_cannot_fit(settings, capture, sources, update, device, reporter)
     pair = load_over_processes(sources, capture.dtype, device, shard=settings.shard_model, master=True)
+    choose_weights(pair.student, settings)
     more = kind.further_contexts(update, min(pair.student.limit, pair.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch

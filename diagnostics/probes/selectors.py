@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import INTERVENTION_GAINS
 from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.sources import ModelSource
 from teachdiag.diagnostics.probes.interventions import InterventionMeasurement, gains_path
 from teachdiag.diagnostics.probes.masks import Cell, oracle_probe, resolve_choosers, selector_cells
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
@@ -22,7 +23,7 @@ class Selectors(InterventionMeasurement):
 
     matches = ("rate", "norm")
 
-    def inputs(self, run: Path, capture: CaptureSettings, reporter: Reporter) -> dict[str, Any]:
+    def inputs(self, run: Path, capture: CaptureSettings, student: ModelSource, reporter: Reporter) -> dict[str, Any]:
         """Return the digests of the isolated gains that an oracle selects by."""
         if not any("isolated_gain" in chooser.columns for chooser in resolve_choosers(run, self.settings)):
             return {}

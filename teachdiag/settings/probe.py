@@ -24,6 +24,7 @@ from teachdiag.settings.base import (
     option,
 )
 from teachdiag.settings.kind import Kind, declared_kind
+from teachdiag.settings.lora import Lora, read_lora
 
 _BATCHES = ("one_step", "placebo", "predicted", "selectors", "lds")  # kinds whose steps are on an update batch
 _STEPS = (*_BATCHES, "isolated", "efficiency")  # that step on a loss at all
@@ -58,6 +59,13 @@ class ProbeSettings(Checked):
         "length of each isolated step, 5e-4 by default",
         kinds=_STEPS,
     )
+    train: str = option(
+        "auto",
+        "Weights that steps move: 'all'; 'adapter', the student's own; or those of a fresh LoRA adapter that changes "
+        "nothing yet, as 'lora:r=16,alpha=32,target=q_proj+v_proj', by default r=16, twice that, and all linear layers "
+        "but the LM head. 'auto' is adapter for a student that has one, else all",
+        kinds=_STEPS,
+    )
     weight_decay: float = option(0.0, "Weight decay of the step, decoupled for AdamW", "1", kinds=_BATCHES)
     clip_norm: float = option(
         0.0, "Gradient norm above which the gradient is scaled down; 0 is off", "Euclidean norm", kinds=_BATCHES
@@ -74,7 +82,9 @@ class ProbeSettings(Checked):
         "draws",
         kinds=("one_step", "placebo", "checkpoint"),
     )
-    student_after: str = option("", "Hub id or local folder of the trained student", kinds=("checkpoint",))
+    student_after: str = option(
+        "", "Hub id or local folder of the trained student, or of a LoRA adapter of it", kinds=("checkpoint",)
+    )
     update_on: Split = option(
         "update", "'update': held-out prompts; 'bank': the bank itself, and labelled so", kinds=("one_step", "placebo")
     )
@@ -199,6 +209,9 @@ class ProbeSettings(Checked):
             self._require(getattr(self, name) != self.defaults()[name], name, f"given with --kind {self.kind}")
         self._require(self.rollouts == "fixed" or self.steps > 1, "steps", "above 1 with --rollouts fresh")
         self._require(self.rollouts == "fixed" or not self.shard_model, "rollouts", "'fixed' with --shard-model")
+        known = self.train in ("auto", "all", "adapter") or self.fresh_adapter is not None
+        self._require(known, "train", "'auto', 'all', 'adapter', or 'lora:' and its options")
+        self._require(not (self.shard_model and self.fresh_adapter), "train", "'all' with --shard-model")
         if self.reads("budgets"):
             self.budget_shares  # noqa: B018 (parsing is the check)
         self.norm_shares  # noqa: B018
@@ -207,6 +220,12 @@ class ProbeSettings(Checked):
     def step_size(self) -> float:
         """Learning rate of the step: where that is found on a ladder, the ladder's longest."""
         return KINDS[self.kind].usual_rate(self) if self.learning_rate == "auto" else float(self.learning_rate)
+
+    @property
+    def fresh_adapter(self) -> Lora | None:
+        """The adapter that is made for the probe; None where there is none."""
+        kind, _, wanted = self.train.partition(":")
+        return read_lora(wanted, "--train") if kind == "lora" else None
 
     @property
     def placebo_draws(self) -> int:
@@ -220,7 +239,7 @@ class ProbeSettings(Checked):
 
     @property
     def student_copies(self) -> int:
-        """Copies of the student's weights that the probe holds in float32, AdamW's two moments counted."""
+        """Copies of the weights that steps move, in float32, AdamW's two moments counted."""
         moments = 2 if self.optimizer == "adamw" and self.reads("optimizer") else 0
         return KINDS[self.kind].copies + moments
 

@@ -86,7 +86,10 @@ class ProtocolSettings(Checked):
 class EvaluateSettings(ProtocolSettings):
     """How models are judged by themselves."""
 
-    models: list[str] = arguments("Models to judge: Hub ids, folders such as students/... of a run, or 'embedded'")
+    models: list[str] = arguments(
+        "Models to judge: Hub ids, folders such as students/... of a run, LoRA adapters of models that they name, or "
+        "'embedded'"
+    )
     revision: str = option("main", "Hub revision of the models", panel=MODELS)
     trust_remote_code: bool = option(False, TRUST_HELP, panel=MODELS)
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_pair import KNOWN, PROBE, save_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from teachdiag.artefacts import CONTEXTS, POSITIONS
+from teachdiag.artefacts import CONTEXTS, EVAL_SCORES, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.evaluate import run_evaluation
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.language_model import load
 from teachdiag.diagnostics.models.pair import adapted, load_pair, resolve_pair
@@ -26,7 +27,7 @@ from teachdiag.diagnostics.scoring.tiles import score
 from teachdiag.errors import ModelError, RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import CaptureSettings, EvaluateSettings
 
 QUIET = Reporter(quiet=True)
 CONTEXTS_READ = (
@@ -217,3 +218,20 @@ def test_before_models_are_imported_it_is_looked_at(
     run = ("capture", "--run", tmp_path / "run", *pair, "--student-adapter")
     assert "is no folder here" in refused(*run, "nowhere")
     assert "has no adapter_config.json" in refused(*run, teacher_path)
+
+
+def test_an_adapter_is_judged_on_the_model_that_it_names(
+    adapter: str, student_path: str, manifest_path: str, tmp_path: Path
+) -> None:
+    whole = save_merged(tmp_path / "merged", student_path, adapter)
+    settings = EvaluateSettings(
+        models=[adapter, whole], prompts=manifest_path, eval_prompts=3, eval_max_new_tokens=8, device="cpu"
+    )
+    run_evaluation(tmp_path / "run", settings, QUIET)
+    scores = EVAL_SCORES.read(tmp_path / "run/eval_scores").drop(columns="arm")
+    ours, theirs = (scores.iloc[half].reset_index(drop=True) for half in (slice(6), slice(6, None)))
+    assert ours.equals(theirs)
+    nameless = Path(shutil.copytree(adapter, tmp_path / "nameless"))
+    amend(str(nameless), base_model_name_or_path=None)
+    with pytest.raises(ModelError, match="does not name its model"):
+        run_evaluation(tmp_path / "other", replace(settings, models=[str(nameless)]), QUIET)

@@ -1,5 +1,6 @@
 """What a probe says of memory: parameters of loaded models, the law worked by hand, refusals before anything."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from teachdiag.diagnostics.probes.memory import Size, foreseen, size_of
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
+from teachdiag.settings.lora import Lora
 
 
 @pytest.mark.parametrize("dropped", [(), (0,)])
@@ -21,7 +23,16 @@ def test_parameters_are_those_of_the_loaded_model(student_path: str, dropped: tu
     loaded = load(source, "float32", "cpu")
     size = size_of(source)
     assert size.parameters == sum(p.numel() for _, p in loaded.parameters())
+    assert size.trained == size.parameters
     assert (size.layers, size.width, size.inner, size.rows) == (2 - len(dropped), 32, 64, 264)
+
+
+def test_of_an_adapter_the_weights_that_steps_move_are_few(student_path: str, quiet: Reporter) -> None:
+    whole, adapted = (
+        size_of(resolve(student_path, "main", (), quiet), lora) for lora in (None, Lora(2, 4, ("q_proj",)))
+    )
+    assert adapted.trained == 2 * 2 * (32 + 32)  # layers, rank, width in and out
+    assert adapted.parameters == whole.parameters + adapted.trained
 
 
 @pytest.mark.parametrize(
@@ -36,11 +47,15 @@ def test_parameters_are_those_of_the_loaded_model(student_path: str, dropped: tu
 )
 def test_the_law_by_hand(kind: str, optimizer: str, copies: int) -> None:
     settings = ProbeSettings(kind=kind, optimizer=optimizer, student_after="x" if kind == "checkpoint" else "")
-    student, teacher = Size(1_000_000_000, 10, 100, 400, 1000), Size(2_000_000_000, 20, 200, 800, 1000)
+    student, teacher = Size(10**9, 10, 100, 400, 1000, trained=10**9), Size(2 * 10**9, 20, 200, 800, 1000, 2 * 10**9)
     activations = 0 if kind == "checkpoint" else 10 * 2048 * (10 * 100 + 4 * 400) * 4
     tile, head = 12 * 128 * 1000 * 4, 1000 * 200 * 2
     assert foreseen(settings, CaptureSettings(dtype="bfloat16"), student, teacher, 2048) == pytest.approx(
         tile + max(4e9 + 4e9, copies * 4e9 + head + activations)
+    )
+    adapted = replace(student, trained=10**7)
+    assert foreseen(settings, CaptureSettings(dtype="bfloat16"), adapted, teacher, 2048) == pytest.approx(
+        tile + max(4e9 + 4e9, 4e9 + (copies - 1) * 4e7 + head + activations)
     )
 
 

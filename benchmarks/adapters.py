@@ -1,0 +1,55 @@
+"""What a step on all weights and one on a fresh adapter take of memory, in copies of the student's float32 weights."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from workload import QUIET, Row, load_bench_pair, random_contexts
+
+from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
+from teachdiag.diagnostics.probes.theta0 import Theta0
+from teachdiag.diagnostics.probes.trained import choose_weights, trained_facts
+from teachdiag.diagnostics.probes.updates import optimize, step_objective
+from teachdiag.settings import ProbeSettings
+
+SPACES = ("all", "lora:r=16")
+_RESET = Path("/proc/self/clear_refs")  # 5 lets a process's peak begin anew
+
+
+def adapter_rows() -> list[Row]:
+    """The student, and what one AdamW step takes beside it at its peak; each in a process of its own."""
+    rows: list[Row] = []
+    for space in SPACES:
+        done = subprocess.run([sys.executable, __file__, space], capture_output=True, text=True, check=True)
+        taken, copies, moved = map(float, done.stdout.split())
+        what = f"AdamW step, --train {space} ({moved:.1%} of the weights), in copies of the student"
+        rows.append((what, f"{taken / 2**20:.0f} MiB", f"{copies:.2f}"))
+    return rows
+
+
+def _measure(space: str) -> None:
+    """Print the peak of a step, bytes and copies of the student, and the share of its weights that it moves."""
+    student = load_bench_pair(master=True).student
+    contexts = random_contexts(2, 4, "update")
+    settings = ProbeSettings(train=space, optimizer="adamw", batch_tokens=64, tile_positions=4)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = compute_teacher_states(student, [contexts], 64, Path(folder) / "states.npy", QUIET)
+        choose_weights(student, settings)
+        facts = trained_facts(student)
+        theta0, before = Theta0(student), _status("VmRSS")
+        _RESET.write_text("5")
+        optimize(student, [step_objective(contexts, teacher, settings)], settings, theta0, QUIET)
+    held = 4 * facts["of"]
+    taken = held + _status("VmHWM") - before
+    print(taken, taken / held, facts["parameters"] / facts["of"])
+
+
+def _status(name: str) -> int:
+    """Bytes of one line of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    _measure(sys.argv[1])
