@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from teachdiag.artefacts import CONTEXTS
+from teachdiag.artefacts import BROUGHT, CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.language_model import LanguageModel
@@ -51,10 +51,10 @@ def write_contexts(run: Path, contexts: Sequence[Context]) -> None:
             "prompt_token_ids": c.student_prompt,
             "teacher_prompt_token_ids": c.teacher_prompt,
             "response_token_ids": c.response,
-            "response_mask": None,
             "finish_reason": "length",
             "sampling_seed": c.context_id,
         }
+        | dict.fromkeys(BROUGHT)
         for c in contexts
     ]
     for index, start in enumerate(range(0, len(rows), ROLLOUT_CONTEXTS)):

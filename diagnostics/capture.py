@@ -18,6 +18,7 @@ from teachdiag.diagnostics.contexts.contexts_table import (
     write_group,
 )
 from teachdiag.diagnostics.contexts.doubts import doubts, of_import, of_server
+from teachdiag.diagnostics.contexts.recorded import compare_recorded, recorded_doubts
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_candidates
 from teachdiag.diagnostics.contexts.templates import ids_digest, recorded_options, resolve_options
 from teachdiag.diagnostics.engines.protocol import Job, RolloutEngine, Scoring, TeacherEngine
@@ -99,8 +100,10 @@ def _captured(stage: SharedStage, job: Job, plan: Plan, used: tuple[RolloutEngin
             _sample_and_score(job, _prepare(job, plan.groups), rollouts, scoring)
             known, tokenizer = job.pair.known, job.pair.student.tokenizer
             results = {"shared_vocabulary": known.count, "same_prompts": plan.same_prompts} | _summary(job.run)
+            results |= on_first(compare_recorded)(job.run, job.reporter)
             results["warnings"] = doubts(results, not (job.settings.contexts or tokenizer.chat_template))
             results["warnings"] += of_import(inputs.get(IMPORTED, {})) + of_server(inputs["teacher"])
+            results["warnings"] += recorded_doubts(results.get("recorded", {}))
             stage.complete(results)
             for doubt in results["warnings"]:
                 job.reporter.say(f"Beware: {doubt}")

@@ -68,6 +68,8 @@ def _is_like(stored: pa.DataType, meant: pa.DataType) -> bool:
         return lists and _is_like(stored.value_type, meant.value_type)
     if pa.types.is_int8(meant) and pa.types.is_boolean(stored):
         return True  # a mask of truth values
+    if pa.types.is_floating(meant):
+        return bool(pa.types.is_floating(stored) or pa.types.is_integer(stored))
     if pa.types.is_integer(meant):
         return bool(pa.types.is_integer(stored) or pa.types.is_floating(stored))  # pandas makes floats of whole numbers
     return bool(pa.types.is_integer(stored) or pa.types.is_string(stored) or pa.types.is_large_string(stored))

@@ -10,7 +10,7 @@ from teachdiag import preflight
 from teachdiag.commands import plain_command, run_folder, uninterrupted
 from teachdiag.help_pages import HelpPage
 from teachdiag.progress import Reporter
-from teachdiag.settings import ImportSettings
+from teachdiag.settings import ImportSettings, NamedImportSettings
 from teachdiag.terminal import show_import
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _import_command(form: "Format") -> Any:  # noqa: ANN401 (a command of Typer'
         return import_rollouts(form, settings, Reporter())
 
     work.__name__ = form.name
-    work.__doc__ = f"""Import {form.help}, for `teachdiag capture --contexts FILE`.
+    more = f"\n\n    {form.more}" if form.more else ""
+    work.__doc__ = f"""Import {form.help}, for `teachdiag capture --contexts FILE`.{more}
 
     Examples:
         teachdiag import {form.name} rollouts/ --student Qwen/Qwen3-0.6B \\
@@ -83,5 +84,6 @@ def _import_command(form: "Format") -> Any:  # noqa: ANN401 (a command of Typer'
             --contexts rollouts.parquet --skip-bad-rows
     """
     alone = typer.Typer(rich_markup_mode="rich", add_completion=False)
-    plain_command(alone, ImportSettings, show_import, recipe=False)(work)
+    settings = NamedImportSettings if form.named else ImportSettings
+    plain_command(alone, settings, show_import, recipe=False)(work)
     return typer.main.get_command(alone)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from teachdiag.artefacts import CONTEXTS
+from teachdiag.artefacts import BROUGHT, CONTEXTS
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_prompts_fit
 from teachdiag.diagnostics.contexts.templates import Options, encode_prompts
 from teachdiag.diagnostics.models.alignment import Context, Side, check_fits, in_shards
@@ -64,8 +64,7 @@ def lay_out(
             "source_row": prompt.source_row,
             "prompt_token_ids": ids[index],
             "teacher_prompt_token_ids": teacher_ids[index],
-            "response_mask": None,  # what is sampled here is the student's throughout
-        }
+        } | dict.fromkeys(BROUGHT)
         for response in range(settings.responses):
             seed = derive_seed(settings.seed, "rollout", prompt.prompt_id, response)
             rows.append(row | {"context_id": len(rows), "sampling_seed": seed})
@@ -133,7 +132,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
             raise ArtefactError(f"{settings.contexts}: prompt {prompt_id} is in both splits, which must not overlap")
     if "bank" not in splits.values():
         raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
-    _check_masks(table)
+    _check_lists(table)
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
     check_fits(_contexts(table, settings.positions), limits, pair.known)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
@@ -141,19 +140,18 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     return int(table.num_rows)
 
 
-def _check_masks(table: pa.Table) -> None:
-    for context, response, mask in zip(
-        *(table[name].to_pylist() for name in ("context_id", "response_token_ids", "response_mask")), strict=True
-    ):
-        if mask is None:
-            continue
-        if len(mask) != len(response):
-            raise ContextError(
-                f"context {context} has a response_mask of {len(mask)} values for the {len(response)} tokens of its "
-                "response: give one value a token"
-            )
-        if not set(mask) <= {0, 1}:
-            raise ContextError(f"context {context} has a response_mask that holds more than 0 and 1")
+def _check_lists(table: pa.Table) -> None:
+    """Refuse what is said of each token of a response, and is not said of each."""
+    for name in BROUGHT:
+        listed = table.filter(table[name].is_valid()).select(["context_id", "response_token_ids", name])
+        for context, response, values in zip(*(column.to_pylist() for column in listed.columns), strict=True):
+            if len(values) != len(response):
+                raise ContextError(
+                    f"context {context} has a {name} of {len(values)} values for the {len(response)} tokens of its "
+                    "response: give one value a token"
+                )
+            if name == "response_mask" and not set(values) <= {0, 1}:
+                raise ContextError(f"context {context} has a response_mask that holds more than 0 and 1")
 
 
 def _contexts(table: pa.Table, positions: int) -> list[Context]:

@@ -27,11 +27,14 @@ class Format:
         help: what is imported, as the object of a sentence: 'the dumps of ...'.
         suffixes: endings of its files.
         rows: the rows of a file.
-        parse: where a row stands, its number and its fields, to its record, or to one a turn where a mask says which
-            tokens are the student's; raises `BadRow` where they cannot be had exactly.
+        parse: where a row stands, its number and its fields, to its records; raises `BadRow` where they cannot be had
+            exactly.
         repeats: whether its writer may write one batch twice.
         pattern: which files of a folder count, as a glob.
         beside: names of files that its writer puts beside them, which hold something else.
+        named: a row with fields under the names that `parse` reads, from a row and what the user calls them; None
+            where the program decides on all names.
+        more: what else its help says.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Format:
     repeats: bool = False
     pattern: str = "*"
     beside: frozenset[str] = frozenset()
+    named: Callable[[Mapping[Any, Any], Mapping[str, str]], Mapping[Any, Any]] | None = None
+    more: str = ""
 
 
 def files_of(form: Format, paths: Sequence[Path]) -> list[Path]:
@@ -109,10 +114,13 @@ def read_parquet(file: Path) -> Iterator[Row]:
     yield from (Row(f"{file}, row {number}", number, fields, str(file)) for number, fields in enumerate(rows))
 
 
-def read_records(form: Format, files: Sequence[Path], reporter: Reporter) -> tuple[list[Record], list[BadRow]]:
+def read_records(
+    form: Format, files: Sequence[Path], names: Mapping[str, str], reporter: Reporter
+) -> tuple[list[Record], list[BadRow]]:
     """Return the rollouts of some files of a format, in their order, and the rows that could not be read.
 
-    Batches that only repeat an earlier one are left out, and the reporter says so.
+    Batches that only repeat an earlier one are left out, and the reporter says so. `names` are what the user calls
+    fields.
 
     Raises:
         RolloutError: a file cannot be read, or holds no rows.
@@ -124,7 +132,7 @@ def read_records(form: Format, files: Sequence[Path], reporter: Reporter) -> tup
             of_batch, bad, empty = list[Record](), list[BadRow](), False
             for row in rows:
                 try:
-                    of_batch += _parsed(form, row)
+                    of_batch += _parsed(form, row, names)
                 except BadRow as error:
                     bad.append(at(row.where, error))
             if form.repeats and of_batch:
@@ -140,7 +148,8 @@ def read_records(form: Format, files: Sequence[Path], reporter: Reporter) -> tup
     return records, bad_rows
 
 
-def _parsed(form: Format, row: Row) -> list[Record]:
+def _parsed(form: Format, row: Row, names: Mapping[str, str]) -> list[Record]:
     if isinstance(row.fields, BadRow):
         raise row.fields
-    return form.parse(row.where, row.number, row.fields)
+    fields = form.named(row.fields, names) if form.named and names else row.fields
+    return form.parse(row.where, row.number, fields)

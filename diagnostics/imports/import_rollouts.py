@@ -14,7 +14,7 @@ from teachdiag.diagnostics.contexts.doubts import of_import
 from teachdiag.diagnostics.contexts.templates import resolve_options
 from teachdiag.diagnostics.imports.encoding import Encoder
 from teachdiag.diagnostics.imports.files import Format, files_of, read_records
-from teachdiag.diagnostics.imports.records import BadRow, Ids, Record, Side, at, counted
+from teachdiag.diagnostics.imports.records import BadRow, Ids, Mask, Record, at, counted
 from teachdiag.diagnostics.models.sources import Outline, outline, resolve
 from teachdiag.errors import RolloutError, SettingsError, cause
 from teachdiag.foreign import GIVEN, RECODED
@@ -45,7 +45,7 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
     """
     out, files = Path(settings.contexts), files_of(form, [Path(path) for path in settings.files])
     _check_output(out, files)
-    readable, bad = read_records(form, files, reporter)
+    readable, bad = read_records(form, files, settings.names, reporter)
     _check_origins(readable, reporter)
     model = outline(resolve(settings.student, settings.revision, (), reporter, settings.trust_remote_code))
     if settings.end_of_text:
@@ -164,22 +164,32 @@ def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> d
     prompt = encoder.prompt(record.prompt)
     response = encoder.response(record.response, prompt, record.finish_reason)
     teacher = prompt if record.teacher_prompt is None else encoder.prompt(record.teacher_prompt)
-    _check_end(response, ends)
-    opening = prompt if record.opening is None else encoder.prompt(Side(ids=record.opening, masked=True))
+    own = record.response_mask or (True,) * len(response)
+    _check_end(response, own, ends)
+    last = max(place for place, mine in enumerate(own) if mine)
     return {
-        "prompt_id": record.prompt_id or f"{name}/{_digest(opening)}",
+        "prompt_id": record.prompt_id or f"{name}/{_digest(prompt)}",
         "source_row": record.row,
         "prompt_token_ids": prompt,
         "teacher_prompt_token_ids": teacher,
         "response_token_ids": response,
-        "finish_reason": "stop" if response[-1] in ends else record.finish_reason,
+        "response_mask": None if all(own) else list(map(int, own)),
+        "finish_reason": "stop" if response[last] in ends else record.finish_reason,
         "sampling_seed": None,
+        "recorded_logp": _of_each(record.recorded_logp, response),
+        "recorded_entropy": _of_each(record.recorded_entropy, response),
     }
 
 
-def _check_end(response: Ids, ends: frozenset[int]) -> None:
+def _of_each(values: tuple[float, ...] | None, response: Ids) -> list[float] | None:
+    """Return what was recorded, unless padding was taken off the response."""
+    return list(values) if values is not None and len(values) == len(response) else None
+
+
+def _check_end(response: Ids, own: Mask, ends: frozenset[int]) -> None:
+    """Refuse a response in which the student goes on behind its own end-of-text, and nobody spoke in between."""
     for position, token in enumerate(response[:-1]):
-        if token in ends:
+        if token in ends and own[position] and own[position + 1]:
             raise BadRow(
                 "goes on behind its end",
                 f"the response goes on behind its end-of-text token (id {token} at position {position}): cut off what "
@@ -192,15 +202,10 @@ def _digest(ids: Ids) -> str:
 
 
 def _check_names(records: list[Record], rows: list[dict[str, Any]]) -> None:
-    """Refuse a name for two prompts, and two names for one: prompts are clusters, each in one split.
-
-    Turns of one sequence share its name, whatever they read: only the first turn's prompt is what is named.
-    """
+    """Refuse a name for two prompts, and two names for one: prompts are clusters, each in one split."""
     names: dict[Ids, tuple[str, str]] = {}
     prompts: dict[str, tuple[Ids, str]] = {}
     for record, row in zip(records, rows, strict=True):
-        if record.opening is not None:
-            continue
         prompt_id, prompt = row["prompt_id"], row["prompt_token_ids"]
         name, where = names.setdefault(prompt, (prompt_id, record.where))
         if name != prompt_id:

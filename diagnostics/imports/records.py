@@ -1,5 +1,6 @@
 """Rollouts as their files give them: ids, text or messages, before anything is encoded."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ from teachdiag.settings.base import shown
 
 Form = Literal["written", "plain", "stripped", "message", "parsed", "unsure"]
 Ids = tuple[int, ...]
+Mask = tuple[bool, ...]
 Messages = tuple[Mapping[str, str], ...]
 
 _DIGITS = 19  # of a whole number that 64 bits hold
@@ -45,7 +47,7 @@ class Side:
             special tokens skipped; 'message': that, of one message; 'parsed': that, or what the tokenizer's own
             parser of responses made of it;
             'unsure': plain or stripped, which the chat template decides.
-        masked: whether a mask vouches that the student sampled these very ids.
+        masked: whether a mask vouches that these very ids were read or sampled.
         continues: whether a last message of the assistant's is known to be continued by the response.
     """
 
@@ -71,8 +73,9 @@ class Record:
         finish_reason: 'stop', 'length' or 'unknown'; an end-of-text token in the response outranks it.
         tokenizer: name of the tokenizer that the file claims; None where it claims none.
         step: training step whose student sampled it; None where the file does not tell.
-        opening: ids of the prompt of the sequence's first turn, where this is another; turns of one sequence share the
-            name of their prompt.
+        response_mask: which ids of the response the student sampled, where tools or users said the others; None where
+            nothing tells.
+        recorded_logp, recorded_entropy: of each id of the response, as the file has them, nats; 0 where it is masked.
     """
 
     where: str
@@ -85,7 +88,9 @@ class Record:
     finish_reason: str = "unknown"
     tokenizer: str | None = None
     step: int | None = None
-    opening: Ids | None = None
+    response_mask: Mask | None = None
+    recorded_logp: tuple[float, ...] | None = None
+    recorded_entropy: tuple[float, ...] | None = None
 
 
 def names_of(row: Mapping[Any, Any]) -> str:
@@ -129,18 +134,30 @@ def ids_of(value: Any, name: str) -> Ids:  # noqa: ANN401 (whatever the file hol
     return tuple(listed)
 
 
-def mask_of(value: Any, name: str, length: int) -> tuple[bool, ...]:  # noqa: ANN401 (whatever the file holds)
-    """Return which of so many tokens a mask keeps, given as truth values or as 0 and 1.
+def mask_of(value: Any, name: str, length: int) -> Mask:  # noqa: ANN401 (whatever the file holds)
+    """Return which of so many tokens a mask keeps, given as truth values or as 0 and 1; at least one.
 
     Raises:
-        BadRow: it is something else, or of another length.
+        BadRow: it is something else, of another length, or keeps none.
     """
     listed = _listed(value)
     if listed is None or any(type(i) not in (int, bool, float) or i not in (0, 1) for i in listed):
         raise malformed(f"{name} is no list of 0 and 1")
     if len(listed) != length:
         raise malformed(f"{name} has {len(listed)} values for {length} tokens")
+    if not any(listed):
+        raise BadRow("masked", "no token of it is the student's: its mask is 0 everywhere")
     return tuple(bool(i) for i in listed)
+
+
+def recorded_of(value: Any, kept: Mask) -> tuple[float, ...] | None:  # noqa: ANN401 (whatever the file holds)
+    """Return a number for each token that a mask keeps, and 0 for the others; None where not all kept ones have one."""
+    listed = _listed(value)
+    if listed is None or len(listed) != len(kept):
+        return None
+    numbers = [value if own else 0.0 for value, own in zip(listed, kept, strict=True)]
+    known = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    return tuple(map(float, numbers)) if known else None
 
 
 def messages_of(value: Any, name: str) -> Messages:  # noqa: ANN401 (whatever the file holds)
@@ -167,34 +184,6 @@ def step_of(fields: Mapping[Any, Any]) -> int | None:
     if isinstance(step, str) and step.isdecimal() and len(step) < _DIGITS:
         return int(step)
     return step if type(step) is int else None
-
-
-def turns(
-    where: str,
-    row: int,
-    ids: Ids,
-    kept: tuple[bool, ...],
-    opening: Ids,
-    *,
-    finish_reason: str = "unknown",
-    step: int | None = None,
-) -> list[Record]:
-    """One record a run of tokens that the student sampled: it read all that stands before. The finish is the last's."""
-    edges = [i for i in range(len(ids) + 1) if (i > 0 and kept[i - 1]) != (i < len(ids) and kept[i])]
-    if not edges:
-        raise BadRow("masked", "no token of it is the student's: its mask is 0 everywhere")
-    return [
-        Record(
-            where,
-            row,
-            Side(ids=ids[:start], masked=True),
-            Side(ids=ids[start:end], masked=True),
-            finish_reason=finish_reason if end == len(ids) else "unknown",
-            step=step,
-            opening=opening,
-        )
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
 
 
 def malformed(message: str) -> BadRow:

@@ -31,6 +31,7 @@ from teachdiag.artefacts.estimated import (
 )
 from teachdiag.artefacts.measured import (
     BOUNDS,
+    BROUGHT,
     CONTEXTS,
     GAINS,
     GRADES,
@@ -43,6 +44,7 @@ from teachdiag.artefacts.measured import (
     MASKED_STEPS,
     POSITIONS,
     PREDICTIONS,
+    RECORDED,
     VOCABULARY,
 )
 from teachdiag.artefacts.monitored import CANARY_POSITIONS, MONITOR
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BALANCE",
     "BOUNDS",
+    "BROUGHT",
     "BUCKETS",
     "BY_GRADE",
     "CANARY_POSITIONS",
@@ -91,6 +94,7 @@ __all__ = [
     "PROBE_VERSUS_TRAINING",
     "QUANTITIES",
     "RANKED",
+    "RECORDED",
     "RELEASED_BANK",
     "RIGHT_LESS_WRONG",
     "SAME_PROMPT",

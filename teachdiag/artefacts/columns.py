@@ -8,7 +8,7 @@ from teachdiag.tables import Column
 TOP = max(SUPPORT_SIZES)  # length of the stored top-K lists
 INT, LONG, REAL, TEXT, FLAG = pa.int32(), pa.int64(), pa.float32(), pa.string(), pa.bool_()
 IDS, TOP_IDS, TOP_LOGP = pa.list_(INT), pa.list_(INT, TOP), pa.list_(REAL, TOP)
-MASK = pa.list_(pa.int8())  # 0 and 1
+MASK, REALS = pa.list_(pa.int8()), pa.list_(REAL)  # a mask is of 0 and 1
 CANDIDATES = 5  # ids of the student after a step that are stored, for reading
 DOUBLE = pa.float64()
 

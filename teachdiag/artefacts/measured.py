@@ -19,6 +19,7 @@ from teachdiag.artefacts.columns import (
     PROBE_ID,
     PROMPT_ID,
     REAL,
+    REALS,
     SPLIT,
     TEXT,
     TOP,
@@ -47,6 +48,8 @@ BOUNDS = tuple(  # there where C and D are not
 )
 
 IMPORTED = "imported"  # key of a contexts file's metadata: how it was imported, as JSON
+RECORDED = {"recorded_logp": "student_logp", "recorded_entropy": "student_entropy"}  # of contexts, and of positions
+BROUGHT = ("response_mask", *RECORDED)  # columns of contexts that are null where capture samples them itself
 
 CONTEXTS = Table(
     name="contexts",
@@ -78,6 +81,14 @@ CONTEXTS = Table(
             "not tell",
         ),
         Column("sampling_seed", LONG, "1", "seed of this rollout's own random stream; null if unknown", nullable=True),
+        Column(
+            "recorded_logp",
+            REALS,
+            "nats",
+            "log p(y_t) of every response token, by the program that it came from; null if unknown",
+            nullable=True,
+        ),
+        Column("recorded_entropy", REALS, "nats", "H(p), likewise", nullable=True),
     ),
 )
 

@@ -37,7 +37,7 @@ from teachdiag.settings.base import (
 )
 from teachdiag.settings.capture import CaptureSettings, PairSettings
 from teachdiag.settings.check_loss import CheckLossSettings
-from teachdiag.settings.importing import ImportSettings
+from teachdiag.settings.importing import ImportSettings, NamedImportSettings
 from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import CalibrateSettings, PlanSettings
 from teachdiag.settings.probe import KINDS, ProbeSettings, kind_reads
@@ -71,6 +71,7 @@ __all__ = [
     "Kind",
     "LossMean",
     "Match",
+    "NamedImportSettings",
     "Normalisation",
     "Optimizer",
     "PairSettings",

@@ -31,7 +31,7 @@ from teachdiag.diagnostics.imports import import_rollouts as importing
 from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.models.sources import Outline
 from teachdiag.errors import InputError
-from teachdiag.settings import ImportSettings
+from teachdiag.settings import ImportSettings, NamedImportSettings
 
 Ids = tuple[int, ...]
 Pairs = list[tuple[Ids, Ids]]
@@ -283,6 +283,20 @@ def to_batch(path: Path, rows: list[dict[str, Any]]) -> Path:
     return to_lines(path, [{name: [row[name] for row in rows] for name in rows[0]}])
 
 
+def check_masks(said: list[Said], student: dict[str, Any]) -> None:
+    """A response is masked just where others spoke in it, and ends by end-of-text where the student's last token is."""
+    for row in CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist():
+        prompt, response = tuple(row["prompt_token_ids"]), tuple(row["response_token_ids"])
+        (one,) = {one.prompt: one for one in said if (one.prompt, one.response) == (prompt, response)}.values() or [
+            None
+        ]
+        mask = None if one is None or len(one.parts) == 1 else [int(own) for ids, own in one.parts for _ in ids]
+        assert row["response_mask"] == mask
+        last = max(i for i, own in enumerate(mask or [1] * len(response)) if own)
+        ended = response[last] == said[0].tokenizer.eos_token_id
+        assert row["finish_reason"] in (("stop",) if ended else ("unknown", "length"))
+
+
 Row, Write = Callable[[Said], dict[str, Any]], Callable[[Path, list[dict[str, Any]]], Path]
 WRITERS: dict[str, tuple[str, Row, Write]] = {
     "trl": ("trl", trl, to_parquet),
@@ -333,13 +347,16 @@ def bring(
     file = file or write(student["folder"] / "rows", rows)
     given = json.dumps(said[0].options) if said[0].options else ""
     wanted = {"files": [str(file)], "student": "m", "contexts": str(out), "template_options": given} | options
-    imported = importing.import_rollouts(FORMATS[name], ImportSettings(**wanted), QUIET)["imported"]
+    kind = NamedImportSettings if FORMATS[name].named else ImportSettings
+    imported = importing.import_rollouts(FORMATS[name], kind(**wanted), QUIET)["imported"]
     found = CONTEXTS.read_arrow(out).to_pylist()
     return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in found], imported
 
 
 def true_of(writer: str, said: Said) -> Pairs:
     """What may come of one rollout; nothing where others' turns stand in it and no mask says which."""
+    if writer in MASKED and len(said.parts) > 1:
+        return [(said.prompt, said.response)]
     turns = [turn for turn in said.turns if turn[1]]
     if writer == "msswift":
         turns = turns[-1:]
@@ -366,6 +383,7 @@ def test_what_is_imported_is_what_was_sampled(said: list[Said], writer: str, stu
         return
     true = [pair for one in said for pair in true_of(writer, one)]
     assert sorted(found) == sorted(pair for pair in true if pair in found)
+    check_masks(said, student)
     kept = [one for one in said if set(true_of(writer, one)) & set(found)]
     assert len(kept) + sum(imported["skipped"].values()) == len(said)
 
@@ -508,8 +526,8 @@ def test_a_batch_that_was_logged_twice_counts_once(student: dict[str, Any]) -> N
         bring("msswift", said, student, file=file)
 
 
-def test_turns_of_one_sequence_are_one_cluster(student: dict[str, Any]) -> None:
-    """Each turn of the student is a context behind all that stood before it; all share the name of the first prompt."""
+def test_a_rollout_with_turns_of_others_is_one_masked_context(student: dict[str, Any]) -> None:
+    """Its prompt is what stands before the student's first token; what others said after it is masked."""
     tokenizer, end = family("chatml"), family("chatml").eos_token_id
     said = ordinary("chatml")
     heard = ids_of(tokenizer, "\n<|im_start|>user\nMore<|im_end|>\n<|im_start|>assistant\n")
@@ -517,26 +535,61 @@ def test_turns_of_one_sequence_are_one_cluster(student: dict[str, Any]) -> None:
     said[1] = replace(said[1], parts=parts)
     for writer in sorted(MASKED):
         found, _ = bring(writer, said, student)
-        first = said[1].prompt + parts[0][0]
-        assert (first + heard, parts[2][0]) in found
-        rows = CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist()
-        names = {row["prompt_id"]: row["split"] for row in rows}
-        assert (len(rows), len(names)) == (4, 3)
-        (name,) = {
-            r["prompt_id"] for r in rows if tuple(r["prompt_token_ids"])[: len(said[1].prompt)] == said[1].prompt
+        assert sorted(found) == sorted((one.prompt, one.response) for one in said)
+        check_masks(said, student)
+        assert {r["finish_reason"] for r in CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist()} == {
+            "stop"
         }
-        assert sum(row["prompt_id"] == name for row in rows) == 2
     folder = student["folder"] / "run/token_exports/step_1"
     folder.mkdir(parents=True)
     to_lines(folder / "rank_0", [prime_rl(one) for one in said])
-    assert len(bring("prime-rl", said, student, file=folder.parents[1])[0]) == 4
+    assert len(bring("prime-rl", said, student, file=folder.parents[1])[0]) == 3
+    twice = [*parts[0][0], end, *heard]
     shifted = prime_rl(said[0]) | {"position_ids": [0, 1] * (len(prime_rl(said[0])["token_ids"]) // 2 + 1)}
-    for spoilt, message in (
-        (shifted, "position_ids do not count"),
-        (prime_rl(said[0]) | {"ce_weights": [0, 1]}, "another"),
+    for writer, spoilt, message in (
+        ("prime-rl", shifted, "position_ids do not count"),
+        ("prime-rl", prime_rl(said[0]) | {"ce_weights": [0, 1]}, "another"),
+        ("prime-rl", prime_rl(said[0]) | {"loss_mask": [0] * len(prime_rl(said[0])["token_ids"])}, "0 everywhere"),
+        ("jsonl masked", masked(said[0]) | {"response_mask": [1]}, "response_mask has 1 values for"),
+        (
+            "jsonl masked",
+            plain_ids(said[0])
+            | {"response_token_ids": twice, "response_mask": [1] * (len(parts[0][0]) + 1) + [0] * len(heard)},
+            "the response goes on behind its end-of-text token",
+        ),
     ):
         with pytest.raises(InputError, match=message):
-            bring("prime-rl", said, student, rows=[spoilt, prime_rl(said[1])])
+            bring(writer, said, student, rows=[spoilt, WRITERS[writer][1](said[1])])
+
+
+def test_fields_of_other_names_are_read(student: dict[str, Any]) -> None:
+    """The batches of TRL and verl, as lists of ids; another mask in the row is not read then."""
+    said = ordinary("chatml", 4)
+    for prompt, response, mask in (
+        ("prompt_ids", "completion_ids", "tool_mask"),
+        ("prompts", "responses", "response_mask"),
+    ):
+        rows = [
+            {
+                prompt: list(one.prompt),
+                response: list(one.response),
+                mask: [1] * (len(one.response) - 1) + [0],
+                "completion_mask": [1] * len(one.response),
+                "prompt": "is not read",
+                "set": "bank" if number else "update",
+            }
+            for number, one in enumerate(said)
+        ]
+        names = {"prompt_field": prompt, "response_field": response, "mask_field": mask, "split_field": "set"}
+        found, _ = bring("jsonl ids", said, student, rows=rows, **names)
+        assert sorted(found) == sorted((one.prompt, one.response) for one in said)
+        brought = CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist()
+        assert [row["split"] for row in brought] == ["bank"] * 3 + ["update"]
+        assert all(row["response_mask"] == [1] * (len(row["response_token_ids"]) - 1) + [0] for row in brought)
+        with pytest.raises(InputError, match=r"rows\.jsonl:1: has no nowhere; it has"):
+            bring("jsonl ids", said, student, rows=rows, **names | {"prompt_field": "nowhere"})
+        with pytest.raises(InputError, match=r"completion_mask is not read: .* or say --mask-field completion_mask"):
+            bring("jsonl ids", said, student, rows=rows, **names | {"mask_field": ""})
 
 
 PAD, END = "<pad>", "<|im_end|>"

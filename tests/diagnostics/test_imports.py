@@ -9,6 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +39,7 @@ from transformers import Qwen3ForCausalLM
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 from typer.testing import CliRunner
 
-from teachdiag.artefacts import CONTEXTS
+from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.templates import encode_messages, encode_prompt
@@ -274,6 +275,47 @@ def test_capture_scores_what_was_imported(tiny_settings: CaptureSettings, tmp_pa
     summary = run_capture(tmp_path / "run", settings, QUIET)
     assert summary["contexts"] == {"bank": 10, "update": 6}
     assert pairs(CONTEXTS.read_arrow(tmp_path / "run/contexts").to_pylist()) == without_end(said)
+
+
+@pytest.mark.parametrize("writer", ["slime", "prime-rl"])
+def test_what_a_program_recorded_of_its_tokens_is_compared(
+    writer: str, tiny_settings: CaptureSettings, captured_once: Path, tmp_path: Path
+) -> None:
+    """The student's own numbers differ by nothing; those of the token before it by much, which is said."""
+    contexts = CONTEXTS.read(captured_once / "contexts").to_dict("records")
+    settings = CaptureSettings(
+        **tiny_settings.as_dict() | {"positions": 12, "contexts": str(captured_once / "contexts")}
+    )
+    run_capture(tmp_path / "whole", settings, QUIET)
+    whole = POSITIONS.read(tmp_path / "whole/positions").groupby("context_id")
+    for shift in (0, 1):
+        rows = []
+        for row in contexts:
+            prompt, response = (list(map(int, row[f"{name}_token_ids"])) for name in ("prompt", "response"))
+            own, before = whole.get_group(row["context_id"]), [0.0] * len(prompt)
+            logp, entropy = (np.roll(own[f"student_{name}"], shift).tolist() for name in ("logp", "entropy"))
+            if writer == "slime":
+                more = {"response_length": len(response), "rollout_log_probs": logp, "loss_mask": [1] * len(response)}
+                rows.append({"tokens": prompt + response, "status": "completed"} | more)
+            else:
+                mask = [False] * len(prompt) + [True] * len(response)
+                numbers = {"trainer_logprobs": [None] * len(prompt) + logp, "entropy": before + entropy}
+                rows.append({"token_ids": prompt + response, "loss_mask": mask} | numbers)
+        file = tmp_path / ("rollouts.pt" if writer == "slime" else "rank_0.jsonl")
+        torch.save({"samples": rows}, file) if writer == "slime" else write_jsonl(file, rows)
+        imported(writer, [file], tmp_path / "c.parquet", tiny_settings.student)
+        brought = CaptureSettings(**tiny_settings.as_dict() | {"contexts": str(tmp_path / "c.parquet")})
+        results = run_capture(tmp_path / f"run-{shift}", brought, QUIET)
+        logp_facts = results["recorded"]["student_logp"]
+        assert logp_facts["positions"] == sum(results["positions"].values())
+        assert ("student_entropy" in results["recorded"]) == (writer == "prime-rl")
+        told = [doubt for doubt in results["warnings"] if "differ from those that the import recorded" in doubt]
+        if shift == 0:
+            assert max(facts["largest_difference"] for facts in results["recorded"].values()) < 1e-4
+            assert told == []
+        else:
+            assert logp_facts["mean_absolute_difference"] > 0.1
+            assert any(doubt.startswith("the student's log-probabilities of sampled tokens differ") for doubt in told)
 
 
 def test_rollouts_of_many_students_are_told_of(marked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from teachdiag.artefacts import RECORDED
 from teachdiag.diagnostics.imports.files import Format, read_jsonl, read_parquet
 from teachdiag.diagnostics.imports.records import (
     BadRow,
@@ -16,13 +17,18 @@ from teachdiag.diagnostics.imports.records import (
     mask_of,
     messages_of,
     names_of,
+    recorded_of,
     step_of,
-    turns,
 )
 from teachdiag.settings.base import shown
 
 _FINISHES = ("stop", "length", "unknown")
 _SPLITS = ("bank", "update")
+_MASK = "response_mask"
+_FIELDS = (
+    *("prompt", "prompt_token_ids", "response", "response_token_ids", _MASK, "teacher_prompt"),
+    *("teacher_prompt_token_ids", "prompt_id", "split", "finish_reason", "tokenizer", "step"),
+)
 _RENDERED_WITH = ("tools", "documents", "chat_template_kwargs")  # what chat templates read beside the messages
 
 
@@ -31,12 +37,15 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
 
     `prompt` (text with special tokens written out, or chat messages) and `response` (text), or `prompt_token_ids` and
     `response_token_ids`, or both; and if known `prompt_id`, `split`, `teacher_prompt` or `teacher_prompt_token_ids`,
-    `finish_reason`, `tokenizer` and `step`. A last message of the assistant's is continued by the response. A
-    `response_mask` says which of the `response_token_ids` the student sampled, where tools or users said the others.
+    `finish_reason`, `tokenizer` and `step`. `prompt` and `response` may be lists of ids, too. A last message of the
+    assistant's is continued by the response. A `response_mask` says which ids of the response the student sampled,
+    where tools or users said the others; of another run's contexts, what was recorded of them is kept.
     """
     for name, value in fields.items():
-        if name != "response_mask" and str(name).endswith("_mask") and value is not None:
-            raise malformed(f"{name} is not read: give what the student sampled as response_mask, or leave it out")
+        if name != _MASK and str(name).endswith("_mask") and value is not None:
+            raise malformed(
+                f"{name} is not read: give what the student sampled as response_mask, or say --mask-field {name}"
+            )
         if name in _RENDERED_WITH and value and fields.get("prompt_token_ids") is None:
             raise malformed(f"{name} is not read: give --template-options, or prompt_token_ids")
     teacher = any(fields.get(name) is not None for name in ("teacher_prompt", "teacher_prompt_token_ids"))
@@ -52,41 +61,54 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
         tokenizer=_name(fields, "tokenizer"),
         step=step_of(fields),
     )
-    mask = fields.get("response_mask")
-    return [record] if mask is None else _masked(record, mask)
+    ids, mask = record.response.ids, fields.get(_MASK)
+    if mask is not None and ids is None:
+        raise malformed("response_mask needs the ids of the response: give response_token_ids")
+    if ids is None:
+        return [record]
+    kept = None if mask is None else mask_of(mask, _MASK, len(ids))
+    everywhere = kept or (True,) * len(ids)
+    logp, entropy = (recorded_of(fields.get(name), everywhere) for name in RECORDED)
+    response = replace(record.response, masked=mask is not None)
+    return [replace(record, response=response, response_mask=kept, recorded_logp=logp, recorded_entropy=entropy)]
 
 
-def _masked(record: Record, mask: Any) -> list[Record]:  # noqa: ANN401 (whatever the file holds)
-    """The turns of a record whose response is masked."""
-    prompt, response = record.prompt.ids, record.response.ids
-    if prompt is None or response is None or record.teacher_prompt is not None:
-        raise malformed("response_mask needs prompt_token_ids and response_token_ids, and the teacher the same prompt")
-    kept = mask_of(mask, "response_mask", len(response))
-    if all(kept):
-        return [replace(record, response=replace(record.response, masked=True))]
-    sampled = turns(
-        record.where,
-        record.row,
-        prompt + response,
-        (*[False] * len(prompt), *kept),
-        prompt,
-        finish_reason=record.finish_reason,
-        step=record.step,
-    )
-    named: dict[str, Any] = {"prompt_id": record.prompt_id, "split": record.split, "tokenizer": record.tokenizer}
-    return [replace(turn, **named) for turn in sampled]
+def _named(fields: Mapping[Any, Any], names: Mapping[str, str]) -> Mapping[Any, Any]:
+    """Put fields under the names that `_parse` reads, in place of whatever has these; masks, of every other mask.
+
+    Args:
+        fields: of a row.
+        names: what the user calls `prompt`, `response`, `response_mask` or `split`.
+
+    Raises:
+        BadRow: there is no field of that name.
+    """
+    given = {}
+    for name, theirs in names.items():
+        if theirs not in fields:
+            raise BadRow(f"has no {theirs}", f"has no {theirs}; it has {names_of(fields)}")
+        given[name] = fields[theirs]
+    replaced = {*names.values(), *(f"{name}_token_ids" for name in names)}
+    kept = {k: v for k, v in fields.items() if k not in replaced and not (_MASK in names and str(k).endswith("_mask"))}
+    return kept | given
 
 
 def _side(fields: Mapping[Any, Any], name: str, *, chat: bool = False) -> Side:
     given, ids = fields.get(name), fields.get(f"{name}_token_ids")
     if given is None and ids is None:
         raise BadRow(f"has no {name}", f"has neither {name} nor {name}_token_ids; it has {names_of(fields)}")
+    if ids is None and _is_ids(given):
+        return Side(ids=ids_of(given, name))
     listed = None if ids is None else ids_of(ids, f"{name}_token_ids")
     if given is not None and not isinstance(given, str):
         if not chat:
             raise malformed(f"{name} is no text but {type(given).__name__}")
         return Side(ids=listed, messages=messages_of(given, name), continues=True)
     return Side(ids=listed, text=given)
+
+
+def _is_ids(value: Any) -> bool:  # noqa: ANN401 (whatever the file holds)
+    return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
 
 
 def _choice(fields: Mapping[Any, Any], name: str, choices: tuple[str, ...]) -> str | None:
@@ -113,4 +135,6 @@ FORMAT = Format(
     suffixes=(".jsonl", ".parquet"),
     rows=_rows,
     parse=_parse,
+    named=_named,
+    more=f"It reads the fields {', '.join(_FIELDS)}, as far as they are there; options name them otherwise.",
 )

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from teachdiag.diagnostics.imports.files import Format
-from teachdiag.diagnostics.imports.records import BadRow, Record, Row, Side, field, ids_of, malformed, mask_of, turns
+from teachdiag.diagnostics.imports.records import (
+    BadRow,
+    Record,
+    Row,
+    Side,
+    field,
+    ids_of,
+    malformed,
+    mask_of,
+    recorded_of,
+)
 from teachdiag.errors import RolloutError
 from teachdiag.settings.base import shown
 
@@ -71,22 +81,22 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     if not length:
         raise BadRow("aborted before a token" if status == "aborted" else "empty", "the response is empty")
     finish = "length" if status == "truncated" else "unknown"
-    if (mask := fields.get("loss_mask")) is not None:
-        kept = mask_of(mask, "loss_mask", length)
-        if not all(kept):
-            return turns(where, row, ids, (*[False] * start, *kept), ids[:start], finish_reason=finish)
+    mask = fields.get("loss_mask")
+    kept = (True,) * length if mask is None else mask_of(mask, "loss_mask", length)
     prompt, response = (fields.get(name) for name in ("prompt", "response"))
     return [
         Record(
             where,
             row,
-            Side(ids=ids[:start], text=prompt if isinstance(prompt, str) and prompt else None),
+            Side(ids=ids[:start], text=prompt if isinstance(prompt, str) and prompt and all(kept) else None),
             Side(
                 ids=ids[start:],
-                text=response if isinstance(response, str) and response else None,
+                text=response if isinstance(response, str) and response and all(kept) else None,
                 masked=mask is not None,
             ),
             finish_reason=finish,
+            response_mask=None if mask is None else kept,
+            recorded_logp=recorded_of(fields.get("rollout_log_probs"), kept),
         )
     ]
 
