@@ -588,7 +588,7 @@ def test_fields_of_other_names_are_read(student: dict[str, Any]) -> None:
         assert all(row["response_mask"] == [1] * (len(row["response_token_ids"]) - 1) + [0] for row in brought)
         with pytest.raises(InputError, match=r"rows\.jsonl:1: has no nowhere; it has"):
             bring("jsonl ids", said, student, rows=rows, **names | {"prompt_field": "nowhere"})
-        with pytest.raises(InputError, match=r"completion_mask is not read: .* or say --mask-field completion_mask"):
+        with pytest.raises(InputError, match=r"(tool|completion)_mask is not read: .* --mask-field \w+_mask"):
             bring("jsonl ids", said, student, rows=rows, **names | {"mask_field": ""})
 
 
