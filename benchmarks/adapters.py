@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from workload import QUIET, Row, load_bench_pair, random_contexts
@@ -14,6 +15,7 @@ from teachdiag.diagnostics.probes.updates import optimize, step_objective
 from teachdiag.settings import ProbeSettings
 
 SPACES = ("all", "lora:r=16")
+_SHORT = 12  # tokens of a prompt: what a backward pass keeps of each token is no matter of the weights
 _RESET = Path("/proc/self/clear_refs")  # 5 lets a process's peak begin anew
 
 
@@ -31,7 +33,10 @@ def adapter_rows() -> list[Row]:
 def _measure(space: str) -> None:
     """Print the peak of a step, bytes and copies of the student, and the share of its weights that it moves."""
     student = load_bench_pair(master=True).student
-    contexts = random_contexts(2, 4, "update")
+    drawn = random_contexts(2, 4, "update")
+    contexts = [
+        replace(c, student_prompt=c.student_prompt[:_SHORT], teacher_prompt=c.student_prompt[:_SHORT]) for c in drawn
+    ]
     settings = ProbeSettings(train=space, optimizer="adamw", batch_tokens=64, tile_positions=4)
     with tempfile.TemporaryDirectory() as folder:
         teacher = compute_teacher_states(student, [contexts], 64, Path(folder) / "states.npy", QUIET)

@@ -18,8 +18,10 @@ from teachdiag.artefacts import TRAIN_STEPS
 from teachdiag.diagnostics.contexts.sampling import check_candidates, check_prompts_fit
 from teachdiag.diagnostics.contexts.templates import encode_prompts
 from teachdiag.diagnostics.evaluate import Benchmark, evaluate_model, refuse_beside, resolve_benchmark, shares
+from teachdiag.diagnostics.models.adapters import in_shape
 from teachdiag.diagnostics.models.pair import (
     PairOutline,
+    adapted,
     load_pair,
     outline_pair,
     pinned,
@@ -106,6 +108,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
         pair = outline_pair(sources, reporter)  # refuses a pair that shares no vocabulary
         for cell in cells:
             check_candidates(cell.settings.top_k, pair.known.count)
+            in_shape(sources[0], cell.settings.adapter)  # refuses an adapter that has nowhere to go
         tokenizers = {model.name: model.tokenizer for model in (pair.student, pair.teacher)}
         benchmark = on_first(resolve_benchmark)(stage, settings, prompts, tokenizers, reporter)
         experiment = Experiment(run, settings, sources, benchmark, device, pair.student.end_ids)
@@ -147,6 +150,8 @@ def _finish_training(
     table = TRAIN_STEPS.build_rows(steps)
     experiment.scores(cell.name).unlink(missing_ok=True)  # of a student that is no more
     write_shard(table, experiment.steps(cell.name))
+    if cell.settings.adapter:
+        return adapted(experiment.sources[0], str(students), reporter)
     return resolve(str(students), "", (), reporter, experiment.settings.trust_remote_code)
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationConfig
@@ -45,13 +46,13 @@ def distil(
     scratch: Path,
     reporter: Reporter,
 ) -> list[Row]:
-    """Train the pair's student, in place, and save it.
+    """Train the pair's student, or a fresh adapter on it, in place, and save what was trained.
 
     Args:
         pair: student with float32 weights, and teacher.
         prompts: token ids of the prompts to train on; their order is drawn from the cell's seed.
         cell: how to train.
-        folder: where the student's weights and tokenizer go.
+        folder: where the student's weights, or the adapter's, and the tokenizer go.
         scratch: where checkpoints go, and from where an interrupted training continues.
         reporter: progress; told where a mask is degenerate.
 
@@ -62,7 +63,7 @@ def distil(
         SettingsError: TRL refuses the settings, or fails with those of --trl.
         ContextError: a model gives NaN.
     """
-    settings = cell.settings
+    settings, adapter = cell.settings, cell.settings.adapter
     with (
         reporter.bar(f"Training {cell.name}", total=settings.steps) as advance,
         warnings.catch_warnings(),
@@ -77,6 +78,7 @@ def distil(
             train_dataset=_dataset(prompts, settings),
             processing_class=pair.student.tokenizer,
             callbacks=[_Progress(advance)],
+            peft_config=LoraConfig(**adapter.options, task_type="CAUSAL_LM") if adapter else None,
             selection=cell.selection,
             loss=settings.loss,
             jsd_beta=settings.jsd_beta,

@@ -35,6 +35,7 @@ from teachdiag.settings.base import (
     shown,
 )
 from teachdiag.settings.capture import PairSettings
+from teachdiag.settings.lora import Lora, read_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,12 @@ class TrainSettings(PairSettings, ProtocolSettings):
         0, "Positions kept in every sequence whatever the budget; 0 is off", "positions", panel=SELECTION
     )
     ties: Ties = option("random", "Which of the positions of equal score are kept", panel=SELECTION)
+    lora: str = option(
+        "",
+        "Train a fresh LoRA adapter instead of all weights, and save it alone: 'r=16,alpha=32,target=q_proj+v_proj'; "
+        "'r=16' is alpha=32 and all linear layers but the LM head",
+        panel=STEPS,
+    )
     loss: str = option("reverse_kl", lambda: f"OPD loss: {described(LOSSES)}", panel=STEPS)
     jsd_beta: float = option(0.5, "Teacher's share of the mixture in --loss jsd", "between 0 and 1", panel=STEPS)
     loss_mean: LossMean = option(
@@ -186,9 +193,15 @@ class TrainSettings(PairSettings, ProtocolSettings):
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.batch % self.micro_batch == 0, "batch", f"a multiple of --micro-batch {self.micro_batch}")
         self._require(self.batch <= self.train_prompts, "batch", f"at most --train-prompts {self.train_prompts}")
-        self.refuse_idle({"student_adapter": "capture and what reads its run; students are trained whole"})
+        self.refuse_idle({"student_adapter": "capture and what reads its run; training begins with a fresh --lora"})
+        self.adapter  # noqa: B018 (parsing is the check)
         self.trl_settings  # noqa: B018 (parsing is the check)
         self.dropped_layers  # noqa: B018
+
+    @property
+    def adapter(self) -> Lora | None:
+        """The adapter that is trained; None where all weights are."""
+        return read_lora(self.lora, "--lora") if self.lora else None
 
     @property
     def trl_settings(self) -> dict[str, Any]:

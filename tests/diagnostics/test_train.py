@@ -17,6 +17,7 @@ import pytest
 import torch
 from in_ranks import command
 from processes import in_processes
+from safetensors.torch import load_file
 from stages import ROOT, WORLDS, Killed, dying, tables
 from tiny_pair import byte_tokenizer, save_model
 
@@ -109,6 +110,28 @@ def test_a_sweep_pairs_its_arms_and_continues_where_it_was_killed(
     block = training_block(tmp_path / "whole")
     assert "2 training seeds, paired. Judged by 2 answers to each of 9 held-out `sums` problems" in block
     assert "| full |" in block
+
+
+def test_an_adapter_is_trained_saved_and_judged_alone(small: TrainSettings, tmp_path: Path, quiet: Reporter) -> None:
+    settings = replace(small, lora="r=2,target=v_proj+down_proj", steps=1, selector="full")
+    stage.run_train(tmp_path / "run", settings, quiet)
+    student = tmp_path / "run/students/full-100pct-seed0"
+    assert not (student / "config.json").exists()
+    held = load_file(student / "adapter_model.safetensors")
+    moved = torch.cat([weight.flatten() for name, weight in held.items() if ".lora_B." in name])
+    assert len(held) == 2 * 2 * 2
+    # With B at 0 the gradient of A is 0, and AdamW's first step moves every weight of B by the learning rate.
+    assert moved.abs().numpy() == pytest.approx(1e-3, rel=1e-2)
+    steps = pd.read_parquet(tmp_path / "run/train_steps")
+    assert steps["update_norm"].item() == pytest.approx(1e-3 * len(moved) ** 0.5, rel=1e-2)
+    protocol = {name: getattr(small, name) for name in ("prompts", "eval_prompts", "eval_samples", "device")}
+    again = EvaluateSettings(models=[str(student)], eval_max_new_tokens=small.eval_max_new_tokens, **protocol)
+    run_evaluation(tmp_path / "again", again, quiet)
+    ours, theirs = (pd.read_parquet(tmp_path / name / "eval_scores") for name in ("run", "again"))
+    own = ours[ours["arm"] == "full"].drop(columns=["arm", "budget", "seed"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, theirs.drop(columns=["arm", "budget", "seed"]))
+    with pytest.raises(ModelError, match="has no linear layer called x_proj"):
+        stage.run_train(tmp_path / "other", replace(settings, lora="target=v_proj+x_proj"), quiet)
 
 
 def test_workers_and_judging_again_give_the_same_tables(small: TrainSettings, tmp_path: Path, quiet: Reporter) -> None:
