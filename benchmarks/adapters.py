@@ -20,7 +20,7 @@ _RESET = Path("/proc/self/clear_refs")  # 5 lets a process's peak begin anew
 
 
 def adapter_rows() -> list[Row]:
-    """The student, and what one AdamW step takes beside it at its peak; each in a process of its own."""
+    """The student and one AdamW step at their peak, beside a process without models; each in a process of its own."""
     rows: list[Row] = []
     for space in SPACES:
         done = subprocess.run([sys.executable, __file__, space], capture_output=True, text=True, check=True)
@@ -32,6 +32,7 @@ def adapter_rows() -> list[Row]:
 
 def _measure(space: str) -> None:
     """Print the peak of a step, bytes and copies of the student, and the share of its weights that it moves."""
+    before = _status("VmRSS")
     student = load_bench_pair(master=True).student
     drawn = random_contexts(2, 4, "update")
     contexts = [
@@ -42,12 +43,11 @@ def _measure(space: str) -> None:
         teacher = compute_teacher_states(student, [contexts], 64, Path(folder) / "states.npy", QUIET)
         choose_weights(student, settings)
         facts = trained_facts(student)
-        theta0, before = Theta0(student), _status("VmRSS")
+        theta0 = Theta0(student)
         _RESET.write_text("5")
         optimize(student, [step_objective(contexts, teacher, settings)], settings, theta0, QUIET)
-    held = 4 * facts["of"]
-    taken = held + _status("VmHWM") - before
-    print(taken, taken / held, facts["parameters"] / facts["of"])
+    taken = _status("VmHWM") - before
+    print(taken, taken / (4 * facts["of"]), facts["parameters"] / facts["of"])
 
 
 def _status(name: str) -> int:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from teachdiag.adapters import local_adapter
-from teachdiag.errors import InputError, ModelError, RolloutError, RunError, SettingsError, cause
+from teachdiag.errors import InputError, ModelError, RolloutError, RunError, SettingsError, cause, using
 from teachdiag.foreign import how_imported
 from teachdiag.manifests import read_manifest
 from teachdiag.prompts import local_file
@@ -32,8 +32,8 @@ _EXTRAS = ("trackio", "wandb")  # packages that an extra of their name installs
 _PATH_LIKE = ("/", "./", "../", "~")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODELS = (  # that are read
-    "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), its id "
-    "on the Hub, or 'embedded'"
+    "give the folder of a causal language model in transformers' format (config.json, tokenizer, safetensors), a GGUF "
+    "file, its id on the Hub, or 'embedded'"
 )
 
 
@@ -169,15 +169,15 @@ def existing(path: Path) -> Path:
 
 
 def local_model(name: str) -> Path | None:
-    """Return the folder of a model on this machine; None for the embedded one, and for what can only be on the Hub.
+    """Return the folder or GGUF file of a model on this machine; None for the embedded one, and what is on the Hub.
 
     Raises:
-        ModelError: a path is meant, and no folder is there.
+        ModelError: a path is meant, and neither is there.
     """
     path = Path(name)
     if name == EMBEDDED:
         return None
-    if path.is_dir():
+    if path.is_dir() or _is_gguf(path):
         return path
     if path.is_file() or path.suffix == ".gguf" or name.startswith(_PATH_LIKE):
         why = "is a file" if path.is_file() else "does not exist"
@@ -189,6 +189,16 @@ def local_model(name: str) -> Path | None:
 
 _OF_SOURCE = ("prompts", "data_file")
 _OF_DRAWING = ("bank_prompts", "update_prompts", "max_prompt_tokens", "responses", "seed")
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, which is what they are known by, not their name."""
+    if not path.is_file():
+        return False
+    with using(path), path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 _UNREAD_REVISION = {"revision": "models on the Hub, and none is"}
 
 

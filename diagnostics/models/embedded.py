@@ -6,8 +6,7 @@ Its 4-bit weights are dequantised once to float32 and cached as safetensors, so 
 import importlib.util
 from pathlib import Path
 
-from teachdiag.cache import cache_folder, made_once
-from teachdiag.diagnostics.models.gguf_files import dequantise
+from teachdiag.diagnostics.models.gguf_files import dequantised
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.tables import file_digest
@@ -23,13 +22,7 @@ def embedded_model(reporter: Reporter) -> tuple[Path, str]:
         RunError: the cache cannot be written.
     """
     gguf = _gguf_file()
-    name = f"smollm2-135m-instruct-{file_digest(gguf)[:12]}"
-
-    def make(part: Path) -> None:
-        reporter.say(f"Dequantising the embedded model once, into {cache_folder() / name}")
-        dequantise(gguf, part)
-
-    return made_once(name, make)
+    return dequantised(gguf, f"smollm2-135m-instruct-{file_digest(gguf)[:12]}", reporter)
 
 
 def _gguf_file() -> Path:

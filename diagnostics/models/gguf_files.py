@@ -8,7 +8,29 @@ import importlib.util
 import json
 from pathlib import Path
 
-from teachdiag.errors import ModelError
+from teachdiag.cache import cache_folder, made_once
+from teachdiag.errors import InputError, ModelError, cause
+from teachdiag.progress import Reporter
+
+
+def dequantised(gguf: Path, name: str, reporter: Reporter) -> tuple[Path, str]:
+    """Return the folder of a file's model in the cache, made on first use, and the SHA-256 of its content.
+
+    Args:
+        gguf: the file.
+        name: of the folder, with a digest of the file in it.
+        reporter: told where it is made.
+
+    Raises:
+        ModelError: as `dequantise`.
+        RunError: the cache cannot be written.
+    """
+
+    def make(part: Path) -> None:
+        reporter.say(f"Dequantising {gguf.name} once, into {cache_folder() / name}")
+        dequantise(gguf, part)
+
+    return made_once(name, make)
 
 
 def dequantise(gguf: Path, folder: Path) -> None:
@@ -18,17 +40,32 @@ def dequantise(gguf: Path, folder: Path) -> None:
     other padding, they take no part in any softmax.
 
     Raises:
-        ModelError: the GGUF reader is not installed.
+        ModelError: the GGUF reader is not installed, or the file does not hold a whole model that transformers reads.
     """
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {gguf.name} needs gguf: pip install 'teachdiag[gguf]'")
+    try:
+        _write_model(gguf, folder)
+    except InputError:
+        raise
+    except Exception as error:  # of transformers, gguf and tokenizers, each of which has its own
+        raise ModelError(f"GGUF file {gguf} cannot be read by transformers: {cause(error)}") from error
+
+
+def _write_model(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"reading {gguf.name} needs gguf: pip install 'teachdiag[gguf]'")
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+    )
+    if lacking := sorted(report["missing_keys"]):  # as one part of a split file does
+        raise ModelError(
+            f"GGUF file {gguf} holds no whole model: it lacks {lacking[0]}; give one file with all weights"
+        )
     # The weights are plain float32 now; these marks of their origin would forbid saving them.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -14,6 +14,7 @@ from transformers.utils import cached_file, logging
 
 from teachdiag.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, local_adapter
 from teachdiag.diagnostics.models.embedded import embedded_model
+from teachdiag.diagnostics.models.gguf_files import dequantised
 from teachdiag.errors import InputError, ModelError, cause
 from teachdiag.preflight import HUB_ID, MODELS, local_model
 from teachdiag.progress import Reporter
@@ -100,10 +101,10 @@ def resolve(
     """Find a model and pin its weights, without loading them.
 
     Args:
-        name: Hub id, local folder, or 'embedded'.
+        name: Hub id, local folder, GGUF file, or 'embedded'.
         revision: of a Hub id.
         dropped_layers: zero-based decoder layers to remove.
-        reporter: told where the embedded model is made.
+        reporter: told where a GGUF file is dequantised.
         trusted: whether code that comes with the model may run.
 
     Raises:
@@ -113,9 +114,12 @@ def resolve(
     if name == EMBEDDED:
         folder, digest = embedded_model(reporter)
         return ModelSource(name, str(folder), "", digest, dropped_layers, trusted)
-    if local_folder := local_model(name):
-        _refuse_other_kinds(name, [file.name for file in local_folder.iterdir()])
-        return ModelSource(name, name, "", _folder_digest(local_folder), dropped_layers, trusted)
+    if local := local_model(name):
+        if local.is_file():
+            folder, digest = dequantised(local, f"gguf-{file_digest(local)[:32]}", reporter)
+            return ModelSource(name, str(folder), "", digest, dropped_layers, trusted)
+        _refuse_other_kinds(name, [file.name for file in local.iterdir()])
+        return ModelSource(name, name, "", _folder_digest(local), dropped_layers, trusted)
     path, commit = _on_hub(name, revision)
     return ModelSource(name, path, commit, commit, dropped_layers, trusted)
 
@@ -180,8 +184,11 @@ def _refuse_other_kinds(name: str, files: Iterable[str]) -> None:
             "the adapter as --student-adapter or --teacher-adapter"
         )
     if "config.json" not in held:
-        what = "GGUF files, which are not read" if any(file.endswith(".gguf") for file in held) else "no config.json"
-        raise ModelError(f"model {name!r} has {what}: {MODELS}")
+        if any(file.endswith(".gguf") for file in held):
+            raise ModelError(
+                f"model {name!r} has GGUF files and no config.json: give the path of one of them, on this disk"
+            )
+        raise ModelError(f"model {name!r} has no config.json: {MODELS}")
 
 
 @contextmanager

