@@ -1,13 +1,16 @@
 """The LM head's product without a float32 copy of half-precision weights, against float64 on the same numbers."""
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.models.alignment import batched
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
+from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
 
@@ -84,8 +87,30 @@ def test_gradients_of_many_tiles_are_rounded_once() -> None:
     assert weight.grad.item() == 512
 
 
-def test_a_half_precision_pair_keeps_no_copy_of_its_heads(tiny_settings: CaptureSettings, quiet: Reporter) -> None:
-    pair = load_pair(resolve_pair(replace(tiny_settings, dtype="bfloat16"), quiet), "bfloat16", "cpu")
+@pytest.mark.device
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_models_keep_their_heads_and_lose_no_digit_behind_them(
+    tiny_settings: CaptureSettings,
+    captured_once: Path,
+    tmp_path: Path,
+    device: torch.device,
+    quiet: Reporter,
+    dtype: str,
+) -> None:
+    """No copy of the head; logits as exact as float32 has them; states that come back from disk as they were."""
+    pair = load_pair(resolve_pair(tiny_settings, quiet), dtype, str(device))
+    contexts = list(read_contexts(captured_once, 6))[:3]
+    states = compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", quiet)
     for model in (pair.student, pair.teacher):
         assert model.head.weight is model.model.get_output_embeddings().weight
-        assert model.head.weight.dtype == torch.bfloat16
+        assert model.head.weight.dtype == getattr(torch, dtype)
+    for batch in batched(contexts, 60):
+        hidden = pair.teacher.hidden_rows(batch, "teacher")
+        kept = states.at(states.rows(batch), device)
+        assert kept.dtype == hidden.dtype
+        assert torch.equal(kept, hidden)
+        with torch.no_grad():
+            logits = pair.teacher.head(kept)
+        weight = pair.teacher.head.weight.detach().cpu().double()[: pair.teacher.head.size]
+        exact, sizes = hidden.cpu().double() @ weight.T, hidden.cpu().double().abs() @ weight.abs().T
+        assert ((logits.cpu().double() - exact).abs() <= (hidden.shape[1] + 2) * EPSILON * sizes).all()

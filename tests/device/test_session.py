@@ -52,7 +52,7 @@ def test_a_piece_is_measured_apart_and_tests_are_counted(tmp_path: Path) -> None
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     piece = json.loads((tmp_path / "gpu.json").read_text())["pieces"]["right"]
     assert piece["error"] == ""
-    assert [row["what"] for row in piece["rows"]] == ["12 tests passed, 0 failed, 0 were skipped"]
+    assert [row["what"] for row in piece["rows"]] == ["14 tests passed, 0 failed, 0 were skipped"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
 
 
