@@ -3,7 +3,7 @@
 Loading holds the student in float32 and the teacher in its own type. A step holds the student, further copies of the
 weights that it moves (theta0 beside the moved ones, gradient, the optimizer's moments), one tile of logits with what is
 made of it, the teacher's head, and what the backward pass keeps of each layer: about ten vectors of the model's width
-and four of its inner width a token.
+and four of its inner width a token; where it recomputes, of one layer at a time, and one vector of all others.
 """
 
 import math
@@ -75,10 +75,16 @@ def foreseen(
     whole, taught = student.parameters * _FLOAT32 / shards, teacher.parameters * BYTES[capture.dtype] / shards
     tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
     head = teacher.rows * teacher.width * BYTES[capture.dtype]
-    kept = student.layers * tokens * (10 * student.width + 4 * student.inner) if settings.reads("optimizer") else 0
+    kept = tokens * _kept_of_a_token(student, settings.recompute) if settings.reads("optimizer") else 0
     step = whole + (settings.student_copies - 1) * student.trained * _FLOAT32 / shards + kept * _FLOAT32
     step += taught if settings.rollouts == "fresh" else head
     return tile + max(whole + taught, step)
+
+
+def _kept_of_a_token(student: Size, recompute: bool) -> int:
+    """Numbers that the backward pass keeps of one token."""
+    of_a_layer = 10 * student.width + 4 * student.inner
+    return student.layers * student.width + of_a_layer if recompute else student.layers * of_a_layer
 
 
 def refuse_what_cannot_fit(
@@ -104,8 +110,8 @@ def refuse_what_cannot_fit(
     need = f"needs about {needed / _GB:.2g} GB of memory on {device}, of {free / _GB:.2g} GB that are free"
     if needed * _CERTAIN > free:
         raise SettingsError(
-            f"the probe {need}: take a smaller --batch-tokens, --optimizer sgd, --train lora, --shard-model over "
-            "several processes, or a machine with more memory"
+            f"the probe {need}: take a smaller --batch-tokens, --recompute, --optimizer sgd, --train lora, "
+            "--shard-model over several processes, or a machine with more memory"
         )
     reporter.say(f"The probe {need}")
 

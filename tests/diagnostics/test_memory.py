@@ -57,6 +57,11 @@ def test_the_law_by_hand(kind: str, optimizer: str, copies: int) -> None:
     assert foreseen(settings, CaptureSettings(dtype="bfloat16"), adapted, teacher, 2048) == pytest.approx(
         tile + max(4e9 + 4e9, 4e9 + (copies - 1) * 4e7 + head + activations)
     )
+    if kind != "checkpoint":
+        recomputed, kept = replace(settings, recompute=True), 2048 * (10 * 100 + 10 * 100 + 4 * 400) * 4
+        assert foreseen(recomputed, CaptureSettings(dtype="bfloat16"), student, teacher, 2048) == pytest.approx(
+            tile + max(4e9 + 4e9, copies * 4e9 + head + kept)
+        )
 
 
 def test_what_cannot_fit_is_refused_and_leaves_nothing(
