@@ -28,6 +28,7 @@ from teachdiag.diagnostics.calibrate import (
     score_anew,
 )
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.models.alignment import Context, batched
 from teachdiag.diagnostics.models.head import Head
@@ -174,7 +175,7 @@ def capture_rows(bench: Bench) -> list[Row]:
     """Capture's exact scoring, files and all, against two bare passes over the same batches; and its rollouts."""
     pair, settings, load = bench.pair(), bench.capture(), bench.workload
     with _run(bench) as run:
-        contexts = list(read_contexts(run, settings.positions))
+        contexts = list(read_contexts(run, Positions.of(settings)))
         batches = batched(contexts, settings.batch_tokens)
         models = pair.student, pair.teacher
         bare = taken(lambda: [bare_pass(model, batch) for batch in batches for model in models], bench.device)
@@ -295,7 +296,7 @@ def _probed(bench: Bench, settings: ProbeSettings) -> Iterator[ProbeSetup]:
     capture = bench.capture()
     with _run(bench) as run:
         score_anew(run, capture, bench.pair())
-        contexts = list(read_contexts(run, capture.positions))
+        contexts = list(read_contexts(run, Positions.of(capture)))
         splits = {split: [c for c in contexts if c.split == split] for split in ("bank", "update")}
         pair, groups = bench.pair(master=True), list(splits.values())
         student = pair.student

@@ -13,6 +13,7 @@ from workload import Row, bare_pass, best, load_bench_pair, random_contexts, wri
 
 from teachdiag.diagnostics.calibrate import score_anew
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.settings import CaptureSettings
@@ -27,7 +28,7 @@ def time_rows(pair: Pair) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         write_contexts(run, random_contexts(CONTEXT_COUNTS[0], POSITIONS, "bank"))
-        shards = in_shards(read_contexts(run, POSITIONS), SETTINGS.shard_contexts)
+        shards = in_shards(read_contexts(run, Positions(POSITIONS)), SETTINGS.shard_contexts)
         batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
         models = (pair.student, pair.teacher)
         bare = best(lambda: [bare_pass(model, batch) for batch in batches for model in models])

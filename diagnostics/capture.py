@@ -14,6 +14,7 @@ from teachdiag.diagnostics.contexts.contexts_table import (
     ROLLOUT_CONTEXTS,
     import_contexts,
     lay_out,
+    own_lengths,
     unsampled,
     write_group,
 )
@@ -104,6 +105,7 @@ def _captured(stage: SharedStage, job: Job, plan: Plan, used: tuple[RolloutEngin
             results["warnings"] = doubts(results, not (job.settings.contexts or tokenizer.chat_template))
             results["warnings"] += of_import(inputs.get(IMPORTED, {})) + of_server(inputs["teacher"])
             results["warnings"] += recorded_doubts(results.get("recorded", {}))
+            on_first(_say_unscored)(job)
             stage.complete(results)
             for doubt in results["warnings"]:
                 job.reporter.say(f"Beware: {doubt}")
@@ -219,6 +221,16 @@ def _sample(job: Job, groups: list[Group], engine: RolloutEngine, scoring: Scori
         engine.sample(job, scoring, groups, write)
     if written < len(share):
         raise ModelError(f"only {written} of {len(share)} groups of rollouts came back: start the same command again")
+
+
+def _say_unscored(job: Job) -> None:
+    settings = job.settings
+    longer = int((own_lengths(job.run) > settings.positions).sum()) if settings.positions_from == "first" else 0
+    if longer:
+        job.reporter.say(
+            f"{longer} responses have more than --positions {settings.positions} tokens of the student's, of which the "
+            "first were scored: --positions-from spread draws them from the whole response"
+        )
 
 
 @on_first

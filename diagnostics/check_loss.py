@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.loss_checks.gradients import LossFunction, Sample, gradient
 from teachdiag.diagnostics.loss_checks.references import references
 from teachdiag.diagnostics.loss_checks.verdict import judge
@@ -48,7 +49,7 @@ def run_check_loss(settings: CheckLossSettings, reporter: Reporter) -> dict[str,
     device = pick_device(settings.device)
     sources = resolve_pair(capture, reporter)
     refuse_other_models(run, captured, sources)
-    contexts = _drawn([c for c in read_contexts(run, capture.positions) if c.split == "bank"], settings)
+    contexts = _drawn([c for c in read_contexts(run, Positions.of(capture)) if c.split == "bank"], settings)
     sample = _sample(load_pair(sources, capture.dtype, device), contexts, settings.positions)
     for name, loss in losses.items():  # one that fails does so at once
         gradient(f"loss {name}", loss, sample)

@@ -77,6 +77,12 @@ class Bank:
         """Return one column as float64, shape (N,)."""
         return np.asarray(self.positions[name], np.float64)
 
+    @cached_property
+    def weight(self) -> Array | None:
+        """How many of the student's tokens each position stands for, shape (N,); None where none were drawn."""
+        weight = self.column("weight") if "weight" in self.positions else None
+        return None if weight is None or np.isnan(weight).any() else weight
+
 
 @dataclass(frozen=True)
 class Probe:

@@ -18,7 +18,7 @@ from teachdiag.scores import Array, Codes, Mask, quantile_bins
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BUCKETS
 
-POSITION_EDGES = (0, 1, 2, 3, 5, 9, 17, 33)  # first position of each bucket of the position profile
+POSITION_EDGES = (0, 1, 2, *(2**n + 1 for n in range(1, 15)))  # first position of each bucket of the position profile
 _QUARTERS, _TENTHS = 4, 10
 _TRIM, _WINSOR = (0.05, 0.95), ((0.01, 0.99), (0.05, 0.95))
 _UNDEFINED = {"share of total": "have a total that is 0 or of the other sign"}
@@ -82,7 +82,8 @@ def bucket_rows(
     buckets = np.searchsorted(POSITION_EDGES, position, "right").astype(np.int64)
     everywhere = np.ones(len(prompts), bool)
     by_position = _Region.of("all", ("position", None), position, everywhere, buckets, prompts)
-    return rows + [row for outcome in outcomes for row in _by_position(outcome, by_position, draws)]
+    weight = None if bank.weight is None else first.of(bank.weight)
+    return rows + [row for outcome in outcomes for row in _by_position(outcome, by_position, draws, weight)]
 
 
 def robust_rows(outcome: Outcome, resampling: Resampling) -> list[dict[str, Any]]:
@@ -148,22 +149,37 @@ def _residuals(
     return rows
 
 
-def _by_position(outcome: Outcome, cut: _Region, draws: _Draws) -> list[dict[str, Any]]:
-    """Mean outcome by response position, and each bucket's share of the sum over the bank, if that is not 0."""
-    means = _means(outcome.values, outcome, cut, draws)
-    rows = _rows(outcome, cut, "mean", outcome.unit, means, draws)
-    if outcome.values.sum() == 0:
+def _by_position(outcome: Outcome, cut: _Region, draws: _Draws, weight: Array | None) -> list[dict[str, Any]]:
+    """Mean outcome by response position, and each bucket's share of the sum over the bank, if that is not 0.
+
+    Where positions were drawn, each counts for as many tokens as it stands for, so that both are estimates for all
+    tokens of the responses; and each bucket's share of these tokens is told.
+    """
+    if weight is None:
+        rows = _rows(outcome, cut, "mean", outcome.unit, _means(outcome.values, outcome, cut, draws), draws)
+        values = outcome.values
+    else:
+        values = weight * outcome.values
+        sums, tokens = (_sums(column, outcome, cut.codes, draws.weights) for column in (values, weight))
+        rows = _rows(outcome, cut, "mean", outcome.unit, ratio(sums, tokens), draws)
+        rows += _rows(outcome, cut, "share of tokens", "1", ratio(tokens, tokens.sum(1, keepdims=True)), draws)
+    if values.sum() == 0:
         return rows
-    shares = _shares(outcome, cut.codes, draws.weights)
+    shares = _shares(values, outcome, cut.codes, draws.weights)
     return rows + _rows(outcome, cut, "share of total", "1", shares, draws)
 
 
-def _shares(outcome: Outcome, codes: Codes, weights: Array) -> Array:
-    """Each bucket's share of the outcome's sum in every draw, shape (draws, buckets).
+def _sums(values: Array, outcome: Outcome, codes: Codes, weights: Array) -> Array:
+    """Sum of each bucket in every draw, shape (draws, buckets)."""
+    return weights @ group_sums(values, codes, int(codes.max()) + 1, outcome.prompts, weights.shape[1])
+
+
+def _shares(values: Array, outcome: Outcome, codes: Codes, weights: Array) -> Array:
+    """Each bucket's share of a sum in every draw, shape (draws, buckets).
 
     Where a draw has a total of the other sign, shares of it mean nothing: NaN there, and so no interval.
     """
-    sums = weights @ group_sums(outcome.values, codes, int(codes.max()) + 1, outcome.prompts, weights.shape[1])
+    sums = _sums(values, outcome, codes, weights)
     totals = sums.sum(axis=1, keepdims=True)
     return np.where(totals * totals[0] > 0, ratio(sums, totals), np.nan)
 

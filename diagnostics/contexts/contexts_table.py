@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from teachdiag.artefacts import BROUGHT, CONTEXTS
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, check_prompts_fit
 from teachdiag.diagnostics.contexts.templates import Options, encode_prompts
 from teachdiag.diagnostics.models.alignment import Context, Side, check_fits, in_shards
@@ -104,13 +105,19 @@ def write_group(run: Path, group: Group, rollouts: Sequence[Rollout]) -> None:
     write_shard(CONTEXTS.build_rows(sampled), shard_path(run / "contexts", group.index))
 
 
-def read_contexts(run: Path, positions: int) -> Iterator[Context]:
-    """Yield the frozen contexts of a run, of which so many positions each are kept; one shard is in memory at a time.
-
-    These are the first of those that the student wrote.
-    """
+def read_contexts(run: Path, positions: Positions) -> Iterator[Context]:
+    """Yield the frozen contexts of a run, with the positions that are kept; one shard is in memory at a time."""
     for file in shard_files(run / "contexts"):
         yield from _contexts(CONTEXTS.read_arrow(file), positions)
+
+
+def own_lengths(run: Path) -> np.ndarray:
+    """How many tokens of each response of a run are the student's, shape (contexts,), int64."""
+    table = CONTEXTS.read_arrow(run / "contexts", ["response_token_ids", "response_mask"]).combine_chunks()
+    masks = table["response_mask"].combine_chunks()
+    masked = np.bincount(pc.list_parent_indices(masks), pc.list_flatten(masks), minlength=table.num_rows)
+    lengths = pc.list_value_length(table["response_token_ids"])
+    return np.where(masks.is_valid(), masked, lengths).astype(np.int64)
 
 
 def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> int:
@@ -134,7 +141,7 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
         raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
     _check_lists(table)
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
-    check_fits(_contexts(table, settings.positions), limits, pair.known)
+    check_fits(_contexts(table, Positions.of(settings)), limits, pair.known)
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
     return int(table.num_rows)
@@ -154,21 +161,19 @@ def _check_lists(table: pa.Table) -> None:
                 raise ContextError(f"context {context} has a response_mask that holds more than 0 and 1")
 
 
-def _contexts(table: pa.Table, positions: int) -> list[Context]:
+def _contexts(table: pa.Table, positions: Positions) -> list[Context]:
     return [_context(row, positions) for row in table.to_pylist()]
 
 
-def _context(row: dict[str, Any], positions: int) -> Context:
-    response, mask, kept = row["response_token_ids"][:positions], row["response_mask"], None
-    if mask is not None:
-        kept = tuple(np.flatnonzero(mask)[:positions].tolist())
-        response = row["response_token_ids"][: kept[-1] + 1 if kept else None]
+def _context(row: dict[str, Any], positions: Positions) -> Context:
+    kept = positions.keep(row["context_id"], row["response_token_ids"], row["response_mask"])
     return Context(
         context_id=row["context_id"],
         prompt_id=row["prompt_id"],
         split=row["split"],
         student_prompt=tuple(row["prompt_token_ids"]),
         teacher_prompt=tuple(row["teacher_prompt_token_ids"]),
-        response=tuple(response),
-        kept=kept,
+        response=kept.response,
+        kept=kept.positions,
+        weights=kept.weights,
     )

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, sample_group
 from teachdiag.diagnostics.engines.protocol import Job, Scoring, resolve_here
 from teachdiag.diagnostics.models.alignment import Batch
@@ -49,7 +50,7 @@ class StudentHere(ABC):
         job, measure = self.job, self.measure()
 
         def idle() -> Columns:
-            return measure(Batch((next(read_contexts(job.run, job.settings.positions)),)))
+            return measure(Batch((next(read_contexts(job.run, Positions.of(job.settings))),)))
 
         with joined(), in_step(idle, job.settings.shard_model) as step:
             score_contexts(job.run, job.settings, lambda batch: step(partial(measure, batch)), job.reporter)

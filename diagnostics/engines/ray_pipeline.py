@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS, read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import Group, Rollout, ended
 from teachdiag.diagnostics.engines.protocol import Job, Scoring, refuse_several_processes, resolve_here
 from teachdiag.diagnostics.engines.ray_cluster import Cluster, connected, keep_to, require_ray, same_models
@@ -228,7 +229,7 @@ class Scorer:
                     "a --store that all machines reach, or start the same command again"
                 )
         skipped = start % ROLLOUT_CONTEXTS
-        contexts = islice(read_contexts(scratch, self.settings.positions), skipped, skipped + stop - start)
+        contexts = islice(read_contexts(scratch, Positions.of(self.settings)), skipped, skipped + stop - start)
         write_shard(score_shard(list(contexts), self.settings, self.measure), scratch / _name("positions", number))
         self.store.send(scratch, _name("positions", number))
 

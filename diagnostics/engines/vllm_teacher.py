@@ -10,6 +10,7 @@ from torch import Tensor
 
 from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.engines.in_process import StudentHere
 from teachdiag.diagnostics.engines.protocol import Job, refuse_several_processes, resolve_here
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm, start, unchunked
@@ -51,7 +52,7 @@ class TeacherServed(StudentHere):
     def measure(self) -> Measure:
         """Load the student, start the engine, and return what scores a batch with both."""
         job, student = self.job, self.student
-        length = max(len(c.inputs("teacher")) for c in read_contexts(job.run, job.settings.positions))
+        length = max(len(c.inputs("teacher")) for c in read_contexts(job.run, Positions.of(job.settings)))
         tile, engine = job.settings.tile_positions, (job.sources[1], job.settings, length, job.pair.known)
         if gives(job.settings, job.pair) == "logprobs":
             listed = LogprobsTeacher(*engine, job.reporter)

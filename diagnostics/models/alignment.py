@@ -37,6 +37,7 @@ class Context:
         teacher_prompt: the teacher's prompt token ids, which may be others.
         response: response token ids, up to the last position that may be kept.
         kept: response positions that are kept, ascending; None keeps all.
+        weights: how many of the student's tokens each kept position stands for, where positions were drawn.
     """
 
     context_id: int
@@ -46,6 +47,7 @@ class Context:
     teacher_prompt: tuple[int, ...]
     response: tuple[int, ...]
     kept: tuple[int, ...] | None = None
+    weights: tuple[float, ...] | None = None
 
     @cached_property
     def positions(self) -> np.ndarray:
@@ -63,8 +65,8 @@ class Context:
         return len(self.response) - 1 if self.kept is None else self.kept[-1]
 
     def keeping(self, positions: Sequence[int] | np.ndarray) -> "Context":
-        """Return the same rollout with only some of its kept positions, given in ascending order."""
-        return replace(self, kept=tuple(map(int, positions)))
+        """Return the same rollout with only some of its kept positions, given in ascending order, unweighted."""
+        return replace(self, kept=tuple(map(int, positions)), weights=None)
 
     def prompt(self, side: Side) -> tuple[int, ...]:
         """Prompt token ids of one side."""
@@ -194,5 +196,5 @@ def check_fits(contexts: Sequence[Context], limits: dict[Side, int], known: Know
             if length > limit:
                 raise ContextError(
                     f"context {context.context_id} has {length} tokens for the {side}, whose limit is {limit}: use "
-                    "shorter prompts, or fewer --positions"
+                    "shorter prompts, or fewer --positions from the first"
                 )

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Batch, batched
 from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
 from teachdiag.diagnostics.models.head import Head
@@ -53,7 +54,9 @@ def load_canary(run: Path, contexts: int, positions: int, device: str, reporter:
     """
     captured = Stage(run, "capture").require(*READ)
     capture = captured_settings(run, captured)
-    bank = [c for c in read_contexts(run, min(positions, capture.positions)) if c.split == "bank"]
+    chosen_from = "spread" if capture.positions_from == "all" else capture.positions_from
+    kept = Positions(min(positions, capture.positions), chosen_from, capture.seed)
+    bank = [c for c in read_contexts(run, kept) if c.split == "bank"]
     if len(bank) < contexts:
         raise RunError(f"{run} has {len(bank)} bank contexts, and the canary asks for {contexts}: ask for fewer")
     sources = resolve_pair(capture, reporter)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from teachdiag.artefacts import ISOLATED
+from teachdiag.diagnostics.contexts.kept import allotted
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup, rows_of
@@ -114,7 +115,7 @@ def draw_positions(positions: pa.Table, sample: int, seed: int) -> pa.Table:
             f"at most {n}; 0 takes all"
         )
     rng = np.random.default_rng(seed)
-    taken = _allotted(sizes, wanted)
+    taken = allotted(sizes, wanted)
     rows = [rng.choice(np.flatnonzero(stratum == s), taken[s], replace=False) for s in np.flatnonzero(sizes)]
     chosen = np.sort(np.concatenate(rows))
     weight = (sizes / np.maximum(taken, 1))[stratum[chosen]]
@@ -125,17 +126,6 @@ def draw_positions(positions: pa.Table, sample: int, seed: int) -> pa.Table:
 def _drawn(run: Path, settings: ProbeSettings, contexts: list[Context]) -> pa.Table:
     rows = rows_of(run, contexts, ["prompt_id", "split", *(name for name, _ in _STRATIFIED_BY)])
     return draw_positions(rows, settings.sample, derive_seed(settings.seed, "sample"))
-
-
-def _allotted(sizes: np.ndarray, sample: int) -> np.ndarray:
-    """Fill the strata evenly: one more to each in turn, as long as it holds more."""
-    taken = np.zeros_like(sizes)
-    while (left := sample - int(taken.sum())) > 0:
-        open_strata = np.flatnonzero(taken < sizes)
-        share = max(left // len(open_strata), 1)
-        for stratum in open_strata[:left]:
-            taken[stratum] = min(taken[stratum] + share, sizes[stratum])
-    return taken
 
 
 def steps_in_context(setup: ProbeSetup, context: Context, rows: pa.Table, held_out: HeldOut) -> pa.Table:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from teachdiag.diagnostics.contexts.contexts_table import ROLLOUT_CONTEXTS
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import Rollout, check_prompts_fit, sample
 from teachdiag.diagnostics.models.alignment import Context, Side, in_shards
 from teachdiag.diagnostics.models.language_model import LanguageModel
@@ -48,9 +49,10 @@ def _take_fresh_steps(setup: ProbeSetup) -> Step:
 
 def _fresh_objective(setup: ProbeSetup, teacher: LanguageModel, batch: Sequence[Context], number: int) -> Objective:
     sampled = on_first(_fresh_rollouts)(setup, batch, number)
+    kept = [Positions.of(setup.capture).keep(index, rollout.token_ids) for index, rollout in enumerate(sampled)]
     contexts = [
-        replace(c, context_id=index, response=rollout.token_ids[: setup.capture.positions], kept=None)
-        for index, (c, rollout) in enumerate(zip(batch, sampled, strict=True))
+        replace(c, context_id=index, response=k.response, kept=k.positions, weights=k.weights)
+        for index, (c, k) in enumerate(zip(batch, kept, strict=True))
     ]
     file = setup.scratch / "fresh.npy"
     file.unlink(missing_ok=True)

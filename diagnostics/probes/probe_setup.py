@@ -5,7 +5,7 @@ end.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.sharding import load_over_processes
@@ -212,7 +213,7 @@ def set_up(
         reporter: progress.
         kind: the probe, as its kind measures it.
     """
-    contexts = list(read_contexts(stage.run, capture.positions))
+    contexts = list(read_contexts(stage.run, Positions.of(capture)))
     bank = [c for c in contexts if c.split == "bank"]
     if settings.bank_contexts > len(bank):
         raise RunError(f"{stage.run} has {len(bank)} bank contexts, --bank-contexts asks for {settings.bank_contexts}")
@@ -249,7 +250,11 @@ def _states_file(stage: Stage, capture: CaptureSettings, settings: ProbeSettings
     note = stage.read()
     assert note is not None, "a claimed stage has a note"
     decided_by = {"teacher": note["inputs"]["teacher"], "contexts": note["inputs"]["contexts"]}
-    decided_by |= {"positions": capture.positions, "dtype": capture.dtype, "batch_tokens": settings.batch_tokens}
+    decided_by |= {
+        "positions": asdict(Positions.of(capture)),
+        "dtype": capture.dtype,
+        "batch_tokens": settings.batch_tokens,
+    }
     return shared_file(stage.run / "teacher_states", decided_by | note["made_with"])
 
 

@@ -96,7 +96,7 @@ def _behind(context: Context, rollout: Context, limit: int, context_id: int) -> 
     """The response of a rollout, and what is kept of it, behind the prompts of another context."""
     room = limit + 1 - max(map(len, _prompts(context)))
     kept = rollout.kept if rollout.kept is None else tuple(t for t in rollout.kept if t < room)
-    return replace(context, context_id=context_id, response=rollout.response[:room], kept=kept)
+    return replace(context, context_id=context_id, response=rollout.response[:room], kept=kept, weights=None)
 
 
 def _prompts(context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from teachdiag.artefacts import CONTEXTS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.processes.group import in_share
@@ -31,7 +32,7 @@ def score_contexts(run: Path, settings: CaptureSettings, measure: Measure, repor
     """
     total = CONTEXTS.read_arrow(run / "contexts", ["context_id"]).num_rows
     with reporter.bar("Scoring contexts", total=total) as advance:
-        for index, shard in enumerate(in_shards(read_contexts(run, settings.positions), settings.shard_contexts)):
+        for index, shard in enumerate(in_shards(read_contexts(run, Positions.of(settings)), settings.shard_contexts)):
             path = shard_path(run / "positions", index)
             if not in_share(index) or is_intact(path):
                 advance(len(shard))
@@ -71,8 +72,10 @@ def position_rows(batch: Batch, columns: Columns) -> pa.Table:
     """
     rows = [c.rows for c in batch.contexts]
     ends = np.repeat([len(c.response) - 1 for c in batch.contexts], rows)
+    drawn = [c.weights for c in batch.contexts if c.weights is not None]
     return positions_table().build(
         columns
+        | ({"weight": np.concatenate(drawn)} if drawn else {})
         | {
             "context_id": batch.context_ids,
             "position": batch.positions,

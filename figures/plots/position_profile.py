@@ -26,9 +26,10 @@ def position_profile_figure(step: StepTables) -> Picture:
     upper.plot(means["bucket"], means["estimate"], "o", color=REAL, markersize=4, label=label)
     lower.bar(shares["bucket"], shares["estimate"], width=0.7, color=REAL, alpha=0.35, label="of the gain")
     _draw_intervals(shares, lower)
-    positions = shares["n_positions"] / shares["n_positions"].sum()
+    tokens = _rows(step, step.probe_id, "share of tokens")  # where positions were drawn
+    positions = tokens["estimate"] if len(tokens) else shares["n_positions"] / shares["n_positions"].sum()
     style = {"color": "0.2", "markersize": 12, "markeredgewidth": 1.3}
-    lower.plot(shares["bucket"], positions, "_", label="of the positions", **style)
+    lower.plot(shares["bucket"], positions.to_numpy(), "_", label="of the positions", **style)
     upper.set_ylabel("mean gain [nats]")
     lower.set_ylabel("share")
     lower.set_xticks(means["bucket"], _names(means))

@@ -144,7 +144,16 @@ POSITIONS = Table(
         PROMPT_ID,
         SPLIT,
         Column("token_id", INT, "token id", "the realised token y_t"),
-        Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = response tokens up to the last kept position"),
+        Column("pos_norm", REAL, "1", "t / max(R-1, 1), R = response tokens up to the last that may be kept"),
+        Column(
+            "weight",
+            REAL,
+            "tokens",
+            "the student's tokens that this position stands for, where positions were drawn: 1 / probability of being "
+            "drawn; absent where they were not",
+            nullable=True,
+            optional=True,
+        ),
         Column("student_entropy", REAL, "nats", "H(p), full vocabulary"),
         Column("teacher_entropy", REAL, "nats", "H(q), full vocabulary", optional=True),
         Column("forward_kl", REAL, "nats", "KL(q || p), full vocabulary: 'raw KL'", optional=True),

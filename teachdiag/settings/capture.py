@@ -23,6 +23,7 @@ from teachdiag.settings.base import (
     EndOfText,
     Engine,
     EngineDType,
+    PositionsFrom,
     Sampling,
     TeacherEngine,
     TeacherGives,
@@ -112,7 +113,13 @@ class CaptureSettings(PairSettings):
     )
     responses: int = option(1, "Rollouts sampled for each prompt", "responses", panel=SAMPLING)
     max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens", panel=SAMPLING)
-    positions: int = option(64, "Response positions scored in each context, from the first", "positions")
+    positions: int = option(64, "Response positions scored in each context", "positions")
+    positions_from: PositionsFrom = option(
+        "first",
+        "Which these are of a longer response: its 'first', as in the paper; 'spread' draws them as evenly as possible "
+        "over the logarithm of the position, so that late tokens are measured beside early ones; 'random' draws all "
+        "alike; 'all' scores every position",
+    )
     temperature: float = option(1.0, "Sampling temperature of the rollouts", "1", panel=SAMPLING)
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability", panel=SAMPLING)
     top_k: int = option(0, "Candidates kept in sampling; 0 is off", "tokens", panel=SAMPLING)
@@ -193,6 +200,8 @@ class CaptureSettings(PairSettings):
         self._require(0 < self.gpu_memory <= 1, "gpu_memory", "in (0, 1]")
         self._refuse_engine_options()
         self._check_teacher()
+        if self.positions_from == "all":
+            self.refuse_idle({"positions": "--positions-from first, spread or random"})
         self._check_template_options("template_options", "teacher_template_options")
         if self.contexts and any(self.options_given):
             raise SettingsError("--template-options renders prompts, which --contexts brings rendered: leave it out")

@@ -91,6 +91,33 @@ def test_residuals_are_those_of_statsmodels(case: Case, rows: list[dict[str, Any
     assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(drawn, case.bank.n_prompts))
 
 
+def test_a_position_that_was_drawn_counts_for_the_tokens_it_stands_for(case: Case) -> None:
+    """Weighted means and shares by position, against numpy's; other statistics stay as they are."""
+    weight = np.random.default_rng(3).integers(1, 9, len(case.bank)).astype(np.float64)
+    bank = replace(case.bank, positions={**case.bank.positions, "weight": weight})
+    drawn = bucket_rows([case.gain], bank, case.scores, case.resampling())
+    plain = bucket_rows([case.gain], case.bank, case.scores, case.resampling())
+    assert [r for r in drawn if r["score"] != "position"] == [r for r in plain if r["score"] != "position"]
+    position, y = case.column("position"), case.gain.values
+    for row in (r for r in drawn if r["score"] == "position"):
+        inside = (position >= row["score_low"]) & (position <= row["score_high"])
+        expected = {
+            "mean": np.average(y[inside], weights=weight[inside]),
+            "share of tokens": weight[inside].sum() / weight.sum(),
+            "share of total": (weight * y)[inside].sum() / (weight * y).sum(),
+        }
+        assert row["estimate"] == pytest.approx(expected[row["statistic"]], rel=1e-10)
+        again = [(weight[r], inside[r], y[r]) for r in drawn_rows(case.resampling().weights("buckets"), bank.prompts)]
+        if row["statistic"] == "mean":
+            means = [np.average(values[of], weights=w[of]) for w, of, values in again]
+            assert [row["ci_low"], row["ci_high"]] == pytest.approx(percentiles(means, case.bank.n_prompts))
+    ones = replace(case.bank, positions={**case.bank.positions, "weight": np.ones(len(case.bank))})
+    same = bucket_rows([case.gain], ones, case.scores, case.resampling())
+    assert numbers([r for r in same if r["statistic"] != "share of tokens"]) == pytest.approx(
+        numbers(plain), nan_ok=True
+    )
+
+
 def test_the_position_profile_sums_to_the_whole(case: Case, rows: list[dict[str, Any]]) -> None:
     position, y = case.column("position"), case.gain.values
     edges = [(0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 159)]

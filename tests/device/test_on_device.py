@@ -19,6 +19,7 @@ from torch import Tensor
 from teachdiag.artefacts import GAINS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.pair import Pair
@@ -42,7 +43,7 @@ Exact = Callable[[Any], Any]
 @pytest.fixture
 def contexts(captured_once: Path) -> list[Context]:
     """A context of each of three prompts."""
-    return list(read_contexts(captured_once, 6))[:3]
+    return list(read_contexts(captured_once, Positions(6)))[:3]
 
 
 @pytest.fixture

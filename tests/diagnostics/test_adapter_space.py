@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
@@ -88,7 +89,7 @@ def in_files(student: LanguageModel, parts: list[Tensor]) -> Space:
 def test_gradients_and_derivatives_are_the_chain_rules(
     adapted_once: Path, adapted_settings: CaptureSettings, adapter: str, merged_path: str, tmp_path: Path
 ) -> None:
-    contexts = list(read_contexts(adapted_once, 4))[:2]
+    contexts = list(read_contexts(adapted_once, Positions(4)))[:2]
     pair = load_pair(resolve_pair(adapted_settings, QUIET), "float32", "cpu", master=True)
     teacher = compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", QUIET)
     names = [name for name, _ in AutoModelForCausalLM.from_pretrained(merged_path).named_parameters()]
@@ -118,7 +119,7 @@ def test_a_step_gains_what_it_gains_by_hand(
     adapted_run: Path, student_path: str, teacher_path: str, adapter: str, merged_path: str
 ) -> None:
     results = run_probe(adapted_run, SGD, QUIET)
-    contexts = list(read_contexts(adapted_run, 10))
+    contexts = list(read_contexts(adapted_run, Positions(10)))
     update, bank = ([c for c in contexts if c.split == split] for split in ("update", "bank"))
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float64)
     before = merged(student_path, adapter)

@@ -20,6 +20,7 @@ from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import EFFICIENCY, INNER_PRODUCTS, MASKED_GAINS, MASKED_STEPS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import efficiency, masked_gradients
@@ -50,7 +51,7 @@ class Truth:
     """A run's pair in float64, and the gradient of every loss term, one backward pass each."""
 
     def __init__(self, run: Path, settings: CaptureSettings) -> None:
-        self.contexts = list(read_contexts(run, settings.positions))
+        self.contexts = list(read_contexts(run, Positions.of(settings)))
         self.student = AutoModelForCausalLM.from_pretrained(settings.student, dtype=torch.float64)
         teacher = AutoModelForCausalLM.from_pretrained(settings.teacher, dtype=torch.float64)
         with torch.no_grad():

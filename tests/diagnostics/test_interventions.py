@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import INTERVENTION_GAINS, INTERVENTIONS, POSITIONS, PREDICTIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import interventions, selectors
 from teachdiag.diagnostics.probes.masks import resolve_choosers
@@ -87,7 +88,7 @@ def test_kept_positions_are_the_best_scored_and_described_as_such(probed: Path) 
 @pytest.mark.slow
 def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: CaptureSettings) -> None:
     """Float64 models, one backward pass a kept position, the mean gradient, an SGD step, the bank scored anew."""
-    contexts = {c.context_id: c for c in read_contexts(probed, tiny_settings.positions)}
+    contexts = {c.context_id: c for c in read_contexts(probed, Positions.of(tiny_settings))}
     bank = [c for c in contexts.values() if c.split == "bank"][:5]
     model = AutoModelForCausalLM.from_pretrained(tiny_settings.student, dtype=torch.float64)
     teacher = AutoModelForCausalLM.from_pretrained(tiny_settings.teacher, dtype=torch.float64)

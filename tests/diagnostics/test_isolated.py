@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import ISOLATED
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import isolated as isolated_kind
@@ -111,7 +112,7 @@ def test_every_number_is_that_of_an_explicit_step(
     probe = ProbeSettings(**SETTINGS, loss=loss, match=match, sample=30, learning_rate=rate)
     results = run_probe(run, probe, quiet)
     rows = ISOLATED.read(run / "isolated/i")
-    contexts = {c.context_id: c for c in read_contexts(run, tiny_settings.positions)}
+    contexts = {c.context_id: c for c in read_contexts(run, Positions.of(tiny_settings))}
     truth = Truth(tiny_settings, contexts, results["fix_contexts"], loss)
     fix_gradient, fix_before = truth.gradient(truth.fix_kl()), truth.fix_kl().item()
     for row in rows.iloc[::4].itertuples():
@@ -142,7 +143,7 @@ def test_l_fix_shares_no_prompt_with_a_loss_term(run: Path, quiet: Reporter) -> 
     probe = ProbeSettings(**SETTINGS, sample_from="update", sample=0)
     fix = run_probe(run, probe, quiet)["fix_contexts"]
     rows = ISOLATED.read(run / "isolated/i")
-    prompts = {c.context_id: c.prompt_id for c in read_contexts(run, 10)}
+    prompts = {c.context_id: c.prompt_id for c in read_contexts(run, Positions(10))}
     assert len(fix) == 2
     assert not {prompts[i] for i in fix} & set(rows["prompt_id"])
     assert set(rows["split"]) == {"update"}

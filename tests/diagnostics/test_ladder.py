@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from teachdiag.artefacts import GAINS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes import probe_setup
@@ -46,7 +47,7 @@ def test_slopes_and_r2_are_those_of_float64(
         for path in (tiny_settings.student, tiny_settings.teacher)
     )
     size = pair.vocabulary
-    contexts = list(read_contexts(run, tiny_settings.positions))
+    contexts = list(read_contexts(run, Positions.of(tiny_settings)))
     weights = {name: p.detach() for name, p in student.named_parameters()}
 
     def logps(split: str, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

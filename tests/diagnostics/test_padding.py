@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTra
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.probe import run_probe
@@ -86,7 +87,7 @@ def check(run: Path, counted: list[int]) -> None:
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(run.parent / side, dtype=torch.float64) for side in ("student", "teacher")
     )
-    for c in read_contexts(run, 6):
+    for c in read_contexts(run, Positions(6)):
         assert set(c.response) <= set(counted)
         inputs = torch.tensor([c.student_prompt + c.response])
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from teachdiag.artefacts import PREDICTIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.pair import Pair
@@ -30,7 +31,7 @@ LOSSES = ("reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl")
 
 @pytest.fixture
 def contexts(run: Path) -> list[Context]:
-    return list(read_contexts(run, 5))[:4]
+    return list(read_contexts(run, Positions(5)))[:4]
 
 
 @pytest.fixture

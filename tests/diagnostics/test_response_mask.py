@@ -22,6 +22,7 @@ from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import CONTEXTS, GAINS, INNER_PRODUCTS, ISOLATED, POSITIONS, PREDICTIONS, VOCABULARY
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.figures.report.token_view import token_view
@@ -73,7 +74,7 @@ def test_a_one_step_probe_gains_what_an_explicit_step_on_the_students_tokens_gai
     run = masked_once["masked"]
     run_probe(run, replace(PROBE, optimizer="sgd", learning_rate=1e-3, clip_norm=0.0), quiet)
     gains = GAINS.read(run / "gains/p").set_index(KEY)
-    contexts = list(read_contexts(run, 5))
+    contexts = list(read_contexts(run, Positions(5)))
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
         for path in (tiny_settings.student, tiny_settings.teacher)

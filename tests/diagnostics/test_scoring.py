@@ -61,7 +61,7 @@ def test_every_column_matches_the_definition(pair: Pair, contexts: list[Context]
             assert_lists(row, slow.softmax(z), slow.softmax(w))
             checked |= truth.keys()
     lists = {c.name for c in POSITIONS.columns if "topk" in c.name}
-    keys = {"context_id", "position", "prompt_id", "split", "token_id", "pos_norm"}
+    keys = {"context_id", "position", "prompt_id", "split", "token_id", "pos_norm", "weight"}
     assert checked | lists | keys == {c.name for c in POSITIONS.columns if c not in BOUNDS}  # no column goes untested
 
 

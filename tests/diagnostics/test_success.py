@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from teachdiag.artefacts import GRADES, PREDICTIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes.success import Rollouts, graded_rollouts
@@ -41,7 +42,7 @@ def test_inner_products_with_success_are_those_of_autograd(
     graded: Path, tiny_settings: CaptureSettings, quiet: Reporter
 ) -> None:
     results = run_probe(graded, PREDICTED, quiet)["success"]
-    contexts = list(read_contexts(graded, tiny_settings.positions))
+    contexts = list(read_contexts(graded, Positions.of(tiny_settings)))
     advantages = _by_hand(graded)
     assert results["rollouts"] == len(advantages)
     assert results["baseline"] == "prompt"
@@ -93,7 +94,7 @@ def test_advantages_are_against_the_prompts_others_or_against_all() -> None:
 
 
 def test_a_response_that_was_cut_before_its_answer_is_left_out(graded: Path, tiny_settings: CaptureSettings) -> None:
-    contexts = list(read_contexts(graded, tiny_settings.positions))
+    contexts = list(read_contexts(graded, Positions.of(tiny_settings)))
     grades = GRADES.read(graded / "grades").set_index("context_id")
     rollouts = graded_rollouts(graded, contexts)
     assert rollouts is not None

@@ -16,9 +16,10 @@ import torch
 from masked import with_masks
 from tiny_pair import KNOWN
 
-from teachdiag.artefacts import BOUNDS, CONTEXTS, POSITIONS
+from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.engines.vllm_launch import require_vllm
 from teachdiag.diagnostics.engines.vllm_teacher import (
     LogprobsTeacher,
@@ -86,7 +87,7 @@ def test_first_tokens_follow_the_students_distribution(settings: CaptureSettings
     """300 rollouts of one prompt: frequencies within sampling error of the model's own probabilities."""
     many = replace(settings, engine="vllm", bank_prompts=1, update_prompts=1, responses=300, max_new_tokens=1)
     run_capture(tmp_path / "run", many, QUIET)
-    contexts = [c for c in read_contexts(tmp_path / "run", 1) if c.split == "bank"]
+    contexts = [c for c in read_contexts(tmp_path / "run", Positions(1)) if c.split == "bank"]
     student = load_pair(resolve_pair(settings, QUIET), "float32", "cpu").student
     with torch.no_grad():
         p = student.model(torch.tensor([contexts[0].student_prompt])).logits[0, -1, :KNOWN].softmax(-1).numpy()
@@ -116,7 +117,7 @@ def test_a_teacher_behind_vllm_gives_every_column(tmp_path: Path, settings: Capt
     run_capture(tmp_path / "transformers", settings, QUIET)
     run_capture(tmp_path / "vllm", replace(settings, teacher_engine="vllm"), QUIET)
     ours, theirs = (POSITIONS.read(tmp_path / engine / "positions") for engine in ("vllm", "transformers"))
-    compare(ours, theirs, [c.name for c in POSITIONS.columns if c not in BOUNDS])
+    compare(ours, theirs, list(theirs.columns))
 
 
 @needs_vllm

@@ -168,7 +168,8 @@ def _positions(world: World, rng: np.random.Generator) -> pd.DataFrame:
     for k in SUPPORT_SIZES:
         columns[f"disagreement_k{k}"] = kl * rng.uniform(0.7, 1, n)
         columns[f"compatibility_k{k}"] = _compatibility(c ** (16 / k), world, rng)
-    others = [x.name for x in POSITIONS.columns if x.name not in columns and x.name not in _LISTS and x not in BOUNDS]
+    left_out = {*columns, *_LISTS, "weight", *(column.name for column in BOUNDS)}
+    others = [x.name for x in POSITIONS.columns if x.name not in left_out]
     frame = pd.DataFrame(columns | {name: rng.uniform(0, 1, n) for name in others})
     # Stored as float32, like a real table, and the law of the gains is stated on what is stored.
     reals = frame.select_dtypes("float64").columns

@@ -11,6 +11,7 @@ import numpy as np
 
 from teachdiag.artefacts import POSITIONS
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
+from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.engines.in_process import StudentHere
 from teachdiag.diagnostics.engines.protocol import Job
 from teachdiag.diagnostics.engines.served.checks import REPEATS, check_answers, check_listed, check_tokens
@@ -114,7 +115,7 @@ def refuse_another_teacher(job: Job, server: Server) -> None:
     shard = shard_path(job.run / "positions", 0)
     if not is_intact(shard):
         return
-    context = next(read_contexts(job.run, job.settings.positions))
+    context = next(read_contexts(job.run, Positions.of(job.settings)))
     before = POSITIONS.read(shard, ["context_id", "position", "teacher_logp"])
     before = before[before["context_id"] == context.context_id].sort_values("position")
     now = _scored(server, context, None).realised
