@@ -13,6 +13,7 @@ from scipy.stats import norm, t
 from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcomes
 from teachdiag.analysis.bank.normalised import Scores, normalised_scores
 from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.artefacts import POSITIONS
 
 WORLD = World(prompts=16, positions=160, slope_learnable=0.06, slope_incompatible=0.01, mean_gain=0.02)
 
@@ -50,9 +51,9 @@ class Case:
 def plant_case(run: Path, world: World = WORLD) -> Case:
     """Plant a run and load what the contrasts are made from."""
     stored = load_bank(plant(run, world))
-    bank = replace(
-        stored, positions=pd.DataFrame({name: column for name, column in stored.positions.items() if column.ndim == 1})
-    )
+    columns = {name: stored.positions[name] for name in POSITIONS.present(run / "positions", list(stored.positions))}
+    flat = {name: column for name, column in columns.items() if column.ndim == 1}
+    bank = replace(stored, positions=pd.DataFrame(flat))
     outcomes = select_outcomes(load_step(run, "step", bank), bank)
     return Case(bank, {(outcome.update, outcome.name): outcome for outcome in outcomes})
 
