@@ -24,6 +24,7 @@ from teachdiag.help_pages import HelpPage
 from teachdiag.import_commands import importing
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage, joining
+from teachdiag.selectors import resolve_selector
 from teachdiag.settings import (
     AnalyzeSettings,
     CalibrateSettings,
@@ -34,6 +35,7 @@ from teachdiag.settings import (
     PlanSettings,
     ProbeSettings,
     ReportSettings,
+    TimelineSettings,
     TrainSettings,
 )
 from teachdiag.terminal import (
@@ -46,6 +48,7 @@ from teachdiag.terminal import (
     show_plan,
     show_probe,
     show_report,
+    show_timeline,
 )
 
 app = typer.Typer(
@@ -371,6 +374,34 @@ def check_loss(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     from teachdiag.diagnostics.check_loss import run_check_loss
 
     return run_check_loss(settings, Reporter())
+
+
+@plain_command(app, TimelineSettings, show_timeline, recipe=False)
+def timeline(settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    r"""Tell a monitored training on one page: how its signal is used up, and when selectors' masks change meaning.
+
+    The folder is that of a teachdiag.Monitor with a canary. With --checkpoints, students of a training that is over
+    are looked at first, and the untouched student before them.
+
+    Examples:
+        teachdiag timeline runs/watched
+        teachdiag timeline runs/later --canary runs/qwen \
+            --checkpoints out/checkpoint-100,out/checkpoint-200
+    """
+    folder = run_folder(settings.runs[0])
+    for name in settings.selectors:
+        resolve_selector(name)
+    if settings.checkpoints:
+        _need_models()
+        preflight.before_reading(run_folder(settings.canary))
+        from teachdiag.diagnostics.timeline import look_at_checkpoints
+
+        look_at_checkpoints(folder, settings, Reporter())
+    from teachdiag.analysis.training.timeline import run_timeline
+    from teachdiag.figures.timeline import publish_timeline
+
+    summary = run_timeline(folder, settings)
+    return summary | {"page": str(publish_timeline(folder))}
 
 
 @app.command(cls=HelpPage)

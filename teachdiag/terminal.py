@@ -97,6 +97,13 @@ def show_losses(summary: Summary) -> None:
         print(f"{loss['name']}: {loss['sentence']}")
 
 
+def show_timeline(summary: Summary) -> None:
+    """Print what a monitored training's looks say, and where the page is."""
+    for sentence in summary["sentences"]:
+        print(sentence)
+    print(f"{len(summary['steps'])} looks: {summary['page']}")
+
+
 def show_plan(summary: Summary) -> None:
     """Print what a planned run takes, the layout that is recommended, and which machine this was extrapolated from.
 

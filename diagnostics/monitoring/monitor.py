@@ -20,7 +20,7 @@ from teachdiag.diagnostics.monitoring.observation import EXTRA, Numbers, Scales,
 from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.diagnostics.scoring.positions_table import position_rows
 from teachdiag.diagnostics.scoring.tiles import Columns, States
-from teachdiag.errors import SettingsError
+from teachdiag.errors import RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.tables import shard_files, write_parquet
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from teachdiag.diagnostics.monitoring.callback import MonitorCallback
 
 Head = Callable[[Tensor], Tensor]
-_FIRST = ("forward_kl", "disagreement_k16", "compatibility_k16")  # what later looks are read beside
+_SAME = ("context_id", "position", "token_id")  # of the canary at every look
+_FIRST = (*_SAME, "forward_kl", "disagreement_k16", "compatibility_k16")  # what later looks are read beside
 _LOGGED = tuple(c.name for c in MONITOR.columns if pa.types.is_floating(c.type))
 
 
@@ -102,6 +103,10 @@ class Monitor:
         """Whether a step is one that is looked at: 0 and every so many."""
         return step % self.every == 0
 
+    def looked_at(self, population: str) -> list[int]:
+        """Steps at which the 'canary' or 'live' batches were looked at, ascending."""
+        return [row["step"] for row in self._rows[population]]
+
     def observe_batch(
         self,
         step: int,
@@ -161,6 +166,7 @@ class Monitor:
 
         Raises:
             SettingsError: there is no canary, or the model's weights are sharded over processes.
+            RunError: the folder holds looks at another canary.
         """
         if self.canary is None:
             raise SettingsError("this Monitor has no canary: Monitor(folder, canary=RUN) takes the bank of a run")
@@ -235,9 +241,11 @@ class Monitor:
         """Write the canary's positions, by (context_id, position); return what they gained since the first look."""
         numbered = positions.append_column("step", pa.array([step] * positions.num_rows, pa.int32()))
         table = CANARY_POSITIONS.build({name: numbered[name] for name in CANARY_POSITIONS.schema.names})
-        write_parquet(table, self._file(CANARY_POSITIONS.folder, step))
         if self._first is None:
             self._first = _columns(table)
+        if any(not np.array_equal(self._first[name], table[name].to_numpy()) for name in _SAME):
+            raise RunError(f"{self.folder} holds looks at another canary: choose another folder")
+        write_parquet(table, self._file(CANARY_POSITIONS.folder, step))
         contexts = table["context_id"].to_numpy()
         return gain_since(self._first["forward_kl"], table["forward_kl"].to_numpy(), contexts)
 

@@ -47,7 +47,7 @@ from teachdiag.artefacts.measured import (
     RECORDED,
     VOCABULARY,
 )
-from teachdiag.artefacts.monitored import CANARY_POSITIONS, MONITOR
+from teachdiag.artefacts.monitored import CANARY_POSITIONS, MONITOR, TIMELINE
 from teachdiag.artefacts.released import RELEASED_BANK
 from teachdiag.artefacts.specifications import IN_SPREADS, QUANTITIES, SPECIFICATIONS
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
@@ -104,6 +104,7 @@ __all__ = [
     "SPECIFICATIONS",
     "SURFACES",
     "TABLES",
+    "TIMELINE",
     "TOKENS",
     "TOP",
     "TOP_N",
@@ -152,6 +153,7 @@ TABLES = (
     RELEASED_BANK,
     MONITOR,
     CANARY_POSITIONS,
+    TIMELINE,
 )
 
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from teachdiag.artefacts.columns import DOUBLE, INT, LONG, TEXT
+from teachdiag.artefacts.columns import BUDGET, COUNTS, DOUBLE, INT, LONG, TEXT
 from teachdiag.artefacts.measured import POSITIONS
 from teachdiag.tables import Column, Table
 
@@ -59,3 +59,23 @@ CANARY_POSITIONS = Table(
     key=("step", *POSITIONS.key),
     columns=(Column("step", pa.int32(), "1", "optimizer steps taken"), *POSITIONS.columns),
 )
+
+TIMELINE = Table(
+    name="timeline",
+    folder="analysis/",
+    written_by="timeline",
+    meaning="What is left of a monitored training's signal at each look at the canary, and whether selectors still "
+    "keep the positions that they kept at the first look.",
+    key=("step", "selector"),
+    columns=(
+        Column("step", INT, "1", "optimizer steps taken"),
+        Column("selector", TEXT, "", "whose mask is followed; 'all' is every position"),
+        Column("budget", BUDGET.type, "1", "share of the canary's positions that the mask keeps"),
+        Column("overlap", DOUBLE, "1", "share of the first look's mask that the same selector keeps at this one; null "
+               "for 'all', and where the selector's scores are not defined", nullable=True),
+        Column("overlap_error", DOUBLE, "1", "standard error of it, over prompts", nullable=True),
+        Column("left", DOUBLE, "1", "forward KL at the positions of the first look's mask, as a share of what it was"),
+        Column("left_error", DOUBLE, "1", "standard error of it, over prompts", nullable=True),
+        *COUNTS,
+    ),
+)  # fmt: skip

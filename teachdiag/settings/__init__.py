@@ -41,6 +41,7 @@ from teachdiag.settings.importing import ImportSettings, NamedImportSettings
 from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import CalibrateSettings, PlanSettings
 from teachdiag.settings.probe import KINDS, ProbeSettings, kind_reads
+from teachdiag.settings.timeline import TimelineSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "Split",
     "TeacherPrompt",
     "Ties",
+    "TimelineSettings",
     "TrainSettings",
     "flag",
     "headline_budget",

@@ -17,7 +17,7 @@ from teachdiag.diagnostics.monitoring.callback import _distance, _parts
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining, contexts_of
 from teachdiag.diagnostics.monitoring.observation import Scales, gain_since
 from teachdiag.diagnostics.scoring.statistics import statistics
-from teachdiag.errors import InputError, SettingsError
+from teachdiag.errors import InputError, RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.selectors import Selection, Tokens, resolve_selector
 
@@ -102,7 +102,7 @@ def test_a_resumed_training_goes_on_where_it_was(tmp_path: Path, captured_once: 
             parameter.mul_(1.01)
     second = monitor(tmp_path, captured_once)
     again = second.observe_canary(2, model)  # from a checkpoint of step 1: step 4 has not been
-    assert [row["step"] for row in second._rows["canary"]] == [0, 2]
+    assert second.looked_at("canary") == [0, 2]
     before, now = (CANARY_POSITIONS.read(tmp_path / f"canary/step-{step:08d}.parquet") for step in (0, 2))
     assert again["teachdiag/canary/gain"] == pytest.approx((before["forward_kl"] - now["forward_kl"]).mean(), abs=1e-7)
     scales = Scales.of({name: before[name].to_numpy() for name in before if name.endswith("_k16")})
@@ -197,12 +197,16 @@ def test_a_batch_with_labels_is_cut_where_the_response_begins() -> None:
         contexts_of({"images": 3}, 1)
 
 
-def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, captured_once: Path) -> None:
+def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, captured_once: Path, pair: Pair) -> None:
     with pytest.raises(SettingsError, match=r"Monitor\(every=0\): it must be at least 1"):
         monitor(tmp_path, every=0)
     with pytest.raises(InputError, match="has 10 bank contexts, and the canary asks for 99"):
         teachdiag.Monitor(tmp_path, captured_once, contexts=99)
-    watch = monitor(tmp_path)
+    monitor(tmp_path, captured_once).observe_canary(0, pair.student.model)
+    other = teachdiag.Monitor(tmp_path, captured_once, contexts=3, device="cpu", reporter=QUIET)
+    with pytest.raises(RunError, match="holds looks at another canary"):
+        other.observe_canary(1, pair.student.model)
+    watch = monitor(tmp_path / "apart")
     with pytest.raises(SettingsError, match="has no canary"):
         watch.observe_canary(0, None)
     logits, tokens, mask = torch.randn(2, 4, 40), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4)
