@@ -15,7 +15,6 @@ from teachdiag.signals import signal_named
 from teachdiag.tables import write_text
 
 _ALL = "all"
-_95 = 1.96  # standard errors
 _DASHES = ("-", "--", "-.", ":")  # of lines, so that greys and prints tell them apart
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -108,9 +107,9 @@ def timeline_figure(rows: pd.DataFrame) -> Picture:
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, name: str, label: str | None, colour: str, dashes: str, width: float) -> None:
-    values, errors = rows[name].astype(float), rows[f"{name}_error"].astype(float)
+    values, low, high = (rows[column].astype(float) for column in (name, f"{name}_ci_low", f"{name}_ci_high"))
     ax.plot(rows["step"], values, dashes, color=colour, linewidth=width, label=label)
-    ax.fill_between(rows["step"], values - _95 * errors, values + _95 * errors, color=colour, alpha=0.12, linewidth=0)
+    ax.fill_between(rows["step"], low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def _seen(rows: pd.DataFrame) -> str:

@@ -19,6 +19,8 @@ from teachdiag.settings import HEADLINE_K, TimelineSettings
 from teachdiag.signals import signal_named
 from teachdiag.tables import shard_files, write_parquet_and_csv, write_text
 
+Ratio = tuple[float, float | None, float | None]  # estimate, and the ends of its interval
+
 ALL = "all"
 HALF = 0.5  # overlap below which most of what a mask kept at first is kept no longer
 _95 = 1.96  # standard errors
@@ -85,28 +87,29 @@ def timeline_rows(
         for name, chosen in {ALL: everything, **at_first}.items():
             assert chosen is not None, "refused above"
             kept = masks.get(name)
-            overlap = (None, None) if kept is None else ratio(chosen & kept, chosen, prompts)
+            overlap = None if kept is None else ratio(chosen & kept, chosen, prompts)
             left = ratio(now * chosen, before * chosen, prompts)
             rows.append(
                 {"step": step, "selector": name, "budget": 1.0 if name == ALL else budget}
-                | dict(zip(("overlap", "overlap_error"), overlap, strict=True))
-                | dict(zip(("left", "left_error"), left, strict=True))
+                | _named("overlap", overlap or (None, None, None))
+                | _named("left", left)
                 | {"n_positions": int(chosen.sum()), "n_prompts": len(np.unique(prompts))}
             )
     return rows
 
 
-def ratio(part: Array | Mask, whole: Array | Mask, prompts: np.ndarray) -> tuple[float, float | None]:
-    """Ratio of two sums over positions, and its standard error over prompts, linearised; None for a single prompt.
+def ratio(part: Array | Mask, whole: Array | Mask, prompts: np.ndarray) -> Ratio:
+    """Ratio of two sums over positions, and its 95% interval over prompts; no interval from a single prompt.
 
-    With A_i and B_i the sums of prompt i, R = A / B, and the error is sqrt(n / (n - 1) sum (A_i - R B_i)^2) / B
-    (Cochran, Sampling Techniques, 1977, section 6.4).
+    With A_i and B_i the sums of prompt i, R = A / B, and its standard error, linearised, is
+    sqrt(n / (n - 1) sum (A_i - R B_i)^2) / B (Cochran, Sampling Techniques, 1977, section 6.4).
     """
     a, b = np.bincount(prompts, part), np.bincount(prompts, whole)
     share, n = float(a.sum() / b.sum()), len(a)
     if n < 2:
-        return share, None
-    return share, float(np.sqrt(n / (n - 1) * np.square(a - share * b).sum()) / b.sum())
+        return share, None, None
+    half = _95 * float(np.sqrt(n / (n - 1) * np.square(a - share * b).sum()) / b.sum())
+    return share, share - half, share + half
 
 
 def timeline_sentences(rows: pd.DataFrame, monitored: pd.DataFrame) -> list[str]:
@@ -115,17 +118,17 @@ def timeline_sentences(rows: pd.DataFrame, monitored: pd.DataFrame) -> list[str]
     at_last = rows[rows["step"] == last].set_index("selector")
     whole = at_last.loc[ALL]
     sentences = [
-        f"After {last} steps {_share(whole['left'], whole['left_error'])} of KL(teacher || student) is left on "
+        f"After {last} steps {_share(whole, 'left')} of KL(teacher || student) is left on "
         f"{int(whole['n_positions']):,} positions of {int(whole['n_prompts'])} prompts{_learnable(monitored)}."
     ]
     for name in (name for name in at_last.index if name != ALL):
         of_selector, row = rows[rows["selector"] == name], at_last.loc[name]
-        kept = _share(row["overlap"], row["overlap_error"]) if pd.notna(row["overlap"]) else "nothing that is defined"
+        kept = _share(row, "overlap") if pd.notna(row["overlap"]) else "nothing that is defined"
         fallen = of_selector[of_selector["overlap"] < HALF]["step"]
         held = f"it first fell below a half at step {fallen.iloc[0]}" if len(fallen) else "it never fell below a half"
         sentences.append(
             f"Of what `{name}` kept at first, at {row['budget']:.0%}, it keeps {kept} at step {last} "
-            f"({row['budget']:.0%} by chance); {held}. On these positions {_share(row['left'], row['left_error'])} of "
+            f"({row['budget']:.0%} by chance); {held}. On these positions {_share(row, 'left')} of "
             "the KL is left."
         )
     raised = monitored[monitored["alarms"] != ""]
@@ -149,8 +152,13 @@ def _mask(look: pa.Table, selector: Selector, budget: float) -> Mask | None:
         return None
 
 
-def _share(value: float, error: float) -> str:
-    return f"{value:.0%}" if pd.isna(error) else f"{value:.0%} [{value - _95 * error:.0%}, {value + _95 * error:.0%}]"
+def _named(name: str, found: tuple[float | None, ...]) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), found, strict=True))
+
+
+def _share(row: pd.Series, name: str) -> str:
+    low, high = row[f"{name}_ci_low"], row[f"{name}_ci_high"]
+    return f"{row[name]:.0%}" if pd.isna(low) else f"{row[name]:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def _learnable(monitored: pd.DataFrame) -> str:
@@ -163,7 +171,7 @@ def _learnable(monitored: pd.DataFrame) -> str:
 
 def _alarms(raised: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
     found: dict[tuple[str, str], list[int]] = {}
-    for row in raised.sort_values("step").itertuples():
-        for alarm in row.alarms.split(","):
-            found.setdefault((row.population, alarm), []).append(row.step)
+    for row in raised.sort_values("step").to_dict("records"):
+        for alarm in row["alarms"].split(","):
+            found.setdefault((row["population"], alarm), []).append(row["step"])
     return found

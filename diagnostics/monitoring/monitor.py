@@ -240,7 +240,8 @@ class Monitor:
     def _keep(self, step: int, positions: pa.Table) -> Numbers:
         """Write the canary's positions, by (context_id, position); return what they gained since the first look."""
         numbered = positions.append_column("step", pa.array([step] * positions.num_rows, pa.int32()))
-        table = CANARY_POSITIONS.build({name: numbered[name] for name in CANARY_POSITIONS.schema.names})
+        there = [name for name in CANARY_POSITIONS.schema.names if name in numbered.column_names]
+        table = CANARY_POSITIONS.build({name: numbered[name] for name in there})
         if self._first is None:
             self._first = _columns(table)
         if any(not np.array_equal(self._first[name], table[name].to_numpy()) for name in _SAME):

@@ -60,6 +60,14 @@ CANARY_POSITIONS = Table(
     columns=(Column("step", pa.int32(), "1", "optimizer steps taken"), *POSITIONS.columns),
 )
 
+
+def _interval(name: str) -> tuple[Column, ...]:
+    return tuple(
+        Column(f"{name}_ci_{end}", DOUBLE, "1", f"{words} end of its 95% interval, over prompts", nullable=True)
+        for end, words in (("low", "lower"), ("high", "upper"))
+    )
+
+
 TIMELINE = Table(
     name="timeline",
     folder="analysis/",
@@ -73,9 +81,9 @@ TIMELINE = Table(
         Column("budget", BUDGET.type, "1", "share of the canary's positions that the mask keeps"),
         Column("overlap", DOUBLE, "1", "share of the first look's mask that the same selector keeps at this one; null "
                "for 'all', and where the selector's scores are not defined", nullable=True),
-        Column("overlap_error", DOUBLE, "1", "standard error of it, over prompts", nullable=True),
+        *_interval("overlap"),
         Column("left", DOUBLE, "1", "forward KL at the positions of the first look's mask, as a share of what it was"),
-        Column("left_error", DOUBLE, "1", "standard error of it, over prompts", nullable=True),
+        *_interval("left"),
         *COUNTS,
     ),
 )  # fmt: skip

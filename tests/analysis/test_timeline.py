@@ -41,7 +41,7 @@ def watched(tmp_path: Path) -> Path:
             look["compatibility_k16"] = np.float32(1)
         table = positions_table(look)
         table = table.append_column("step", pa.array([step] * len(look), pa.int32()))
-        built = CANARY_POSITIONS.build({name: table[name] for name in CANARY_POSITIONS.schema.names})
+        built = CANARY_POSITIONS.build({name: table[name] for name in table.column_names})
         write_parquet(built, folder / f"canary/step-{step:08d}.parquet")
         row = NOTHING | {"step": step, "population": "canary", "n_positions": len(look), "n_contexts": 20}
         row |= {"seconds": 0.1, "learnable": 0.4 * 0.9**number, "incompatible": 0.2, "alarms": ""}
@@ -68,18 +68,18 @@ def test_overlaps_and_what_is_left_are_those_of_sorting(watched: Path) -> None:
     assert rows.loc[(10, "entropy"), "overlap"] < 0.5
     assert rows.loc[(20, "forward_kl"), "overlap"] == 1
     assert rows.loc[(20, "all"), "left"] == pytest.approx(0.25)
-    assert rows.loc[(20, "all"), "left_error"] == pytest.approx(0, abs=1e-6)
+    assert rows.loc[(20, "all"), "left_ci_low"] == pytest.approx(0.25, abs=1e-6)
     assert np.isnan(rows.loc[(20, "learnable"), "overlap"])  # where C is constant, D^L is not defined
 
 
-def test_the_error_of_a_ratio_is_that_of_a_mean_where_prompts_are_alike() -> None:
+def test_the_interval_of_a_ratio_is_that_of_a_mean_where_prompts_are_alike() -> None:
     rng = np.random.default_rng(0)
     prompts, part = np.repeat(np.arange(9), 4), rng.random(36)
-    share, error = ratio(part, np.ones(36), prompts)
+    share, low, high = ratio(part, np.ones(36), prompts)
     means = part.reshape(9, 4).mean(1)
-    assert share == pytest.approx(means.mean())
-    assert error == pytest.approx(means.std(ddof=1) / 3)
-    assert ratio(part, np.ones(36), np.zeros(36, int)) == (pytest.approx(part.mean()), None)
+    error = means.std(ddof=1) / 3
+    assert (share, low, high) == pytest.approx((means.mean(), means.mean() - 1.96 * error, means.mean() + 1.96 * error))
+    assert ratio(part, np.ones(36), np.zeros(36, int)) == (pytest.approx(part.mean()), None, None)
 
 
 def test_it_says_what_is_left_and_how_long_masks_held(watched: Path) -> None:
