@@ -22,7 +22,7 @@ DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results clean
+.PHONY: demo gpu figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -118,6 +118,9 @@ readme: .venv/installed  ## put what was measured into the README and the pages 
 
 results: .venv/installed  ## put what was measured on the pairs of `make study-real` into docs/results.md
 	$(BIN)/python -m tools.results_page $(patsubst %/analyze.json,%,$(wildcard $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS))))
+
+tokenizers: .venv/installed runs/models/.made  ## put what is known of pairs with two tokenizers into docs/tokenizers.md
+	$(BIN)/python -m tools.two_tokenizers
 
 clean:  ## remove the environment and every run
 	rm -rf .venv .venv-vllm runs site

@@ -96,7 +96,7 @@ def shared_vocabulary(student: Speaker, teacher: Speaker) -> Known:
         examples = "; ".join(f"id {i}: {ours.get(i)!r} against {theirs.get(i)!r}" for i in differing[:_SHOWN])
         raise ModelError(
             f"student {student.name} and teacher {teacher.name} do not share a vocabulary: {len(differing)} ids "
-            f"differ ({examples}): choose a pair with one tokenizer"
+            f"differ ({examples}): choose a pair with one tokenizer; docs/tokenizers.md tells what is known of others"
         )
     for model in (student, teacher):
         refuse_short_head(model)

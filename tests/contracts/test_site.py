@@ -14,6 +14,7 @@ from tools.refusals import refusals
 from tools.results_page import PAGE
 
 README = (ROOT / "README.md").read_text()
+TOKENIZERS = "docs/tokenizers.md"
 MARKED = re.compile(r"<!-- (\w+):begin -->\n(.*?)<!-- \1:end -->", re.DOTALL)
 
 
@@ -31,7 +32,10 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize(("name", "page"), [*PAGES.items(), ("claims", PAGE), ("support", PAGE)])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [*PAGES.items(), ("claims", PAGE), ("support", PAGE), ("pairs", TOKENIZERS), ("controls", TOKENIZERS)],
+)
 def test_what_was_measured_has_one_place(name: str, page: str | Path) -> None:
     text = (ROOT / page).read_text()
     assert [found for found, _ in MARKED.findall(text)].count(name) == 1
