@@ -65,9 +65,15 @@ def grade_table(rows: pd.DataFrame) -> pd.DataFrame:
     sizes = rows.drop_duplicates("group").set_index("group")
     counts = {group: f"{sizes['n_responses'][group]} ({sizes['n_prompts'][group]})" for group in groups}
     lines = [{"number": "responses (prompts)", "of": "bank"} | counts]
-    for key, of_number in rows.groupby(["probe_id", "quantity"], sort=False):
-        probe_id, quantity = map(str, key)
-        name, unit = SIGNALS[quantity].label if quantity in SIGNALS else quantity, of_number["unit"].iloc[0]
-        cells = {group: lookup_text(of_number.dropna(subset="estimate"), group=group) for group in groups}
-        lines.append({"number": f"{name} [{unit}]" if unit != "1" else name, "of": probe_id or "bank"} | cells)
+    for probe_id, of_probe in rows.groupby("probe_id", sort=False):
+        for quantity, of_number in of_probe.groupby("quantity", sort=False):
+            cells = {group: lookup_text(of_number.dropna(subset="estimate"), group=group) for group in groups}
+            lines.append(
+                {"number": _named(str(quantity), of_number["unit"].iloc[0]), "of": str(probe_id) or "bank"} | cells
+            )
     return pd.DataFrame(lines)
+
+
+def _named(quantity: str, unit: str) -> str:
+    name = SIGNALS[quantity].label if quantity in SIGNALS else quantity
+    return name if unit == "1" else f"{name} [{unit}]"

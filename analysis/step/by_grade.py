@@ -121,40 +121,57 @@ def primary_rows(step: Step, graded: Graded, evidence: Evidence, cuts: str) -> R
         cuts: of the normalised scores, 'redrawn' or 'fixed'.
     """
     groups, rows = groups_of(graded, evidence.bank), Rows()
-    for probe in step.first_draws:
-        gain = select_outcome(probe, HEADLINE_OUTCOME, evidence.bank)
-        named = [(GAP, "nats"), *((name, "1") for name in COMPARED)]
-        quantities = [Quantity(name, unit, K, gain.probe_id, gain.update) for name, unit in named]
-        samples: dict[str, Array] = {}
-        for grade in (name for name in GRADE_NAMES if name in groups):
-            group = groups[grade]
-            try:
-                samples[grade] = _primary(gain.within(group.inside), evidence, cuts)
-            except EstimationError as error:
-                rows += [_row(quantity, group, graded, {"method": str(error)}) for quantity in quantities]
-        for name, drawn in (samples | _less(samples)).items():
-            what = "as the claim's, in these responses"
-            rows += _rows(groups[name], quantities, drawn, graded, evidence.resampling, what)
+    gains = [select_outcome(probe, HEADLINE_OUTCOME, evidence.bank) for probe in step.first_draws]
+    samples: dict[str, dict[str, Array]] = {gain.probe_id: {} for gain in gains}
+    for group in (groups[name] for name in GRADE_NAMES if name in groups):
+        inside = [gain.within(group.inside) for gain in gains]
+        reasons = {gain.probe_id: f"the gain is {gain.obstacle}" for gain in inside if gain.obstacle}
+        able = [gain for gain in inside if not gain.obstacle]
+        try:
+            for gain, drawn in zip(able, _primary(able, evidence, cuts) if able else (), strict=True):
+                samples[gain.probe_id][group.name] = drawn
+        except EstimationError as error:
+            reasons |= {gain.probe_id: str(error) for gain in able}
+        for gain in inside:
+            if gain.probe_id in reasons:
+                why = {"method": reasons[gain.probe_id]}
+                rows += [_row(quantity, group, graded, why) for quantity in _numbers(gain)]
+    for gain in gains:
+        of_probe = samples[gain.probe_id]
+        for name, drawn in (of_probe | _less(of_probe)).items():
+            rows += _rows(groups[name], _numbers(gain), drawn, graded, evidence.resampling, "as the claim's, of these")
     return rows
 
 
-def _primary(gain: Outcome, evidence: Evidence, cuts: str) -> Array:
-    """Return beta_L - beta_I per unit of norm, and by what sets of signals rank gain better than raw KL: (draws, 3).
+def _numbers(gain: Outcome) -> list[Quantity]:
+    """What the columns of `_primary` are."""
+    named = [(GAP, gain.unit), *((name, "1") for name in COMPARED)]
+    return [Quantity(name, unit, K, gain.probe_id, gain.update) for name, unit in named]
+
+
+def _primary(gains: Sequence[Outcome], evidence: Evidence, cuts: str) -> list[Array]:
+    """Return beta_L - beta_I per unit of norm, and by what sets of signals rank better than raw KL, (draws, 3) each.
+
+    Args:
+        gains: of the same positions.
+        evidence: what they are estimated from.
+        cuts: of the normalised scores, 'redrawn' or 'fixed'.
 
     Raises:
         EstimationError: the positions do not carry them.
     """
-    if gain.obstacle:
-        raise EstimationError(f"the gain is {gain.obstacle}")
     bank, resampling, terms = evidence.bank, evidence.resampling, MODELS["decomposition"]
-    sample = make_sample([gain], evidence.normalised, K, bank.n_prompts, {"decomposition": terms})
+    sample = make_sample(gains, evidence.normalised, K, bank.n_prompts, {"decomposition": terms})
     fitted = fit_draws(sample, terms, draw(sample, bank, resampling, redraw=cuts == "redrawn"))
-    gap = fitted.slopes[:, 0] @ contrasts_of(terms)[0][-1]
+    gaps = fitted.slopes @ contrasts_of(terms)[0][-1]  # (draws, gains)
     keys: list[Key] = [(BASE, None), *((name, K) for name in COMPARED.values())]
     sets, weights = {key: predictor_sets()[key] for key in keys}, resampling.weights("validity")
     refits = len(weights) // (REFIT_EVERY * _FEWER)
-    (ranked,) = cross_validated([gain], bank, evidence.raw, sets, evidence.folds, weights, refits)
-    return np.column_stack([gap, ranked[difference("cv_rank")][:, 1:]])
+    ranked = cross_validated(gains, bank, evidence.raw, sets, evidence.folds, weights, refits)
+    return [
+        np.column_stack([gap, of_gain[difference("cv_rank")][:, 1:]])
+        for gap, of_gain in zip(gaps.T, ranked, strict=True)
+    ]
 
 
 def _less(samples: Mapping[str, Array]) -> dict[str, Array]:
