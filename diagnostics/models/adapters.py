@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -124,13 +125,14 @@ def _inject(model: Any, options: dict[str, Any]) -> None:  # noqa: ANN401
     """
     empty = model.device.type == "meta"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what it warns of is refused below
+        warnings.simplefilter("ignore")  # what it warns of is refused below, or shows in names and shapes
         inject_adapter_in_model(LoraConfig(**options, task_type="CAUSAL_LM"), model, low_cpu_mem_usage=empty)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise ValueError("it changes the embeddings or the LM head, which is not supported")
-    if strange := [name for name in _weights(model) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
-        raise ValueError(f"{few(strange)} is no low-rank update of a linear layer")
+    adapted = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    if strange := [name for name, module in adapted if not isinstance(module, LoraLinear)]:  # as fused experts are
+        raise ValueError(f"{few(strange)} is no linear layer: name those that are, such as q_proj")
     for weight in _weights(model).values():
         weight.data = weight.data.float()
 

@@ -1,6 +1,7 @@
 """Every family of architectures: columns, a gradient and samples against plain float64 transformers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from architectures import save_architecture
 from tiny_pair import KNOWN, PROBE
 from transformers import AutoModelForCausalLM
 
+from teachdiag.artefacts import GAINS, POSITIONS
+from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.updates import gradient, step_objective
 from teachdiag.diagnostics.scoring.tiles import score
@@ -82,3 +86,23 @@ def test_padding_on_the_left_changes_no_sample(pair: Pair) -> None:
     together = draw(prompts, seeds)
     assert together == [draw([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)]
     assert all(token < KNOWN for rollout in together for token in rollout.token_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["all", "lora:r=2,target=q_proj+v_proj"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gemma3"])
+def test_experts_and_multimodal_wrappers_go_through_the_stages(
+    kind: str, train: str, tiny_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    student, teacher = (save_architecture(tmp_path / str(seed), kind, seed) for seed in (1, 2))
+    run = tmp_path / "run"
+    run_capture(run, replace(tiny_settings, student=student, teacher=teacher, bank_prompts=4, update_prompts=3), QUIET)
+    results = run_probe(run, replace(PROBE, train=train), QUIET)
+    step = results["updates"]["one_step"]
+    assert step["update_norm"] > 0
+    assert step["mean_gain"] != 0
+    assert (results["trained"]["parameters"] == results["trained"]["of"]) == (train == "all")
+    key = ["context_id", "position"]
+    before = GAINS.read(run / "gains/p").set_index(key)["forward_kl_before"]
+    bank = POSITIONS.read(run / "positions").query("split == 'bank'").set_index(key)["forward_kl"]
+    assert before.to_numpy() == pytest.approx(bank.reindex(before.index).to_numpy(), rel=1e-4, abs=1e-5)
