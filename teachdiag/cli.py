@@ -128,7 +128,8 @@ def capture(run: Path, settings: Any, reporter: Reporter) -> dict[str, Any]:  # 
         teachdiag capture --run runs/qwen --student Qwen/Qwen3-0.6B \
             --teacher Qwen/Qwen3-8B --prompts gsm8k --bank-prompts 256
         teachdiag capture --run runs/verl --contexts verl.parquet \
-            --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B --prompts gsm8k --grade
+            --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B \
+            --prompts gsm8k --grade
     """
     _need_models()
     preflight.before_capture(run, settings)
