@@ -99,7 +99,7 @@ test-quick: .venv/installed  ## the tests that take a second or two at most
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 
 test-vllm: .venv-vllm/installed  ## rollouts and teachers behind a real vLLM engine on the CPU
-	.venv-vllm/bin/pytest tests/diagnostics/test_vllm.py tests/diagnostics/test_ray.py
+	.venv-vllm/bin/pytest tests/diagnostics/test_vllm.py tests/diagnostics/test_vllm_server.py tests/diagnostics/test_ray.py
 
 lint: .venv/installed  ## ruff and the layering contracts
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from teachdiag.settings import (
     CalibrateSettings,
     CaptureSettings,
     CheckLossSettings,
+    CompareTeachersSettings,
     EvaluateSettings,
     FiguresSettings,
     PlanSettings,
@@ -48,6 +49,7 @@ from teachdiag.terminal import (
     show_plan,
     show_probe,
     show_report,
+    show_teachers,
     show_timeline,
 )
 
@@ -403,6 +405,23 @@ def timeline(settings: Any) -> dict[str, Any]:  # noqa: ANN401
 
     summary = run_timeline(folder, settings)
     return summary | {"page": str(publish_timeline(folder))}
+
+
+@plain_command(app, CompareTeachersSettings, show_teachers, recipe=False)
+def compare_teachers(settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Compare teachers of one bank, token by token: how much each has to teach this student, and how much of it lands.
+
+    One run has one teacher: capture the first as usual, and the others on its contexts. Loaded and served teachers mix.
+
+    Examples:
+        teachdiag capture --run runs/b --contexts runs/a/contexts --student STUDENT --teacher B
+        teachdiag compare-teachers runs/a runs/b
+    """
+    for run in settings.runs:
+        preflight.before_reading(run_folder(run))
+    from teachdiag.analysis.teachers import run_compare_teachers
+
+    return run_compare_teachers(settings)
 
 
 @app.command(cls=HelpPage)

@@ -41,6 +41,7 @@ from teachdiag.settings.importing import ImportSettings, NamedImportSettings
 from teachdiag.settings.kind import Kind
 from teachdiag.settings.planning import CalibrateSettings, PlanSettings
 from teachdiag.settings.probe import KINDS, ProbeSettings, kind_reads
+from teachdiag.settings.teachers import CompareTeachersSettings
 from teachdiag.settings.timeline import TimelineSettings
 from teachdiag.settings.training import EvaluateSettings, ProtocolSettings, TrainSettings
 
@@ -63,6 +64,7 @@ __all__ = [
     "CalibrateSettings",
     "CaptureSettings",
     "CheckLossSettings",
+    "CompareTeachersSettings",
     "DType",
     "Derivative",
     "EndOfText",

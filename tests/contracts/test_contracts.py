@@ -205,7 +205,7 @@ def test_help_needs_no_torch_and_every_option_is_explained() -> None:
     code = "import sys, teachdiag.cli; assert not {'torch', 'statsmodels', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    assert list(commands) == ["demo", *STAGES, "check-loss", "timeline", "push", "import"]
+    assert list(commands) == ["demo", *STAGES, "check-loss", "timeline", "compare-teachers", "push", "import"]
     assert set(commands["import"].list_commands(Context(commands["import"]))) == {
         *("released", "trl", "verl", "slime", "msswift", "skyrl", "prime-rl", "jsonl")
     }

@@ -1,0 +1,164 @@
+"""A teacher behind a real `vllm serve` on the CPU (`make test-vllm` has one), which is also killed in the middle.
+
+The truth: the same model in this process.
+"""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import urllib3
+from tiny_pair import save_model
+
+from teachdiag.artefacts import BOUNDS, POSITIONS
+from teachdiag.diagnostics.capture import run_capture
+from teachdiag.errors import ModelError
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
+from teachdiag.settings import CaptureSettings
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM lives in .venv-vllm"),
+    pytest.mark.slow,
+]
+QUIET = Reporter(quiet=True)
+SECONDS = 600  # in which a server must be up
+
+
+class VllmServe:
+    """`vllm serve` in a process of its own, on one port, however often it is started."""
+
+    def __init__(self, model: str, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.model, self.log = model, log
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--served-model-name", "taught", "--max-logprobs", "64"]
+        options += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+        command = [str(Path(sys.executable).with_name("vllm")), "serve", self.model, *options]
+        environment = os.environ | {"VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        deadline = time.monotonic() + SECONDS
+        while not self.is_up():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(1)
+
+    def is_up(self) -> bool:
+        try:
+            return urllib3.request("GET", f"http://127.0.0.1:{self.port}/health", retries=False).status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """At once, workers too."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Heads that vLLM's CPU backend takes, the teacher's without padding."""
+    folder, heads = tmp_path_factory.mktemp("pair"), {"head_dim": 32, "hidden_size": 64}
+    return save_model(folder / "s", seed=1, rows=272, **heads), save_model(folder / "t", seed=2, rows=257, **heads)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str], manifest_path: str) -> Path:
+    sizes: dict[str, Any] = {"bank_prompts": 12, "update_prompts": 4, "max_new_tokens": 12, "positions": 10}
+    run = tmp_path_factory.mktemp("runs") / "here"
+    run_capture(run, CaptureSettings(student=pair[0], teacher=pair[1], prompts=manifest_path, **sizes), QUIET)
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str]) -> Iterator[VllmServe]:
+    serving = VllmServe(pair[1], tmp_path_factory.mktemp("server") / "log")
+    try:
+        yield serving
+    finally:
+        serving.kill()
+
+
+@pytest.fixture
+def settings(pair: tuple[str, str], truth: Path, server: VllmServe) -> CaptureSettings:
+    return CaptureSettings(
+        student=pair[0],
+        teacher="taught",
+        teacher_url=server.url,
+        contexts=str(truth / "contexts"),
+        positions=10,
+        shard_contexts=2,
+    )
+
+
+def agree(run: Path, truth: Path) -> pd.DataFrame:
+    """What the run has equals the truth to float32 rounding, ids but for near ties; bounds hold what they bound."""
+    ours, theirs = (POSITIONS.read(folder / "positions") for folder in (run, truth))
+    bounds = {column.name for column in BOUNDS}
+    for name in set(ours.columns) - bounds:
+        a, b = (np.stack(frame[name].to_numpy()) for frame in (ours, theirs))
+        if a.dtype.kind == "f" and a.ndim == 1:
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=5e-5, err_msg=name)
+        elif a.dtype.kind != "f":
+            assert (a == b).mean() > 0.99, name
+    for name in bounds & set(ours.columns):
+        exact = theirs[name.replace("_low", "").replace("_high", "")]
+        assert ((ours[name] - exact) * (1 if "_high" in name else -1) > -5e-5).all(), name
+    return ours
+
+
+def test_it_answers_for_ids_of_our_choice(tmp_path: Path, settings: CaptureSettings, truth: Path) -> None:
+    run_capture(tmp_path / "run", replace(settings, teacher_gives="logprobs"), QUIET)
+    ours = agree(tmp_path / "run", truth)
+    assert {"compatibility_k16", "disagreement_k16", "teacher_logp_at_student_topk"} <= set(ours.columns)
+    taught = Stage(tmp_path / "run", "capture").record()["inputs"]["teacher"]
+    assert taught["server"].startswith("vLLM 0.")
+    assert taught["limit"] == 256
+
+
+def test_its_top_lists_give_bounds(tmp_path: Path, settings: CaptureSettings, truth: Path) -> None:
+    run_capture(tmp_path / "run", replace(settings, teacher_gives="top"), QUIET)
+    assert "compatibility_low_k16" in agree(tmp_path / "run", truth).columns
+
+
+def test_it_is_killed_in_the_middle(tmp_path: Path, settings: CaptureSettings, truth: Path, server: VllmServe) -> None:
+    """Shards that were done stay as they are, and the same command makes the others."""
+    run = tmp_path / "run"
+
+    def kill_after_two_shards() -> None:
+        while len(list((run / "positions").glob("*.sha256"))) < 2:
+            time.sleep(0.005)
+        server.kill()
+
+    killer = Thread(target=kill_after_two_shards)
+    killer.start()
+    with pytest.raises(ModelError, match=r"failed 6 times, .*: when it works again, start the same command"):
+        run_capture(run, replace(settings, teacher_requests=1, shard_contexts=1), QUIET)
+    killer.join()
+    done = {file: file.stat().st_mtime_ns for file in (run / "positions").glob("*.parquet")}
+    assert 2 <= len(done) < 16
+    server.start()
+    run_capture(run, replace(settings, teacher_requests=1, shard_contexts=1), QUIET)
+    assert {file: file.stat().st_mtime_ns for file in done} == done
+    agree(run, truth)
