@@ -411,11 +411,12 @@ def timeline(settings: Any) -> dict[str, Any]:  # noqa: ANN401
 def compare_teachers(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     """Compare teachers of one bank, token by token: how much each has to teach this student, and how much of it lands.
 
-    One run has one teacher: capture the first as usual, and the others on its contexts. Loaded and served teachers mix.
+    One run has one teacher: capture the first as usual, and the others on its contexts (capture --contexts
+    RUN/contexts). Loaded and served teachers mix.
 
     Examples:
-        teachdiag capture --run runs/b --contexts runs/a/contexts --student STUDENT --teacher B
-        teachdiag compare-teachers runs/a runs/b
+        teachdiag compare-teachers runs/4b runs/8b
+        teachdiag compare-teachers runs/4b runs/8b runs/served --json
     """
     for run in settings.runs:
         preflight.before_reading(run_folder(run))

