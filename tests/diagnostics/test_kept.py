@@ -15,6 +15,7 @@ from stages import tables
 
 from teachdiag.artefacts import CONTEXTS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.contexts.contexts_table import own_lengths
 from teachdiag.diagnostics.contexts.kept import Kept, Positions, draw
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
@@ -100,3 +101,15 @@ def test_drawn_positions_are_scored_as_they_are_where_all_are(
 def test_a_number_of_positions_is_refused_where_all_are_scored() -> None:
     with pytest.raises(SettingsError, match="--positions belongs to --positions-from first, spread or random"):
         CaptureSettings(positions=10, positions_from="all")
+
+
+def test_responses_that_are_longer_are_counted(
+    captured_once: Path, tiny_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts = with_masks(captured_once / "contexts", tmp_path / "masked.parquet")
+    run_capture(tmp_path / "run", replace(tiny_settings, contexts=str(contexts), positions=4), Reporter())
+    rows = CONTEXTS.read_arrow(contexts).to_pylist()
+    lengths = [sum(row["response_mask"] or [1] * len(row["response_token_ids"])) for row in rows]
+    assert own_lengths(tmp_path / "run").tolist() == lengths
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{sum(n > 4 for n in lengths)} responses have more than --positions 4 tokens of the student's" in said
