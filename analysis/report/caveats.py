@@ -164,9 +164,11 @@ def _position(buckets: pd.DataFrame, probe_id: str) -> str:
     shares = rows[(rows["outcome"] == OUTCOME) & (rows["statistic"] == "share of total")]
     if shares["ci_low"].isna().any() or shares.empty:  # a total that is not told from 0 has no shares
         return ""
-    first = shares[shares["score_high"] <= 2]
+    tokens = rows[(rows["outcome"] == OUTCOME) & (rows["statistic"] == "share of tokens")]  # where positions were drawn
+    counted = shares["n_positions"] / shares["n_positions"].sum() if tokens.empty else tokens["estimate"]
+    opening = (shares["score_high"] <= 2).to_numpy()
+    gain, places = (float(column[opening].sum()) for column in (shares["estimate"], counted))
     return (
-        f"The first three response positions hold {first['estimate'].sum():.0%} of the whole gain of {probe_id}, and "
-        f"{first['n_positions'].sum() / shares['n_positions'].sum():.0%} of the positions: opening habits may be most "
-        "of what a step teaches."
+        f"The first three response positions hold {gain:.0%} of the whole gain of {probe_id}, and {places:.0%} of the "
+        "positions: opening habits may be most of what a step teaches."
     )

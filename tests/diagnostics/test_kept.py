@@ -12,14 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from masked import with_masks
 from stages import tables
+from tiny_pair import PROBE
 
-from teachdiag.artefacts import CONTEXTS, POSITIONS
+from teachdiag.analysis.analyze import run_analysis
+from teachdiag.artefacts import BUCKETS, CONTEXTS, GAINS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.contexts_table import own_lengths
 from teachdiag.diagnostics.contexts.kept import Kept, Positions, draw
+from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import SettingsError
+from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings
+from teachdiag.settings import AnalyzeSettings, CaptureSettings
 
 KEY = ["context_id", "position"]
 
@@ -113,3 +117,28 @@ def test_responses_that_are_longer_are_counted(
     assert own_lengths(tmp_path / "run").tolist() == lengths
     said = " ".join(capsys.readouterr().err.split())
     assert f"{sum(n > 4 for n in lengths)} responses have more than --positions 4 tokens of the student's" in said
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_drawn_run_is_that_of_whole_responses(
+    tiny_settings: CaptureSettings, tmp_path: Path, quiet: Reporter, png_alone: None
+) -> None:
+    """Mean gain and share of tokens by position, from the tables of the run; and the figure is drawn of them."""
+    run = tmp_path / "run"
+    run_capture(run, replace(tiny_settings, positions=6, positions_from="spread"), quiet)
+    run_probe(run, PROBE, quiet)
+    run_analysis(run, AnalyzeSettings(draws=100), quiet)
+    gains = GAINS.read(run / "gains/p", [*KEY, "gain"]).merge(POSITIONS.read(run / "positions"), on=KEY)
+    assert gains["weight"].max() > 1
+    rows = BUCKETS.read(BUCKETS.file(run)).query("probe_id == 'p' and score == 'position' and outcome == 'gain'")
+    assert rows[rows["statistic"] == "share of tokens"]["estimate"].sum() == pytest.approx(1)
+    for row in rows.itertuples():
+        inside = gains[gains["position"].between(row.score_low, row.score_high)]
+        expected = {
+            "mean": np.average(inside["gain"], weights=inside["weight"]),
+            "share of tokens": inside["weight"].sum() / gains["weight"].sum(),
+            "share of total": inside["gain"] @ inside["weight"] / (gains["gain"] @ gains["weight"]),
+        }
+        assert row.estimate == pytest.approx(expected[row.statistic], rel=1e-5)
+    publish(run, quiet, "position_profile")
+    assert (run / "figures/position_profile.png").exists()
