@@ -42,7 +42,7 @@ _NOTHING = "This run judges no step beside placebos, and not what selectors keep
 _LEVEL = 0.025  # one-sided, of the family of candidates
 _OF_PAIR = (
     *("student", "teacher", "revision", "teacher_revision", "student_drop_layers", "end_of_text", "trust_remote_code"),
-    *("student_adapter", "teacher_adapter"),
+    *("student_adapter", "teacher_adapter", "teacher_load"),
     *("prompts", "data_file", "template_options", "max_new_tokens", "dtype"),
 )
 

@@ -26,6 +26,7 @@ from teachdiag.diagnostics.models.vocabulary import Known, known_ids
 from teachdiag.diagnostics.models.weights import check_weights, forget_wrappers, refuse_misfits
 from teachdiag.diagnostics.processes.parameters import are_sharded
 from teachdiag.errors import ModelError
+from teachdiag.jsontext import parse_json
 
 transformers.utils.logging.disable_progress_bar()
 _SMALL_VOCABULARY = 64  # of the stand-in on which an architecture is checked
@@ -178,6 +179,7 @@ def load(source: ModelSource, dtype: str, device: str, *, master: bool = False) 
             key_mapping=wrappers,
             ignore_mismatched_sizes=True,  # told of in the report
             output_loading_info=True,
+            **parse_json(source.options or "{}"),
         )
         refuse_misfits(source, report)
         forget_wrappers(model, wrappers)

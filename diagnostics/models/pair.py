@@ -1,5 +1,6 @@
 """The pair: student and teacher, pinned, in outline, and loaded with their heads cut to the shared vocabulary."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,6 +55,8 @@ def resolve_pair(settings: PairSettings, reporter: Reporter) -> Sources:
         teacher = replace(student, dropped_layers=(), adapter=None, end_of_text="same")
     else:
         teacher = resolve_whole(*wanted, (), reporter, settings.trust_remote_code)
+    if settings.teacher_options:
+        teacher = replace(teacher, options=json.dumps(settings.teacher_options, sort_keys=True))
     return student, adapted(teacher, settings.teacher_adapter, reporter)
 
 
@@ -98,15 +101,17 @@ def refuse_nothing_to_learn(sources: Sources, teacher_prompt: str, same_prompts:
 def pinned(source: ModelSource) -> dict[str, Any]:
     """What identifies the weights; where a local copy lies does not, nor what it may do and how it ends."""
     facts = asdict(source)
-    del facts["path"], facts["trusted"], facts["end_of_text"], facts["adapter"]
+    del facts["path"], facts["trusted"], facts["end_of_text"], facts["adapter"], facts["options"]
+    if source.options:
+        facts["options"] = source.options
     if source.adapter:
         facts["adapter"] = {"name": source.adapter.name, "digest": source.adapter.digest}
     return facts
 
 
-def _weights(source: ModelSource) -> tuple[str, tuple[int, ...]]:
+def _weights(source: ModelSource) -> tuple[str, tuple[int, ...], str]:
     """What decides every number that a model computes."""
-    return source.whole_digest, source.dropped_layers
+    return source.whole_digest, source.dropped_layers, source.options
 
 
 def outline_pair(sources: Sources, reporter: Reporter) -> PairOutline:

@@ -51,6 +51,7 @@ class ModelSource:
         trusted: whether code that comes with the model may run.
         end_of_text: of a student, what ends its responses (`vocabulary.ends_of`).
         adapter: the adapter that is on it, after layers were removed.
+        options: JSON of further options with which transformers loads it; '' for none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelSource:
     trusted: bool = False
     end_of_text: EndOfText = "same"
     adapter: AdapterSource | None = None
+    options: str = ""
 
     @property
     def at(self) -> str:

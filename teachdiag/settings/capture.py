@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teachdiag.errors import SettingsError
+from teachdiag.jsontext import parse_json
 from teachdiag.settings.base import (
     COUNTABLE,
     DATA_FILE,
@@ -33,6 +34,7 @@ from teachdiag.settings.base import (
     template_options,
 )
 
+_QUANTISED, _KERNELS = "quantization_config", ("attn_implementation", "experts_implementation")  # for from_pretrained
 _OF_VLLM = ("engine_dtype", "tensor_parallel", "gpu_memory", "prefix_caching")
 _OF_RAY = ("ray_workers", "store")
 _ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1/?")
@@ -60,6 +62,12 @@ class PairSettings(Checked):
         "", "LoRA adapter that is put on the student: the folder that peft saved it to", panel=MODELS
     )
     teacher_adapter: str = option("", "The same for the teacher", panel=MODELS)
+    teacher_load: str = option(
+        "",
+        'How transformers loads the teacher, as JSON, such as \'{"quantization_config": {"load_in_8bit": true}}\': '
+        f"{', '.join((_QUANTISED, *_KERNELS))}",
+        panel=MODELS,
+    )
     end_of_text: EndOfText = option(
         "same",
         "Ids that end a response. 'same': both models must have the same ones; 'student': the student's, so that the "
@@ -83,6 +91,21 @@ class PairSettings(Checked):
                 f"--student-drop-layers is {self.student_drop_layers!r}: give zero-based layer numbers such as "
                 "'20' or '3,20', 'auto', or 'none'"
             ) from None
+
+    @property
+    def teacher_options(self) -> dict[str, Any]:
+        """What transformers is to load the teacher with, beside type, place and revision."""
+        try:
+            options = parse_json(self.teacher_load or "{}")
+        except ValueError:
+            options = None
+        known = isinstance(options, dict) and all(
+            isinstance(value, dict) if name == _QUANTISED else name in _KERNELS and re.fullmatch(r"\w+", str(value))
+            for name, value in options.items()
+        )
+        rule = f"a JSON object of {_QUANTISED}, an object, and {' and '.join(_KERNELS)}, names that transformers brings"
+        self._require(known, "teacher_load", rule)
+        return dict(options or {})
 
     @property
     def is_demo(self) -> bool:
@@ -205,7 +228,7 @@ class CaptureSettings(PairSettings):
         self._check_template_options("template_options", "teacher_template_options")
         if self.contexts and any(self.options_given):
             raise SettingsError("--template-options renders prompts, which --contexts brings rendered: leave it out")
-        self.dropped_layers  # noqa: B018 (parsing is the check)
+        self.dropped_layers, self.teacher_options  # noqa: B018 (parsing is the check)
 
     def of_capture(self) -> dict[str, Any]:
         """Return the settings that decide the tables of capture: not --grade, nor what grades brought contexts."""
@@ -236,6 +259,9 @@ class CaptureSettings(PairSettings):
                 "rollouts in another run with --contexts"
             )
         self._refuse_adapters_elsewhere()
+        here = self.engine != "ray" and self.teacher_engine == "transformers" and not self.teacher_url
+        if self.teacher_load and (self.shard_model or not here):
+            raise SettingsError("--teacher-load is for a teacher that transformers runs in this process: leave it out")
         served = (self.engine != "transformers" and not self.contexts) or self.teacher_engine == "vllm"
         idle = {} if served else dict.fromkeys(_OF_VLLM, "vLLM, which runs nothing here")
         if self.engine != "ray":

@@ -106,4 +106,4 @@ class CalibrateSettings(PairSettings):
             SettingsError: a value is outside its range; the message names the option.
         """
         super().__post_init__()
-        self.dropped_layers  # noqa: B018 (parsing is the check)
+        self.dropped_layers, self.teacher_options  # noqa: B018 (parsing is the check)

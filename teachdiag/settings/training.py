@@ -196,7 +196,7 @@ class TrainSettings(PairSettings, ProtocolSettings):
         self.refuse_idle({"student_adapter": "capture and what reads its run; training begins with a fresh --lora"})
         self.adapter  # noqa: B018 (parsing is the check)
         self.trl_settings  # noqa: B018 (parsing is the check)
-        self.dropped_layers  # noqa: B018
+        self.dropped_layers, self.teacher_options  # noqa: B018
 
     @property
     def adapter(self) -> Lora | None:
