@@ -91,7 +91,7 @@ def measure(piece: str, device: str, tiny: bool, to: Path) -> None:
     found = replace(found, made_with={"reference": REFERENCE} | dict(found.made_with))
     write_calibration(found, to.with_name("calibration.json"))
     names = "scoring_tokens_per_second", "rollout_tokens_per_second", "scoring_peak_bytes"
-    save([{"what": name.replace("_", " "), "rate": f"{getattr(found.measured, name):.4g}"} for name in names])
+    save([{"what": name.replace("_", " "), "value": f"{getattr(found.measured, name):.4g}"} for name in names])
 
 
 def tests(device: str, where: tuple[str, ...]) -> Iterator[Row]:
@@ -170,7 +170,7 @@ def _cells(row: Row) -> dict[str, str]:
 
     return {
         "what": row["what"] + (f" ({row['note']})" if row.get("note") else ""),
-        "took": row.get("error") or row.get("rate") or cell("milliseconds", ".4g", " ms"),
+        "took": row.get("error") or row.get("value") or cell("milliseconds", ".4g", " ms"),
         "tokens/s": cell("tokens_per_second", ",.0f"),
         "peak memory": cell("peak_gb", ".3g", " GB"),
         "ratio": cell("ratio", ".2f"),

@@ -132,8 +132,8 @@ def measure_pair(student: str, teacher: str, device: torch.device, save: Callabl
 def _limit_rows(bench: Bench) -> list[Row]:
     named = str(bench.dtype).removeprefix("torch.")
     return [
-        {"what": f"limit: a large product in {named}", "rate": f"{bench.product / 1e12:.3g} TFLOP/s"},
-        {"what": "limit: a copy, bytes read and written", "rate": f"{bench.copy / 1e9:.4g} GB/s"},
+        {"what": f"limit: a large product in {named}", "value": f"{bench.product / 1e12:.3g} TFLOP/s"},
+        {"what": "limit: a copy, bytes read and written", "value": f"{bench.copy / 1e9:.4g} GB/s"},
     ]
 
 
@@ -250,7 +250,7 @@ def training_rows(bench: Bench) -> list[Row]:
     try:
         from training_steps import step_of
     except ModuleNotFoundError as error:
-        return [{"what": "training step", "error": f"not measured: {error.name} is not installed"}]
+        return [{"what": "training step", "value": f"not measured: {error.name} is not installed"}]
     tokens = bench.workload.update * bench.workload.response
     own, full, sparse = (step_of(bench, trainer) for trainer in ("trl", "full", "learnable"))
     return [

@@ -8,7 +8,7 @@ The work is done in three rooms that meet only through the tables of a run direc
 
 import os
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ _TELLS_NOBODY = {
 for _name, _value in _TELLS_NOBODY.items():
     os.environ.setdefault(_name, _value)
 
-__version__ = version("teachdiag")
+try:
+    __version__ = version("teachdiag")
+except PackageNotFoundError:  # a checkout on the path of a machine where nothing can be installed
+    __version__ = "not installed"
 __all__ = ["Monitor", "Selection", "SelectiveDistillationTrainer", "open_run"]
 
 _HOMES = {

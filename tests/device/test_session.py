@@ -63,6 +63,16 @@ def test_plan_reads_the_calibration(tmp_path: Path) -> None:
     assert plan(PlanSettings(positions=1000), found)["time_seconds"]["scoring"] > 0
 
 
+def test_a_checkout_is_imported_where_it_is_not_installed() -> None:
+    """A stand-in for a machine on which nothing can be installed."""
+    hidden = (
+        "import importlib.metadata as m; m.version = lambda name: (_ for _ in ()).throw(m.PackageNotFoundError(name))"
+    )
+    asked = f"{hidden}; import teachdiag; print(teachdiag.__version__)"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "not installed\n"
+
+
 def test_a_device_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("CUDA is there")
