@@ -156,8 +156,8 @@ def _mistake(
         return ending
     if numbers.vanishing > MOST:
         return "zero expected gradient", (
-            f"At {numbers.vanishing:.0%} of its tokens the gradient is 0 when it is averaged over what could have been "
-            "drawn there: what weighs log p(y) must depend on y."
+            f"At {numbers.vanishing:.0%} of the tokens where that can be told, its gradient is 0 when it is averaged "
+            "over what could have been drawn: what weighs log p(y) must depend on y."
         )
     if numbers.cosines is None:
         return "undecided", (

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_pair import save_model
 from trainers import Recording, make_trainer
 
@@ -48,6 +49,15 @@ def test_the_canary_has_the_numbers_of_capture(tmp_path: Path, captured_once: Pa
     head_gain = (theirs["hidden_norm_sq"] * theirs["logit_alignment"]).mean()
     assert told["teachdiag/canary/head_gain"] == pytest.approx(head_gain, rel=1e-4)
     assert told["teachdiag/canary/gain"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by a name that v6 drops
+def test_a_fresh_adapter_changes_nothing(tmp_path: Path, captured_once: Path, pair: Pair) -> None:
+    watch = monitor(tmp_path, captured_once)
+    plain = watch.observe_canary(0, pair.student.model)
+    adapted = watch.observe_canary(1, get_peft_model(pair.student.model, LoraConfig(r=2, target_modules=["q_proj"])))
+    assert adapted["teachdiag/canary/forward_kl"] == plain["teachdiag/canary/forward_kl"]
+    assert adapted["teachdiag/canary/gain"] == 0
 
 
 def test_a_live_batch_has_the_statistics_of_its_own_rows(tmp_path: Path) -> None:
