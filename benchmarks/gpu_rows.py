@@ -37,8 +37,8 @@ from teachdiag.diagnostics.probes.derivatives import Along, Term, choose_step, d
 from teachdiag.diagnostics.probes.measurement import measurement
 from teachdiag.diagnostics.probes.probe_setup import ProbeSetup
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
-from teachdiag.diagnostics.probes.theta0 import Theta0, bit_sums, random_direction
-from teachdiag.diagnostics.probes.updates import gradient
+from teachdiag.diagnostics.probes.theta0 import Theta0, bit_sums, inner, random_direction
+from teachdiag.diagnostics.probes.updates import gradient, step_objective
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import statistics
 from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
@@ -207,6 +207,7 @@ def probe_rows(bench: Bench) -> list[Row]:
         whole = taken(lambda: results.update(measurement(setup.settings).measure(setup)), bench.device, 1)
         checked = taken(lambda: bit_sums(setup.student), bench.device)
         drawn = taken(lambda: random_direction(setup.student, 0), bench.device, 1)
+        twice = _agreement(setup)
         copy = parameters(setup.student) * _FLOAT32
         copies = f"{whole.peak / copy:.2f} copies of the student, goal 4" if whole.peak else ""
         rungs = len(results["ladder"]["rungs"])
@@ -216,7 +217,19 @@ def probe_rows(bench: Bench) -> list[Row]:
         bench.row(f"one_step probe, {rungs} rungs", whole, tokens=positions, beside=bare, note=copies),
         bench.row("seeing that theta0 came back, bit for bit", checked, moved=copy, beside=bare),
         bench.row("a random direction, drawn on the CPU", drawn, beside=bare),
+        {"what": "the gradient of the update batch, taken twice", "value": twice},
     ]
+
+
+def _agreement(setup: ProbeSetup) -> str:
+    """Say whether kernels add up in a fixed order: what a killed probe's second half would meet."""
+    objective = step_objective(setup.update, setup.teacher, setup.settings)
+    first, again = (gradient(setup.student, objective, setup.settings, QUIET) for _ in range(2))
+    norm = inner(first, first) ** 0.5
+    for ours, theirs in zip(first, again, strict=True):
+        ours.sub_(theirs)
+    apart = inner(first, first) ** 0.5
+    return f"differs by {apart / norm:.1e} of its length" if apart else "the same to the last bit"
 
 
 def prediction_rows(bench: Bench) -> list[Row]:
