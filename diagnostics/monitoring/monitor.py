@@ -40,7 +40,8 @@ class Monitor:
 
     Every look is a row of the table `monitor`, and for the canary its positions, with the statistics of capture, in the
     table `canary`; both lie in `folder`, one file a step, each written whole or not at all. A training that is resumed
-    goes on in the same folder. What looks wrong is said once, and named in the row.
+    goes on in the same folder, and writes over the looks that the interrupted one took at later steps when it comes to
+    them. What looks wrong is said once, and named in the row.
     """
 
     def __init__(
@@ -77,12 +78,8 @@ class Monitor:
         Raises:
             InputError: the run has no such bank, or its teacher cannot be loaded.
         """
-        for name, value in (
-            ("every", every),
-            ("contexts", contexts),
-            ("positions", positions),
-            ("sequences", sequences),
-        ):
+        counts = {"every": every, "contexts": contexts, "positions": positions, "sequences": sequences}
+        for name, value in counts.items():
             if value < 1:
                 raise SettingsError(f"Monitor({name}={value}): it must be at least 1")
         self.folder, self.every, self.sequences = Path(folder), every, sequences
@@ -136,7 +133,7 @@ class Monitor:
             update_norm: length of the last optimizer step, where it is known.
 
         Returns:
-            Numbers by name, such as 'teachdiag/live/forward_kl', which `log` is told too; NaN where one is not finite.
+            Numbers by name, such as 'teachdiag/live/forward_kl', which `log` is told too; none that is not finite.
 
         Raises:
             SettingsError: shapes do not fit, or no token is the student's own.
@@ -162,7 +159,7 @@ class Monitor:
             update_norm: length of the last optimizer step, where it is known.
 
         Returns:
-            Numbers by name, such as 'teachdiag/canary/forward_kl'; NaN where one is not finite.
+            Numbers by name, such as 'teachdiag/canary/forward_kl'; none that is not finite.
 
         Raises:
             SettingsError: there is no canary, or the model's weights are sharded over processes.
