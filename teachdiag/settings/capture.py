@@ -231,10 +231,13 @@ class CaptureSettings(PairSettings):
         self.dropped_layers, self.teacher_options  # noqa: B018 (parsing is the check)
 
     def of_capture(self) -> dict[str, Any]:
-        """Return the settings that decide the tables of capture: not --grade, nor what grades brought contexts."""
+        """Return the settings that decide the tables of capture.
+
+        Not --grade, nor what grades brought contexts; nor how hard a server is pressed, which may change on the way.
+        """
         of_grading = ("grade", *(("prompts", "data_file") if self.contexts else ()))
         settings = self.as_dict() | {name: self.defaults()[name] for name in of_grading}
-        del settings["grade"]
+        del settings["grade"], settings["teacher_requests"]
         return settings
 
     @property
