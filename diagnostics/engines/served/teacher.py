@@ -134,12 +134,12 @@ def _introduced(settings: CaptureSettings, student: Outline, known: Known, repor
     reporter.say(f"Checking {server.model} behind {settings.teacher_url} ({server.program})")
     with ThreadPoolExecutor(settings.teacher_requests) as pool:
         check_tokens(server, student.tokenizer, known, pool)
-    gives = _gives(settings, server)
+    gives = _gives(settings, server, reporter)
     check_answers(server, student.tokenizer, known, by_id=gives == "logprobs")
     return ServedSource(server.model, "", "", "", server=server.program, limit=server.limit, gives=gives)
 
 
-def _gives(settings: CaptureSettings, server: Server) -> Literal["logprobs", "top"]:
+def _gives(settings: CaptureSettings, server: Server, reporter: Reporter) -> Literal["logprobs", "top"]:
     """Decide what is asked for: ids of our choice wherever they can be had, unless the user says otherwise."""
     if settings.teacher_gives == "top":
         return "top"
@@ -149,6 +149,8 @@ def _gives(settings: CaptureSettings, server: Server) -> Literal["logprobs", "to
             f"--teacher-gives logprobs: {server.http.root} ({server.program}) does not give them at ids of our choice "
             f"({lack}): use --teacher-gives top"
         )
+    if lack:
+        reporter.say(f"{server.model} gives its top lists alone, and so C and D within bounds: {lack}")
     return "top" if lack else "logprobs"
 
 
