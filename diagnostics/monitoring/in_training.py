@@ -32,7 +32,7 @@ class ModelInTraining:
 
     @property
     def head(self) -> Head:
-        """Its LM head as it is now, float32."""
+        """Its LM head as it is now."""
         return head_of(self.model, self.known)
 
     @torch.no_grad()
