@@ -52,8 +52,8 @@ class Rollouts:
 
     def shuffled(self, seed: int) -> "Rollouts":
         """Return the same rollouts with their rewards dealt anew among them: a placebo."""
-        rewards = np.random.default_rng(seed).permutation(self.rows["reward"].to_numpy())
-        return Rollouts(self.rows.assign(reward=rewards), self.left_out)
+        order = np.random.default_rng(seed).permutation(len(self.rows))
+        return Rollouts(self.rows.assign(reward=self.rows["reward"].to_numpy()[order]), self.left_out)
 
     def facts(self) -> dict[str, Any]:
         """What a probe records of them."""

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings: CaptureSettings) -> CaptureSettings:
-    """Two groups of rollouts, so that both processes have some."""
-    return replace(tiny_settings, bank_prompts=20, update_prompts=16)
+    """Two groups of rollouts, so that both processes have some, graded too."""
+    return replace(tiny_settings, bank_prompts=20, update_prompts=16, grade=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_capture_does_not_depend_on_the_number_of_processes(runs: dict[int, Path
         for n in (1, processes)
     )
     assert one == several
-    assert (runs[1] / "capture.json").read_bytes() == (runs[processes] / "capture.json").read_bytes()
+    for note in ("capture.json", "grade.json"):
+        assert (runs[1] / note).read_bytes() == (runs[processes] / note).read_bytes()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -136,7 +137,7 @@ def test_a_failure_of_any_process_reaches_the_user(
     contexts.to_parquet(broken)
     usual = CaptureSettings()
     counts = {"bank_prompts": usual.bank_prompts, "update_prompts": usual.update_prompts}
-    given = replace(settings, prompts=usual.prompts, contexts=str(broken), **counts)
+    given = replace(settings, prompts=usual.prompts, grade=False, contexts=str(broken), **counts)
     done = in_processes(2, command, "capture", "--run", str(tmp_path / "run"), *options(given))
     assert done.returncode != 0
     assert "context 5 holds token id 9999, outside the shared vocabulary" in done.stderr

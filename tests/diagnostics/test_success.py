@@ -91,6 +91,7 @@ def test_advantages_are_against_the_prompts_others_or_against_all() -> None:
     dealt = Rollouts(rows, 0).shuffled(1)
     assert sorted(dealt.rows["reward"]) == sorted(rows["reward"])
     assert dealt.rows["prompt_id"].tolist() == rows["prompt_id"].tolist()
+    assert Rollouts(rows[:0], 0).shuffled(1).advantages.empty
 
 
 def test_a_response_that_was_cut_before_its_answer_is_left_out(graded: Path, tiny_settings: CaptureSettings) -> None:
