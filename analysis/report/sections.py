@@ -101,11 +101,11 @@ def section(record: Record, sentences: Sequence[str], results: Results, suffix: 
 
 
 def _moved(record: Record) -> str:
-    """Say that steps moved an adapter alone; nothing where they moved all weights."""
+    """Say how many weights steps moved; nothing where these were all."""
     trained = record.results.get("trained")
     if trained is None or trained["parameters"] == trained["of"]:
         return ""
-    return f" Steps move an adapter alone, {trained['parameters']:,} of {trained['of']:,} weights."
+    return f" Steps move {trained['parameters']:,} of the student's {trained['of']:,} weights."
 
 
 def figure_group(record: Record) -> str:

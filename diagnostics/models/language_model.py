@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from teachdiag.diagnostics.models.adapters import put_on
 from teachdiag.diagnostics.models.alignment import Batch, Side
 from teachdiag.diagnostics.models.head import head_of
-from teachdiag.diagnostics.models.layers import drop_layers, recomputed
+from teachdiag.diagnostics.models.layers import drop_layers, moved_by_text, recomputed
 from teachdiag.diagnostics.models.sources import (
     ModelSource,
     end_ids,
@@ -111,7 +111,7 @@ class LanguageModel:
 
         These are all weights, or, of a model with an adapter, the adapter's.
         """
-        yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        yield from moved_by_text(self.model)
 
     def recomputing(self) -> AbstractContextManager[None]:
         """Save memory in the passes inside: see `recomputed`."""

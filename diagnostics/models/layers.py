@@ -1,4 +1,4 @@
-"""Decoder layers of a model: some of them taken out, or computed twice to save memory."""
+"""Parts of a model: what a text passes through; decoder layers taken out, or computed twice to save memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from teachdiag.errors import ModelError
+
+
+def moved_by_text(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401 (a transformers model)
+    """Every trainable parameter of a model's decoder and LM head once, by name, in a fixed order.
+
+    A text never meets the others, as those of a wrapper's vision tower: no step on it moves them, and a random
+    direction with a part in them would be a shorter one.
+    """
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    inside = tuple(f"{name}." for name, module in model.named_modules() if any(module is part for part in parts))
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and name.startswith(inside):
+            yield name, weight
 
 
 def drop_layers(model: Any, name: str, dropped: tuple[int, ...]) -> None:  # noqa: ANN401 (a transformers model)

@@ -16,6 +16,7 @@ import torch
 
 from teachdiag.diagnostics.models.adapters import in_shape
 from teachdiag.diagnostics.models.alignment import Context
+from teachdiag.diagnostics.models.layers import moved_by_text
 from teachdiag.diagnostics.models.sources import ModelSource, Sources
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.errors import SettingsError
@@ -55,7 +56,7 @@ def size_of(source: ModelSource, fresh: Lora | None = None) -> Size:
         width=int(text.hidden_size),
         inner=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         rows=model.get_output_embeddings().weight.shape[0],
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained=sum(p.numel() for _, p in moved_by_text(model)),
     )
 
 

@@ -42,4 +42,4 @@ def test_both_spaces_stand_beside_one_another(demo_once: Path, tmp_path: Path) -
     heading = claims_table(loaded).splitlines()[0]
     assert "tiny, all weights" in heading
     assert f"tiny, {FRESH}" in heading
-    assert "Steps move an adapter alone" in (run / "summary.md").read_text()
+    assert "of the student's" in (run / "summary.md").read_text()

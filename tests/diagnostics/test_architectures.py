@@ -73,11 +73,14 @@ def test_a_gradient_is_that_of_the_plain_loss(pair: Pair, exact: list[torch.nn.M
         logp, logq = (slow.plain_logp(model, context, "student", KNOWN) for model in exact)
         values += list((logp.exp() * (logp - logq.detach())).sum(-1))
     own = dict(exact[0].named_parameters())
-    truth = torch.autograd.grad(torch.stack(values).mean(), list(own.values()), allow_unused=True)
-    size = torch.cat([part.flatten() for part in truth if part is not None]).norm()
-    for (name, _), part, expected in zip(pair.student.parameters(), found, truth, strict=True):
-        error = part.double() - (0 if expected is None else expected)
-        assert error.norm() < 1e-4 * size, name
+    parts = torch.autograd.grad(torch.stack(values).mean(), list(own.values()), allow_unused=True)
+    truth = {name: part for name, part in zip(own, parts, strict=True) if part is not None}
+    size = torch.cat([part.flatten() for part in truth.values()]).norm()
+    moved = [name for name, _ in pair.student.parameters()]
+    assert truth.keys() <= set(moved)  # what no text passes through, as a vision tower, has no gradient, and no part
+    assert not any("vision" in name or "projector" in name for name in moved)
+    for name, part in zip(moved, found, strict=True):
+        assert (part.double() - truth.get(name, 0)).norm() < 1e-4 * size, name
 
 
 def test_padding_on_the_left_changes_no_sample(pair: Pair) -> None:
@@ -101,7 +104,7 @@ def test_experts_and_multimodal_wrappers_go_through_the_stages(
     step = results["updates"]["one_step"]
     assert step["update_norm"] > 0
     assert step["mean_gain"] != 0
-    assert (results["trained"]["parameters"] == results["trained"]["of"]) == (train == "all")
+    assert (results["trained"]["parameters"] == results["trained"]["of"]) == (train == "all" and kind != "gemma3")
     key = ["context_id", "position"]
     before = GAINS.read(run / "gains/p").set_index(key)["forward_kl_before"]
     bank = POSITIONS.read(run / "positions").query("split == 'bank'").set_index(key)["forward_kl"]
