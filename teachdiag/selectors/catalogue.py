@@ -17,7 +17,7 @@ from teachdiag.scores import Array
 from teachdiag.selectors import published
 from teachdiag.selectors.released import METHODS, RELEASED, released_mask
 from teachdiag.selectors.selector import Selector
-from teachdiag.selectors.tokens import FROM_PROBES, MEASURED, Tokens
+from teachdiag.selectors.tokens import FROM_PROBES, MEASURED, READABLE, Tokens
 from teachdiag.signals import OURS, SIGNALS, TA_OPD, added_columns, added_signals
 
 _STUDENT_LISTS = ("student_topk_ids", "student_topk_logp", "teacher_logp_at_student_topk")
@@ -152,7 +152,7 @@ def _selector(label: str, loaded: object) -> Selector:
         raise SettingsError(f"{label} is {sort}, neither a function of Tokens nor a Score")
     with guarded(label, "cannot be loaded"):
         columns = getattr(loaded, "columns", MEASURED)
-    readable = {*MEASURED, *PER_SUPPORT, *FROM_PROBES, *added_columns()}
+    readable = {*(column.name for column in READABLE), *PER_SUPPORT, *FROM_PROBES, *added_columns()}
     listed = isinstance(columns, list | tuple) and all(isinstance(column, str) for column in columns)
     if not listed or not readable.issuperset(columns):
         unknown = ", ".join(dict.fromkeys(c for c in columns if c not in readable)) if listed else repr(columns)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from teachdiag.artefacts import POSITIONS
+from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.formulas import stored_name
 from teachdiag.scores import Array, mid_ranks, norm
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ("context_id", "position")  # what every table of tokens carries: scopes and tie rules need them
-MEASURED = tuple(c.name for c in POSITIONS.columns if c.type != pa.string())  # what scores can read of `positions`
+READABLE = tuple(c for c in POSITIONS.columns if c.type != pa.string())  # what scores can read of `positions`
+MEASURED = tuple(c.name for c in READABLE if c not in BOUNDS and not c.nullable)  # of these, what a capture always has
 FROM_PROBES = ("fix_inner", "bank_inner", "isolated_gain")  # what a probe adds to it
 
 

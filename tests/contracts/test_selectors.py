@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stages import ROOT
 from token_worlds import COLUMNS, RNG, STUDENT, TEACHER, TOKEN, TOKENS, measured
 
-from teachdiag.artefacts import POSITIONS
+from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import Score, column, product, stored_name, within_q3
 from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
@@ -229,7 +229,7 @@ def test_users_bring_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert selector.columns(16) == ("context_id", "position")
     assert select(TOKENS, selector, 0.1).kept.tolist() == (COLUMNS["position"] == 9).tolist()
     assert set(resolve_selector("mine:everything").columns(16)) == {
-        c.name for c in POSITIONS.columns if c.type != pa.string()
+        c.name for c in POSITIONS.columns if c.type != pa.string() and c not in BOUNDS and c.name != "weight"
     }
     assert resolve_selector("mine:part").score.formula == "position · position"
     entry = EntryPoints(
