@@ -4,8 +4,8 @@ Two models with different tokenizers have read the same text where a token of ei
 teacher's next token, a distribution over its own vocabulary, bounds what is known of the student's candidates:
 
 - *begins*: the teacher's text goes on with the bytes of some candidate. Tokens that begin with these bytes are certain
-  to; tokens that are a proper beginning of them may or may not go on so. The bounds hold for whatever the teacher would
-  write next. (With every vocabulary's own tokens as candidates it is the byte-prefix marginal of arXiv 2607.22334.)
+  to; tokens that are a proper beginning of them may or may not go on so (the byte prefixes of arXiv 2607.22334, with
+  what is open counted apart). The bounds hold for whatever the teacher would write next.
 - *read*: the student's tokenizer, reading what the teacher writes, makes a candidate its first token. This is C, and
   with one tokenizer exactly C; it holds as far as both write texts as their tokenizers do (`Readings`).
 """

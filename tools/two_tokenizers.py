@@ -18,7 +18,7 @@ from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.contexts.templates import encode_prompts
 from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.sources import resolve
-from teachdiag.errors import ModelError
+from teachdiag.errors import InputError, ModelError, SettingsError
 from teachdiag.manifests import read_manifest
 from teachdiag.markdown import markdown_table
 from teachdiag.progress import Reporter
@@ -127,7 +127,13 @@ class Reader:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print what is known of a pair, or put what is known of the embedded pairs into their page."""
+    """Print what is known of a pair, or put what is known of the embedded pairs into their page.
+
+    Raises:
+        InputError: a model cannot be had, or the bytes of its tokens are not known.
+    """
+    if len(arguments) not in (0, 2):
+        raise SettingsError(f"arguments {list(arguments)}: give a student and a teacher, or nothing to fill {PAGE.name}")
     conversations = drawn()
     if arguments:
         student, teacher = map(reader, arguments)
@@ -235,6 +241,7 @@ class Pair:
         """Sort the teacher's vocabulary, and try how it is read by the student."""
         self.student, self.teacher = student, teacher
         self._order, self._readings = ByteOrder(teacher.texts), readings(student, teacher)
+        self._one_vocabulary = student.texts == teacher.texts
         self._as_read = np.array([student.seen([token])[0] for token in range(len(student.texts))])
 
     def states(self, answer: Answer, prompt: tuple[int, ...]) -> list[tuple[Reals, Reals] | None]:
@@ -271,7 +278,7 @@ class Pair:
             begins, read = self._order.bounds(reached, written), self._readings.bounds(seen, np.append(wanted, False))
             cell = {"begins_low": begins[0] + ends, "begins_high": begins[1] + ends}
             cell |= {"read_low": read[0], "read_high": read[1]}
-            if student.texts == teacher.texts:
+            if self._one_vocabulary:
                 cell["begins"] = self._order.bounds(reached_uncut, written)[0] + ends
                 cell["c"] = q[wanted[self._as_read]].sum()
             yield cell
@@ -332,4 +339,7 @@ def _halves(text: bytes, places: dict[bytes, int]) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"Error: {error}")
