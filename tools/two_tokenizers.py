@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: a model cannot be had, or the bytes of its tokens are not known.
     """
     if len(arguments) not in (0, 2):
-        raise SettingsError(f"arguments {list(arguments)}: give a student and a teacher, or nothing to fill {PAGE.name}")
+        raise SettingsError(f"arguments {list(arguments)}: give a student and a teacher, or nothing, to fill the page")
     conversations = drawn()
     if arguments:
         student, teacher = map(reader, arguments)
