@@ -144,7 +144,7 @@ def _plan_import(settings: CaptureSettings) -> Plan:
     """Take the contexts that are brought."""
     path = Path(settings.contexts)
     inputs = {"contexts": table_digest(path)} | how_imported(path)
-    table = CONTEXTS.read_arrow(path, ("prompt_id", *_PROMPTS))
+    table = CONTEXTS.read_arrow(path, ("context_id", "prompt_id", *_PROMPTS))
     names, ours, theirs = (table[name] for name in ("prompt_id", *_PROMPTS))
     return Plan([], inputs, bool(ours.equals(theirs)), dict(zip(names.to_pylist(), ours.to_pylist(), strict=True)))
 
