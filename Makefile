@@ -19,10 +19,13 @@ PROBES_real/gemma := one_step efficiency
 CAPTURE_real/qwen = --recipe docs/study-real/qwen/capture.toml $(DATA)
 CAPTURE_real/gemma = --recipe docs/study-real/gemma/capture.toml $(DATA)
 DATA = $(addprefix --data-file ,$(DATA_FILE))
+# The privileged pair with whole answers, for what depends on a token's place: docs/results.md.
+PROBES_long := efficiency
+CAPTURE_long := --recipe docs/study-long/capture.toml
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL)) test lint types bench docs notebook readme results tokenizers clean
+.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test lint types bench docs notebook readme results tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -59,6 +62,7 @@ runs/$(1)/report.html: runs/$(1)/analyze.json $(FIGURES:%=runs/$(1)/figures/%.pn
 endef
 $(foreach pair,$(PAIRS),$(eval $(call PAIR,$(pair),$(RECIPES))))
 $(foreach pair,$(REAL),$(eval $(call PAIR,$(pair),$(pair:real/%=docs/study-real/%))))
+$(eval $(call PAIR,long,docs/study-long))
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -128,7 +132,7 @@ readme: .venv/installed  ## put what was measured into the README and the pages 
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
 
 results: .venv/installed  ## put what was measured on the pairs of `make study-real` into docs/results.md
-	$(BIN)/python -m tools.results_page $(patsubst %/analyze.json,%,$(wildcard $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS))))
+	$(BIN)/python -m tools.results_page $(patsubst %/analyze.json,%,$(wildcard $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS) long)))
 
 tokenizers: .venv/installed runs/models/.made  ## put what is known of pairs with two tokenizers into docs/tokenizers.md
 	$(BIN)/python -m tools.two_tokenizers

@@ -13,19 +13,22 @@ from typing import Any
 
 import pandas as pd
 
+from teachdiag.analysis.bank.lookup import lookup_text
 from teachdiag.analysis.kinds.efficiency import real_table
 from teachdiag.figures.paper_claims import Answer, answers, wide_table
 from teachdiag.figures.run_tables import load_tables
 from teachdiag.jsontext import parse_json
 from teachdiag.markdown import markdown_table
 from teachdiag.runs import Stage
-from teachdiag.tables import write_text
+from teachdiag.settings import HEADLINE_BUDGETS
+from teachdiag.tables import rows_where, write_text
 from tools.off_support import off_support_table
 from tools.readme_result import ROOT, put
 
 PAGE = ROOT / "docs/results.md"
 MEASURED = ROOT / "docs/study-real/measured"
-RUNS = ("qwen", "gemma", "demo", "privileged")  # in the order of the page
+PLACES = ("prefix", "iw_opd", "pw_opsd")  # selectors by place: the first positions, early ones, late ones
+RUNS = ("qwen", "gemma", "demo", "privileged", "long")  # in the order of the page
 
 Rows = list[dict[Any, Any]]
 
@@ -41,7 +44,12 @@ def main(runs: Sequence[Path]) -> None:
 def shown_by(run: Path) -> dict[str, Rows]:
     """Return what a run shows, by the name of its place in the page, each row with the run's name."""
     tables = load_tables(run)
-    texts = {"steps": real_table(tables.efficiency), "support": off_support_table([run]), "minutes": minutes_table(run)}
+    texts = {
+        "steps": real_table(tables.efficiency),
+        "places": places_table(tables.efficiency),
+        "support": off_support_table([run]),
+        "minutes": minutes_table(run),
+    }
     for table in texts.values():
         table["run"] = run.name
     claims = [asdict(answer) for answer in answers({run.name: tables})]
@@ -56,11 +64,24 @@ def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
     """
     claims = [Answer(**row) for of_run in measured for row in of_run["claims"]]
     pages = {"claims": wide_table(claims, list(dict.fromkeys(answer.run for answer in claims)))}
-    for name in ("steps", "support", "minutes"):
+    for name in ("steps", "places", "support", "minutes"):
         table = pd.DataFrame([row for of_run in measured for row in of_run[name]])
         table.insert(0, "run", table.pop("run"))
         pages[name] = markdown_table(table.fillna("-"))
     return pages
+
+
+def places_table(efficiency: pd.DataFrame) -> pd.DataFrame:
+    """Return how much more than random tokens early and late ones keep of the whole batch's gain, at equal rate."""
+    rows = rows_where(efficiency, match="rate", statistic="share_vs_random")
+    budgets = [budget for budget in HEADLINE_BUDGETS if (rows["budget"] == budget).any()]
+    return pd.DataFrame(
+        [
+            {"selector": name} | {f"{b:.0%}": lookup_text(rows, selector=name, budget=b) for b in budgets}
+            for name in PLACES
+            if (rows["selector"] == name).any()
+        ]
+    )
 
 
 def minutes_table(run: Path) -> pd.DataFrame:
