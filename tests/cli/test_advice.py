@@ -70,7 +70,7 @@ def test_the_command_of_a_stage_exists(name: str) -> None:
 
 def test_commands_that_take_runs_as_arguments_are_not_told_an_option() -> None:
     assert {name for name, options in COMMANDS.items() if "--run" not in options} == {
-        *("analyze", "figures", "report", "plan", "calibrate", "push"),
+        *("analyze", "figures", "report", "plan", "calibrate", "timeline", "compare-teachers", "push"),
         *(name for name in COMMANDS if name.startswith("import") and name != "import released"),
     }
 
