@@ -87,7 +87,7 @@ def put_on(model: Any, source: ModelSource) -> None:  # noqa: ANN401 (a transfor
         weight.data.copy_(held[name])
 
 
-def put_fresh_on(model: Any, name: str, lora: Lora, seed: int) -> None:  # noqa: ANN401
+def put_fresh_on(model: Any, name: str, lora: Lora, seed: int, *, whole: bool = True) -> None:  # noqa: ANN401
     """Put a new adapter on a model, in place: B is 0, so that no logit changes; A is drawn, the same on every device.
 
     Args:
@@ -95,6 +95,7 @@ def put_fresh_on(model: Any, name: str, lora: Lora, seed: int) -> None:  # noqa:
         name: what the user called it.
         lora: which adapter.
         seed: of A.
+        whole: whether A is trainable too.
 
     Raises:
         ModelError: the model has no linear layer of a name that is asked for, or it is the embeddings or the head.
@@ -106,6 +107,9 @@ def put_fresh_on(model: Any, name: str, lora: Lora, seed: int) -> None:  # noqa:
     unmatched = [t for t in lora.target if t != ALL_LINEAR and not any(a.endswith(f".{t}") for a in adapted)]
     if unmatched:
         raise ModelError(f"model {name!r} has no linear layer called {few(unmatched)}: give others to train")
+    for part, weight in model.named_parameters():
+        if ".lora_A." in part:
+            weight.requires_grad_(whole)
 
 
 def merge(model: Any) -> None:  # noqa: ANN401

@@ -36,12 +36,15 @@ def refuse_other_weights(settings: ProbeSettings, capture: CaptureSettings) -> N
 def choose_weights(student: LanguageModel, settings: ProbeSettings) -> None:
     """Let a student's parameters be the weights that a probe moves; a fresh adapter, made here, changes no logit.
 
+    While its B is 0 its A has no gradient: one step moves B alone, and a random direction with a part in A would be a
+    shorter one.
+
     Raises:
         ModelError: it cannot be put on the student.
     """
     if settings.fresh_adapter is not None:
         seed = derive_seed(settings.seed, "adapter")
-        put_fresh_on(student.model, student.name, settings.fresh_adapter, seed)
+        put_fresh_on(student.model, student.name, settings.fresh_adapter, seed, whole=settings.steps > 1)
 
 
 def trained_facts(student: LanguageModel) -> dict[str, Any]:

@@ -166,10 +166,10 @@ def test_a_fresh_adapter_changes_no_bit_and_theta0_comes_back(student_path: str)
         whole = student.hidden(ids)
         choose_weights(student, ProbeSettings(train=FRESH, seed=seed))
         names = [name for name, _ in student.parameters()]
-        assert len(names) == 2 * 2 * 2
-        assert all("lora_" in name and ("q_proj" in name or "down_proj" in name) for name in names)
+        assert len(names) == 2 * 2
+        assert all("lora_B" in name and ("q_proj" in name or "down_proj" in name) for name in names)
         assert torch.equal(student.hidden(ids), whole)
-        weights = [weight.detach().clone() for _, weight in student.parameters()]
+        weights = [weight.clone() for name, weight in student.model.named_parameters() if "lora_A" in name]
         same = seed in drawn and all(map(torch.equal, weights, drawn[seed]))
         assert same == (seed in drawn)
         drawn[seed] = weights
@@ -184,6 +184,11 @@ def test_a_fresh_adapter_changes_no_bit_and_theta0_comes_back(student_path: str)
     assert all(torch.equal(w, frozen[n]) for n, w in student.model.named_parameters() if n in frozen)
 
 
+def test_over_several_steps_all_of_a_fresh_adapter_moves(run: Path) -> None:
+    results = run_probe(run, replace(SGD, train=FRESH, steps=2, update_contexts=2), QUIET)
+    assert results["trained"]["parameters"] == 2 * 2 * (32 + 32) + 2 * 2 * (32 + 64)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -194,7 +199,7 @@ def test_a_fresh_adapter_changes_no_bit_and_theta0_comes_back(student_path: str)
 )
 def test_other_kinds_step_on_a_fresh_adapter_too(run: Path, settings: ProbeSettings) -> None:
     results = run_probe(run, settings, QUIET)
-    assert results["trained"]["parameters"] == 2 * 2 * (32 + 32) + 2 * 2 * (32 + 64)
+    assert results["trained"]["parameters"] == 2 * 2 * (32 + 32)  # of B, out of q_proj and down_proj
 
 
 def test_what_the_student_does_not_have_is_refused(run: Path, adapted_run: Path) -> None:
