@@ -19,7 +19,10 @@ from teachdiag.runs import Stage
 SOURCES = sorted(
     file for room in ("teachdiag", "diagnostics", "analysis", "figures") for file in (ROOT / room).rglob("*.py")
 )
-OF_OTHERS = {"--nproc-per-node", "--no-deps", "--save-debug-rollout-data"}  # of torchrun, pip and slime
+OF_OTHERS = {
+    *("--nproc-per-node", "--no-deps", "--local-dir", "--save-debug-rollout-data"),  # of torchrun, pip, hf and slime
+    *("--logprobs-mode", "--max-logprobs", "--allow-auto-truncate"),  # of vLLM's and SGLang's servers
+}
 COMMANDS = {
     words: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     | {"--help"}
