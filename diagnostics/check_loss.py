@@ -18,14 +18,13 @@ from teachdiag.diagnostics.loss_checks.gradients import LossFunction, Sample, gr
 from teachdiag.diagnostics.loss_checks.references import references
 from teachdiag.diagnostics.loss_checks.verdict import judge
 from teachdiag.diagnostics.models.alignment import Batch, Context, Side
-from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
+from teachdiag.diagnostics.models.captured import captured_pair
 from teachdiag.diagnostics.models.language_model import LanguageModel, nan_advice
-from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models.pair import Pair, load_pair
 from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.errors import ContextError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.registry import attribute, load
-from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import CheckLossSettings
 
@@ -44,11 +43,8 @@ def run_check_loss(settings: CheckLossSettings, reporter: Reporter) -> dict[str,
     """
     losses = {name: _loss(name) for name in settings.losses}  # before models: a typo costs nothing
     run = Path(settings.run)
-    captured = Stage(run, "capture").require(*READ)
-    capture = captured_settings(run, captured)
     device = pick_device(settings.device)
-    sources = resolve_pair(capture, reporter)
-    refuse_other_models(run, captured, sources)
+    capture, sources = captured_pair(run, reporter)
     contexts = _drawn([c for c in read_contexts(run, Positions.of(capture)) if c.split == "bank"], settings)
     sample = _sample(load_pair(sources, capture.dtype, device), contexts, settings.positions)
     for name, loss in losses.items():  # one that fails does so at once

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from teachdiag.artefacts import POSITIONS
-from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
+from teachdiag.diagnostics.models.captured import READ, WHOLE, captured_settings, refuse_other_models
 from teachdiag.diagnostics.models.pair import resolve_pair
 from teachdiag.diagnostics.probes.measurement import measurement
 from teachdiag.diagnostics.probes.names import find_or_name
@@ -18,8 +18,6 @@ from teachdiag.errors import RunError
 from teachdiag.losses import LOSSES
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
-
-_NEEDED = ("forward_kl", "teacher_entropy")  # of the columns that a teacher behind an engine may not give
 
 
 def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def run_probe(run: Path, settings: ProbeSettings, reporter: Reporter) -> dict[st
     if settings.shard_model:
         refuse_sharding_alone("probe")
     captured = SharedStage(run, "capture").require(*READ)
-    on_first(POSITIONS.require)(run / "positions", _NEEDED)
+    on_first(POSITIONS.require)(run / "positions", WHOLE)
     capture = captured_settings(run, captured)
     _refuse_biased_loss(settings, capture, reporter)
     refuse_other_weights(settings, capture)

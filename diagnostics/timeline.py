@@ -3,16 +3,14 @@
 from pathlib import Path
 
 from teachdiag.artefacts.monitored import CANARY
-from teachdiag.diagnostics.models.captured import READ, captured_settings
+from teachdiag.diagnostics.models.captured import captured_pair
 from teachdiag.diagnostics.models.language_model import load
-from teachdiag.diagnostics.models.pair import resolve_pair
 from teachdiag.diagnostics.models.weights import resolve_whole
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining
 from teachdiag.diagnostics.monitoring.monitor import Monitor
 from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage
 from teachdiag.settings import TimelineSettings
 
 
@@ -28,9 +26,9 @@ def look_at_checkpoints(folder: Path, settings: TimelineSettings, reporter: Repo
         InputError: the run has no bank, a checkpoint cannot be loaded, or it does not speak the bank's tokens.
     """
     run, device = Path(settings.canary), pick_device(settings.device)
-    capture = captured_settings(run, Stage(run, "capture").require(*READ))
+    capture, (student, _) = captured_pair(run, reporter)
     trusted = capture.trust_remote_code
-    sources = {0: resolve_pair(capture, reporter)[0]}
+    sources = {0: student}
     for step, name in (settings.steps or {}).items():
         sources[step] = resolve_whole(name, "main", (), reporter, trusted)
     watch = Monitor(
@@ -39,10 +37,10 @@ def look_at_checkpoints(folder: Path, settings: TimelineSettings, reporter: Repo
     assert watch.canary is not None, "it was given one"
     known = watch.canary.known
     for step in reporter.track(sorted(sources.keys() - set(watch.looked_at(CANARY))), "Checkpoints"):
-        student = load(sources[step], capture.dtype, device)
-        if student.known != known:
+        model = load(sources[step], capture.dtype, device)
+        if model.known != known:
             raise ModelError(
-                f"{student.name} knows {student.known.count} ids, and the bank's models {known.count}: give "
+                f"{model.name} knows {model.known.count} ids, and the bank's models {known.count}: give "
                 "checkpoints of the run's student"
             )
-        watch.observe_canary(step, ModelInTraining(student.model, known))
+        watch.observe_canary(step, ModelInTraining(model.model, known))

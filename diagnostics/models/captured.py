@@ -3,15 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from teachdiag.diagnostics.models.pair import pinned
+from teachdiag.artefacts import POSITIONS
+from teachdiag.diagnostics.models.pair import pinned, resolve_pair
 from teachdiag.diagnostics.models.sources import Sources
 from teachdiag.errors import RunError, SettingsError
+from teachdiag.progress import Reporter
+from teachdiag.runs import Stage
 from teachdiag.settings import CaptureSettings
 
 READ = (  # of the capture's note
     *("settings.student", "settings.teacher", "settings.prompts", "settings.positions"),
     *("inputs.student.digest", "inputs.teacher.digest"),
 )
+WHOLE = ("forward_kl", "teacher_entropy")  # columns that a teacher behind an engine may not give
+
+
+def captured_pair(run: Path, reporter: Reporter) -> tuple[CaptureSettings, Sources]:
+    """Return the settings of a run's capture, and its student and teacher, both of which can be loaded here.
+
+    Raises:
+        InputError: the run has no capture, its teacher answered from behind an engine, or a model is not what it was.
+    """
+    captured = Stage(run, "capture").require(*READ)
+    POSITIONS.require(run / "positions", WHOLE)
+    settings = captured_settings(run, captured)
+    sources = resolve_pair(settings, reporter)
+    refuse_other_models(run, captured, sources)
+    return settings, sources
 
 
 def captured_settings(run: Path, captured: dict[str, Any]) -> CaptureSettings:

@@ -9,14 +9,13 @@ from torch import Tensor
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import Batch, batched
-from teachdiag.diagnostics.models.captured import READ, captured_settings, refuse_other_models
+from teachdiag.diagnostics.models.captured import captured_pair
 from teachdiag.diagnostics.models.head import Head
 from teachdiag.diagnostics.models.language_model import load
-from teachdiag.diagnostics.models.pair import outline_pair, resolve_pair
+from teachdiag.diagnostics.models.pair import outline_pair
 from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.errors import RunError
 from teachdiag.progress import Reporter
-from teachdiag.runs import Stage
 from teachdiag.seeds import derive_seed
 
 
@@ -52,15 +51,12 @@ def load_canary(run: Path, contexts: int, positions: int, device: str, reporter:
     Raises:
         InputError: the run has no capture, or fewer contexts, or its teacher is not what it was.
     """
-    captured = Stage(run, "capture").require(*READ)
-    capture = captured_settings(run, captured)
+    capture, sources = captured_pair(run, reporter)
     chosen_from = "spread" if capture.positions_from == "all" else capture.positions_from
     kept = Positions(min(positions, capture.positions), chosen_from, capture.seed)
     bank = [c for c in read_contexts(run, kept) if c.split == "bank"]
     if len(bank) < contexts:
         raise RunError(f"{run} has {len(bank)} bank contexts, and the canary asks for {contexts}: ask for fewer")
-    sources = resolve_pair(capture, reporter)
-    refuse_other_models(run, captured, sources)
     pair = outline_pair(sources, reporter)
     drawn = np.random.default_rng(derive_seed(0, "canary")).permutation(len(bank))[:contexts]
     chosen = [bank[index] for index in sorted(drawn)]
