@@ -4,6 +4,7 @@ The truth: the same model in this process.
 """
 
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from tiny_pair import save_model
 
 from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.engines.served.servers import VllmServer
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
@@ -32,6 +34,7 @@ from teachdiag.settings import CaptureSettings
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM lives in .venv-vllm"),
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own
 ]
 QUIET = Reporter(quiet=True)
 SECONDS = 600  # in which a server must be up
@@ -142,6 +145,54 @@ def agree(run: Path, truth: Path) -> pd.DataFrame:
         exact = theirs[name.replace("_low", "").replace("_high", "")]
         assert ((ours[name] - exact) * (1 if "_high" in name else -1) > -5e-5).all(), name
     return ours
+
+
+class OwnClasses:
+    """In place of HTTP: what is asked is read by the server's own class, and what it answers is written by another."""
+
+    root = "http://nowhere"
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix = matrix
+        self.read: Any = None
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        from vllm.entrypoints.scale_out.token_in_token_out.protocol import (
+            GenerateRequest,
+            GenerateTokensChoice,
+            GenerateTokensResponse,
+        )
+        from vllm.logprobs import Logprob
+        from vllm.utils.serial_utils import numpy2base64
+
+        assert path == "/inference/v1/generate"
+        self.read = GenerateRequest.model_validate(body)
+        rows: list[Any] = [None]
+        for token in self.read.token_ids[1:]:
+            row = {i: Logprob(-0.1 * (i + 1), rank=i + 1) for i in range(32)}
+            rows.append(row | {token: row.get(token) or Logprob(-9.0, rank=99)})
+        answer = GenerateTokensResponse(
+            choices=[GenerateTokensChoice(index=0)],
+            prompt_logprobs=rows,
+            prompt_token_id_logprobs=numpy2base64(self.matrix),
+        )
+        return json.loads(answer.model_dump_json())
+
+
+def test_its_own_classes_read_what_is_asked_and_write_what_is_read() -> None:
+    """Ids of our choice, which no server on a CPU answers for: at places 3 and 5 of six tokens."""
+    matrix = np.arange(6, dtype=np.float32).reshape(3, 2)
+    http = OwnClasses(matrix)
+    server = VllmServer(http, "taught", 256)  # type: ignore[arg-type]
+    listed = server.score((40, 41, 42, 43, 44, 7), np.array([3, 5]), np.array([[1, 2], [3, 4]]))
+    params = http.read.sampling_params
+    assert params.prompt_logprob_start == 2  # the row that predicts place 3
+    assert np.array(params.prompt_logprob_token_ids).tolist() == [[1, 2], [0, 0], [3, 4]]
+    assert (params.prompt_logprobs, params.max_tokens, params.temperature) == (32, 1, 1.0)
+    assert listed.asked is not None
+    assert listed.asked.tolist() == [[0, 1], [4, 5]]
+    assert listed.realised.tolist() == pytest.approx([-9.0, -0.8])
+    assert listed.top_ids.tolist() == [list(range(32))] * 2
 
 
 def test_on_a_cpu_it_does_not_answer_for_ids_of_our_choice(tmp_path: Path, settings: CaptureSettings) -> None:
