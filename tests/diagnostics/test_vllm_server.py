@@ -196,7 +196,7 @@ def test_its_own_classes_read_what_is_asked_and_write_what_is_read() -> None:
 
 
 def test_on_a_cpu_it_does_not_answer_for_ids_of_our_choice(tmp_path: Path, settings: CaptureSettings) -> None:
-    """Its V2 model runner does, which needs a Triton for CPUs, and no package index has one."""
+    """Its V2 model runner does, which needs a Triton for CPUs, and PyPI has none."""
     with pytest.raises(ModelError, match=r"--teacher-gives logprobs: .* \(vLLM 0\..*requires the V2 model runner"):
         run_capture(tmp_path / "run", replace(settings, teacher_gives="logprobs"), QUIET)
 
