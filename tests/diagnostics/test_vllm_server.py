@@ -183,7 +183,7 @@ def test_its_own_classes_read_what_is_asked_and_write_what_is_read() -> None:
     """Ids of our choice, which no server on a CPU answers for: at places 3 and 5 of six tokens."""
     matrix = np.arange(6, dtype=np.float32).reshape(3, 2)
     http = OwnClasses(matrix)
-    server = VllmServer(http, "taught", 256)  # type: ignore[arg-type]
+    server = VllmServer(http, "taught", 256, "vLLM")  # type: ignore[arg-type]
     listed = server.score((40, 41, 42, 43, 44, 7), np.array([3, 5]), np.array([[1, 2], [3, 4]]))
     params = http.read.sampling_params
     assert params.prompt_logprob_start == 2  # the row that predicts place 3

@@ -13,6 +13,7 @@ import numpy as np
 
 from teachdiag.artefacts import TOP
 from teachdiag.diagnostics.engines.served.servers import Listed, Server
+from teachdiag.diagnostics.engines.served.transport import Refusal
 from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.errors import ModelError
 
@@ -74,7 +75,13 @@ def check_answers(server: Server, tokenizer: Any, known: Known, *, by_id: bool) 
     """
     ids = tokenizer(_TEXT, add_special_tokens=False)["input_ids"][: min(_LENGTH, server.limit - 1)]
     score = partial(server.score, ids, np.arange(1, len(ids)))
-    first = score()
+    try:
+        first = score()
+    except Refusal as refusal:
+        raise ModelError(
+            f"{refusal}; {TOP} log-probabilities of every token of a prompt are needed: start vLLM with --max-logprobs "
+            f"{2 * TOP}"
+        ) from refusal
     check_listed(server, first, known)
     _check_repeats(server, first, score)
     _check_aligned(server, first, ids)

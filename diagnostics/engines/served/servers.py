@@ -48,16 +48,13 @@ class Server(ABC):
         http: the way there.
         model: its id there.
         limit: longest sequence, in tokens.
+        program: name and version of what serves it.
     """
 
     http: Transport
     model: str
     limit: int
-
-    @property
-    @abstractmethod
-    def program(self) -> str:
-        """Name and version of the server."""
+    program: str
 
     @abstractmethod
     def score(self, ids: Sequence[int], places: np.ndarray, asked: np.ndarray | None = None) -> Listed:
@@ -81,9 +78,8 @@ class Server(ABC):
     def text(self, ids: Sequence[int]) -> str:
         """What the served tokenizer makes of some ids, special tokens included."""
 
-    @property
     def lack(self) -> str:
-        """Why the server cannot be asked for ids of our choice; '' if it can."""
+        """Ask why the server cannot be asked for ids of our choice; '' if it can."""
         try:
             self.score((0, 0), np.array([1]), np.zeros((1, 1), np.int32))
         except Refusal as refusal:
@@ -134,11 +130,6 @@ class _NoMatrix(ModelError):
 
 class VllmServer(Server):
     """`vllm serve`."""
-
-    @property
-    def program(self) -> str:
-        """Name and version of the server."""
-        return f"vLLM {self.http.get('/version')['version']}"
 
     def score(self, ids: Sequence[int], places: np.ndarray, asked: np.ndarray | None = None) -> Listed:
         """Return what the model says of some tokens; of ids of our choice, at every place from the first on."""
@@ -196,11 +187,6 @@ class VllmServer(Server):
 class SglangServer(Server):
     """`sglang.launch_server`."""
 
-    @property
-    def program(self) -> str:
-        """Name and version of the server."""
-        return f"SGLang {self.http.get('/get_server_info')['version']}"
-
     def score(self, ids: Sequence[int], places: np.ndarray, asked: np.ndarray | None = None) -> Listed:
         """Return what the model says of some tokens; of ids of our choice, a few places at a time."""
         if asked is None:
@@ -256,7 +242,10 @@ class SglangServer(Server):
             return listed._replace(asked=np.take_along_axis(matrix, np.searchsorted(wanted, asked), 1))
 
 
-_PROGRAMS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
+_PROGRAMS: dict[object, tuple[type[Server], str, tuple[str, ...]]] = {  # by their owned_by; where versions are told
+    "vllm": (VllmServer, "vLLM", ("/version",)),
+    "sglang": (SglangServer, "SGLang", ("/server_info", "/get_server_info")),
+}
 
 
 def connect(url: str, model: str, connections: int) -> Server:
@@ -276,15 +265,25 @@ def connect(url: str, model: str, connections: int) -> Server:
         cards = {str(card["id"]): card for card in listed["data"]}
         if model not in cards:
             raise ModelError(f"{url} serves {', '.join(cards) or 'no model'}: give one of these as --teacher")
-        program, limit = cards[model].get("owned_by"), cards[model].get("max_model_len")
+        owner, limit = cards[model].get("owned_by"), cards[model].get("max_model_len")
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{url}/models lists no models: give the address of a server of vLLM or SGLang") from error
-    if program not in _PROGRAMS or not isinstance(limit, int):
+    if owner not in _PROGRAMS or not isinstance(limit, int):
         raise ModelError(
-            f"{url} is a server of {program!r}: only vLLM and SGLang are known, which say whose they are (owned_by) "
+            f"{url} is a server of {owner!r}: only vLLM and SGLang are known, which say whose they are (owned_by) "
             "and how long a sequence may be (max_model_len)"
         )
-    return _PROGRAMS[program](http, model, limit)
+    kind, name, places = _PROGRAMS[owner]
+    return kind(http, model, limit, f"{name} {_version(http, places)}")
+
+
+def _version(http: Transport, places: Sequence[str]) -> str:
+    for place in places:
+        try:
+            return str(http.get(place)["version"])
+        except (Refusal, KeyError, TypeError):  # newer and older versions tell it elsewhere
+            continue
+    return "of a version that it does not tell"
 
 
 def _arrays(realised: list[float], tops: list[list[tuple[int, float, int]]]) -> Listed:

@@ -143,7 +143,7 @@ def _gives(settings: CaptureSettings, server: Server, reporter: Reporter) -> Lit
     """Decide what is asked for: ids of our choice wherever they can be had, unless the user says otherwise."""
     if settings.teacher_gives == "top":
         return "top"
-    lack = server.lack
+    lack = server.lack()
     if lack and settings.teacher_gives == "logprobs":
         raise ModelError(
             f"--teacher-gives logprobs: {server.http.root} ({server.program}) does not give them at ids of our choice "
