@@ -191,7 +191,7 @@ def test_the_run_tells_who_answered_and_holds_no_key(
         ({"cut": 20}, "answers for 20 of 96 tokens: it cuts what it is sent; start it with a longer context"),
         (
             {"max_logprobs": 20},
-            r"refuses what it is asked \(status 400: Requested prompt logprobs of 32, .* start vLLM with --max-logprobs 64",
+            r"refuses what it is asked \(status 400: Requested prompt .* start vLLM with --max-logprobs 64",
         ),
         ({"logits": True}, r"gives no log-probabilities \(a list of them has the mass .*\): vLLM gives them with"),
         ({"owner": "llamacpp"}, "is a server of 'llamacpp': only vLLM and SGLang are known"),
