@@ -90,7 +90,10 @@ class StatesTeacher:
             ModelError: vLLM is not installed, does not take the model, or its head cannot be read.
         """
         check_head(source)
-        config = require_vllm().config.PoolerConfig(task="token_embed", use_activation=False)
+        require_vllm()
+        from vllm.config import PoolerConfig  # a module that vLLM's own does not load
+
+        config = PoolerConfig(task="token_embed", use_activation=False)
         # Every token's state is asked for: none may come from a cache, nor in several chunks.
         whole = {"enable_prefix_caching": False} | unchunked(settings, length)
         pooling = {"runner": "pooling", "convert": "embed", "pooler_config": config}
