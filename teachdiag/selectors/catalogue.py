@@ -17,7 +17,7 @@ from teachdiag.scores import Array
 from teachdiag.selectors import published
 from teachdiag.selectors.released import METHODS, RELEASED, released_mask
 from teachdiag.selectors.selector import Selector
-from teachdiag.selectors.tokens import FROM_PROBES, MEASURED, READABLE, Tokens
+from teachdiag.selectors.tokens import FROM_PROBES, KEYS, MEASURED, READABLE, Tokens
 from teachdiag.signals import OURS, SIGNALS, TA_OPD, added_columns, added_signals
 
 _STUDENT_LISTS = ("student_topk_ids", "student_topk_logp", "teacher_logp_at_student_topk")
@@ -105,14 +105,6 @@ _IDA_OPD = Score(
     "D = Σ p² (log p + H(p)) - p(y) (log p(y) + H(p))",
     whole_lists=True,
 )
-_LGR = Score(
-    lambda tokens: published.next_confidence(
-        tokens.stored("context_id"), tokens.stored("position"), tokens.stored("teacher_topk_logp")[:, 0].astype(float)
-    ),
-    ("teacher_topk_logp",),
-    "max q at the next position; unknown at the last",
-    whole_lists=True,
-)
 
 _OF_SIGNALS = [Selector(s.selector, s.score, s.source) for s in SIGNALS.values() if s.selector]
 _DECLARED = (
@@ -140,9 +132,21 @@ _DECLARED = (
     Selector("tropd", _TROPD, "TrOPD, arXiv 2606.01249"),
     Selector("aopd", _AOPD, "AOPD, arXiv 2605.06387"),
     Selector("ida_opd", _IDA_OPD, "IDA-OPD, arXiv 2608.29846"),
-    Selector("lgr", _LGR, "LGR, arXiv 2605.30833 (there for each candidate)"),
 )
 _BUILT_IN = {selector.name: selector for selector in _DECLARED}
+
+
+def lgr(tokens: Tokens) -> Array:
+    """Return LGR's measure at the realised token, shape (N,): see `next_confidence`.
+
+    It is asked for as `teachdiag.selectors.catalogue:lgr`, and compared nowhere unasked: it is unknown wherever the
+    next position is not scored, which in a bank of drawn positions is nearly everywhere.
+    """
+    first_choice = tokens.stored("teacher_topk_logp")[:, 0].astype(np.float64)
+    return published.next_confidence(tokens.stored("context_id"), tokens.stored("position"), first_choice)
+
+
+lgr.columns = (*KEYS, "teacher_topk_logp")  # type: ignore[attr-defined]
 
 
 def _selector(label: str, loaded: object) -> Selector:
@@ -290,8 +294,10 @@ and U are those of the chosen K. Q3 holds the positions whose student entropy is
 is at least its median. `predicted` reads `fix_inner`, the inner product of the gradient of a position's loss with that
 of the held-out KL; `oracle` reads `isolated_gain`; the caller adds both columns.
 
-Weights of other papers are used as scores: they order positions as the papers weigh them. Two things are left out.
-Rock tokens (arXiv 2605.09253) are found over a row of checkpoints, by comparing contexts with an encoder that the paper
-leaves open. LGR rewards every candidate, for which the teacher must be asked after each: `lgr` has the realised one.
+Weights of other papers are used as scores: they order positions as the papers weigh them. Rock tokens (arXiv
+2605.09253) are left out: they are found over a row of checkpoints, by comparing contexts with an encoder that the paper
+leaves open. LGR (arXiv 2605.30833) rewards every candidate by the teacher's confidence after it, for which the teacher
+must be asked after each; `teachdiag.selectors.catalogue:lgr` is that of the realised token, the largest q one position
+later, and unknown where that position is not scored.
 
 """

@@ -17,6 +17,7 @@ from teachdiag.analysis.resampling.redrawn_quantiles import redrawn_quantiles
 from teachdiag.analysis.step.design import BASES, GAP, MODELS, make_sample
 from teachdiag.analysis.step.redrawn_cuts import redraw_cuts
 from teachdiag.analysis.step.regression import regressions
+from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import EstimationError
 
 K = 16
@@ -153,11 +154,10 @@ def test_redrawn_cuts_are_those_of_a_loop_that_normalises_every_draw(tmp_path: P
     sample = make_sample([outcome], normalised_scores(bank), K, bank.n_prompts)
     drawn = redraw_cuts(sample, bank, weights)
     exact, quantiles = [], []
+    stored = POSITIONS.present(run / "positions", list(bank.positions))
     for counts in weights:
         picked = np.repeat(np.arange(len(bank.prompts)), counts[bank.prompts].astype(int))
-        again = Bank(
-            {name: values[picked] for name, values in bank.positions.items()}, bank.prompts[picked], bank.n_prompts
-        )
+        again = Bank({name: bank.positions[name][picked] for name in stored}, bank.prompts[picked], bank.n_prompts)
         everywhere = np.ones(len(picked), bool)
         stacked = Outcome("step", "one_step", "gain", everywhere, outcome.values[picked], again.prompts)
         alone = make_sample([stacked], normalised_scores(again), K, again.n_prompts)

@@ -23,7 +23,7 @@ from teachdiag.settings import AnalyzeSettings
 
 WORLD = World(prompts=12, positions=40, slope_learnable=0.06, mean_gain=0.02)
 QUICK, QUIET = AnalyzeSettings(draws=100, fold_repeats=2), Reporter(quiet=True)
-_LISTS = ("ier", "pgt", "selectkd", "ida_opd", "lgr")  # selectors that read top-K lists
+_LISTS = ("ier", "pgt", "selectkd", "ida_opd")  # selectors that read top-K lists
 
 
 def _scatter(run: Path) -> pd.DataFrame:

@@ -25,7 +25,13 @@ def test_runs_stand_beside_one_another() -> None:
         claim = {"claim": "the step helps", "run": run, "probe_id": "one_step", "status": status, "unit": "nats"}
         numbers = {"estimate": 0.5, "ci_low": 0.25, "ci_high": 0.75}
         rest = [{"what": "x", "run": run}]
-        return {"claims": [claim | numbers], "steps": rest, "support": rest, "minutes": [minutes | {"run": run}]}
+        return {
+            "claims": [claim | numbers],
+            "steps": rest,
+            "places": rest,
+            "support": rest,
+            "minutes": [minutes | {"run": run}],
+        }
 
     pages = page_tables([of("a", "holds", {"capture": "1.0"}), of("b", "not shown", {"capture": "2.0", "lds": "3.0"})])
     numbers = "0.5 [0.25, 0.75] nats"

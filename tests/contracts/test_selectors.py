@@ -131,12 +131,14 @@ def test_scores_of_this_year_are_their_definitions() -> None:
         late.append(0.25 + 0.75 / (1 + math.exp(-(u - 0.3) / 0.1)))
         after = [j for j in mine if COLUMNS["position"][j] == COLUMNS["position"][i] + 1]
         confident.append(max(slow.softmax(TEACHER[after[0]])) if after else math.nan)
-    expected = {"opsa": student_first, "pw_opsd": late, "lgr": confident}
+    expected = {"opsa": student_first, "pw_opsd": late}
     expected["teacher_entropy"] = [slow.entropy(slow.softmax(row)) for row in TEACHER]
     ratio = [slow.softmax(t)[y] / slow.softmax(s)[y] for s, t, y in zip(STUDENT, TEACHER, TOKEN, strict=True)]
     expected |= {"tropd": [min(1.0, r) for r in ratio], "aopd": [math.copysign(1, r - 1) for r in ratio]}
     for name, scores in expected.items():
         np.testing.assert_allclose(SELECTORS[name].scores(TOKENS), scores, rtol=1e-9, err_msg=name)
+    lgr = resolve_selector("teachdiag.selectors.catalogue:lgr")
+    np.testing.assert_allclose(lgr.scores(TOKENS), confident, rtol=1e-9)
     assert np.isnan(confident).sum() == 6  # the last position of each context
     assert {name for name in SELECTORS if SELECTORS[name].score.has_k and name in expected} == set()
 
