@@ -6,7 +6,7 @@ of an object to schemas, in which a key that ends in '?' may be absent, and `...
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_type_hints
@@ -24,10 +24,11 @@ class _Fields(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
-def fields_schema(declared: type[_Fields], optional: bool = False) -> dict[Any, Schema]:
-    """Return the schema of an object with the fields of a dataclass, any of which may be absent if `optional`."""
+def fields_schema(declared: type[_Fields], optional: bool = False, without: Container[str] = ()) -> dict[Any, Schema]:
+    """Return the schema of an object with a dataclass's fields, but for some; any may be absent if `optional`."""
     hints = get_type_hints(declared)
-    return {f"{entry.name}?" if optional else entry.name: hints[entry.name] for entry in fields(declared)}
+    names = [entry.name for entry in fields(declared) if entry.name not in without]
+    return {f"{name}?" if optional else name: hints[name] for name in names}
 
 
 def write_note(content: Mapping[str, Any], path: Path) -> None:

@@ -126,7 +126,7 @@ class Stage:
         }
         declared = _SETTINGS.get(self._key)
         if declared is not None:
-            schema["settings"] = fields_schema(declared, optional=True)
+            schema["settings"] = fields_schema(declared, optional=True, without=declared.UNRECORDED)
         if self.name in ("analyze", "figures"):
             advice = f"run `{self.command}` again"
         elif self._key == "probes":

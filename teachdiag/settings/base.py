@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, asdict, field, fields
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from teachdiag.errors import SettingsError
 from teachdiag.jsontext import parse_json
@@ -176,7 +176,12 @@ def _is_unicode(text: str) -> bool:
 
 
 class Checked:
-    """Checks shared by the settings classes."""
+    """Checks shared by the settings classes.
+
+    `UNRECORDED`: options that decide no number, and are in no note.
+    """
+
+    UNRECORDED: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Check every field against its annotation, and that numbers and text are such as machines can hold.

@@ -117,6 +117,8 @@ class PairSettings(Checked):
 class CaptureSettings(PairSettings):
     """Which pair, which prompts, how the rollouts are drawn and how they are scored."""
 
+    UNRECORDED = ("grade", "teacher_requests")
+
     teacher_prompt: TeacherPrompt = option(
         "same", "'privileged' puts the worked solution into the teacher's prompt (self-distillation)", panel=PROMPTS
     )
@@ -237,8 +239,7 @@ class CaptureSettings(PairSettings):
         """
         of_grading = ("grade", *(("prompts", "data_file") if self.contexts else ()))
         settings = self.as_dict() | {name: self.defaults()[name] for name in of_grading}
-        del settings["grade"], settings["teacher_requests"]
-        return settings
+        return {name: value for name, value in settings.items() if name not in self.UNRECORDED}
 
     @property
     def is_demo(self) -> bool:
