@@ -29,6 +29,7 @@ class LengthRatios:
     """|gradient of the whole batch| / |gradient of what is kept|, selector by selector and budget by budget.
 
     Attributes:
+        selectors: their names.
         ratio: shape (selectors, budgets), geometric mean over batches; NaN where no norm was measured.
         share: shape (selectors, budgets), mean share of the same batches at equal rate.
         slope: what log ratio falls by for each unit of ratio^2 share (share - its mean), within [0, 1].
@@ -40,6 +41,7 @@ class LengthRatios:
         n_contexts: contexts of each of them.
     """
 
+    selectors: tuple[str, ...]
     ratio: Array
     share: Array
     slope: float
@@ -62,11 +64,17 @@ class LengthRatios:
             shares: at equal rate, shape (1 + draws, selectors, budgets), the estimates first.
             seed: of the error's draws.
         """
-        rng = np.random.default_rng(derive_seed(seed, "bootstrap", "step lengths"))
-        n_draws, (n_selectors, n_budgets) = len(shares) - 1, self.ratio.shape
+        n_draws, n_budgets = len(shares) - 1, self.ratio.shape[1]
         beyond = self.ratio**2 * self.share * (shares - self.share)
         freedom = np.maximum(self.freedom, 1)
-        noise = self.own_error * rng.standard_t(freedom, (n_draws, n_selectors, n_budgets))
+
+        def stream(*of: str) -> np.random.Generator:
+            return np.random.default_rng(derive_seed(seed, "bootstrap", "step lengths", *of))
+
+        # A stream each, so that no interval depends on who else is compared.
+        own = [stream(name).standard_t(freedom, (n_draws, n_budgets)) for name in self.selectors]
+        rng = stream()
+        noise = self.own_error * np.stack(own, axis=1)
         noise += self.shared_error * rng.standard_t(freedom, (n_draws, 1, n_budgets))
         noise += self.slope_error * rng.standard_normal((n_draws, 1, 1)) * beyond[1:]
         expected = self.ratio * np.exp(-self.slope * beyond)
@@ -94,6 +102,7 @@ def length_ratios(steps: pd.DataFrame, selectors: Sequence[str], budgets: Sequen
     scatter = (off**2).sum() / max(int(freedom.sum()), 1)
     slope_error = float(np.sqrt(scatter / squares)) if squares > 0 else 0.0
     return LengthRatios(
+        tuple(selectors),
         ratio,
         share,
         slope,

@@ -186,6 +186,8 @@ def test_ratios_are_read_off_at_the_share_of_all_contexts() -> None:
     np.testing.assert_allclose(drawn[0], found.ratio)  # the share is that of the batches
     spread = np.percentile(np.log(drawn[1:, 1, 0]), [2.5, 97.5]) + 0.05
     assert spread == pytest.approx(np.array([-1, 1]) * student.ppf(0.975, 2) * found.error[0], rel=0.1)
+    among_more = length_ratios(steps, ["b", "c", "a"], [0.1]).at(shares[:9, [1, 1, 0]], 0)
+    np.testing.assert_array_equal(among_more[:, [2, 0]], found.at(shares[:9], 0))  # whoever else is compared
     ahead = found.at(shares[:1] + 0.2, 0)[0, 0, 0]
     assert ahead == pytest.approx(found.ratio[0, 0] * np.exp(-found.slope * np.exp(-1.2) * 2.5 * 0.2))
 
