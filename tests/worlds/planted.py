@@ -62,7 +62,7 @@ def plant_probe(run: Path, positions: pd.DataFrame, world: World, rng: np.random
 
 def finish_capture(run: Path, world: World) -> None:
     """Say that capture has ended."""
-    settings = CaptureSettings(bank_prompts=world.prompts).as_dict()
+    settings = CaptureSettings(bank_prompts=world.prompts).of_capture()
     inputs = {side: {"dropped_layers": dropped} for side, dropped in (("student", [20]), ("teacher", []))}
     inputs["prompts"] = {"manifest": "gsm_symbolic"}
     prompts = {"bank": world.prompts, "update": UPDATE_PROMPTS}

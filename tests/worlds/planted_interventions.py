@@ -41,7 +41,7 @@ def plant_bank(run: Path, world: World) -> pd.DataFrame:
     write_positions(run, positions)
     inputs = {side: {"dropped_layers": dropped} for side, dropped in (("student", [20]), ("teacher", []))}
     inputs["prompts"] = {"manifest": "gsm_symbolic"}
-    _finish(run, "capture", CaptureSettings(bank_prompts=world.prompts).as_dict(), inputs)
+    _finish(run, "capture", CaptureSettings(bank_prompts=world.prompts).of_capture(), inputs)
     return positions
 
 

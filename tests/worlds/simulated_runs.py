@@ -89,7 +89,7 @@ def headline_of(world: Simulated, efficiency: EfficiencyWorld | None, seed: int)
     """Return the table of the primary claims of one simulated run, and its headline."""
     primary = PRIMARY.build_rows(primary_of(world, seed)).to_pandas()
     kept = EFFICIENCY.build_rows([]).to_pandas() if efficiency is None else efficiency_of(efficiency, seed)
-    settings = CaptureSettings().as_dict()
+    settings = CaptureSettings().of_capture()
     return primary, headline(primary, kept, Path("runs/simulated"), settings, {_PROBE: STEP})
 
 
