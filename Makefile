@@ -132,7 +132,7 @@ readme: .venv/installed  ## put what was measured into the README and the pages 
 	$(BIN)/python -m tools.readme_result $(wildcard runs/demo runs/privileged runs/sweep)
 
 results: .venv/installed  ## put what was measured on the pairs of `make study-real` into docs/results.md
-	$(BIN)/python -m tools.results_page $(patsubst %/analyze.json,%,$(wildcard $(patsubst %,runs/%/analyze.json,$(REAL) $(PAIRS) long)))
+	$(BIN)/python -m tools.results_page $(wildcard $(patsubst %,runs/%,$(REAL) $(PAIRS) long))
 
 tokenizers: .venv/installed runs/models/.made  ## put what is known of pairs with two tokenizers into docs/tokenizers.md
 	$(BIN)/python -m tools.two_tokenizers

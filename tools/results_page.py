@@ -20,7 +20,7 @@ from teachdiag.figures.run_tables import load_tables
 from teachdiag.jsontext import parse_json
 from teachdiag.markdown import markdown_table
 from teachdiag.runs import Stage
-from teachdiag.settings import HEADLINE_BUDGETS
+from teachdiag.settings import HEADLINE_BUDGETS, MATCHES
 from teachdiag.tables import rows_where, write_text
 from tools.off_support import off_support_table
 from tools.readme_result import ROOT, put
@@ -42,18 +42,20 @@ def main(runs: Sequence[Path]) -> None:
 
 
 def shown_by(run: Path) -> dict[str, Rows]:
-    """Return what a run shows, by the name of its place in the page, each row with the run's name."""
-    tables = load_tables(run)
-    texts = {
-        "steps": real_table(tables.efficiency),
-        "places": places_table(tables.efficiency),
-        "support": off_support_table([run]),
-        "minutes": minutes_table(run),
-    }
+    """Return what a run shows, by the name of its place in the page, each row with the run's name.
+
+    Of one that is not analysed yet these are what its bank shows, and the minutes.
+    """
+    texts, claims = {"support": off_support_table([run]), "minutes": minutes_table(run)}, list[Answer]()
+    if (run / "analyze.json").exists():
+        tables = load_tables(run)
+        texts |= {"steps": real_table(tables.efficiency), "places": places_table(tables.efficiency)}
+        claims = answers({run.name: tables})
     for table in texts.values():
         table["run"] = run.name
-    claims = [asdict(answer) for answer in answers({run.name: tables})]
-    return {"claims": claims} | {name: table.to_dict("records") for name, table in texts.items()}
+    return {"claims": [asdict(answer) for answer in claims]} | {
+        name: table.to_dict("records") for name, table in texts.items()
+    }
 
 
 def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
@@ -65,21 +67,24 @@ def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
     claims = [Answer(**row) for of_run in measured for row in of_run["claims"]]
     pages = {"claims": wide_table(claims, list(dict.fromkeys(answer.run for answer in claims)))}
     for name in ("steps", "places", "support", "minutes"):
-        table = pd.DataFrame([row for of_run in measured for row in of_run[name]])
+        table = pd.DataFrame([row for of_run in measured for row in of_run.get(name, [])])
         table.insert(0, "run", table.pop("run"))
         pages[name] = markdown_table(table.fillna("-"))
     return pages
 
 
 def places_table(efficiency: pd.DataFrame) -> pd.DataFrame:
-    """Return how much more than random tokens early and late ones keep of the whole batch's gain, at equal rate."""
-    rows = rows_where(efficiency, match="rate", statistic="share_vs_random")
+    """Return how much more than random tokens early and late ones keep of the whole batch's gain, where it is known."""
+    rows = rows_where(efficiency, statistic="share_vs_random")
+    rows = rows[rows["selector"].isin(PLACES)]
     budgets = [budget for budget in HEADLINE_BUDGETS if (rows["budget"] == budget).any()]
     return pd.DataFrame(
         [
-            {"selector": name} | {f"{b:.0%}": lookup_text(rows, selector=name, budget=b) for b in budgets}
+            {"selector": name, "at": words}
+            | {f"{b:.0%}": lookup_text(rows, selector=name, match=match, budget=b) for b in budgets}
+            for match, words in MATCHES.items()
             for name in PLACES
-            if (rows["selector"] == name).any()
+            if ((rows["selector"] == name) & (rows["match"] == match)).any()
         ]
     )
 
