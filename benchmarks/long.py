@@ -5,14 +5,12 @@ of one: memory follows the longest context, and not their number.
 """
 
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from workload import QUIET, Row, load_bench_pair
+from workload import QUIET, Row, alone, load_bench_pair
 
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.pair import Pair
@@ -47,8 +45,7 @@ def long_rows() -> list[Row]:
 
 def _alone(length: int, work: str) -> tuple[float, int]:
     """Seconds, and peak resident memory in KiB, of a process that does this once."""
-    command = (sys.executable, str(Path(__file__).with_name("bench.py")), "long-context", str(length), work)
-    seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    seconds, peak = alone("long-context", str(length), work).split()
     return float(seconds), int(peak)
 
 

@@ -4,12 +4,10 @@ Both are measured on the loop that capture runs: shards of contexts, batches of 
 """
 
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from workload import Row, bare_pass, best, load_bench_pair, random_contexts, write_contexts
+from workload import Row, alone, bare_pass, best, load_bench_pair, random_contexts, write_contexts
 
 from teachdiag.diagnostics.calibrate import score_anew
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
@@ -50,8 +48,7 @@ def memory_rows() -> list[Row]:
 
 def measured_peak(contexts: int) -> int:
     """Peak resident memory, in KiB, of a process that scores that many contexts."""
-    command = (sys.executable, str(Path(__file__).with_name("bench.py")), "peak", str(contexts))
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(alone("peak", str(contexts)))
 
 
 def peak_memory(contexts: int) -> int:

@@ -1,5 +1,7 @@
 """What the benchmarks share: the embedded pair, contexts of random tokens, a stopwatch, and how results are shown."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,6 +78,12 @@ def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
         work()
         durations.append(time.perf_counter() - start)
     return min(durations)
+
+
+def alone(*words: str) -> str:
+    """What `bench.py` prints for these words in a process of its own, whose peak memory is nobody else's."""
+    command = (sys.executable, str(Path(__file__).with_name("bench.py")), *words)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def show(title: str, rows: list[Row]) -> None:
