@@ -26,7 +26,7 @@ def time_rows(pair: Pair) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         write_contexts(run, random_contexts(CONTEXT_COUNTS[0], POSITIONS, "bank"))
-        shards = in_shards(read_contexts(run, Positions(POSITIONS)), SETTINGS.shard_contexts)
+        shards = in_shards(read_contexts(run, Positions(POSITIONS, "first")), SETTINGS.shard_contexts)
         batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
         models = (pair.student, pair.teacher)
         bare = best(lambda: [bare_pass(model, batch) for batch in batches for model in models])

@@ -1,13 +1,15 @@
 """What a run will take, by simple laws, from what one machine was measured to take.
 
-Let P_s and P_t be the parameters of student and teacher, L the positions of a context, N those of the run: N / L
-contexts of (prompt + L - 1) tokens each, which both models read. A prime marks what was calibrated.
+Let P_s and P_t be the parameters of student and teacher, L the positions of a context, N those of the run, R the tokens
+of a response, L unless it is longer than what is scored: N / L contexts of (prompt + R - 1) tokens each, which both
+models read. A prime marks what was calibrated.
 
-- Passes: capture samples N tokens and reads every context once with each model. The default one_step probe reads it 10
-  more times with the student (theta0, theta0 in other layouts, the step, half of it forwards and backwards, two draws
-  of each placebo) and once with the teacher. Each halving that a step needs to be short enough is one time more.
+- Passes: capture samples S = N R / L tokens and reads every context once with each model. The default one_step probe
+  reads it 10 more times with the student (theta0, theta0 in other layouts, the step, half of it forwards and backwards,
+  two draws of each placebo) and once with the teacher. Each halving that a step needs to be short enough is one time
+  more.
 - Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
-  P_t')), rollouts take N x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
+  P_t')), rollouts take S x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
   is the best that these can do. Gradients, loading of models and the analysis are left out.
 - Memory of a device = weights + whole heads + tile of logits + rest. Weights are P x bytes of the dtype, whole or
   sharded over the processes. Beside shards every device has a whole head, vocabulary x width x bytes of the dtype. A
@@ -90,15 +92,16 @@ def plan(settings: PlanSettings, calibration: Calibration) -> dict[str, Any]:
     contexts = math.ceil(settings.positions / settings.positions_per_context)
     placement = _place(settings, models, _rest(calibration))
     layout = _layout(settings, measured, contexts, placement)
-    read = contexts * settings.prompt_tokens + settings.positions - contexts  # each context's last token is not read
-    time = _time(settings.positions, read, layout["processes"], models, measured)
+    sampled = settings.positions if settings.response_tokens is None else contexts * settings.response_tokens
+    read = contexts * settings.prompt_tokens + sampled - contexts  # each context's last token is not read
+    time = _time(sampled, read, layout["processes"], models, measured)
     return {
         "positions": int(settings.positions),
         "contexts": contexts,
         "models": {**models.parameters, "vocabulary": models.vocabulary, "width": models.width, "dtype": models.dtype},
         "calibration": {"measured_on": calibration.source, **calibration.made_with},
         "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PROBE_PASSES)},
-        "tokens": {"sampled": int(settings.positions), "read_a_pass": read},
+        "tokens": {"sampled": int(sampled), "read_a_pass": read},
         "storage_bytes": _storage(settings.positions, layout["shards"], models, measured),
         "time_seconds": time,
         "memory_bytes": _memory(models, placement),
@@ -118,13 +121,13 @@ def _models(settings: PlanSettings, measured: Measured) -> Models:
     )
 
 
-def _time(positions: float, read: float, processes: int, models: Models, measured: Measured) -> dict[str, float]:
-    """Seconds of rollouts, scoring and a probe over all processes; `read` are the tokens of one pass."""
+def _time(rolled: float, read: float, processes: int, models: Models, measured: Measured) -> dict[str, float]:
+    """Seconds for `rolled` tokens of rollouts, and for scoring and a probe, a pass of which reads `read` tokens."""
     student, teacher = models.parameters["student"], models.parameters["teacher"]
     sampled = measured.rollout_tokens_per_second * measured.student_parameters
     scored = measured.scoring_tokens_per_second * (measured.student_parameters + measured.teacher_parameters)
     return {
-        "rollouts": positions * student / sampled / processes,
+        "rollouts": rolled * student / sampled / processes,
         "scoring": read * (student + teacher) / scored / processes,
         "probe": read * (PROBE_PASSES["student"] * student + PROBE_PASSES["teacher"] * teacher) / scored / processes,
     }

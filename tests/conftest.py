@@ -114,6 +114,7 @@ def tiny_settings(student_path: str, teacher_path: str, manifest_path: str) -> C
         update_prompts=6,
         max_new_tokens=12,
         positions=10,
+        positions_from="first",
         batch_tokens=100,
         tile_positions=7,
         shard_contexts=4,

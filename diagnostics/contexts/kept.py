@@ -27,13 +27,14 @@ class Positions:
     """How many positions of each response are kept, and which: `--positions` and `--positions-from`."""
 
     count: int
-    chosen: PositionsFrom = "first"
+    chosen: PositionsFrom
     seed: int = 0
 
     @classmethod
     def of(cls, settings: CaptureSettings) -> "Positions":
-        """Those of a capture."""
-        return cls(settings.positions, settings.positions_from, settings.seed)
+        """Those of a capture: all, without a draw, where no response that it samples can be longer."""
+        none_longer = not settings.contexts and settings.max_new_tokens <= settings.positions
+        return cls(settings.positions, "all" if none_longer else settings.positions_from, settings.seed)
 
     def keep(self, context_id: int, response: Sequence[int], mask: Sequence[int] | None = None) -> Kept:
         """Choose among the tokens of a response that are the student's, all of them without a mask.

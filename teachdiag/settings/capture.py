@@ -140,10 +140,10 @@ class CaptureSettings(PairSettings):
     max_new_tokens: int = option(64, "Length at which a rollout is cut", "tokens", panel=SAMPLING)
     positions: int = option(64, "Response positions scored in each context", "positions")
     positions_from: PositionsFrom = option(
-        "first",
-        "Which these are of a longer response: its 'first', as in the paper; 'spread' draws them as evenly as possible "
-        "over the logarithm of the position, so that late tokens are measured beside early ones; 'random' draws all "
-        "alike; 'all' scores every position",
+        "spread",
+        "Which these are of a longer response: 'spread' draws them as evenly as possible over the logarithm of the "
+        "position, so that late tokens are measured beside early ones; 'random' draws all alike; 'first' takes its "
+        "first ones, as in the paper; 'all' scores every position",
     )
     temperature: float = option(1.0, "Sampling temperature of the rollouts", "1", panel=SAMPLING)
     top_p: float = option(1.0, "Nucleus sampling mass; 1 is off", "probability", panel=SAMPLING)

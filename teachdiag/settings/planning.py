@@ -36,6 +36,9 @@ class PlanSettings(Checked):
     claim: str = option("", "Only claims whose name holds this text; by default every primary claim", panel=_FROM_A_RUN)
     positions: float = option(1e6, "Response positions of the whole run, such as 1e9", "positions")
     positions_per_context: int = option(64, "Response positions of each context", "positions")
+    response_tokens: float | None = option(
+        None, "Mean length of a response, as it is sampled and read; by default only what is scored of it", "tokens"
+    )
     prompt_tokens: float = option(128.0, "Mean length of a prompt, chat template included", "tokens")
     student_parameters: float | None = option(
         None,
@@ -73,16 +76,20 @@ class PlanSettings(Checked):
             SettingsError: a value is outside its range, or an option would not be read; the message names the option.
         """
         super().__post_init__()
-        sizes = "positions", "student_parameters", "teacher_parameters", "vocabulary", "width", "prompt_tokens"
+        sizes = "positions", "student_parameters", "teacher_parameters", "vocabulary", "width"
+        sizes += "prompt_tokens", "response_tokens"
         given = [name for name in sizes if getattr(self, name) is not None]
         self._check_at_least(1, *given, "positions_per_context", "processes")
         self._check_at_most(1e15, *given)
         self._check_at_most(COUNTABLE, "processes")
         self._require(self.positions == int(self.positions), "positions", "a whole number, such as 1e9")
+        scored = self.response_tokens is None or self.response_tokens >= self.positions_per_context
+        self._require(scored, "response_tokens", "at least --positions-per-context, which are scored of them")
         self._require(0 < self.device_memory <= 1e9, "device_memory", "above 0, and at most 1e9")
         self._require(self.detect is None or 0 < self.detect < 1e15, "detect", "above 0")
         if self.from_:
-            self.refuse_idle(dict.fromkeys(("positions", "positions_per_context"), "a plan without --from"))
+            ours = "positions", "positions_per_context", "response_tokens"
+            self.refuse_idle(dict.fromkeys(ours, "a plan without --from"))
         else:
             self.refuse_idle(dict.fromkeys(("detect", "claim"), "--from RUN"))
 

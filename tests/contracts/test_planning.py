@@ -98,6 +98,11 @@ def test_the_laws_by_hand() -> None:
     assert options(found) == ["--shard-contexts"]
     assert found["layout"]["analysis"] == "in memory"
     assert plan(replace(settings, positions=1e7), CALIBRATION)["layout"]["analysis"].startswith("out of core")
+    longer = plan(replace(settings, response_tokens=400), CALIBRATION)  # five tokens for each that is scored
+    assert longer["tokens"] == {"sampled": 4e7, "read_a_pass": 1e5 * (121 + 400 - 1)}
+    assert longer["time_seconds"]["rollouts"] == pytest.approx(5 * found["time_seconds"]["rollouts"])
+    assert longer["time_seconds"]["probe"] == pytest.approx(520 / 200 * found["time_seconds"]["probe"])
+    assert longer["storage_bytes"] == found["storage_bytes"]
 
 
 def test_the_calibrated_pair_needs_what_was_measured() -> None:
@@ -302,6 +307,7 @@ def test_a_foreign_calibration_is_refused(content: str, message: str, tmp_path: 
         *((name, 0) for name in ("positions_per_context", "processes")),
         *((name, 0.0) for name in ("student_parameters", "teacher_parameters", "vocabulary", "width")),
         *(("positions", value) for value in (1.5, float("nan"), float("inf"))),
+        ("response_tokens", 63),  # fewer than are scored
         ("device_memory", float("nan")),
         ("dtype", "int8"),
     ],

@@ -100,7 +100,7 @@ def test_half_precision_models_keep_their_heads_and_lose_no_digit_behind_them(
 ) -> None:
     """No copy of the head; logits as exact as float32 has them; states that come back from disk as they were."""
     pair = load_pair(resolve_pair(tiny_settings, quiet), dtype, str(device))
-    contexts = list(read_contexts(captured_once, Positions(6)))[:3]
+    contexts = list(read_contexts(captured_once, Positions(6, "first")))[:3]
     states = compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", quiet)
     for model in (pair.student, pair.teacher):
         assert model.head.weight is model.model.get_output_embeddings().weight

@@ -43,7 +43,7 @@ Exact = Callable[[Any], Any]
 @pytest.fixture
 def contexts(captured_once: Path) -> list[Context]:
     """A context of each of three prompts."""
-    return list(read_contexts(captured_once, Positions(6)))[:3]
+    return list(read_contexts(captured_once, Positions(6, "first")))[:3]
 
 
 @pytest.fixture

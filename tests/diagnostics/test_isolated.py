@@ -143,7 +143,7 @@ def test_l_fix_shares_no_prompt_with_a_loss_term(run: Path, quiet: Reporter) -> 
     probe = ProbeSettings(**SETTINGS, sample_from="update", sample=0)
     fix = run_probe(run, probe, quiet)["fix_contexts"]
     rows = ISOLATED.read(run / "isolated/i")
-    prompts = {c.context_id: c.prompt_id for c in read_contexts(run, Positions(10))}
+    prompts = {c.context_id: c.prompt_id for c in read_contexts(run, Positions(10, "first"))}
     assert len(fix) == 2
     assert not {prompts[i] for i in fix} & set(rows["prompt_id"])
     assert set(rows["split"]) == {"update"}

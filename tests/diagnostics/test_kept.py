@@ -67,8 +67,8 @@ def test_weighted_sums_are_unbiased_for_the_whole_response(spread: bool) -> None
 
 def test_what_is_kept_of_a_response() -> None:
     response, mask = tuple(range(10, 20)), (1, 0, 1, 1, 0, 0, 1, 1, 0, 0)
-    assert Positions(3).keep(0, response) == Kept((10, 11, 12), None)
-    assert Positions(3).keep(0, response, mask) == Kept((10, 11, 12, 13), (0, 2, 3))
+    assert Positions(3, "first").keep(0, response) == Kept((10, 11, 12), None)
+    assert Positions(3, "first").keep(0, response, mask) == Kept((10, 11, 12, 13), (0, 2, 3))
     assert Positions(3, "all").keep(0, response, mask) == Kept(tuple(range(10, 18)), (0, 2, 3, 6, 7))
     assert Positions(9, "spread").keep(0, response, mask) == Kept(tuple(range(10, 18)), (0, 2, 3, 6, 7), (1.0,) * 5)
     drawn = Positions(3, "spread").keep(0, response, mask)
@@ -78,6 +78,14 @@ def test_what_is_kept_of_a_response() -> None:
     many = [Positions(3, "random", seed).keep(context, response).positions for seed in (0, 1) for context in (0, 1, 2)]
     assert len(set(many)) > 1
     assert many[0] == Positions(3, "random").keep(0, response).positions
+
+
+def test_by_default_longer_responses_are_drawn_from_and_others_are_whole() -> None:
+    settings = CaptureSettings(max_new_tokens=12, positions=10)
+    assert Positions.of(settings) == Positions(10, "spread", settings.seed)
+    assert Positions.of(replace(settings, positions=12)).keep(0, range(12)) == Kept(tuple(range(12)), None)
+    brought = replace(settings, positions=12, contexts="rollouts.parquet")  # of any length
+    assert len(Positions.of(brought).keep(0, range(400)).positions or ()) == 12
 
 
 def test_drawn_positions_are_scored_as_they_are_where_all_are(

@@ -93,7 +93,7 @@ def test_an_installed_format_and_loss_go_from_import_to_probe(
     options = ("--kind", "isolated", "--loss", "squared", "--jsd-beta", 0.25, "--sample", 0, "--fix-contexts", 1)
     _teachdiag("probe", "--run", run, "--name", "toy", *options, "--quiet")
 
-    contexts = {c.context_id: c for c in read_contexts(run, Positions(64))}
+    contexts = {c.context_id: c for c in read_contexts(run, Positions(64, "first"))}
     assert {c.student_prompt: c.response for c in contexts.values()} == rollouts
     steps = ISOLATED.read(run / "isolated/toy")
     assert set(steps["loss"]) == {"squared"}

@@ -74,7 +74,7 @@ def test_a_one_step_probe_gains_what_an_explicit_step_on_the_students_tokens_gai
     run = masked_once["masked"]
     run_probe(run, replace(PROBE, optimizer="sgd", learning_rate=1e-3, clip_norm=0.0), quiet)
     gains = GAINS.read(run / "gains/p").set_index(KEY)
-    contexts = list(read_contexts(run, Positions(5)))
+    contexts = list(read_contexts(run, Positions(5, "first")))
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
         for path in (tiny_settings.student, tiny_settings.teacher)
