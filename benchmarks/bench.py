@@ -22,7 +22,7 @@ from probes import probe_rows
 from scoring import memory_rows, peak_memory, time_rows
 from selection import selection_rows
 from simulation import simulation_rows
-from training import training_rows
+from training import step_alone, training_rows
 from workload import QUIET, Row, load_bench_pair, show
 
 
@@ -51,6 +51,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["long-context"]:
         print(*long_context(int(sys.argv[2]), sys.argv[3]))
+        return
+    if sys.argv[1:2] == ["step"]:
+        print(*step_alone(sys.argv[2]))
         return
     parts = _parts()
     if unknown := [name for name in sys.argv[1:] if name not in parts]:

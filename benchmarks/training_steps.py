@@ -1,25 +1,26 @@
-"""One step of distillation of a random pair, by our trainer or by TRL's own, without its rollouts."""
+"""One step of distillation, by our trainer or by TRL's own on the same rollouts, which are left out of its time."""
 
+import gc
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from random_pairs import Taken
 from trl import DistillationTrainer
 from workload import QUIET
 
+from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.models.vocabulary import known_ids
 from teachdiag.diagnostics.training import distillation
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import Cell
-
-if TYPE_CHECKING:
-    from gpu_rows import Bench
 
 STEPS, SPARSE = 2, 0.05
 _OURS = ("selection", "loss", "jsd_beta", "loss_mean", "tile_positions", "rollout_seed", "reporter")
@@ -57,37 +58,39 @@ class _Ours(_Clocked, SelectiveDistillationTrainer):
     pass
 
 
-class _Theirs(_Clocked, DistillationTrainer):
-    """TRL's trainer; prompts are token ids, which it would render."""
+class _Sampled(DistillationTrainer):
+    """TRL's trainer on our rollouts; prompts are token ids, which it would render."""
+
+    _generate_single_turn = SelectiveDistillationTrainer._generate_single_turn
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **{name: value for name, value in kwargs.items() if name not in _OURS})
+        self.rollout_seed = kwargs["rollout_seed"]
+        self._known = known_ids(self._tokenizer, self.model.config.get_text_config().vocab_size)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], None, dict[str, Any]]:
         return prompts, None, {}
 
 
-def step_of(bench: "Bench", trainer: str) -> Taken:
-    """Train a fresh student for a few steps on the workload's update batch; the shortest step, and peak memory.
+class _Theirs(_Clocked, _Sampled):
+    pass
+
+
+def step_of(pair: Pair, prompts: Sequence[Sequence[int]], trainer: str, settings: TrainSettings) -> Taken:
+    """Train a student for a few steps; the shortest of them, without its rollouts, and peak memory on a GPU.
 
     Args:
-        bench: the pair.
+        pair: student with float32 weights, and teacher.
+        prompts: token ids.
         trainer: 'trl', or the selector of ours: 'full', or another at 5%.
+        settings: batch, lengths, type and device; both take the mean reverse KL.
     """
-    load, on_gpu = bench.workload, bench.device.type == "cuda"
-    settings = TrainSettings(
-        selector="full" if trainer == "trl" else trainer,
-        budget=SPARSE,
-        steps=STEPS,
-        batch=load.update,
-        micro_batch=load.update,
-        max_new_tokens=load.response,
-        dtype=str(bench.dtype).removeprefix("torch."),
-        device=bench.device.type,
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
+    settings = replace(
+        settings, selector="full" if trainer == "trl" else trainer, budget=SPARSE, steps=STEPS, loss="reverse_kl"
     )
-    rng, pair = np.random.default_rng(0), bench.pair(master=True)
-    prompts = [rng.integers(pair.vocabulary - 1, size=load.prompt).tolist() for _ in range(load.update)]
     _Clocked.steps.clear()
+    gc.collect()  # an earlier trainer, which would count among the peak
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     with (

@@ -2,7 +2,7 @@
 
 TRL samples the rollouts, moves the weights, and brings accelerate, FSDP, DeepSpeed, vLLM, checkpoints and logging. Here
 every global rollout batch is scored by both models without gradient, weighed as a whole, and only rows that carry loss
-go through the LM head again.
+go through the LM head again. The teacher reads each rollout once: its hidden states at these rows wait for the loss.
 
 TRL offers no hooks for this, so that ours goes by five of its private methods; `pyproject.toml` bounds its version:
 
@@ -34,7 +34,7 @@ from teachdiag.diagnostics.processes.devices import without_autocast
 from teachdiag.diagnostics.processes.parameters import local
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import log_probabilities, statistics
-from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
+from teachdiag.diagnostics.scoring.tiles import Columns, States, tiled, tiles
 from teachdiag.diagnostics.training.selection_facts import MEASURED, facts_of
 from teachdiag.errors import ContextError, EstimationError
 from teachdiag.formulas import stored_name
@@ -182,21 +182,38 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, ids.shape[1] :].tolist()]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Sample a rollout batch and weigh its positions: `position_weights`, shape (sequences, completion)."""
+        """Sample a rollout batch, and weigh its positions.
+
+        Returns:
+            TRL's batch, with `position_weights`, shape (sequences, completion), `kept`, where they are not 0, and
+            `teacher_states`: for each sequence the teacher's hidden states that predict its kept tokens, shape
+            (kept, width). TRL shuffles the sequences and cuts all of these into micro-batches.
+        """
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
+        taught = self._taught(batch, mask)
         if self.model.training:
-            batch["position_weights"], batch["num_items_in_batch"] = self._weigh(batch, mask.bool())
+            weights, batch["num_items_in_batch"] = self._weigh(batch, mask, taught)
         else:
-            batch["position_weights"] = mask.float()
-        return batch
+            weights = mask.float()
+        kept = weights != 0
+        by_sequence = list(taught[kept[mask]].split(kept.sum(1).tolist()))
+        return batch | {"position_weights": weights, "kept": kept, "teacher_states": by_sequence}
 
     @torch.no_grad()
-    def _weigh(self, batch: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _taught(self, batch: dict[str, Any], mask: Tensor) -> Tensor:
+        """Return the teacher's hidden states that predict the marked tokens, shape (n, width)."""
+        self.teacher_model.eval()
+        unwrapped = self.accelerator.unwrap_model(self.teacher_model)
+        states: Tensor = self._forward_redirection(self.teacher_model, unwrapped, self._hidden, unwrapped, batch, mask)
+        return states
+
+    @torch.no_grad()
+    def _weigh(self, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
         """Score this rank's positions, weigh those of all ranks; return this rank's weights, and the kept of all."""
         unwrapped = self.accelerator.unwrap_model(self.model_wrapped)
-        columns: dict[str, np.ndarray] = self._forward_redirection(
-            self.model_wrapped, unwrapped, self._statistics, unwrapped, batch, mask
+        columns: Columns = self._forward_redirection(
+            self.model_wrapped, unwrapped, self._statistics, unwrapped, batch, mask, taught
         )
         ranks = gather_object([columns])
         everywhere = {name: np.concatenate([rank[name] for rank in ranks]) for name in columns}
@@ -212,7 +229,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         weights[mask] = torch.from_numpy(self._averaged(weighed, everywhere)[here]).to(weights)
         return weights, weights.new_tensor(weighed.weights.sum())
 
-    def _refuse_gaps(self, columns: dict[str, np.ndarray]) -> None:
+    def _refuse_gaps(self, columns: Columns) -> None:
         bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
         if bad:
             raise ContextError(
@@ -220,7 +237,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 "gives NaN or infinite logits; try a smaller learning rate, or check the teacher's weights"
             )
 
-    def _weighed(self, columns: dict[str, np.ndarray]) -> Weights:
+    def _weighed(self, columns: Columns) -> Weights:
         """Weigh the global batch and log what was kept; say once in what way a mask is degenerate."""
         step = self.state.global_step
         try:
@@ -245,7 +262,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             self._warned.add(kind)
             self.reporter.say(sentence)
 
-    def _averaged(self, weighed: Weights, columns: dict[str, np.ndarray]) -> Array:
+    def _averaged(self, weighed: Weights, columns: Columns) -> Array:
         """Scale weights so that their weighted mean is the wanted mean of losses."""
         if self.loss_mean == "positions":
             return weighed.weights
@@ -254,9 +271,9 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         scale: Array = weighed.weights.sum() / (len(totals) * np.maximum(totals[sequences], 1e-12))
         return weighed.weights * scale
 
-    def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> dict[str, np.ndarray]:  # noqa: ANN401
+    def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> Columns:  # noqa: ANN401
         """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each."""
-        states = self._states(unwrapped_student, batch, mask)
+        states = self._states(unwrapped_student, batch, mask, taught)
         tokens = batch["completion_ids"][mask]  # (n,)
         read = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
 
@@ -275,33 +292,30 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             "sequences": np.full(len(tokens), len(mask)),
         }
 
-    def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> States:  # noqa: ANN401
-        """Return both models' hidden states at the marked positions, and their heads.
+    def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> States:  # noqa: ANN401
+        """Read the student's hidden states at the marked positions; the teacher's are there, the heads of both join."""
+        hidden = self._hidden(unwrapped_student, batch, mask)
+        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        return States(hidden, head_of(unwrapped_student, self._known), taught, head_of(teacher, self._known))
+
+    def _hidden(self, unwrapped_model: Any, batch: dict[str, Any], mask: Tensor) -> Tensor:  # noqa: ANN401
+        """Return a model's hidden states that predict the marked tokens, shape (n, width).
 
         TRL pads prompts on the left; the models read every sequence from its first place, padded on the right, as
         capture lays it out: neither learned positions nor any kind of attention or recurrence sees the padding then.
+        A whole rollout batch is read by micro-batches: no pass takes more room than training, and a sequence is read
+        in a batch of the size in which it is trained on.
         """
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)  # (sequences, width)
         lengths, width = batch["prompt_mask"].sum(1), ids.size(1)
         padding = batch["prompt_ids"].size(1) - lengths
         ids = ids.gather(1, (torch.arange(width, device=ids.device) + padding[:, None]) % width)
-        rows, places = mask.nonzero(as_tuple=True)  # (n,) each
-        predicting = lengths[rows] + places - 1  # (n,)
-        hidden = self._get_last_hidden_state(unwrapped_student, ids, None, width)[rows, predicting]
-        self.teacher_model.eval()
-        unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
-        with torch.no_grad():
-            taught = self._forward_redirection(
-                self.teacher_model,
-                unwrapped_teacher,
-                self._get_last_hidden_state,
-                unwrapped_teacher,
-                ids,
-                None,
-                width,
-            )[rows, predicting]
-        heads = (head_of(model, self._known) for model in (unwrapped_student, unwrapped_teacher))
-        return States(hidden, next(heads), taught, next(heads))
+        found: list[Tensor] = []
+        for part in tiles(len(ids), self.args.per_device_train_batch_size):
+            rows, places = mask[part].nonzero(as_tuple=True)  # (kept,) each
+            states = self._get_last_hidden_state(unwrapped_model, ids[part], None, width)
+            found.append(states[rows, lengths[part][rows] + places - 1])
+        return torch.cat(found)
 
     def _compute_loss(
         self,
@@ -310,9 +324,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum of the kept rows' losses over the number of items; only these rows meet the LM heads."""
-        weights = inputs["position_weights"]
-        kept = weights != 0
-        states = self._states(unwrapped_student, inputs, kept)
+        weights, kept = inputs["position_weights"], inputs["kept"]
+        states = self._states(unwrapped_student, inputs, kept, torch.cat(inputs["teacher_states"]))
         states = states._replace(student_head=states.student_head.in_float32())
         tokens, weights = inputs["completion_ids"][kept], weights[kept]
         loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole

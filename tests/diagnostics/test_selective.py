@@ -19,6 +19,7 @@ from trl import DistillationConfig, DistillationTrainer
 from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.errors import ContextError
+from teachdiag.losses import LOSSES
 from teachdiag.selectors import Selection
 
 # TRL uses names that transformers renames in v6.
@@ -140,6 +141,94 @@ def test_the_loss_is_the_mean_over_what_the_selector_keeps(
     ends = np.isin(trainer.columns[0]["token_id"], ENDS)
     if ends.any():
         assert logged["selection/ends_kept"] == pytest.approx(np.isin(np.flatnonzero(ends), best).mean())
+
+
+class Witness(Recording):
+    """Keeps the gradient of the last step, and each micro-batch's states of the teacher beside those of a pass anew."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gradient: dict[str, torch.Tensor] = {}
+        self.states: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        anew = self._taught(inputs, inputs["kept"])
+        self.states.append((torch.cat(inputs["teacher_states"]), anew))
+        return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gradient = {name: own.grad.clone() for name, own in self.model.named_parameters()}
+        super()._remember(optimizer)
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
+def test_loss_and_gradient_are_those_of_a_teacher_that_is_asked_again(
+    models: tuple[str, str], tmp_path: Path, loss: str
+) -> None:
+    """Two micro-batches, shuffled after scoring; the truth is float64, a sequence at a time and unpadded."""
+    selection = Selection("learnable", budget=0.3)
+    trainer = make_trainer(models, tmp_path, Witness, selection=selection, loss=loss, max_grad_norm=1e9)
+    trainer.train()
+    for kept, anew in trainer.states:
+        torch.testing.assert_close(kept, anew, rtol=1e-5, atol=1e-5)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path).double().eval() for path in models)
+    own, options = LOSSES[loss], {"jsd_beta": 0.5} if loss == "jsd" else {}
+    batch, weights = trainer.batches[0], trainer.weights[0]
+    sequences, positions = (trainer.columns[0][name][weights.kept] for name in ("context_id", "position"))
+    losses = []
+    for sequence in set(sequences):
+        prompt, response = batch["prompt_ids"][sequence], batch["completion_ids"][sequence]
+        prompt = prompt[batch["prompt_mask"][sequence].bool()]
+        rows = torch.from_numpy(positions[sequences == sequence])
+        ids, predicting = torch.cat([prompt, response])[None], rows + len(prompt) - 1
+        logp = student(ids).logits[0, predicting, :KNOWN].log_softmax(-1)
+        with torch.no_grad():
+            logq = teacher(ids).logits[0, predicting, :KNOWN].log_softmax(-1)
+        losses.append(own.function(logp, logq, response[rows], **options))
+    expected = torch.cat(losses).mean()
+    expected.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    for name, weight in student.named_parameters():
+        scale = float(weight.grad.abs().max())
+        torch.testing.assert_close(trainer.gradient[name].double(), weight.grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("selector", ["learnable", "full"])
+def test_the_teacher_reads_every_rollout_once(models: tuple[str, str], tmp_path: Path, selector: str) -> None:
+    """And the student twice, to be scored and to be trained; of the teacher nothing is held but kept rows' states."""
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection(selector, budget=0.2), max_steps=2)
+    read: dict[tuple[str, bool], list[tuple[int, ...]]] = {}
+
+    def watch(name: str, model: Any) -> None:
+        def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if not kwargs["use_cache"]:  # rollouts use one
+                rows = read.setdefault((name, torch.is_grad_enabled()), [])
+                rows += map(tuple, kwargs["input_ids"].tolist())
+
+        model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+    watch("teacher", trainer.teacher_model)
+    watch("student", trainer.model)
+    trainer.train()
+    rollouts = []
+    for batch in trainer.batches:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        padding = (1 - batch["prompt_mask"]).sum(1).tolist()
+        rollouts += [tuple(own.roll(-n).tolist()) for own, n in zip(ids, padding, strict=True)]
+        assert [own.shape for own in batch["teacher_states"]] == [(n, 32) for n in batch["kept"].sum(1).tolist()]
+    assert len(rollouts) == 2 * len(PROMPTS)
+    assert read.keys() == {("teacher", False), ("student", False), ("student", True)}
+    for rows in read.values():
+        assert sorted(rows) == sorted(rollouts)
+
+
+def test_an_evaluation_spends_the_loss_on_every_position(models: tuple[str, str], tmp_path: Path) -> None:
+    trainer = make_trainer(models, tmp_path, Recording, selection=Selection("learnable", budget=0.2))
+    found = trainer.evaluate(Dataset.from_dict({"prompt": PROMPTS}))
+    truth = _by_brute_force(models, trainer)["reverse_kl"]
+    assert len(trainer.batches) == 1
+    assert int(trainer.batches[0]["kept"].sum()) == len(truth)
+    assert found["eval_loss"] == pytest.approx(truth.mean(), rel=1e-5)
 
 
 @pytest.mark.slow

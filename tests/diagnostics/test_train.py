@@ -200,7 +200,8 @@ def _command(small: TrainSettings, run: Path) -> list[str]:
 def test_two_processes_train_and_judge_as_one(
     small: TrainSettings, tmp_path: Path, quiet: Reporter, sharded: bool
 ) -> None:
-    """Sharded: with the documented FSDP2 configuration, started as a user starts it."""
+    """Sharded: with the documented FSDP2 configuration, started as a user starts it. Two micro-batches a process."""
+    small = replace(small, batch=8)
     stage.run_train(tmp_path / "one", small, quiet)
     words = _command(small, tmp_path / "two")
     if sharded:
