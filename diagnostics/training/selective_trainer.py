@@ -197,7 +197,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         else:
             weights = mask.float()
         kept = weights != 0
-        by_sequence = list(taught[kept[mask]].split(kept.sum(1).tolist()))
+        by_sequence = list(torch.split_with_sizes(taught[kept[mask]], kept.sum(1).tolist()))
         return batch | {"position_weights": weights, "kept": kept, "teacher_states": by_sequence}
 
     @torch.no_grad()

@@ -187,7 +187,7 @@ def test_loss_and_gradient_are_those_of_a_teacher_that_is_asked_again(
         losses.append(own.function(logp, logq, response[rows], **options))
     expected = torch.cat(losses).mean()
     expected.backward()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
     for name, weight in student.named_parameters():
         scale = float(weight.grad.abs().max())
         torch.testing.assert_close(trainer.gradient[name].double(), weight.grad, rtol=1e-4, atol=1e-5 * scale)
