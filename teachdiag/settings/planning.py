@@ -76,8 +76,8 @@ class PlanSettings(Checked):
             SettingsError: a value is outside its range, or an option would not be read; the message names the option.
         """
         super().__post_init__()
-        sizes = "positions", "student_parameters", "teacher_parameters", "vocabulary", "width"
-        sizes += "prompt_tokens", "response_tokens"
+        sizes = ["positions", "student_parameters", "teacher_parameters", "vocabulary", "width"]
+        sizes += ["prompt_tokens", "response_tokens"]
         given = [name for name in sizes if getattr(self, name) is not None]
         self._check_at_least(1, *given, "positions_per_context", "processes")
         self._check_at_most(1e15, *given)
