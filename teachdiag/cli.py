@@ -412,17 +412,34 @@ def compare_teachers(settings: Any) -> dict[str, Any]:  # noqa: ANN401
     """Compare teachers of one bank, token by token: how much each has to teach this student, and how much of it lands.
 
     One run has one teacher: capture the first as usual, and the others on its contexts (capture --contexts
-    RUN/contexts). Loaded and served teachers mix.
+    RUN/contexts). Loaded and served teachers mix. With --probe, also what a step towards each teacher gains, what
+    selectors keep of that, and, of graded runs, what it does for success.
 
     Examples:
         teachdiag compare-teachers runs/4b runs/8b
+        teachdiag compare-teachers runs/4b runs/8b --probe
         teachdiag compare-teachers runs/4b runs/8b runs/served --json
     """
     for run in settings.runs:
         preflight.before_reading(run_folder(run))
-    from teachdiag.analysis.teachers import run_compare_teachers
+    from teachdiag.analysis.teachers.compare import run_compare_teachers
 
+    if settings.probe:
+        _probe_lacking(settings)
     return run_compare_teachers(settings)
+
+
+def _probe_lacking(settings: CompareTeachersSettings) -> None:
+    """Take the probes that runs of several teachers lack: those that find a rate, and then those at a common one."""
+    _need_models()
+    from teachdiag.analysis.teachers.compare import lacking_probes
+    from teachdiag.diagnostics.probe import run_probe
+
+    for _ in range(2):
+        for run, wanted in lacking_probes(settings):
+            Reporter().say(f"$ {shlex.join(['teachdiag', 'probe', '--run', str(run), *wanted.words()])}")
+            preflight.before_probe(run, wanted)
+            run_probe(run, wanted, Reporter())
 
 
 @app.command(cls=HelpPage)

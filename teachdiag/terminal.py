@@ -105,20 +105,12 @@ def show_timeline(summary: Summary) -> None:
 
 
 def show_teachers(summary: Summary) -> None:
-    """Print what each teacher of a bank measures, and how far that is from the first."""
-    table = _table(f"Teachers: {summary['population']}", "measure", "run", "", "difference from the first")
-    for number, row in enumerate(summary["rows"]):
-        if number and row["measure"] != summary["rows"][number - 1]["measure"]:
-            table.add_section()
-        apart = "" if row["difference"] is None else _with_ends(row, "difference", "difference_low", "difference_high")
-        table.add_row(row["measure"], row["run"], _with_ends(row, "estimate", "ci_low", "ci_high"), apart)
-    _console().print(table)
+    """Print what each teacher of a bank measures, how far that is from the first, and what to make of it."""
+    from teachdiag.analysis.teachers.page import terminal_parts
+
+    for part in terminal_parts(summary):
+        _console(max(Console().width, _WIDTH)).print(part)
     print(f"Written: {summary['files'][-1]}")
-
-
-def _with_ends(row: Summary, *names: str) -> str:
-    value, low, high = (row[name] for name in names)
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def show_plan(summary: Summary) -> None:

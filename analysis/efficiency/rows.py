@@ -39,6 +39,14 @@ class Population:
     n_blocks: int
     method: str
 
+    def at_norm(self, lengths: LengthRatios) -> "Population":
+        """Return the same for numbers at equal length of the step."""
+        method = (
+            f"{self.method}; norms of {lengths.n_batches} batches of {lengths.n_contexts} contexts, read off where "
+            "these would keep that share, with their own error"
+        )
+        return replace(self, method=method)
+
     def row(
         self, selector: str, budget: float, match: str, statistic: str, interval: Interval, unit: str = "1"
     ) -> dict[str, Any]:
@@ -85,11 +93,40 @@ class Curve:
             if name in self.selectors:
                 yield statistic, drawn - self.of(drawn, name)
 
+    def at_norm(self, lengths: LengthRatios, seed: int) -> Drawn:
+        """Return the shares at equal length of the step, NaN where no norm was measured.
+
+        Args:
+            lengths: of these selectors and budgets.
+            seed: of the draws of their own error.
+        """
+        shares = self.share.values.reshape(-1, *lengths.ratio.shape)
+        return self.share.scaled(lengths.at(shares, seed).reshape(len(shares), -1))
+
     def at_rate(self) -> Iterator[tuple[str, Drawn]]:
         """Yield every statistic at equal learning rate."""
         yield from self.compared(self.share)
         yield "share_shuffled", self.placebo
         yield "share_vs_shuffled", self.share - self.placebo
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The gain of a step on the whole batch, and what selectors keep of it, in every draw.
+
+    Attributes:
+        whole: the gain with the teacher's own rows and with shuffled ones, nats per unit of learning rate.
+        gain: the first of these with its interval; none from fewer than `MIN_PROMPTS` update prompts.
+        gain_shuffled: the second.
+        blocks: weights of the bank's blocks, shape (1 + draws, blocks).
+        curve: shares of the gain; None where it is not clearly told from 0, and a share could be anything.
+    """
+
+    whole: Drawn
+    gain: Interval
+    gain_shuffled: Interval
+    blocks: Array
+    curve: Curve | None
 
 
 @dataclass(frozen=True)
@@ -146,27 +183,46 @@ def efficiency_rows(measured: Measured, resampling: Resampling) -> Rows:
     Raises:
         SettingsError: the scores of a selector are no scores.
     """
-    pool, budgets = measured.pool, measured.budgets
-    few = replace(resampling, draws=min(resampling.draws, MOST_DRAWS))
-    means = kept_means(pool, measured.selectors, budgets, prompt_weights(few, pool.n_prompts))
-    blocks, population = block_weights(few, pool.n_blocks), _population(measured, few)
-    whole = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
-    own, shuffled = (_known(interval, pool) for interval in whole.intervals(blocks))
+    few = few_draws(resampling)
+    found, population = resampled(measured, few), population_of(measured, few)
     rows = [
         population.row(ALL, 1.0, "rate", statistic, interval, "nats")
-        for statistic, interval in ((GAIN, own), ("gain_shuffled", shuffled))
+        for statistic, interval in ((GAIN, found.gain), ("gain_shuffled", found.gain_shuffled))
     ]
-    if clear_side(own, pool.n_blocks) != 1:
+    curve, blocks = found.curve, found.blocks
+    if curve is None:
         return rows
-    flat = means.kept.reshape(2, len(blocks), -1, pool.n_blocks)
-    shares = [ratio_of(kept, means.whole[0], pool.sizes) for kept in flat]
-    curve = Curve(list(measured.selectors), budgets, *shares)
     for statistic, drawn in curve.at_rate():
         rows += _cell_rows(curve, population, blocks, "rate", statistic, drawn)
-    rows += _norm_rows(curve, population, blocks, length_ratios(measured.steps, curve.selectors, budgets), few)
+    rows += _norm_rows(curve, population, blocks, length_ratios(measured.steps, curve.selectors, curve.budgets), few)
     rows += _own_optimizer_rows(measured.steps, population)
     _add_real_steps(rows, real_shares(measured.steps, measured.gains, resampling), measured.steps["optimizer"].iloc[0])
     return rows
+
+
+def few_draws(resampling: Resampling) -> Resampling:
+    """Return as many draws as there are of update batches."""
+    return replace(resampling, draws=min(resampling.draws, MOST_DRAWS))
+
+
+def resampled(measured: Measured, resampling: Resampling) -> Resampled:
+    """Return the whole batch's gain and every selector's shares of it, in every draw.
+
+    Args:
+        measured: what a probe of kind efficiency measured.
+        resampling: of update batches and of blocks, by its seed and draws.
+    """
+    pool, budgets = measured.pool, measured.budgets
+    means = kept_means(pool, measured.selectors, budgets, prompt_weights(resampling, pool.n_prompts))
+    blocks = block_weights(resampling, pool.n_blocks)
+    whole = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
+    own, shuffled = (_known(interval, pool) for interval in whole.intervals(blocks))
+    curve = None
+    if clear_side(own, pool.n_blocks) == 1:
+        flat = means.kept.reshape(2, len(blocks), -1, pool.n_blocks)
+        shares = [ratio_of(kept, means.whole[0], pool.sizes) for kept in flat]
+        curve = Curve(list(measured.selectors), budgets, *shares)
+    return Resampled(whole, own, shuffled, blocks, curve)
 
 
 def prompt_weights(resampling: Resampling, n_prompts: int) -> Array:
@@ -179,7 +235,8 @@ def prompt_weights(resampling: Resampling, n_prompts: int) -> Array:
     return np.vstack([np.ones(n_prompts), counts])
 
 
-def _population(measured: Measured, resampling: Resampling) -> Population:
+def population_of(measured: Measured, resampling: Resampling) -> Population:
+    """Return what stands behind the numbers of a probe, at equal rate."""
     pool = measured.pool
     n_contexts = len(np.unique(pool.tokens.stored("context_id")))
     method = (
@@ -198,16 +255,10 @@ def _norm_rows(
     curve: Curve, population: Population, blocks: Array, lengths: LengthRatios, resampling: Resampling
 ) -> Rows:
     """Return the rows at equal length of the step, of cells whose norm was measured."""
-    shares = curve.share.values.reshape(len(blocks), *lengths.ratio.shape)
-    ratios = lengths.at(shares, resampling.seed).reshape(len(blocks), -1)
-    measured = replace(
-        population,
-        method=f"{population.method}; norms of {lengths.n_batches} batches of {lengths.n_contexts} contexts, read "
-        "off where these would keep that share, with their own error",
-    )
+    measured = population.at_norm(lengths)
     rows = [
         row
-        for statistic, drawn in curve.compared(curve.share.scaled(ratios))
+        for statistic, drawn in curve.compared(curve.at_norm(lengths, resampling.seed))
         for row in _cell_rows(curve, measured, blocks, "norm", statistic, drawn)
     ]
     errors = dict(zip(curve.budgets, lengths.error.tolist(), strict=True))

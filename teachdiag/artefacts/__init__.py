@@ -50,6 +50,7 @@ from teachdiag.artefacts.measured import (
 from teachdiag.artefacts.monitored import CANARY_POSITIONS, MONITOR, TIMELINE
 from teachdiag.artefacts.released import RELEASED_BANK
 from teachdiag.artefacts.specifications import IN_SPREADS, QUANTITIES, SPECIFICATIONS
+from teachdiag.artefacts.teachers import TEACHER_CURVES, TEACHER_TOKENS, TEACHERS
 from teachdiag.artefacts.trained import EVAL_SCORES, PROBE_VERSUS_TRAINING, TRAIN_STEPS, TRAINING
 from teachdiag.artefacts.verdict import FINDINGS, PLACEBO_PANEL, PRIMARY
 from teachdiag.markdown import markdown_table
@@ -104,6 +105,9 @@ __all__ = [
     "SPECIFICATIONS",
     "SURFACES",
     "TABLES",
+    "TEACHERS",
+    "TEACHER_CURVES",
+    "TEACHER_TOKENS",
     "TIMELINE",
     "TOKENS",
     "TOP",
@@ -154,6 +158,9 @@ TABLES = (
     MONITOR,
     CANARY_POSITIONS,
     TIMELINE,
+    TEACHERS,
+    TEACHER_CURVES,
+    TEACHER_TOKENS,
 )
 
 
@@ -237,4 +244,5 @@ place of what it did not give, or came with a later version than the capture.
 | `tables/*.md`, `*.csv`, `*.parquet` | tables by the paper's numbers, with captions |
 | `summary.md` | the verdict and its tables, for people |
 | `analysis/summary.json` | the same as data, from which the report is laid out |
+| `comparison/`, beside the run | what several runs show: `teachers*` are of `teachdiag compare-teachers` |
 """

@@ -7,11 +7,17 @@ from teachdiag.settings.base import Checked, arguments, option
 
 @dataclass(frozen=True, kw_only=True)
 class CompareTeachersSettings(Checked):
-    """Which runs, and how their differences are resampled."""
+    """Which runs, whether they are probed first, and how their differences are resampled."""
 
     runs: list[str] = arguments(
         "Run directories, one a teacher, with the same student and contexts (capture --contexts RUN/contexts); the "
         "first is what the others are compared with"
+    )
+    probe: bool = option(
+        False,
+        "First take the probes that runs lack for their steps to be compared (kinds one_step, efficiency, predicted), "
+        "each as the first run that has one took it, or by default; steps at one rate, the smallest that a run's "
+        "ladder found. It takes what `teachdiag probe` takes",
     )
     draws: int = option(1000, "Draws of the prompt-cluster bootstrap", "draws")
     seed: int = option(0, "Seed of these draws", "integer")

@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from tiny_pair import save_model
+from tiny_pair import EFFICIENCY_PROBE, PROBE, save_model
 from typer.testing import CliRunner
 
-from teachdiag.analysis.teachers import run_compare_teachers
+from teachdiag.analysis.teachers.compare import lacking_probes, run_compare_teachers
 from teachdiag.artefacts import POSITIONS
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
-from teachdiag.settings import CaptureSettings, CompareTeachersSettings
+from teachdiag.settings import CaptureSettings, CompareTeachersSettings, ProbeSettings
 from teachdiag.tables import write_parquet
 
 D, C = "disagreement_k16", "compatibility_k16"
@@ -129,3 +130,25 @@ def test_runs_that_do_not_pair_up_are_refused(
         CompareTeachersSettings(runs=["runs/a"])
     with pytest.raises(SettingsError, match="it must be two or more, each once"):
         CompareTeachersSettings(runs=["runs/a", "runs/a"])
+
+
+@pytest.mark.slow
+def test_lacking_probes_are_taken_as_the_first_run_took_them(runs: list[Path], tmp_path: Path) -> None:
+    """Of a learning rate and options of its own; after that nothing is lacking, and gains are those of the probes."""
+    both = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs]
+    predicted = ProbeSettings(kind="predicted", method="one-sided", batch_tokens=100, tile_positions=7)
+    for probe in (replace(PROBE, name=""), EFFICIENCY_PROBE, predicted):
+        run_probe(both[0], probe, Reporter(quiet=True))
+    done = CliRunner().invoke(app, ["compare-teachers", *map(str, both), "--probe"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "gain of the step [nats]" in done.output
+    assert lacking_probes(CompareTeachersSettings(runs=[str(run) for run in both])) == []
+    found = compared(both)
+    for run in both:
+        note = json.loads((run / "probes/one_step.json").read_text())
+        assert note["settings"]["learning_rate"] == 1e-4
+        gain = note["results"]["updates"]["one_step"]["mean_gain"]
+        assert found.loc[("gain of the step", run.name), "estimate"] == pytest.approx(gain, rel=1e-5)
+        assert json.loads((run / "probes/efficiency.json").read_text())["settings"]["blocks"] == 3
+    most = found.loc["positions with most predicted gain", "estimate"]
+    assert most.sum() == pytest.approx(1)
