@@ -80,10 +80,10 @@ def compare_curves(
         measured = replace(whole, selectors={selector: whole.selectors[selector] for selector in shared})
         compared.append(_Run(name, teacher, measured, resampled(measured, few), population_of(measured, few)))
     rows = list(_gain_rows(compared))
-    for run in compared:
-        if run.found.curve is None:
-            gain = f"{run.found.gain} nats per unit of learning rate"
-            said = f"What selectors keep is not compared: the whole batch's gain in {run.name}, {gain}, is not clearly "
+    for own in compared:
+        if own.found.curve is None:
+            gain = f"{own.found.gain} nats per unit of learning rate"
+            said = f"What selectors keep is not compared: the whole batch's gain in {own.name}, {gain}, is not clearly "
             return Compared(rows, f"{said}told from 0.")
     return Compared([*rows, *_share_rows(compared, few.seed)], "")
 

@@ -76,9 +76,11 @@ def _lacking(
     first = next((record for records in of_runs for record in records), None)
     wanted = ProbeSettings(kind=kind) if first is None else replace(ProbeSettings(**first.settings), name="")
     held = _held(kind, wanted.as_dict())
-    rates = [[_rate(r) for r in records if _held(kind, r.settings) == held] for records in of_runs]
-    if not all(rates):
-        return tuple((run, wanted) for run, own in zip(runs, rates, strict=True) if not own)
+    alike = [[record for record in records if _held(kind, record.settings) == held] for records in of_runs]
+    lacking = tuple((run, wanted) for run, own in zip(runs, alike, strict=True) if not own)
+    if lacking:
+        return lacking
+    rates = [[_rate(record) for record in own] for own in alike]
     smallest = min(max(own) for own in rates)
     at_it = replace(wanted, learning_rate=smallest)
     return tuple((run, at_it) for run, own in zip(runs, rates, strict=True) if smallest not in own)

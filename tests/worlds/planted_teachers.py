@@ -53,6 +53,7 @@ def plant_step(run: Path, bank: pd.DataFrame, seed: int, mean_gain: float, **set
 
 def finish_step(run: Path, name: str, found: float = RATE, **settings: Any) -> None:
     """Say that a step has ended, whose ladder found a rate."""
+    run.mkdir(exist_ok=True)
     ladder = {"learning_rate": found, "short_enough": True, "longest": found, "rungs": []}
     _finish(run, f"probes/{name}", ProbeSettings(name=name, **settings).as_dict(), results={"ladder": ladder})
 
