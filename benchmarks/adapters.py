@@ -1,4 +1,4 @@
-"""What a step on all weights and one on a fresh adapter take of memory, in copies of the student's float32 weights."""
+"""What a step and its ladder take of memory, on all weights and on an adapter, in copies of the student's weights."""
 
 import subprocess
 import sys
@@ -20,18 +20,18 @@ _RESET = Path("/proc/self/clear_refs")  # 5 lets a process's peak begin anew
 
 
 def adapter_rows() -> list[Row]:
-    """The student and one AdamW step at their peak, beside a process without models; each in a process of its own."""
+    """The student, an AdamW step and a rung at their peak, beside a process without models; each in one of its own."""
     rows: list[Row] = []
     for space in SPACES:
         done = subprocess.run([sys.executable, __file__, space], capture_output=True, text=True, check=True)
         taken, copies, moved = map(float, done.stdout.split())
-        what = f"AdamW step, --train {space} ({moved:.1%} of the weights), in copies of the student"
+        what = f"AdamW step and a rung of it, --train {space} ({moved:.1%} of the weights), in copies of the student"
         rows.append((what, f"{taken / 2**20:.0f} MiB", f"{copies:.2f}"))
     return rows
 
 
 def _measure(space: str) -> None:
-    """Print the peak of a step, bytes and copies of the student, and the share of its weights that it moves."""
+    """Print the peak of a step and a rung, bytes and copies of the student, and the share of its weights that move."""
     before = _status("VmRSS")
     student = load_bench_pair(master=True).student
     drawn = random_contexts(2, 4, "update")
@@ -46,6 +46,7 @@ def _measure(space: str) -> None:
         theta0 = Theta0(student)
         _RESET.write_text("5")
         optimize(student, [step_objective(contexts, teacher, settings)], settings, theta0, QUIET)
+        theta0.displace(theta0.displacement(), 0.5)
     taken = _status("VmHWM") - before
     print(taken, taken / (4 * facts["of"]), facts["parameters"] / facts["of"])
 

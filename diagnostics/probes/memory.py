@@ -1,9 +1,11 @@
 """What a probe takes of a device's memory: foreseen before weights are loaded, said, and refused where it cannot fit.
 
 Loading holds the student in float32 and the teacher in its own type. A step holds the student, further copies of the
-weights that it moves (theta0 beside the moved ones, gradient, the optimizer's moments), one tile of logits with what is
-made of it, the teacher's head, and what the backward pass keeps of each layer: about ten vectors of the model's width
-and four of its inner width a token; where it recomputes, of one layer at a time, and one vector of all others.
+weights that it moves (theta0, the moved ones and a direction; of several steps AdamW's moments, too), one tile of
+logits with what is made of it, the teacher's head, and what the backward pass keeps of each layer: about ten vectors of
+the model's width and four of its inner width a token; where it recomputes, of one layer at a time, and one vector of
+all others. The backward pass of a single step is taken at theta0, before there are moved weights; shards are moved
+where they are, so that theta0 is beside them from the start.
 """
 
 import math
@@ -77,7 +79,9 @@ def foreseen(
     tile = LIVE * settings.tile_positions * student.rows * _FLOAT32
     head = teacher.rows * teacher.width * BYTES[capture.dtype]
     kept = tokens * _kept_of_a_token(student, settings.recompute) if settings.reads("optimizer") else 0
-    step = whole + (settings.student_copies - 1) * student.trained * _FLOAT32 / shards + kept * _FLOAT32
+    copy = student.trained * _FLOAT32 / shards
+    unmoved = copy if settings.steps == 1 and shards == 1 else 0
+    step = whole + (settings.student_copies - 1) * copy + max(0, kept * _FLOAT32 - unmoved)
     step += taught if settings.rollouts == "fresh" else head
     return tile + max(whole + taught, step)
 

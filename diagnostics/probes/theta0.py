@@ -4,7 +4,7 @@ A direction is one tensor a parameter, laid out as it is, in the order of `Langu
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,15 +14,16 @@ from teachdiag.diagnostics.processes.collectives import summed
 from teachdiag.diagnostics.processes.parameters import are_sharded, laid_out_like, local
 
 Direction = list[Tensor]
+_ALIGNED = 64  # bytes, to which torch aligns its own memory, or to more
 _BLOCK = 2**20  # numbers of a parameter that are widened at a time for its bit sums,
 _LARGE = 2**26  # and for its distance from theta0
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by how many bytes they have
 
 
 class Theta0:
-    """The student's weights at the start, never written to; whatever leaves them works on a copy.
+    """The student's weights at the start, never written to; what leaves them has memory of its own while it is away.
 
-    Parameters point either at theta0's own memory or at the copy's, so the way back is exact and costs nothing. Shards
+    Parameters point either at theta0's own memory or at that, so that the way back is exact and costs nothing. Shards
     cannot point elsewhere: what leaves theta0 works on them, and theta0 is kept beside them, to be copied back.
     """
 
@@ -30,25 +31,34 @@ class Theta0:
         """Take the student's present weights as theta0."""
         self._student = student
         self._parameters = [p for _, p in student.parameters()]
-        present = self._present()
         self._sharded = student.sharded
-        self._weights = [p.clone() for p in present] if self._sharded else present
-        self._copy = present if self._sharded else []
+        self._weights = [p.clone() for p in self._present()] if self._sharded else self._present()
         self._bit_sums = bit_sums(student)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether weights lie in a mapped file, as float32 ones on a CPU may.
+
+        There they have no memory of their own, and the file's alignment, on which last digits of products hang.
+        """
+        return any(weight.data_ptr() % _ALIGNED for weight in self._weights)
 
     def leave(self, weights: Iterable[Tensor] | None = None) -> None:
         """Move the student to a copy, to be changed in place, of given weights laid out as its own, or of theta0."""
-        room = self._room()
-        for copy, weight in zip(room, self._weights if weights is None else weights, strict=True):
-            copy.copy_(local(weight))
-        self._point_at(room)
+        self._place(local(weight).clone() for weight in (self._weights if weights is None else weights))
+
+    def leaving(self) -> Iterator[Tensor]:
+        """Yield every parameter in turn, to be changed in place; one that is at theta0 is copied first."""
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            if not self._sharded and parameter.data_ptr() == weight.data_ptr():
+                parameter.data = weight.clone()
+            yield parameter
+        self._student.head.follow()
 
     def displace(self, direction: Direction, scale: float) -> None:
         """Move the student to theta0 + scale * direction."""
-        room = self._room()
-        for copy, weight, along in zip(room, self._weights, direction, strict=True):
-            torch.add(weight, local(along), alpha=scale, out=copy)
-        self._point_at(room)
+        moves = zip(self._weights, direction, strict=True)
+        self._place(torch.add(weight, local(along), alpha=scale) for weight, along in moves)
 
     def stretch(self, factor: float) -> None:
         """Move the student from theta to theta0 + factor * (theta - theta0)."""
@@ -67,10 +77,7 @@ class Theta0:
 
     def restore(self) -> None:
         """Put theta0 back, without gradients."""
-        if self._sharded:
-            self.leave()
-        else:
-            self._point_at(self._weights)
+        self._place(self._weights)
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -86,16 +93,13 @@ class Theta0:
     def _present(self) -> list[Tensor]:
         return [local(p.data) for p in self._parameters]
 
-    def _point_at(self, weights: list[Tensor]) -> None:
-        if not self._sharded:
-            for parameter, weight in zip(self._parameters, weights, strict=True):
+    def _place(self, weights: Iterable[Tensor]) -> None:
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            if self._sharded:
+                local(parameter.data).copy_(weight)
+            else:
                 parameter.data = weight
         self._student.head.follow()
-
-    def _room(self) -> list[Tensor]:
-        if not self._copy:
-            self._copy = [torch.empty_like(w) for w in self._weights]
-        return self._copy
 
 
 @torch.no_grad()
@@ -119,7 +123,7 @@ def _bit_sums(part: Tensor) -> Tensor:
 
 def _squared_distance(a: Tensor, b: Tensor) -> float:
     blocks = zip(torch.split(a.flatten(), _LARGE), torch.split(b.flatten(), _LARGE), strict=True)
-    return sum(float((x - y).double().square().sum()) for x, y in blocks)
+    return sum(float((x - y).double().square_().sum()) for x, y in blocks)
 
 
 def inner(a: Direction, b: Direction) -> float:

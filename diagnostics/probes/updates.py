@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from teachdiag.diagnostics.models.alignment import Batch, Context, batched
 from teachdiag.diagnostics.models.language_model import LanguageModel
@@ -15,12 +16,14 @@ from teachdiag.diagnostics.probes.teacher_states import TeacherStates
 from teachdiag.diagnostics.probes.theta0 import Direction, Theta0
 from teachdiag.diagnostics.processes.collectives import in_step, sum_gradients, summed
 from teachdiag.diagnostics.processes.group import share_of
-from teachdiag.diagnostics.processes.parameters import whole
+from teachdiag.diagnostics.processes.parameters import local, whole
 from teachdiag.diagnostics.scoring.position_loss import PositionLoss, position_loss
 from teachdiag.diagnostics.scoring.tiles import tiles
 from teachdiag.errors import SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
+
+_BLOCK = 2**22  # numbers of a parameter that AdamW moves at a time
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,13 @@ def optimize(
     Raises:
         SettingsError: gradient or step is not finite.
     """
-    theta0.leave()
-    optimizer = _optimizer(student, settings)
-    taken = [_optimizer_step(student, optimizer, objective, settings, reporter) for objective in objectives]
+    optimizer = None
+    if settings.steps > 1 or theta0.mapped:
+        theta0.leave()
+    if settings.steps > 1:  # it keeps its state from one to the next
+        optimizer = _optimizer([p for _, p in student.parameters()], settings)
+    taken = [_optimizer_step(student, optimizer, objective, settings, theta0, reporter) for objective in objectives]
+    assert len(taken) == settings.steps, "an objective a step"
     loss, gradient_norm, positions = taken[0]
     step = Step(loss, gradient_norm, positions, theta0.distance())
     if not math.isfinite(sum(norm for _, norm, _ in taken) + step.update_norm):
@@ -110,27 +117,52 @@ def optimize(
     return step
 
 
-def _optimizer(student: LanguageModel, settings: ProbeSettings) -> torch.optim.Optimizer:
-    parameters = [p for _, p in student.parameters()]
+def _optimizer(weights: list[Tensor], settings: ProbeSettings) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-    # One parameter at a time: on CUDA, all together would take another copy of the model's size or two.
-    return kind(parameters, lr=settings.step_size, weight_decay=settings.weight_decay, foreach=False)
+    # One tensor at a time: on CUDA, all together would take another copy of the model's size or two.
+    return kind(weights, lr=settings.step_size, weight_decay=settings.weight_decay, foreach=False)
 
 
 def _optimizer_step(
     student: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     objective: Objective,
     settings: ProbeSettings,
+    theta0: Theta0,
     reporter: Reporter,
 ) -> tuple[float, float, int]:
     loss = accumulate_gradient(student, objective, settings, reporter)
     parameters = [p for _, p in student.parameters()]
     norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))))
-    optimizer.step()
-    student.head.follow()
-    optimizer.zero_grad(set_to_none=True)
+    if optimizer is None:
+        _step_once(theta0, settings)
+    else:
+        optimizer.step()
+        student.head.follow()
+        optimizer.zero_grad(set_to_none=True)
     return loss, norm, objective.positions
+
+
+def _step_once(theta0: Theta0, settings: ProbeSettings) -> None:
+    """Take an optimizer's first step on every parameter in turn, and free its gradient.
+
+    The numbers are those of one optimizer of all parameters, bit for bit; only, no state is kept. AdamW, which needs
+    four more tensors of what it moves, is given a block at a time.
+    """
+    for parameter in theta0.leaving():
+        if parameter.grad is None:
+            continue
+        size = _BLOCK if settings.optimizer == "adamw" else parameter.numel()
+        for weights, along in zip(_blocks(parameter.data, size), _blocks(parameter.grad, size), strict=True):
+            weights.grad = along
+            _optimizer([weights], settings).step()
+        parameter.grad = None
+
+
+def _blocks(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Rows of this process's part of a tensor, about `size` numbers at a time, as views."""
+    part = torch.atleast_1d(local(tensor))
+    return part.split(max(1, size * len(part) // max(1, part.numel())))
 
 
 def step_objective(

@@ -27,8 +27,8 @@ class Kind:
         optimizers: with which its steps can be taken; the first is 'auto'.
         usual_rate: the learning rate where none is given; on a ladder, its longest.
         laddered: whether that is found on a ladder where one step is taken.
-        copies: of the weights that steps move, in float32, beside the optimizer's moments: theta0, the moved weights,
-            and the gradient or another direction in its place.
+        copies: of the weights that steps move, in float32: theta0, and either the moved weights and a direction, or a
+            gradient; further directions that are kept beside them.
         step: whether it is one update of the student beside placebos, in `gains`, which gets the full analysis.
         draws: of each placebo, where no number is given.
         placebos: whether it says what placebos show, rather than what the pair does.

@@ -239,8 +239,8 @@ class ProbeSettings(Checked):
 
     @property
     def student_copies(self) -> int:
-        """Copies of the weights that steps move, in float32, AdamW's two moments counted."""
-        moments = 2 if self.optimizer == "adamw" and self.reads("optimizer") else 0
+        """Copies of the weights that steps move, in float32: for a next step AdamW keeps two moments."""
+        moments = 2 if self.optimizer == "adamw" and self.steps > 1 else 0
         return KINDS[self.kind].copies + moments
 
     @property
@@ -333,7 +333,6 @@ KINDS: Registry[Kind] = Registry(
                 analysed_by="teachdiag.analysis.kinds.selectors:Selectors",
                 folders=("interventions", "intervention_gains", "predictions"),
                 optimizers=("sgd", "adamw"),
-                copies=4,
             ),
             Kind(
                 name="efficiency",
@@ -353,7 +352,6 @@ KINDS: Registry[Kind] = Registry(
                 analysed_by="teachdiag.analysis.kinds.lds:Lds",
                 folders=("interventions", "predictions"),
                 optimizers=("sgd", "adamw"),
-                copies=4,
             ),
             Kind(
                 name="isolated",
@@ -363,6 +361,7 @@ KINDS: Registry[Kind] = Registry(
                 folders=("isolated",),
                 optimizers=("sgd",),
                 usual_rate=lambda settings: 5e-4 if settings.match == "norm" else 1e-5,
+                copies=4,
             ),
             Kind(
                 name="predicted",
@@ -370,7 +369,6 @@ KINDS: Registry[Kind] = Registry(
                 measured_by="teachdiag.diagnostics.probes.predicted:Predicted",
                 analysed_by="teachdiag.analysis.kinds.predicted:Predicted",
                 folders=("predictions",),
-                copies=4,
             ),
         )
     },

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from stages import ROOT
 
+from teachdiag.settings import ProbeSettings
+
 
 def _planned(page: str, cache: Path) -> dict[str, Any]:
     """The answer of the page's own `teachdiag plan --positions ...`, on a machine that was never calibrated."""
@@ -34,12 +36,14 @@ def _gb(amount: float) -> str:
 @pytest.mark.slow
 def test_one_s_own_pair(tmp_path: Path) -> None:
     planned = _planned("docs/own-pair.md", tmp_path)
-    storage = planned["storage_bytes"]
+    storage, copy = planned["storage_bytes"], 4 * planned["models"]["student"]
+    further = ProbeSettings(kind="efficiency").student_copies - ProbeSettings().student_copies
     assert storage["positions"] + storage["probe_scratch"] < 1e9
     for page in ("README.md", "docs/own-pair.md"):
         text = (ROOT / page).read_text()
         assert _gb(planned["memory_bytes"]["capture"]) in text, page
         assert _gb(planned["memory_bytes"]["probe"]) in text, page
+        assert _gb(planned["memory_bytes"]["probe"] + further * copy) in text, page
         assert "less than 1 GB of" in text, page
 
 

@@ -9,11 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_pair import save_model
 from torch import Tensor
 
 from teachdiag.diagnostics.models.alignment import Context
 from teachdiag.diagnostics.models.head import Head
+from teachdiag.diagnostics.models.language_model import load
 from teachdiag.diagnostics.models.pair import Pair
+from teachdiag.diagnostics.models.sources import resolve
+from teachdiag.diagnostics.probes import updates
 from teachdiag.diagnostics.probes.gains import gain_columns
 from teachdiag.diagnostics.probes.shuffles import shuffle_rollouts, shuffle_teacher
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
@@ -28,6 +32,7 @@ from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.losses import forward_kl, generalised_jsd, reverse_kl, sampled_reverse_kl
 from teachdiag.progress import Reporter
 from teachdiag.settings import ProbeSettings
+from teachdiag.settings.base import Optimizer
 
 LOSSES = ("reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl")
 
@@ -205,11 +210,49 @@ def test_first_adamw_step_has_its_closed_form(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip_norm": 0.01}])
+def test_a_step_is_that_of_torch_bit_for_bit(
+    pair: Pair,
+    contexts: list[Context],
+    teacher: TeacherStates,
+    tmp_path: Path,
+    quiet: Reporter,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: Optimizer,
+    options: dict[str, float],
+) -> None:
+    """One optimizer of all parameters, written out, against rows of them at a time, of a length that no vector has."""
+    monkeypatch.setattr(updates, "_BLOCK", 100)
+    source = resolve(save_model(tmp_path / "odd", seed=5, intermediate_size=63), "main", (), quiet)
+    student = load(source, "float32", "cpu", master=True)
+    parameters = [p for _, p in student.parameters()]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()  # out of the file, which is mapped
+    probe = ProbeSettings(optimizer=optimizer, learning_rate=1e-3, **options)
+    objective = step_objective(contexts, teacher, probe)
+    theta0 = Theta0(student)
+    step = optimize(student, [objective], probe, theta0, quiet)
+    ours = [p.detach().clone() for p in parameters]
+    assert not theta0.mapped
+    assert all(p.grad is None for p in parameters)
+    theta0.restore()
+    theta0.verify()
+    theta0.leave()
+    accumulate_gradient(student, objective, probe, quiet)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, probe.clip_norm or float("inf"))
+    kind = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
+    kind(parameters, lr=1e-3, weight_decay=probe.weight_decay, foreach=False).step()
+    assert all(torch.equal(mine, p) for mine, p in zip(ours, parameters, strict=True))
+    assert step.gradient_norm == norm.item()
+    assert step.update_norm == theta0.distance() > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_several_steps_are_those_of_torch(
     pair: Pair, contexts: list[Context], teacher: TeacherStates, quiet: Reporter, optimizer: str
 ) -> None:
     """Three steps with one optimizer state, on other contexts each, written out plainly."""
-    probe = ProbeSettings(optimizer=optimizer, learning_rate=1e-3)
+    probe = ProbeSettings(optimizer=optimizer, learning_rate=1e-3, steps=3)
     batches = [contexts[:2], contexts[1:], contexts]
     theta0 = Theta0(pair.student)
     optimize(pair.student, (step_objective(b, teacher, probe) for b in batches), probe, theta0, quiet)
