@@ -99,7 +99,7 @@ def test_a_probe_holds_the_copies_that_are_foreseen(
     student = load(resolve(save_model(tmp_path / "wide", seed=3, **shape), "main", (), quiet), "float32", "cpu")
     for _, parameter in student.parameters():
         parameter.data = parameter.data.clone()  # in memory, and not in a file that is mapped
-    monkeypatch.setattr(updates, "_BLOCK", 2**12)
+    monkeypatch.setattr(updates, "_BLOCK", 2**15)
     settings = ProbeSettings(optimizer=optimizer, steps=steps, learning_rate=1e-4, tile_positions=4)
     contexts = [Context(i, f"p/{i}", "update", (i, 7), (i, 7), (3, 1 + i)) for i in range(2)]
     teacher = compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", quiet)
