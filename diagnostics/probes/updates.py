@@ -161,8 +161,9 @@ def _step_once(theta0: Theta0, settings: ProbeSettings) -> None:
 
 def _blocks(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
     """Rows of this process's part of a tensor, about `size` numbers at a time, as views."""
-    part = torch.atleast_1d(local(tensor))
-    return part.split(max(1, size * len(part) // max(1, part.numel())))
+    part = local(tensor)
+    part = part if part.dim() else part[None]
+    return torch.split(part, max(1, size * len(part) // max(1, part.numel())))
 
 
 def step_objective(
