@@ -142,7 +142,7 @@ def _unprobed(runs: list[Path], updates: list[pd.DataFrame]) -> str:
                 f"{run} has not the update contexts of {runs[0]}, so that steps on these are no comparison of teachers"
             )
         if len(POSITIONS.present(run / "positions", _WHOLE)) < len(_WHOLE):
-            return f"the teacher of {run} gave lists alone, towards which no step can be taken"
+            return f"the teacher of {run} gave no whole distributions, which a step towards it needs"
     return ""
 
 

@@ -69,13 +69,18 @@ def shown_curves(curves: Sequence[Row]) -> list[Row]:
 
 
 def terminal_parts(summary: Mapping[str, Any]) -> list[Grid | str]:
-    """Return what a terminal shows of a comparison: a line a measure, all of them where the bank alone is compared."""
+    """Return what a terminal shows of a comparison: a line a measure, all of them where the bank alone is compared.
+
+    Of a second run that is its number and the difference from the first; of more runs the differences alone, which fit.
+    """
     rows = [row for row in summary["rows"] if row["measure"] in _SHORT or not summary["probes"]]
     first, *others = dict.fromkeys(row["run"] for row in rows)
-    lines = [[_measure(own[0]), own[0]["yardstick"], *map(_cell, own)] for own in _by_run(rows)]
-    lines += [[f"kept, {_kept(own[0])}", OWN, *map(_cell, own)] for own in _by_run(summary["curves"])]
-    headings = ("measure", "yardstick", first, *(f"{run} (less {first})" for run in others))
-    return [grid(f"Teachers: {summary['population']}", headings, lines), *summary["sentences"]]
+    cell = _cell if len(others) == 1 else _difference
+    lines = [[_measure(own[0]), own[0]["yardstick"], *map(cell, own)] for own in _by_run(rows)]
+    lines += [[f"kept, {_kept(own[0])}", OWN, *map(cell, own)] for own in _by_run(summary["curves"])]
+    beside = [f"{others[0]} (less {first})"] if len(others) == 1 else [f"{run} less {first}" for run in others]
+    title = f"Teachers: {summary['population']}"
+    return [grid(title, ("measure", "yardstick", first, *beside), lines), *summary["sentences"]]
 
 
 def page(rows: Sequence[Row], curves: Sequence[Row], sentences: Sequence[str], population: str) -> str:
@@ -131,8 +136,13 @@ def _percent(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    return str(row_interval(row)) if row["difference"] is None else f"{shown(row['estimate'])} ({_less(row)})"
+    return _difference(row) if row["difference"] is None else f"{shown(row['estimate'])} ({_difference(row)})"
+
+
+def _difference(row: Row) -> str:
+    """The difference from the first run; of that run the number itself."""
+    return str(row_interval(row) if row["difference"] is None else row_interval(row, _DIFFERENCE))
 
 
 def _less(row: Row) -> str:
-    return "" if row["difference"] is None else str(row_interval(row, _DIFFERENCE))
+    return "" if row["difference"] is None else _difference(row)

@@ -174,9 +174,19 @@ def test_a_teacher_beside_itself_differs_by_errors_of_norms_alone(
 def test_a_terminal_shows_it_in_few_lines(summary: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     show_teachers(summary)
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) <= 28
+    assert len(shown) <= 25
     for words in ("gain of the step [nats]", "success of a step on the bank", "kept, 10% by raw KL", "far (less near)"):
         assert any(words in line for line in shown)
+    three = summary | {
+        part: [
+            one for row in summary[part] for one in ([row, row | {"run": "third"}] if row["run"] == "far" else [row])
+        ]
+        for part in ("rows", "curves")
+    }
+    show_teachers(three)
+    of_three = capsys.readouterr().out.splitlines()
+    assert "third less near" in of_three[2]
+    assert len(of_three) <= 26
     page = Path(summary["files"][-1]).read_text()
     assert "far, less the first" in page
 
@@ -271,7 +281,7 @@ def test_steps_on_other_contexts_or_towards_lists_are_no_comparison(
     whole = POSITIONS.read_arrow(file)
     for change, said in (
         (lambda table: table.slice(0, table.num_rows - 1), "has not the update contexts of"),
-        (lambda table: table.drop_columns(["teacher_entropy"]), "gave lists alone"),
+        (lambda table: table.drop_columns(["teacher_entropy"]), "gave no whole distributions"),
     ):
         write_parquet(change(whole), file)
         if said.startswith("gave"):
