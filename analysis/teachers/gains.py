@@ -17,7 +17,7 @@ from teachdiag.tables import Table
 
 GAIN, GAIN_SHARE = "gain of the step", "gain, share of its KL"
 PREDICTED_MOST = "positions with most predicted gain"
-SUCCESS, SUCCESS_SHUFFLED = "success of a step on the bank", "the same, grades shuffled"
+SUCCESS, SUCCESS_SHUFFLED = "success of a step", "the same, grades shuffled"
 SUCCESS_MOST = "positions with most success"
 _GRADED = ["context_id", "grade", "finish_reason"]
 _PREDICTED, _INNER, _SHUFFLED = "predicted_gain", "success_inner", "success_inner_shuffled"

@@ -15,7 +15,7 @@ from teachdiag.analysis.resampling.bootstrap import shown
 from teachdiag.analysis.teachers.gains import GAIN, GAIN_SHARE, PREDICTED_MOST, SUCCESS, SUCCESS_MOST, SUCCESS_SHUFFLED
 from teachdiag.analysis.teachers.measures import LEARNABLE, MOST_LEARNABLE, RAW_KL
 from teachdiag.analysis.text.text_tables import readable
-from teachdiag.artefacts.teachers import OWN
+from teachdiag.artefacts.teachers import COMMON, OWN
 from teachdiag.markdown import bullets, markdown_table
 from teachdiag.settings import HEADLINE_SELECTORS, MATCHES, headline_budget
 
@@ -24,6 +24,7 @@ _SHORT = (
     *(RAW_KL, "C", LEARNABLE, MOST_LEARNABLE, GAIN, GAIN_SHARE),
     *(PREDICTED_MOST, SUCCESS, SUCCESS_SHUFFLED, SUCCESS_MOST),
 )
+_BY = {OWN: "own KL", COMMON: "common"}
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 _VERDICTS = {1: "more than", -1: "less than", 0: "neither clearly more nor clearly less than"}
 _YARDSTICKS = (
@@ -76,18 +77,18 @@ def terminal_parts(summary: Mapping[str, Any]) -> list[Grid | str]:
     rows = [row for row in summary["rows"] if row["measure"] in _SHORT or not summary["probes"]]
     first, *others = dict.fromkeys(row["run"] for row in rows)
     cell = _cell if len(others) == 1 else _difference
-    lines = [[_measure(own[0]), own[0]["yardstick"], *map(cell, own)] for own in _by_run(rows)]
-    lines += [[f"kept, {_kept(own[0])}", OWN, *map(cell, own)] for own in _by_run(summary["curves"])]
+    lines = [[_measure(own[0]), _BY[own[0]["yardstick"]], *map(cell, own)] for own in _by_run(rows)]
+    lines += [[f"kept, {_kept(own[0])}", _BY[OWN], *map(cell, own)] for own in _by_run(summary["curves"])]
     beside = [f"{others[0]} (less {first})"] if len(others) == 1 else [f"{run} less {first}" for run in others]
     title = f"Teachers: {summary['population']}"
-    return [grid(title, ("measure", "yardstick", first, *beside), lines), *summary["sentences"]]
+    return [grid(title, ("measure", "by", first, *beside), lines), *summary["sentences"]]
 
 
 def page(rows: Sequence[Row], curves: Sequence[Row], sentences: Sequence[str], population: str) -> str:
     """Return the page: sentences, every measure, and what the headline's selectors keep at every budget."""
     table = pd.DataFrame(
         [
-            {"measure": _measure(row), "yardstick": row["yardstick"], "run": row["run"], "teacher": row["teacher"]}
+            {"measure": _measure(row), "by": _BY[row["yardstick"]], "run": row["run"], "teacher": row["teacher"]}
             | {"estimate": str(row_interval(row)), "less that of the first": _less(row)}
             for row in rows
         ]
