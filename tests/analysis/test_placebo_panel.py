@@ -1,13 +1,14 @@
 """The placebo panel: its statistics against the full analysis, its rule against the verdict, and known worlds."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from planted import World, plant_probe
+from planted import World, claims_alone, plant_probe
 from planted_interventions import DRAWN, plant_bank, plant_placebos
 from scipy.stats import spearmanr
 
@@ -26,6 +27,20 @@ NO_EFFECT_OF_C = replace(EFFECT, slope_incompatible=0.06)
 GAP, RANK = "beta_L - beta_I per unit of norm", "CV rank of {D^L, D^I} less raw KL"
 RANK_CLAIM = "{D^L, D^I} predicts gain better than raw KL alone (out-of-fold rank correlation)"
 CLAIM = "beta_L > beta_I (decomposition, per unit of norm)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _claims_and_panel_alone() -> Iterator[None]:
+    """Nothing here reads what no claim reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        claims_alone(patch, refits=True)
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that judge no prediction."""
+    claims_alone(monkeypatch)
 
 
 def _run(folder: Path, world: World, draws: int = 5, step: bool = True) -> Path:
@@ -58,6 +73,7 @@ def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_the_numbers_are_those_of_the_full_analysis(effect_run: Path) -> None:
     """The real step and draw 0 of a placebo, analysed as a step of their own, give the same point estimates."""
     panel = _read(effect_run, PLACEBO_PANEL)
@@ -143,6 +159,7 @@ def test_an_effect_of_c_survives_and_holds(effect_run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_without_an_effect_of_c_neither_says_there_is_one(tmp_path: Path) -> None:
     """Gain rises with D alone: both coefficients are real, and their difference is nothing."""
     run = _run(tmp_path, NO_EFFECT_OF_C)
@@ -154,6 +171,7 @@ def test_without_an_effect_of_c_neither_says_there_is_one(tmp_path: Path) -> Non
     assert claim["status"] == "not shown"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_placebo_that_shows_the_gap_too_is_named(tmp_path: Path) -> None:
     run = _run(tmp_path, replace(EFFECT, placebo_slope_learnable=0.06), step=False)
     found = _survives(run, GAP)
@@ -167,6 +185,7 @@ def test_a_placebo_that_shows_the_gap_too_is_named(tmp_path: Path) -> None:
     assert "The true teacher on dealt responses: shuffled_rollouts 0.0" in sentence
 
 
+@pytest.mark.usefixtures("quick")
 def test_one_draw_is_judged_over_prompts_alone(tmp_path: Path) -> None:
     run = _run(tmp_path, EFFECT, draws=1, step=False)
     rows = _read(run, PLACEBO_PANEL)
@@ -176,6 +195,7 @@ def test_one_draw_is_judged_over_prompts_alone(tmp_path: Path) -> None:
     assert "(one draw), difference " in row["sentence"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_placebo_without_spread_is_not_compared(tmp_path: Path) -> None:
     run = _run(tmp_path, replace(EFFECT, null_theta0=True), step=False)
     rows = _read(run, PLACEBO_PANEL)

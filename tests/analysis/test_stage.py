@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from contrast_worlds import percentiles
-from planted import PLACEBOS, World, plant, plant_probe, write_gains, write_positions
+from planted import PLACEBOS, World, claims_alone, plant, plant_probe, write_gains, write_positions
 from stages import ROOT, amend
 
-from teachdiag.analysis import tasks
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.kinds.steps import coefficient_table, validity_table
 from teachdiag.analysis.report.result_block import study_block
@@ -44,11 +43,9 @@ def effect_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def claims_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the estimates that no claim reads, and half of the time with them."""
-    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces", "_specifications"):
-        monkeypatch.setattr(tasks, task, lambda *_: {})
-    monkeypatch.setattr(tasks, "inference_rows", lambda *_: [])
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no claim reads is left out, and no claim about prediction is judged."""
+    claims_alone(monkeypatch)
 
 
 def _read(run: Path, table: Table) -> pd.DataFrame:
@@ -80,15 +77,15 @@ def test_a_planted_effect_holds(effect_run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_a_planted_reverse_is_reversed(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", World(slope_learnable=0.0, slope_incompatible=0.06))
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["reversed"] * 4
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
-def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> None:
+def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims_alone(monkeypatch, refits=True)
     # Every claim has 2.5% to be found by chance, so some are found: the rate is what is promised.
     worlds = [World(prompts=24, positions=20, seed=seed) for seed in range(12)]
     runs = [_analysed(tmp_path / f"run{world.seed}", world) for world in worlds]
@@ -100,7 +97,7 @@ def test_without_an_effect_findings_are_as_rare_as_promised(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.06))
     assert [_status(run, claim) for claim in GAP_CLAIMS] == ["artefact"] * 4
@@ -110,7 +107,7 @@ def test_what_a_placebo_shows_too_is_an_artefact(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path) -> None:
     """Per unit of norm: the placebo's slope is clear of 0, and a fifteenth of the real one."""
     run = _analysed(tmp_path / "run", replace(EFFECT, placebo_slope_learnable=0.003, noise=0.002, mood=0.0))
@@ -123,7 +120,7 @@ def test_a_placebo_far_smaller_than_the_effect_does_not_cancel_it(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_an_effect_that_a_noisy_placebo_may_have_too_is_unclear(tmp_path: Path) -> None:
     """The placebo has the same slope under more noise: its interval holds 0, and so does the difference."""
     noisy = replace(EFFECT, placebo_slope_learnable=0.06, placebo_noise=0.5)
@@ -173,7 +170,7 @@ def _judged(run: Path) -> tuple[list[str], set[str], list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
     """Whatever else the tables show: first order does not explain the step, and the rate to use is said."""
     run = plant(tmp_path / "run", EFFECT)
@@ -186,7 +183,7 @@ def test_nothing_is_judged_on_a_step_that_was_too_long(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("ladder", "said", "status"),
     [
@@ -211,7 +208,7 @@ def test_nothing_is_judged_on_a_step_that_does_harm(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
     _with_ladder(run, "step", 1e-5, (0.03, 0.031, 0.962), (0.015, 0.0155, 0.99))
@@ -222,7 +219,7 @@ def test_a_step_that_is_short_enough_is_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("claims_alone")
+@pytest.mark.usefixtures("quick")
 def test_mean_gain_within_the_noise_floor_is_not_shown(tmp_path: Path) -> None:
     # Far from 0 by its interval, but smaller than what rescoring in another layout moves (1e-5 nats).
     run = _analysed(tmp_path / "run", World(mean_gain=8e-6, mood=0.0, noise=1e-6))
@@ -246,6 +243,7 @@ def test_a_constant_outcome_is_said_and_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_saturation_is_reported_where_it_was_planted(tmp_path: Path) -> None:
     run = _analysed(tmp_path / "run", World(saturated=True))
     audit = _read(run, SATURATION).set_index(["score", "k"])
@@ -261,11 +259,13 @@ def test_saturation_is_reported_where_it_was_planted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_two_steps_are_both_judged(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", EFFECT)
     plant_probe(run, POSITIONS.read(run / "positions"), World(), np.random.default_rng(9), "idle")
     verdict = run_analysis(run, QUICK, QUIET)["verdict"]
-    assert _read(run, FINDINGS).groupby("probe_id").size().tolist() == [_n_findings()] * 2
+    each = _n_findings() - len(SUPPORT_SIZES)  # without the contrasts
+    assert _read(run, FINDINGS).groupby("probe_id").size().tolist() == [each] * 2
     assert {sentence.split(":")[0] for sentence in verdict} == {"idle", "step"}
     assert terminal_tables(run) == []  # the first page has them
 
@@ -316,7 +316,9 @@ def test_surfaces_average_to_the_whole(effect_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_same_seed_same_bytes_and_row_order_changes_nothing(effect_run: Path, tmp_path: Path) -> None:
+def test_same_seed_same_bytes_and_row_order_changes_nothing(
+    effect_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shuffled = tmp_path / "shuffled"
     plant(shuffled, EFFECT)
     write_positions(shuffled, POSITIONS.read(shuffled / "positions").sample(frac=1, random_state=1))
@@ -327,6 +329,7 @@ def test_same_seed_same_bytes_and_row_order_changes_nothing(effect_run: Path, tm
         for kind in ("parquet", "csv"):
             file = Path("analysis") / f"{table.name}.{kind}"
             assert (shuffled / file).read_bytes() == (effect_run / file).read_bytes(), file
+    claims_alone(monkeypatch)
     run_analysis(shuffled, replace(QUICK, seed=1), QUIET)  # recomputed, not refused
     one, other = (_read(run, ESTIMATES).query("analysis == 'mean'") for run in (effect_run, shuffled))
     assert (one["ci_low"].to_numpy() != other["ci_low"].to_numpy()).all()
@@ -357,6 +360,7 @@ def test_every_estimate_is_explained(effect_run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_an_unfinished_or_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="has no capture stage"):
         run_analysis(tmp_path / "nothing", QUICK, QUIET)

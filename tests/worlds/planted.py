@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 
+from teachdiag.analysis import tasks
+from teachdiag.analysis.step import validity
 from teachdiag.artefacts import BOUNDS, GAINS, GRADE_NAMES, GRADES, ISOLATED, POSITIONS, PREDICTIONS, TOP
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
@@ -39,6 +42,18 @@ class World:
     placebo_noise: float = 0.0  # of the placebos' gains, where it differs from `noise`
     null_theta0: bool = False  # the other batch layout changes nothing at all
     seed: int = 0
+
+
+def claims_alone(patch: pytest.MonkeyPatch, refits: bool = False) -> None:
+    """Leave out of analyses what no claim reads, and most of the time with it.
+
+    Without refits the intervals of cross-validated numbers hold predictions fixed, which is for tests that judge none.
+    """
+    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces", "_specifications"):
+        patch.setattr(tasks, task, lambda *_: {})
+    patch.setattr(tasks, "inference_rows", lambda *_: [])
+    if not refits:
+        patch.setattr(validity, "REFIT_EVERY", 10**9)
 
 
 def plant(run: Path, world: World, probe_id: str = "step") -> Path:
