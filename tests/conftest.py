@@ -159,6 +159,12 @@ def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "_UNDATED", {"png": style._UNDATED["png"]})
 
 
+@pytest.fixture
+def svg_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures in the format that reports hold, where the test is not about the others."""
+    monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+
+
 @pytest.fixture(scope="session")
 def captured_once(tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings) -> Path:
     """A capture of the tiny pair, to be copied and not to be changed."""

@@ -24,6 +24,7 @@ from teachdiag.artefacts import CONTEXTS, ESTIMATES, POSITIONS
 from teachdiag.cli import main
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.errors import SettingsError
+from teachdiag.figures import style
 from teachdiag.figures.publish import publish
 from teachdiag.figures.report.html import write_report
 from teachdiag.plots import PLOTS
@@ -172,6 +173,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
         _command(monkeypatch, "probe", *small, "--name", "p", "--learning-rate", "1e-4")
         _command(monkeypatch, "probe", *small, "--name", "s", "--kind", "shrunk")
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
+        monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
         publish(run, quiet)
         write_report(run, ReportSettings(contexts=2), quiet)
     return run
@@ -227,7 +229,7 @@ def test_the_kind_and_the_figures_stand_beside_the_built_in_ones(run: Path, toys
     assert re.search(r"- Shrinking gains -?[\d.]+ nats\.", summary)
     assert "![what does shrinking do?](figures/shrunk_spread.png)" in summary
     assert "![mean gain of each update](figures/toy_step.png)" in summary
-    assert {"shrunk_spread.png", "toy_step.png", "coefficients.png"} <= {f.name for f in (run / "figures").iterdir()}
+    assert {"shrunk_spread.svg", "toy_step.svg", "coefficients.svg"} <= {f.name for f in (run / "figures").iterdir()}
     page = (run / "report.html").read_text()
     assert "The shrunk student <code>s</code>" in page
     assert 'alt="A cloud along the diagonal."' in page
@@ -258,6 +260,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(refused: Callable[..., s
     assert "did you mean isolated?" in refused("probe", "--run", str(run), "--kind", "isolatd")
 
 
+@pytest.mark.usefixtures("svg_alone")
 def test_a_probe_whose_kind_is_gone_is_left_out_by_name(run: Path, tmp_path: Path, quiet: Reporter) -> None:
     assert "shrunk" not in KINDS
     assert "toy_step" not in PLOTS

@@ -26,6 +26,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.diagnostics.scoring.statistics import statistics
 from teachdiag.errors import ArtefactError, RunError, SettingsError
+from teachdiag.figures import style
 from teachdiag.figures.publish import publish
 from teachdiag.figures.report.html import write_report
 from teachdiag.progress import Reporter
@@ -93,6 +94,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
         selectors = replace(PROBE, draws=0, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1)
         run_probe(run, selectors, quiet)
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
+        monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
         publish(run, quiet)
         write_report(run, ReportSettings(contexts=2), quiet)
     return run

@@ -122,6 +122,7 @@ def test_what_cannot_be_read_is_found() -> None:
     assert over == "'one' lies over 'two'"
 
 
+@pytest.mark.usefixtures("svg_alone")
 def test_files_captions_and_sizes(runs: list[Path]) -> None:
     for run in runs:
         files = draw_figures(run, QUIET)
@@ -136,6 +137,7 @@ def test_files_captions_and_sizes(runs: list[Path]) -> None:
             assert f"## {captions[name].question}\n\n![{captions[name].seen}]({name}.svg)" in page
 
 
+@pytest.mark.usefixtures("svg_alone")
 def test_one_figure_again_leaves_the_captions_of_others(runs: list[Path]) -> None:
     publish(runs[0], QUIET)
     before = read_captions(runs[0])
