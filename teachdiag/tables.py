@@ -183,9 +183,8 @@ def _verified(files: Sequence[Path]) -> "pyarrow.dataset.Dataset":
 
 def rows_where(table: "pd.DataFrame", **held: object) -> "pd.DataFrame":
     """Return the rows of a table that hold these values, by column; None is null."""
-    for column, value in held.items():
-        table = table[table[column].isna() if value is None else table[column] == value]
-    return table
+    masks = [table[column].isna() if value is None else table[column] == value for column, value in held.items()]
+    return table[reduce(and_, masks)] if masks else table
 
 
 @contextmanager

@@ -7,7 +7,7 @@ product. Row 0 of every weight matrix holds ones, so the estimate and its draws 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,12 +175,13 @@ def intervals(samples: Array, n_prompts: int | None = None) -> list[Interval]:
     ]
 
 
-def _percentiles(n_prompts: int | None) -> list[float]:
+@cache
+def _percentiles(n_prompts: int | None) -> tuple[float, float]:
     if n_prompts is None:
-        return [2.5, 97.5]
+        return 2.5, 97.5
     reach = np.sqrt(n_prompts / (n_prompts - 1)) * t.ppf(0.975, n_prompts - 1)
     tail = 100 * float(norm.cdf(-reach))
-    return [tail, 100 - tail]
+    return tail, 100 - tail
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

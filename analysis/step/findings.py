@@ -49,17 +49,17 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
     Returns:
         Rows of the findings table, that of `gain_claim` first; a claim whose number could not be estimated has none.
     """
-    rows, probe_id = [], record.probe_id
-    n_prompts = int(_of(estimates, probe_id, CLAIMS[0])["n_prompts"].max())
+    rows, probe_id, of = [], record.probe_id, _Estimates(estimates)
+    n_prompts = int(of[probe_id, CLAIMS[0].outcome]["n_prompts"].max())
     for claim in CLAIMS:
         for k in SUPPORT_SIZES if claim.per_k else (None,):
-            real = _evidence(estimates, probe_id, claim, k)
+            real = _evidence(of, probe_id, claim, k)
             if real is not None:
-                beside = [_placebo(estimates, probe_id, name, claim, k, draws) for name, draws in placebos.items()]
+                beside = [_placebo(of, probe_id, name, claim, k, draws) for name, draws in placebos.items()]
                 own = {"probe_id": probe_id, "n_prompts": n_prompts, "primary": claim.primary and k == claim.headline_k}
                 rows.append(_finding(claim, k, real, beside) | own)
     _control_discoveries([row for row in rows if not row["primary"]])
-    helps = _evidence(estimates, probe_id, CLAIMS[0], None)
+    helps = _evidence(of, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"
     clearly = _p_of(helps.interval, -1) < CLEAR
     if verdict := obstacle(record, str(helps.interval), harmed=helps.side < 0, clearly=clearly):
@@ -110,6 +110,17 @@ def secondary_title(findings: pd.DataFrame, probe_id: str) -> str:
     return f"Secondary claims, {counts.sum()}: {counted} (of those that hold, at most 5% are expected to be false)"
 
 
+class _Estimates(dict[tuple[str, str], pd.DataFrame]):
+    """The rows of each probe and outcome, which are asked for once a claim: no rows where there are none."""
+
+    def __init__(self, estimates: pd.DataFrame) -> None:
+        super().__init__({(str(p), str(o)): rows for (p, o), rows in estimates.groupby(["probe_id", "outcome"])})
+        self._none = estimates.iloc[:0]
+
+    def __missing__(self, key: tuple[str, str]) -> pd.DataFrame:
+        return self._none
+
+
 @dataclass(frozen=True)
 class _Evidence:
     """What one probe says about a claim.
@@ -141,34 +152,28 @@ class _Placebo:
         return f"{self.name} {self.shown.interval if self.shown else 'not estimable'}"
 
 
-def _evidence(estimates: pd.DataFrame, probe_id: str, claim: Claim, k: int | None) -> _Evidence | None:
-    interval = lookup(_of(estimates, probe_id, claim), analysis=claim.analysis, term=claim.term, k=k)
+def _evidence(of: _Estimates, probe_id: str, claim: Claim, k: int | None) -> _Evidence | None:
+    estimates = of[probe_id, claim.outcome]
+    interval = lookup(estimates, analysis=claim.analysis, term=claim.term, k=k)
     if interval is None:
         return None
-    floor = _noise_floor(estimates, probe_id) if claim.analysis == "mean" else 0.0
+    floor = _noise_floor(of[probe_id, OUTCOME]) if claim.analysis == "mean" else 0.0
     side = interval.side(floor)
     if side and claim.rivals:
         better = claim.rivals[0] if side > 0 else claim.rivals[1]
-        level = lookup(
-            _of(estimates, probe_id, claim), analysis=claim.level, term=better, k=None if better == BASE else k
-        )
+        level = lookup(estimates, analysis=claim.level, term=better, k=None if better == BASE else k)
         if level is None or level.side() <= 0:
             return _Evidence(interval, 0, "but neither predicts by itself")
     return _Evidence(interval, side, floor=floor)
 
 
-def _of(estimates: pd.DataFrame, probe_id: str, claim: Claim) -> pd.DataFrame:
-    return rows_where(estimates, probe_id=probe_id, outcome=claim.outcome)
-
-
-def _placebo(estimates: pd.DataFrame, probe_id: str, name: str, claim: Claim, k: int | None, draws: int) -> _Placebo:
+def _placebo(of: _Estimates, probe_id: str, name: str, claim: Claim, k: int | None, draws: int) -> _Placebo:
     placebo_id = f"{probe_id}.{name}"
-    rows = row_dicts(
-        rows_where(_of(estimates, placebo_id, claim), analysis=beyond(claim.analysis), term=claim.term, k=k)
-    )
+    own = of[placebo_id, claim.outcome]
+    rows = row_dicts(rows_where(own, analysis=beyond(claim.analysis), term=claim.term, k=k))
     margin = row_interval(rows[0]) if rows else None
     error = rows[0]["placebo_error"] if rows else None
-    return _Placebo(name, _evidence(estimates, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
+    return _Placebo(name, _evidence(of, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
 
 
 def _control_discoveries(rows: Sequence[dict[str, Any]]) -> None:
@@ -266,8 +271,8 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
     return status, f"; beyond every placebo, the nearest being {nearest}"
 
 
-def _noise_floor(estimates: pd.DataFrame, probe_id: str) -> float:
+def _noise_floor(gains: pd.DataFrame) -> float:
     """Return the mean gain, in nats, that rounding alone can reach; a mean inside it counts as 0."""
-    floor = lookup(estimates, probe_id=probe_id, analysis="noise_floor", outcome=OUTCOME)
+    floor = lookup(gains, analysis="noise_floor")
     assert floor is not None, "every probe has a noise floor"
     return floor.estimate
