@@ -294,7 +294,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> States:  # noqa: ANN401
         """Read the student's hidden states at the marked positions; the teacher's are there, the heads of both join."""
-        hidden = self._hidden(unwrapped_student, batch, mask)
+        with self.accelerator.autocast():  # which accelerate puts around the whole model's forward alone
+            hidden = self._hidden(unwrapped_student, batch, mask)
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         return States(hidden, head_of(unwrapped_student, self._known), taught, head_of(teacher, self._known))
 

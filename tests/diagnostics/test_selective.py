@@ -263,6 +263,23 @@ def test_a_mask_that_ties_decide_is_said_once(
     assert said.count("ties decide 100% of the positions that q3_tied:flat keeps") == 1
 
 
+@pytest.mark.parametrize(("bf16", "computed"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_student_computes_in_the_type_that_is_asked_for(
+    models: tuple[str, str], tmp_path: Path, bf16: bool, computed: torch.dtype
+) -> None:
+    """In every pass, scored, trained or sampled; its weights, gradients and logits stay float32."""
+    trainer = make_trainer(models, tmp_path, Recording, bf16=bf16)
+    products, logits = set[torch.dtype](), set[torch.dtype]()
+    for layer in trainer.model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: products.add(output.dtype))
+    position_loss = trainer._position_loss
+    trainer._position_loss = lambda own, *others: logits.add(own.dtype) or position_loss(own, *others)
+    trainer.train()
+    assert products == {computed}
+    assert logits == {torch.float32}
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+
+
 def test_ones_own_script_needs_nothing_but_the_trainer(models: tuple[str, str], tmp_path: Path) -> None:
     """As the README has it: models by their names, a selection, TRL's own arguments."""
     import teachdiag

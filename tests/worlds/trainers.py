@@ -58,7 +58,7 @@ def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) 
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    args |= {name: own.pop(name) for name in ("max_steps", "beta", "max_grad_norm") if name in own}
+    args |= {name: own.pop(name) for name in ("max_steps", "beta", "max_grad_norm", "bf16") if name in own}
     student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in models)
     return kind(
         model=student,
