@@ -147,14 +147,14 @@ def steps_in_context(setup: ProbeSetup, context: Context, rows: pa.Table, held_o
     batch = Batch((context.keeping(reached),))
     states = batch.gather(setup.student.hidden(batch.input_ids("student", setup.student.device)), "student")
     taught = setup.teacher.at(setup.teacher.rows(batch), setup.student.device)
+    tokens = torch.from_numpy(batch.tokens).long().to(setup.student.device)  # (rows,)
     before = setup.rescored(batch, hidden=states.detach())["forward_kl"].to_numpy()
     done: list[dict[str, float]] = []
     for position, row in zip(drawn, np.searchsorted(reached, drawn).tolist(), strict=True):
         at = slice(row, row + 1)
         with torch.no_grad():
             teacher_logits = setup.teacher.head(taught[at])
-        token = torch.tensor(context.response[position : position + 1], device=setup.student.device)
-        loss = measure(setup.student.head(states[at]), teacher_logits, token).sum()
+        loss = measure(setup.student.head(states[at]), teacher_logits, tokens[at]).sum()
         facts = {"forward_kl_before": float(before[row])} | _one_step(setup, context, position, loss, held_out)
         # What the layout of a prefix alone changes: one position a context is enough for a floor.
         facts["noise"] = abs(_kl_at(setup, context, position) - facts["forward_kl_before"]) if not done else math.nan

@@ -5,6 +5,7 @@ A direction is one tensor a parameter, laid out as it is, in the order of `Langu
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -72,8 +73,9 @@ class Theta0:
 
     def distance(self) -> float:
         """Euclidean norm of theta - theta0, summed in float64."""
-        squares = (_squared_distance(p, w) for p, w in zip(self._present(), self._weights, strict=True))
-        return math.sqrt(_over_shards(sum(squares), self._parameters))
+        squares = [_squared_distances(p, w) for p, w in zip(self._present(), self._weights, strict=True)]
+        read = iter(torch.cat(squares).tolist())  # at once: a GPU waits for who reads
+        return math.sqrt(_over_shards(sum(sum(islice(read, len(part))) for part in squares), self._parameters))
 
     def restore(self) -> None:
         """Put theta0 back, without gradients."""
@@ -121,15 +123,17 @@ def _bit_sums(part: Tensor) -> Tensor:
     return sums
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> float:
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances of one block after another, shape (blocks,), float64."""
     blocks = zip(torch.split(a.flatten(), _LARGE), torch.split(b.flatten(), _LARGE), strict=True)
-    return sum(float((x - y).double().square_().sum()) for x, y in blocks)
+    return torch.stack([(x - y).double().square_().sum() for x, y in blocks])
 
 
 def inner(a: Direction, b: Direction) -> float:
     """Inner product of two directions: rows in float32, their sum in float64."""
     rows = ((_rows(x), _rows(y)) for x, y in zip(a, b, strict=True))
-    return _over_shards(sum(float(torch.linalg.vecdot(x, y).double().sum()) for x, y in rows), a)
+    products = torch.stack([torch.linalg.vecdot(x, y).double().sum() for x, y in rows])
+    return _over_shards(sum(products.tolist()), a)  # read at once: a GPU waits for who reads
 
 
 def random_direction(student: LanguageModel, seed: int) -> Direction:
