@@ -24,7 +24,7 @@ from teachdiag.diagnostics.models.sources import ModelSource, Outline, outline
 from teachdiag.diagnostics.models.vocabulary import refuse_short_head
 from teachdiag.diagnostics.models.weights import resolve_whole
 from teachdiag.diagnostics.processes.collectives import gathered, on_first
-from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
+from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import share_of
 from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.errors import ModelError, RunError
@@ -172,7 +172,7 @@ def run_evaluation(run: Path, settings: EvaluateSettings, reporter: Reporter) ->
     stage = SharedStage(run, "evaluate", tables=("eval_scores",))
     with stage.held():
         refuse_beside(run, "train")
-        device = pick_device(settings.device)
+        device = process_device(settings.device)
         prompts = on_first(load_prompts)(read_manifest(settings.prompts), settings.data_file)
         sources = on_first(_resolve_models)(settings, reporter)
         benchmark, inputs = on_first(_plan)(stage, settings, prompts, sources, reporter)

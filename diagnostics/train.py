@@ -4,6 +4,7 @@ Each student is a cell: what it was trained with, its `train_steps`, its `eval_s
 cell, so that an interrupted stage goes on at the next unfinished one.
 """
 
+import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,7 +31,7 @@ from teachdiag.diagnostics.models.pair import (
 )
 from teachdiag.diagnostics.models.sources import ModelSource, Sources, resolve
 from teachdiag.diagnostics.processes.collectives import on_first
-from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
+from teachdiag.diagnostics.processes.devices import machine_facts, process_device
 from teachdiag.diagnostics.processes.group import is_first, many
 from teachdiag.diagnostics.processes.shared_stage import SharedStage, agree
 from teachdiag.diagnostics.training.distillation import check_arguments, distil
@@ -101,7 +102,7 @@ def run_train(run: Path, settings: TrainSettings, reporter: Reporter) -> dict[st
     with stage.held():
         refuse_beside(run, "evaluate")
         # Prompts and devices before models, which may be fetched or made: a typo costs nothing.
-        device = pick_device(settings.device)
+        device = process_device(settings.device)
         prompts = on_first(load_prompts)(read_manifest(settings.prompts), settings.data_file)
         sources = on_first(resolve_pair)(settings, reporter)
         refuse_nothing_to_learn(sources, "same", same_prompts=True)
@@ -133,6 +134,7 @@ def train_cell(experiment: Experiment, cell: Cell, reporter: Reporter) -> None:
     pair = load_pair(experiment.sources, cell.settings.dtype, device, master=True)
     steps = distil(pair, experiment.train_prompts(pair.student.tokenizer), cell, students, scratch, reporter)
     del pair
+    gc.collect()  # the trainer, which holds itself: its memory is wanted by the model that is judged, and by the next
     columns = {"arm": cell.arm, "budget": cell.budget, "seed": cell.settings.seed}
     trained = _finish_training(experiment, cell, [step | columns for step in steps], students, reporter)
     _evaluate(experiment, trained, cell.name, columns, reporter)

@@ -176,11 +176,16 @@ def check_arguments(settings: TrainSettings) -> None:
     """Refuse what TRL would refuse, before any model is loaded.
 
     Raises:
-        SettingsError: the message names the option.
+        SettingsError: the message names the option; or a single process sees several GPUs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # as below
-        _arguments(settings, Path("scratch"))
+        gpus = _arguments(settings, Path("scratch")).n_gpu
+    if gpus > 1:
+        raise SettingsError(
+            f"one process sees {gpus} GPUs, and trains on one: set CUDA_VISIBLE_DEVICES to that one, or start one "
+            "process a GPU by `accelerate launch` or `torchrun`"
+        )
 
 
 def _dataset(prompts: Sequence[Sequence[int]], settings: TrainSettings) -> Dataset:

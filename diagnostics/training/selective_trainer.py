@@ -112,9 +112,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
     @torch.no_grad()
     def _log_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the Euclidean norm of a step; shards of all processes count under FSDP."""
-        square = sum(
-            (local(now) - old).square().sum() for now, old in zip(_weights(optimizer), self._before, strict=True)
-        )
+        pairs = zip(_weights(optimizer), self._before, strict=True)
+        square = sum(old.sub_(local(now)).square_().sum() for now, old in pairs)  # in the copies' own memory
         if self.accelerator.distributed_type == DistributedType.FSDP:
             square = self.accelerator.reduce(square, "sum")
         self._before.clear()
@@ -273,8 +272,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
 
     def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> Columns:  # noqa: ANN401
         """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each."""
+        tokens = batch["completion_ids"][mask]  # (n,), before the passes: a GPU waits for what a mask finds
         states = self._states(unwrapped_student, batch, mask, taught)
-        tokens = batch["completion_ids"][mask]  # (n,)
         read = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
 
         def measure(student: Tensor, teacher: Tensor, rows: slice) -> dict[str, Tensor]:
@@ -326,9 +325,9 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sum of the kept rows' losses over the number of items; only these rows meet the LM heads."""
         weights, kept = inputs["position_weights"], inputs["kept"]
+        tokens, weights = inputs["completion_ids"][kept], weights[kept]  # (n,), before the passes, as above
         states = self._states(unwrapped_student, inputs, kept, torch.cat(inputs["teacher_states"]))
         states = states._replace(student_head=states.student_head.in_float32())
-        tokens, weights = inputs["completion_ids"][kept], weights[kept]
         loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole
         entropy = torch.zeros((), device=loss.device)
         with without_autocast(loss.device):

@@ -1,13 +1,16 @@
 """The selective trainer: TRL's own step where all is kept, a loss by brute force, one selection whatever the ranks."""
 
 import json
+from collections import defaultdict
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from architectures import save_architecture
 from datasets import Dataset
 from processes import in_processes
@@ -299,3 +302,22 @@ def test_ones_own_script_needs_nothing_but_the_trainer(models: tuple[str, str], 
     assert 0 < trainer.state.log_history[0]["selection/keep"] <= 0.3
     with pytest.raises(AttributeError, match="has no attribute 'Selektion'"):
         teachdiag.Selektion  # noqa: B018
+
+
+def test_the_norm_of_a_step_is_taken_in_the_memory_of_what_was_before_it() -> None:
+    """Exactly the norm of the difference, without another tensor of a weight's size."""
+    weights = [torch.nn.Parameter(torch.randn(n, 30, generator=torch.Generator().manual_seed(n))) for n in (5, 700)]
+    optimizer = torch.optim.SGD(weights, lr=0.3)
+    for weight in weights:
+        weight.grad = weight.detach().cos()
+    trainer: Any = SimpleNamespace(_metrics={"train": defaultdict(list)}, accelerator=SimpleNamespace())
+    trainer.accelerator.distributed_type = DistributedType.NO
+    SelectiveDistillationTrainer._remember(trainer, optimizer)
+    held = list(trainer._before)
+    before = [old.clone() for old in held]
+    optimizer.step()
+    SelectiveDistillationTrainer._log_update(trainer, optimizer)
+    squares = [(now.detach() - old).square() for now, old in zip(weights, before, strict=True)]
+    assert trainer._metrics["train"]["selection/update_norm"] == [float(sum(s.sum() for s in squares)) ** 0.5]
+    assert all(torch.equal(own, square) for own, square in zip(held, squares, strict=True))
+    assert trainer._before == []

@@ -3,11 +3,13 @@
 The truth: sweeps that were not killed, one process, and models judged again on their own.
 """
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +22,13 @@ from processes import in_processes
 from safetensors.torch import load_file
 from stages import ROOT, WORLDS, Killed, dying, tables
 from tiny_pair import byte_tokenizer, save_model
+from trl import DistillationConfig
 
 from teachdiag.analysis.training.accuracy import analyze_training
 from teachdiag.analysis.training.training_block import training_block
 from teachdiag.diagnostics import train as stage
 from teachdiag.diagnostics.evaluate import run_evaluation
+from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.training.distillation import _arguments, _told, check_arguments
 from teachdiag.errors import ContextError, InputError, ModelError, RunError, SettingsError
 from teachdiag.figures.plots.accuracy import publish_training
@@ -414,3 +418,40 @@ def test_what_torch_raises_at_trl_settings_is_told(small: TrainSettings) -> None
     for trl, error in (("", RuntimeError), ('{"adam_beta2": 0.9}', torch.OutOfMemoryError)):
         with pytest.raises(error):
             fail(trl, error)
+
+
+def test_nothing_of_a_trainer_is_left_when_its_student_is_judged(
+    small: TrainSettings, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer and its optimizer hold one another, on a GPU with weights, gradients and moments, until Python looks.
+
+    Python looks when it likes, which here is never.
+    """
+    held: list[weakref.ref[torch.nn.Module]] = []
+    alive: dict[str, list[bool]] = {}
+    train, judge = stage.distil, stage.evaluate_model
+
+    def trained(pair: Pair, *args: object) -> object:
+        held.extend(weakref.ref(model.model) for model in (pair.student, pair.teacher))
+        return train(pair, *args)
+
+    def judged(*args: object) -> None:
+        alive[str(args[4])] = [model() is not None for model in held]
+        judge(*args)
+
+    monkeypatch.setattr(stage, "distil", trained)
+    monkeypatch.setattr(stage, "evaluate_model", judged)
+    gc.collect()
+    gc.disable()
+    try:
+        stage.run_train(tmp_path / "run", replace(small, steps=1, selector="full"), quiet)
+    finally:
+        gc.enable()
+    assert alive == {"base": [], "teacher": [], "full-100pct-seed0": [False, False]}
+
+
+def test_one_process_that_sees_several_gpus_is_refused(small: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL refuses it too, in a traceback, when both models are loaded."""
+    monkeypatch.setattr(DistillationConfig, "n_gpu", 2)
+    with pytest.raises(SettingsError, match="one process sees 2 GPUs, and trains on one: set CUDA_VISIBLE_DEVICES"):
+        check_arguments(small)
