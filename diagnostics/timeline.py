@@ -44,3 +44,4 @@ def look_at_checkpoints(folder: Path, settings: TimelineSettings, reporter: Repo
                 "checkpoints of the run's student"
             )
         watch.observe_canary(step, ModelInTraining(model.model, known))
+        del model  # or two would be on the device while the next is loaded

@@ -118,7 +118,10 @@ class LanguageModel:
         return recomputed(self.model, self.name)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
+        if self.half is None:
+            return nullcontext()
+        # A pass reads each weight once: kept, its copies would only be half another model in memory.
+        return torch.autocast(self.device.type, dtype=self.half, cache_enabled=False)
 
     @torch.no_grad()
     def _check_cut(self) -> None:

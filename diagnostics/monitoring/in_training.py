@@ -45,7 +45,9 @@ class ModelInTraining:
         if are_sharded(self.model.parameters()):
             raise SettingsError("the monitor does not look at models whose weights are sharded (FSDP, ZeRO-3)")
         device = self.model.device
-        with _evaluating(self.model), torch.autocast(device.type, self.half or torch.bfloat16, bool(self.half)):
+        # Copies of weights would be half another model beside a training, until the end of a pass that reads them once.
+        computing = torch.autocast(device.type, self.half or torch.bfloat16, bool(self.half), cache_enabled=False)
+        with _evaluating(self.model), computing:
             ids = batch.input_ids(side, device)
             return batch.gather(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, side)
 

@@ -1,6 +1,8 @@
 """The monitor: capture's numbers at the canary, a trainer's own at the live batch, alarms by name, and resuming."""
 
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from trainers import Recording, make_trainer
 
 import teachdiag
 from teachdiag.artefacts import CANARY_POSITIONS, MONITOR, POSITIONS
+from teachdiag.diagnostics import timeline
+from teachdiag.diagnostics.models.alignment import Batch, Context
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.monitoring.alarms import alarms
 from teachdiag.diagnostics.monitoring.callback import _distance, _parts
@@ -21,6 +25,7 @@ from teachdiag.diagnostics.scoring.statistics import statistics
 from teachdiag.errors import InputError, RunError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.selectors import Selection, Tokens, resolve_selector
+from teachdiag.settings import TimelineSettings
 
 QUIET = Reporter(quiet=True)
 
@@ -267,3 +272,40 @@ def test_a_trainer_is_looked_at_by_its_own_numbers(tmp_path: Path, captured_once
         logits = states.student_head(states.student), states.teacher_head(states.teacher)
     expected = statistics(*logits, batch["completion_ids"][batch["completion_mask"].bool()])["forward_kl"].mean()
     assert scored[-1] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_checkpoints_are_on_the_device_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[Any] = []
+
+    class Loaded:
+        known, model = 1, None
+
+    def load(*_: object) -> Loaded:
+        assert [model for model in there if model() is not None] == []
+        loaded = Loaded()
+        there.append(weakref.ref(loaded))
+        return loaded
+
+    watch = SimpleNamespace(canary=SimpleNamespace(known=1), looked_at=lambda _: [], observe_canary=lambda *_: {})
+    capture = SimpleNamespace(trust_remote_code=False, dtype="float32")
+    monkeypatch.setattr(timeline, "captured_pair", lambda *_: (capture, (None, None)))
+    monkeypatch.setattr(timeline, "resolve_whole", lambda *_: None)
+    monkeypatch.setattr(timeline, "Monitor", lambda *_, **__: watch)
+    monkeypatch.setattr(timeline, "load", load)
+    settings = TimelineSettings(runs=[str(tmp_path)], checkpoints="10=a,20=b", canary="run", device="cpu")
+    timeline.look_at_checkpoints(tmp_path, settings, QUIET)
+    assert len(there) == 3
+
+
+def test_a_pass_keeps_no_half_precision_copies_of_weights(pair: Pair) -> None:
+    """Under autocast torch would keep one of every weight until the pass ends, with gradients and without."""
+    student, kept = pair.student, list[tuple[bool, bool]]()
+    student.half = torch.bfloat16
+    last = student.model.get_decoder().layers[-1]
+    last.register_forward_hook(
+        lambda *_: kept.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+    )
+    batch = Batch((Context(0, "p", "live", (1, 2, 3), (1, 2, 3), (4, 5)),))
+    looked = ModelInTraining(student.model, student.known, torch.bfloat16).hidden_rows(batch, "student")
+    assert torch.equal(student.hidden_rows(batch, "student"), looked)
+    assert kept == [(True, False)] * 2
