@@ -9,10 +9,9 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,11 @@ from teachdiag.runs import environment
 from teachdiag.tables import write_text
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/device", "tests/diagnostics/test_exactness.py")  # where tests are marked `device`
+KINDS = ("efficiency", "interventions", "isolated", "predictions")
+TESTS = (  # where tests are marked `device`
+    *("tests/device", "tests/diagnostics/test_exactness.py"),
+    *(f"tests/diagnostics/test_{kind}.py" for kind in KINDS),
+)
 REFERENCE = "a pair of random weights with the shapes of Qwen3 1.7B and 4B, measured by `make gpu`"
 Row = dict[str, Any]
 
@@ -35,7 +38,7 @@ def pieces(tiny: bool) -> dict[str, int]:
     """Every piece, and the seconds after which it is stopped."""
     if tiny:
         return dict.fromkeys(("right", "fast tiny/small", "calibration"), 600)
-    return {"right": 150, "fast 0.6B/1.7B": 90, "fast 1.7B/4B": 120, "fast 4B/8B": 150, "calibration": 60}
+    return {"right": 180, "fast 0.6B/1.7B": 90, "fast 1.7B/4B": 120, "fast 4B/8B": 150, "calibration": 60}
 
 
 def main() -> None:
@@ -75,7 +78,7 @@ def measure(piece: str, device: str, tiny: bool, to: Path) -> None:
 
     kind, _, pair = piece.partition(" ")
     if kind == "right":
-        save(list(tests(device, TESTS if not tiny else (f"{TESTS[0]}/test_head.py",))))
+        tests(device, TESTS if not tiny else (f"{TESTS[0]}/test_head.py",), save)
         return
     import torch
     from gpu_rows import calibrated, measure_pair
@@ -94,27 +97,51 @@ def measure(piece: str, device: str, tiny: bool, to: Path) -> None:
     save([{"what": name.replace("_", " "), "value": f"{getattr(found.measured, name):.4g}"} for name in names])
 
 
-def tests(device: str, where: tuple[str, ...]) -> Iterator[Row]:
-    """Run the tests that are marked `device`, and yield one row a test that did not pass, and one that counts all."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "tests.xml"
-        # Warnings of versions that nobody has run here yet are no failures.
-        options = ["-q", "-m", "device", "--device", device, "-o", "filterwarnings=default", f"--junitxml={report}"]
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *where], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if not report.exists():
-            yield {"what": "tests", "error": _last_line(ended.stdout + ended.stderr)}
-            return
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    passed = len(cases) - len(failed) - len(skipped)
-    yield {"what": f"{passed} tests passed, {len(failed)} failed, {len(skipped)} were skipped", "seconds": None}
-    for case in failed:
-        fault = case.find("failure") if case.find("failure") is not None else case.find("error")
-        assert fault is not None
-        yield {"what": f"{case.get('classname')}::{case.get('name')}", "error": fault.get("message", "")[:500]}
+def tests(device: str, where: tuple[str, ...], save: Callable[[list[Row]], None]) -> None:
+    """Run the tests that are marked `device`, in this process, which may be stopped: it leaves no other at work.
+
+    Saves, after each test, one row that counts all so far, and one a test that did not pass.
+    """
+    import pytest
+
+    told = Told(save)
+    # Warnings of versions that nobody has run here yet are no failures.
+    options = ["-q", "-m", "device", "--device", device, "-o", "filterwarnings=default"]
+    ended = pytest.main([*options, *(str(ROOT / place) for place in where)], plugins=[told])
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        told.faults.append({"what": "tests", "error": f"pytest ended with {ended!r}"})
+    told.save()
+
+
+class Told:
+    """What pytest tells of each test, as rows."""
+
+    def __init__(self, save: Callable[[list[Row]], None]) -> None:
+        """Take what is called with all rows after each test."""
+        self._save, self.counts, self.faults = save, Counter[str](), list[Row]()
+
+    def save(self) -> None:
+        """Save what was told so far."""
+        passed, failed, skipped = (self.counts[name] for name in ("passed", "failed", "skipped"))
+        counted = {"what": f"{passed} tests passed, {failed} failed, {skipped} were skipped", "seconds": None}
+        self._save([counted, *self.faults])
+
+    def pytest_collectreport(self, report: Any) -> None:  # noqa: ANN401 (of pytest)
+        """Note a file whose tests cannot be read."""
+        if report.failed:
+            self._fault(report)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:  # noqa: ANN401
+        """Count a test, and note one that failed."""
+        if report.failed:
+            self._fault(report)
+        if report.when == "call" or not report.passed:
+            self.counts[report.outcome] += 1
+            self.save()
+
+    def _fault(self, report: Any) -> None:  # noqa: ANN401
+        crash = getattr(report.longrepr, "reprcrash", None)
+        self.faults.append({"what": report.nodeid, "error": str(crash.message if crash else report.longrepr)[:500]})
 
 
 def page(facts: Mapping[str, Any], done: Mapping[str, Any]) -> str:

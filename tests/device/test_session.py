@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
 import gpu_rows
@@ -47,6 +48,31 @@ def test_a_piece_is_measured_apart_and_tests_are_counted(tmp_path: Path, monkeyp
     assert piece["error"] == ""
     assert [row["what"] for row in piece["rows"]] == ["14 tests passed, 0 failed, 0 were skipped"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_what_tests_said_before_a_session_was_stopped_is_kept() -> None:
+    saved: list[list[gpu.Row]] = []
+    told = gpu.Told(saved.append)
+    for name, when, outcome in (
+        ("a", "setup", "passed"),
+        ("a", "call", "passed"),
+        ("b", "setup", "skipped"),
+        ("c", "setup", "failed"),
+        ("d", "setup", "passed"),
+        ("d", "call", "failed"),
+    ):
+        facts = {name: name == outcome for name in ("passed", "skipped", "failed")}
+        told.pytest_runtest_logreport(
+            SimpleNamespace(nodeid=name, when=when, outcome=outcome, longrepr=f"why {name}", **facts)
+        )
+    counts = [(rows[0]["what"], len(rows) - 1) for rows in saved]
+    assert counts == [
+        ("1 tests passed, 0 failed, 0 were skipped", 0),
+        ("1 tests passed, 0 failed, 1 were skipped", 0),
+        ("1 tests passed, 1 failed, 1 were skipped", 1),
+        ("1 tests passed, 2 failed, 1 were skipped", 2),
+    ]
+    assert saved[-1][1:] == [{"what": "c", "error": "why c"}, {"what": "d", "error": "why d"}]
 
 
 def test_plan_reads_the_calibration(tmp_path: Path) -> None:

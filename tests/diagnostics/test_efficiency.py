@@ -90,10 +90,10 @@ class Truth:
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
+def probed(tmp_path_factory: pytest.TempPathFactory, captured_once: Path, device: torch.device) -> Path:
     run = tmp_path_factory.mktemp("efficiency") / "run"
     shutil.copytree(captured_once, run)
-    run_probe(run, ProbeSettings(**SMALL), Reporter(quiet=True))
+    run_probe(run, ProbeSettings(**SMALL, device=str(device)), Reporter(quiet=True))
     return run
 
 
@@ -116,6 +116,7 @@ def test_blocks_hold_whole_prompts_and_all_of_the_bank(truth: Truth) -> None:
     assert deal_blocks(bank, 3, 0) == blocks != deal_blocks(bank, 3, 1)
 
 
+@pytest.mark.device
 def test_inner_products_are_those_of_autograd(probed: Path, truth: Truth) -> None:
     table = INNER_PRODUCTS.read(probed / "inner_products/e")
     blocks = deal_blocks(truth.of("bank"), 3, 0)
@@ -178,6 +179,7 @@ def kept_by(run: Path, cell: tuple) -> list[tuple[int, int]]:
     return list(of_batch.sort_values(ascending=False).index[: cell.n_kept])
 
 
+@pytest.mark.device
 def test_masked_gradients_are_those_of_autograd(probed: Path, truth: Truth) -> None:
     cells = MASKED_STEPS.read(probed / "masked_steps/e")
     assert len(cells) == 2 * (1 + 3 * 2)
@@ -193,6 +195,7 @@ def test_masked_gradients_are_those_of_autograd(probed: Path, truth: Truth) -> N
     assert results(probed)["first_order_error"] < 1e-3
 
 
+@pytest.mark.device
 def test_random_positions_have_their_expectation(probed: Path, truth: Truth) -> None:
     """Their norm with the signs that were drawn; and the formula against every mask there is."""
     cells = MASKED_STEPS.read(probed / "masked_steps/e")
@@ -222,6 +225,7 @@ def test_random_positions_have_their_expectation(probed: Path, truth: Truth) -> 
     assert formula == pytest.approx(np.mean(every))
 
 
+@pytest.mark.device
 def test_real_steps_gain_what_explicit_steps_gain(probed: Path, truth: Truth) -> None:
     cells = MASKED_STEPS.read(probed / "masked_steps/e")
     gains = MASKED_GAINS.read(probed / "masked_gains/e")

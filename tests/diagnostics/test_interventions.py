@@ -43,8 +43,8 @@ SELECTORS = {
 
 
 @pytest.fixture
-def probed(run: Path, quiet: Reporter) -> Path:
-    run_probe(run, ProbeSettings(**SELECTORS), quiet)
+def probed(run: Path, device: torch.device, quiet: Reporter) -> Path:
+    run_probe(run, ProbeSettings(**SELECTORS, device=str(device)), quiet)
     return run
 
 
@@ -86,6 +86,7 @@ def test_kept_positions_are_the_best_scored_and_described_as_such(probed: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.device
 def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: CaptureSettings) -> None:
     """Float64 models, one backward pass a kept position, the mean gradient, an SGD step, the bank scored anew."""
     contexts = {c.context_id: c for c in read_contexts(probed, Positions.of(tiny_settings))}

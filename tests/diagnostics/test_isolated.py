@@ -104,12 +104,13 @@ def dot(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.device
 @pytest.mark.parametrize(("loss", "match"), [("reverse_kl", "rate"), ("sampled_reverse_kl", "norm")])
 def test_every_number_is_that_of_an_explicit_step(
-    run: Path, tiny_settings: CaptureSettings, quiet: Reporter, loss: str, match: str
+    run: Path, tiny_settings: CaptureSettings, device: torch.device, quiet: Reporter, loss: str, match: str
 ) -> None:
     rate = 3e-3 if match == "norm" else 2e-4
-    probe = ProbeSettings(**SETTINGS, loss=loss, match=match, sample=30, learning_rate=rate)
+    probe = ProbeSettings(**SETTINGS, loss=loss, match=match, sample=30, learning_rate=rate, device=str(device))
     results = run_probe(run, probe, quiet)
     rows = ISOLATED.read(run / "isolated/i")
     contexts = {c.context_id: c for c in read_contexts(run, Positions.of(tiny_settings))}

@@ -1,5 +1,6 @@
 """First-order predictions: against one backward pass a loss term in float64, against each other, against real steps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,13 @@ def test_the_heads_slope_is_its_difference_quotient() -> None:
     torch.testing.assert_close(slope.double(), quotient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("method", ["central", "one-sided", "jvp"])
-def test_the_probe_predicts_the_gain_of_a_small_step(run: Path, quiet: Reporter, method: str) -> None:
+def test_the_probe_predicts_the_gain_of_a_small_step(
+    run: Path, device: torch.device, quiet: Reporter, method: str
+) -> None:
     settings = ProbeSettings(kind="predicted", name="p", method=method, batch_tokens=100, tile_positions=7)
-    results = run_probe(run, settings, quiet)
+    results = run_probe(run, replace(settings, device=str(device)), quiet)
     table = PREDICTIONS.read(run / "predictions/p")
     assert set(table["split"]) == {"bank"}
     assert table["bank_inner"].isna().all()
