@@ -275,6 +275,7 @@ def training_rows(bench: Bench) -> list[Row]:
     )
 
     def step(trainer: str) -> Taken:
+        gc.collect()  # the trainer before, beside which another pair may not fit
         rng, pair = np.random.default_rng(0), bench.pair(master=True)
         prompts = [rng.integers(pair.vocabulary - 1, size=load.prompt).tolist() for _ in range(load.update)]
         return step_of(pair, prompts, trainer, settings)
