@@ -46,20 +46,25 @@ class Theta0:
 
     def leave(self, weights: Iterable[Tensor] | None = None) -> None:
         """Move the student to a copy, to be changed in place, of given weights laid out as its own, or of theta0."""
-        self._place(local(weight).clone() for weight in (self._weights if weights is None else weights))
+        given = self._weights if weights is None else weights
+        for parameter, weight in zip(self.leaving(filled=False), given, strict=True):
+            local(parameter.data).copy_(local(weight))
 
-    def leaving(self) -> Iterator[Tensor]:
-        """Yield every parameter in turn, to be changed in place; one that is at theta0 is copied first."""
+    def leaving(self, *, filled: bool = True) -> Iterator[Tensor]:
+        """Yield every parameter in turn, to be changed in place; one that is at theta0 is moved to a copy of it first.
+
+        Unless `filled`, what it is moved to is to be filled.
+        """
         for parameter, weight in zip(self._parameters, self._weights, strict=True):
             if not self._sharded and parameter.data_ptr() == weight.data_ptr():
-                parameter.data = weight.clone()
+                parameter.data = weight.clone() if filled else torch.empty_like(weight)
             yield parameter
         self._student.head.follow()
 
     def displace(self, direction: Direction, scale: float) -> None:
         """Move the student to theta0 + scale * direction."""
-        moves = zip(self._weights, direction, strict=True)
-        self._place(torch.add(weight, local(along), alpha=scale) for weight, along in moves)
+        for parameter, weight, along in zip(self.leaving(filled=False), self._weights, direction, strict=True):
+            torch.add(weight, local(along), alpha=scale, out=local(parameter.data))
 
     def stretch(self, factor: float) -> None:
         """Move the student from theta to theta0 + factor * (theta - theta0)."""
@@ -79,9 +84,13 @@ class Theta0:
 
     def restore(self) -> None:
         """Put theta0 back, without gradients."""
-        self._place(self._weights)
-        for parameter in self._parameters:
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            if self._sharded:
+                local(parameter.data).copy_(weight)
+            else:
+                parameter.data = weight
             parameter.grad = None
+        self._student.head.follow()
 
     def verify(self) -> None:
         """Assert that the student is at theta0, bit for bit.
@@ -94,14 +103,6 @@ class Theta0:
 
     def _present(self) -> list[Tensor]:
         return [local(p.data) for p in self._parameters]
-
-    def _place(self, weights: Iterable[Tensor]) -> None:
-        for parameter, weight in zip(self._parameters, weights, strict=True):
-            if self._sharded:
-                local(parameter.data).copy_(weight)
-            else:
-                parameter.data = weight
-        self._student.head.follow()
 
 
 @torch.no_grad()
