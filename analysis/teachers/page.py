@@ -54,8 +54,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
             for row, share in zip(gains, by_measure[GAIN_SHARE], strict=True)
         ]
         sentences.append(
-            f"One step takes off {', '.join(told)}: each by its own yardstick, so that neither says which teacher "
-            "makes the student better."
+            f"One step takes off {', '.join(told)}: each by its own yardstick, so that this does not say which "
+            "teacher makes the student better."
         )
     return sentences
 
