@@ -7,7 +7,8 @@ models read. A prime marks what was calibrated.
 - Passes: capture samples S = N R / L tokens and reads every context once with each model. The default one_step probe
   reads it 10 more times with the student (theta0, theta0 in other layouts, the step, half of it forwards and backwards,
   two draws of each placebo) and once with the teacher. Each halving that a step needs to be short enough is one time
-  more.
+  more. A step of training samples its rollouts, and reads them 5 times with the student (scored, forwards, again for
+  its activations, and backwards, which counts as two) and once with the teacher.
 - Time = tokens x parameters / calibrated throughput. Scoring takes tokens read x (P_s + P_t) / (tokens/s' x (P_s' +
   P_t')), rollouts take S x P_s / (tokens/s' x P_s'), a probe its passes; all divided by the number of processes, which
   is the best that these can do. Gradients, loading of models and the analysis are left out.
@@ -30,15 +31,19 @@ from teachdiag.calibration import Calibration, Measured
 from teachdiag.errors import SettingsError
 from teachdiag.settings import CaptureSettings, DType, PlanSettings, ProbeSettings
 
+Side = Literal["student", "teacher"]
 LIVE = 12  # float32 arrays of a tile's size that scoring holds at the same time: logits, logs, and what is made of them
-PROBE_PASSES = {"student": 10, "teacher": 1}  # of the default one_step probe, over every context
+PASSES: dict[str, dict[Side, int]] = {  # over every context
+    "scoring": {"student": 1, "teacher": 1},
+    "probe": {"student": 10, "teacher": 1},  # the default one_step
+    "training": {"student": 5, "teacher": 1},  # scored; read again, and once more for its activations, and backwards
+}
 OUT_OF_CORE = 10_000_000  # positions from which the analysis reads columns block by block
 SHARD_BYTES = 150e6  # what a shard should hold at scale
 SHARDS_A_PROCESS = 10  # at least, so that processes end together and a killed run loses little
 _FLOAT32, _GB = 4, 1e9
 BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-Side = Literal["student", "teacher"]
 Bytes = dict[str, float]
 
 
@@ -95,12 +100,15 @@ def plan(settings: PlanSettings, calibration: Calibration) -> dict[str, Any]:
     sampled = settings.positions if settings.response_tokens is None else contexts * settings.response_tokens
     read = contexts * settings.prompt_tokens + sampled - contexts  # each context's last token is not read
     time = _time(sampled, read, layout["processes"], models, measured)
+    training = time["rollouts"] + time.pop("training")  # on as many rollouts as there are contexts
+    if settings.train_rollouts:
+        time["training"] = training * settings.train_rollouts / contexts
     return {
         "positions": int(settings.positions),
         "contexts": contexts,
         "models": {**models.parameters, "vocabulary": models.vocabulary, "width": models.width, "dtype": models.dtype},
         "calibration": {"measured_on": calibration.source, **calibration.made_with},
-        "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PROBE_PASSES)},
+        "passes": {"capture": {"rollouts": 1, "student": 1, "teacher": 1}, "probe": dict(PASSES["probe"])},
         "tokens": {"sampled": int(sampled), "read_a_pass": read},
         "storage_bytes": _storage(settings.positions, layout["shards"], models, measured),
         "time_seconds": time,
@@ -122,15 +130,14 @@ def _models(settings: PlanSettings, measured: Measured) -> Models:
 
 
 def _time(rolled: float, read: float, processes: int, models: Models, measured: Measured) -> dict[str, float]:
-    """Seconds for `rolled` tokens of rollouts, and for scoring and a probe, a pass of which reads `read` tokens."""
-    student, teacher = models.parameters["student"], models.parameters["teacher"]
+    """Seconds for `rolled` tokens of rollouts, and for what makes passes, each of which reads `read` tokens."""
     sampled = measured.rollout_tokens_per_second * measured.student_parameters
     scored = measured.scoring_tokens_per_second * (measured.student_parameters + measured.teacher_parameters)
-    return {
-        "rollouts": rolled * student / sampled / processes,
-        "scoring": read * (student + teacher) / scored / processes,
-        "probe": read * (PROBE_PASSES["student"] * student + PROBE_PASSES["teacher"] * teacher) / scored / processes,
-    }
+    times = {"rollouts": rolled * models.parameters["student"] / sampled / processes}
+    for name, passes in PASSES.items():
+        work = sum(number * models.parameters[side] for side, number in passes.items())
+        times[name] = read * work / scored / processes
+    return times
 
 
 def _storage(positions: float, shards: int, models: Models, measured: Measured) -> Bytes:

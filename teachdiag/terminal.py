@@ -186,6 +186,7 @@ def _amounts(summary: Summary) -> list[tuple[str, str]]:
         (f"time: rollouts, {processes} processes", _duration(time["rollouts"])),
         (f"time: scoring, {processes} processes", _duration(time["scoring"])),
         (f"time: one_step probe, {processes} processes", _duration(time["probe"])),
+        *((f"time: {name}, beside these", _duration(time[name])) for name in ("training",) if name in time),
         ("memory a device: capture", _size(memory["capture"])),
         *((f"  {name.replace('_', ' ')}", _size(memory[name])) for name in ("weights", "whole_heads", "tile", "rest")),
         ("memory a device: probe", _size(memory["probe"])),

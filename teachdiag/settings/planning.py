@@ -39,6 +39,9 @@ class PlanSettings(Checked):
     response_tokens: float | None = option(
         None, "Mean length of a response, as it is sampled and read; by default only what is scored of it", "tokens"
     )
+    train_rollouts: float | None = option(
+        None, "Rollouts of a training run, steps x --batch: its time is told beside that of the diagnosis", "rollouts"
+    )
     prompt_tokens: float = option(128.0, "Mean length of a prompt, chat template included", "tokens")
     student_parameters: float | None = option(
         None,
@@ -77,7 +80,7 @@ class PlanSettings(Checked):
         """
         super().__post_init__()
         sizes = ["positions", "student_parameters", "teacher_parameters", "vocabulary", "width"]
-        sizes += ["prompt_tokens", "response_tokens"]
+        sizes += ["prompt_tokens", "response_tokens", "train_rollouts"]
         given = [name for name in sizes if getattr(self, name) is not None]
         self._check_at_least(1, *given, "positions_per_context", "processes")
         self._check_at_most(1e15, *given)
@@ -88,7 +91,7 @@ class PlanSettings(Checked):
         self._require(0 < self.device_memory <= 1e9, "device_memory", "above 0, and at most 1e9")
         self._require(self.detect is None or 0 < self.detect < 1e15, "detect", "above 0")
         if self.from_:
-            ours = "positions", "positions_per_context", "response_tokens"
+            ours = "positions", "positions_per_context", "response_tokens", "train_rollouts"
             self.refuse_idle(dict.fromkeys(ours, "a plan without --from"))
         else:
             self.refuse_idle(dict.fromkeys(("detect", "claim"), "--from RUN"))

@@ -45,6 +45,9 @@ def test_one_s_own_pair(tmp_path: Path) -> None:
         assert _gb(planned["memory_bytes"]["probe"]) in text, page
         assert _gb(planned["memory_bytes"]["probe"] + further * copy) in text, page
         assert "less than 1 GB of" in text, page
+    time = planned["time_seconds"]
+    share = (time["rollouts"] + time["scoring"] + time["probe"]) / time["training"]
+    assert f"cost {share:.0%} of the time of the training run" in (ROOT / "docs/own-pair.md").read_text()
 
 
 @pytest.mark.slow

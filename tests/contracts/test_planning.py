@@ -29,7 +29,7 @@ from teachdiag.diagnostics.models.alignment import Batch
 from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.probe import run_probe
 from teachdiag.errors import ArtefactError, SettingsError
-from teachdiag.planning import PROBE_PASSES, plan
+from teachdiag.planning import PASSES, plan
 from teachdiag.progress import Reporter
 from teachdiag.settings import CalibrateSettings, CaptureSettings, PlanSettings
 
@@ -105,6 +105,9 @@ def test_the_laws_by_hand() -> None:
     assert longer["time_seconds"]["rollouts"] == pytest.approx(5 * found["time_seconds"]["rollouts"])
     assert longer["time_seconds"]["probe"] == pytest.approx(520 / 200 * found["time_seconds"]["probe"])
     assert longer["storage_bytes"] == found["storage_bytes"]
+    trained = plan(replace(settings, train_rollouts=3e5), CALIBRATION)["time_seconds"]  # three for each context
+    rolled, passes = 3 * 8e6 * 2 / 20 / 4, 3 * read * (5 * 2e8 + 6e8) / (4e8 * 50) / 4
+    assert trained == pytest.approx(found["time_seconds"] | {"training": rolled + passes})
 
 
 def test_the_calibrated_pair_needs_what_was_measured() -> None:
@@ -235,7 +238,7 @@ def test_a_probe_makes_the_passes_that_are_planned(run: Path, quiet: Reporter, m
 
     monkeypatch.setattr(LanguageModel, "hidden_rows", counting)
     run_probe(run, ProbeSettings(), quiet)
-    assert read == {side: 10 * passes for side, passes in PROBE_PASSES.items()}
+    assert read == {side: 10 * passes for side, passes in PASSES["probe"].items()}
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
