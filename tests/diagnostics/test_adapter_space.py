@@ -119,7 +119,7 @@ def test_a_step_gains_what_it_gains_by_hand(
     adapted_run: Path, student_path: str, teacher_path: str, adapter: str, merged_path: str
 ) -> None:
     results = run_probe(adapted_run, SGD, QUIET)
-    contexts = list(read_contexts(adapted_run, Positions(10)))
+    contexts = list(read_contexts(adapted_run, Positions(10, "first")))
     update, bank = ([c for c in contexts if c.split == split] for split in ("update", "bank"))
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float64)
     before = merged(student_path, adapter)

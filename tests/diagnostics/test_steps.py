@@ -127,11 +127,11 @@ def test_the_noise_floor_does_not_depend_on_the_placebos(run: Path, quiet: Repor
     one = run_probe(run, PROBE, quiet)["noise_floor"]
     two = run_probe(run, ProbeSettings(**SMALL, kind="placebo", name="q", draws=2), quiet)["noise_floor"]
     assert one == two
-    assert len(list(read_contexts(run, Positions(10)))) == 16
+    assert len(list(read_contexts(run, Positions(10, "first")))) == 16
 
 
 def test_every_layout_draw_is_another_layout(run: Path) -> None:
-    contexts = list(read_contexts(run, Positions(10)))[:8]
+    contexts = list(read_contexts(run, Positions(10, "first")))[:8]
     shapes = [
         [(len(b.contexts), b.input_ids("student", torch.device("cpu")).shape) for b in batches]
         for batches in (batched(contexts, 100_000), *(relaid(contexts, 100_000, 256, draw) for draw in range(4)))
