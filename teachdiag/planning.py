@@ -16,7 +16,7 @@ models read. A prime marks what was calibrated.
   sharded over the processes. Beside shards every device has a whole head, vocabulary x width x bytes of the dtype. A
   tile is `LIVE` float32 arrays of tile positions x vocabulary. The rest (activations, libraries) is what was measured
   beyond that, and is not scaled. A probe needs 3 float32 copies of the student and the teacher's head instead of the
-  weights, or, while it loads them, one such copy and the teacher, where that is more.
+  weights; before that the teacher, where it takes more.
 - Storage = bytes per position' x N, and bytes per file' for each shard, of the `positions` table. A
   probe keeps the teacher's hidden states, N x width x 4 bytes, for the next one.
 
@@ -163,7 +163,7 @@ def _memory(models: Models, placement: Placement) -> Bytes:
     """Bytes on a device, part by part; what capture takes with these, and what a probe takes in one process."""
     student, teacher = models.parameters["student"] * _FLOAT32, models.parameters["teacher"] * BYTES[models.dtype]
     heads = placement.memory["whole_heads"] or models.head  # the teacher's is kept when the teacher is gone
-    weights = max(student + teacher, student * ProbeSettings().student_copies + heads)
+    weights = max(teacher, student * ProbeSettings().student_copies + heads)
     probe = weights + placement.memory["tile"] + placement.memory["rest"]
     return {**placement.memory, "capture": placement.total, "probe": probe}
 

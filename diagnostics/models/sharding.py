@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from teachdiag.diagnostics.models.head import Head
-from teachdiag.diagnostics.models.language_model import LanguageModel
+from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.pair import Pair, load_pair
-from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.models.sources import ModelSource, Sources
 from teachdiag.diagnostics.processes.collectives import joined
 from teachdiag.diagnostics.processes.group import processes
 from teachdiag.diagnostics.processes.parameters import add_to_gradient, whole
@@ -50,26 +50,45 @@ class GatheredHead(Head):
                 copy.grad = None
 
 
-def load_over_processes(sources: Sources, dtype: str, device: str, *, shard: bool, master: bool = False) -> Pair:
+def load_over_processes(sources: Sources, dtype: str, device: str, *, shard: bool) -> Pair:
     """Load both models in every process, as `load_pair` does, and shard them if that is asked for.
 
     Args:
         sources: student and teacher.
-        dtype: type of the weights, or of the student's forward computation with `master`.
+        dtype: type of the weights.
         device: torch device; what is sharded is read on the CPU first.
         shard: keep only this process's shard of each on its device.
-        master: keep the student's weights in float32, to be updated.
 
     Raises:
         ModelError: one cannot be loaded, they do not share a vocabulary, or one has no layers to shard.
     """
     with joined():  # before anything collective
-        pair = load_pair(sources, dtype, "cpu" if shard else device, master=master)
+        pair = load_pair(sources, dtype, "cpu" if shard else device)
     if shard:
-        _shard(pair.student, updated=master)
+        _shard(pair.student, updated=False)
         if pair.teacher is not pair.student:
             _shard(pair.teacher, updated=False)
     return pair
+
+
+def load_alone(source: ModelSource, dtype: str, device: str, *, shard: bool, master: bool = False) -> LanguageModel:
+    """Load one model in every process, as `load` does, and shard it if that is asked for.
+
+    Args:
+        source: the model.
+        dtype: type of the weights, or of the forward computation with `master`.
+        device: torch device; what is sharded is read on the CPU first.
+        shard: keep only this process's shard on its device.
+        master: keep the weights in float32, to be updated.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no layers to shard.
+    """
+    with joined():
+        model = load(source, dtype, "cpu" if shard else device, master=master)
+    if shard:
+        _shard(model, updated=master)
+    return model
 
 
 def _shard(model: LanguageModel, updated: bool) -> None:

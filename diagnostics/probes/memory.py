@@ -1,11 +1,11 @@
 """What a probe takes of a device's memory: foreseen before weights are loaded, said, and refused where it cannot fit.
 
-Loading holds the student in float32 and the teacher in its own type. A step holds the student, further copies of the
-weights that it moves (theta0, the moved ones and a direction; of several steps AdamW's moments, too), one tile of
-logits with what is made of it, the teacher's head, and what the backward pass keeps of each layer: about ten vectors of
-the model's width and four of its inner width a token; where it recomputes, of one layer at a time, and one vector of
-all others. The backward pass of a single step is taken at theta0, before there are moved weights; shards are moved
-where they are, so that theta0 is beside them from the start.
+The teacher is there first, in its own type, and gone when its states are kept. A step holds the student, further
+copies of the weights that it moves (theta0, the moved ones and a direction; of several steps AdamW's moments, too), one
+tile of logits with what is made of it, the teacher's head, and what the backward pass keeps of each layer: about ten
+vectors of the model's width and four of its inner width a token; where it recomputes, of one layer at a time, and one
+vector of all others. The backward pass of a single step is taken at theta0, before there are moved weights; shards are
+moved where they are, so that theta0 is beside them from the start.
 """
 
 import math
@@ -83,7 +83,7 @@ def foreseen(
     unmoved = copy if settings.steps == 1 and shards == 1 else 0
     step = whole + (settings.student_copies - 1) * copy + max(0, kept * _FLOAT32 - unmoved)
     step += taught if settings.rollouts == "fresh" else head
-    return tile + max(whole + taught, step)
+    return tile + max(taught, step)
 
 
 def _kept_of_a_token(student: Size, recompute: bool) -> int:

@@ -19,8 +19,9 @@ from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import KEY, Batch, Context, batched, in_shards, relaid
 from teachdiag.diagnostics.models.language_model import LanguageModel
-from teachdiag.diagnostics.models.sharding import load_over_processes
-from teachdiag.diagnostics.models.sources import Sources
+from teachdiag.diagnostics.models.pair import outlined
+from teachdiag.diagnostics.models.sharding import load_alone
+from teachdiag.diagnostics.models.sources import Sources, outline
 from teachdiag.diagnostics.probes.measurement import Measurement
 from teachdiag.diagnostics.probes.memory import refuse_what_cannot_fit
 from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states, shared_file
@@ -201,7 +202,9 @@ def set_up(
     reporter: Reporter,
     kind: Measurement,
 ) -> ProbeSetup:
-    """Load the pair, store the teacher's states of every context, and keep only its head unless it is needed again.
+    """Load the teacher, store its states of every context, and let it go but for its head; then load the student.
+
+    They are there together only where the teacher is needed again.
 
     Args:
         stage: the probe's stage, claimed.
@@ -220,23 +223,29 @@ def set_up(
     fix, update = update_contexts(stage.run, kind, contexts)
     kind.check(stage.run, bank, update)
     refuse_what_cannot_fit(settings, capture, sources, update, device, reporter)
-    pair = load_over_processes(sources, capture.dtype, device, shard=settings.shard_model, master=True)
-    choose_weights(pair.student, settings)
-    more = kind.further_contexts(update, min(pair.student.limit, pair.teacher.limit))
+    with joined():
+        models = outlined(outline(sources[0]), outline(sources[1]), sources[0].end_of_text)
+    more = kind.further_contexts(update, min(models.student.limit, models.teacher.limit))
     groups = [bank, [c for c in contexts if c.split == "update"], more]
     scratch = stage.run / stage.scratch
     file = scratch / "teacher.npy" if more else on_first(_states_file)(stage, capture, settings)
-    teacher = compute_teacher_states(pair.teacher, groups, settings.batch_tokens, file, reporter)
+    teacher_model = load_alone(sources[1], capture.dtype, device, shard=settings.shard_model)
+    teacher = compute_teacher_states(teacher_model, groups, settings.batch_tokens, file, reporter)
+    needed_again = teacher_model if settings.rollouts == "fresh" else None
+    del teacher_model
+    student = load_alone(sources[0], capture.dtype, device, shard=settings.shard_model, master=True)
+    student.end_with(models.student.end_ids)
+    choose_weights(student, settings)
     return ProbeSetup(
         run=stage.run,
         probe_id=probe_id,
         scratch=scratch,
         settings=settings,
         capture=capture,
-        student=pair.student,
-        teacher_model=pair.teacher if settings.rollouts == "fresh" else None,
+        student=student,
+        teacher_model=needed_again,
         teacher=teacher,
-        theta0=Theta0(pair.student),
+        theta0=Theta0(student),
         bank=bank[: settings.bank_contexts or None],
         update=update,
         fix=fix,

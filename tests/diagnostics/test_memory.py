@@ -16,9 +16,9 @@ from teachdiag.diagnostics.models.language_model import LanguageModel, load
 from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.probes import memory, probe_setup, steps, updates
+from teachdiag.diagnostics.probes import memory, probe_setup, updates
 from teachdiag.diagnostics.probes.memory import Size, foreseen, size_of
-from teachdiag.diagnostics.probes.teacher_states import TeacherStates, compute_teacher_states
+from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.theta0 import Theta0, random_direction
 from teachdiag.diagnostics.probes.updates import optimize, step_objective
 from teachdiag.errors import SettingsError
@@ -68,14 +68,25 @@ def test_the_law_by_hand(kind: str, optimizer: str, copies: int) -> None:
         return foreseen(settings, CaptureSettings(dtype="bfloat16"), student, teacher, tokens)
 
     assert needed(settings, student) == pytest.approx(tile + head + (copies - 1) * 4e9 + max(4e9, kept))
-    assert needed(settings, student, 2048) == pytest.approx(tile + max(4e9 + 4e9, copies * 4e9 + head))
+    assert needed(settings, student, 2048) == pytest.approx(tile + copies * 4e9 + head)
     adapted = replace(student, trained=10**7)
     step = 4e9 + (copies - 2) * 4e7 + head + max(4e7, kept)
-    assert needed(settings, adapted) == pytest.approx(tile + max(4e9 + 4e9, step))
+    assert needed(settings, adapted) == pytest.approx(tile + step)
     if kind not in ("checkpoint", "isolated"):
         kept = tokens * (10 * 100 * 4 + of_a_layer)
         recomputed = replace(settings, recompute=True)
         assert needed(recomputed, student) == pytest.approx(tile + head + (copies - 1) * 4e9 + max(4e9, kept))
+
+
+def test_a_large_teacher_takes_most() -> None:
+    student, teacher = Size(10**9, 10, 100, 400, 1000, trained=10**9), Size(10**10, 20, 200, 800, 1000, 10**10)
+    tile, kept = 12 * 128 * 1000 * 4, 10 * 16 * (10 * 100 + 4 * 400) * 4
+    for settings, beside in (
+        (ProbeSettings(), 0),
+        (ProbeSettings(steps=2), 0),
+        (ProbeSettings(steps=2, rollouts="fresh"), 5 * 4e9 + kept),
+    ):
+        assert foreseen(settings, CaptureSettings(), student, teacher, 16) == pytest.approx(tile + 4e10 + beside)
 
 
 def test_several_steps_and_shards_have_moved_weights_from_the_start() -> None:
@@ -120,19 +131,20 @@ def test_a_probe_holds_the_copies_that_are_foreseen(
     assert at_step / copy == pytest.approx(settings.student_copies if steps > 1 else 2, abs=0.25)
 
 
-def test_the_teacher_is_gone_before_the_first_step(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    teachers = []
+def test_the_teacher_is_gone_before_the_student_is_loaded(
+    run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers, plain = [], probe_setup.load_alone
 
-    def keeping(teacher: LanguageModel, *others: Any) -> TeacherStates:
-        teachers.append(weakref.ref(teacher.model))
-        return compute_teacher_states(teacher, *others)
+    def loading(*arguments: Any, master: bool = False, **options: Any) -> LanguageModel:
+        if master:
+            assert [teacher() for teacher in teachers] == [None]
+            raise Killed
+        model = plain(*arguments, **options)
+        teachers.append(weakref.ref(model.model))
+        return model
 
-    def reached(*_: object) -> None:
-        assert [teacher() for teacher in teachers] == [None]
-        raise Killed
-
-    monkeypatch.setattr(probe_setup, "compute_teacher_states", keeping)
-    monkeypatch.setattr(steps, "optimize", reached)
+    monkeypatch.setattr(probe_setup, "load_alone", loading)
     gc.disable()  # it is not to be waited for
     try:
         with pytest.raises(Killed):

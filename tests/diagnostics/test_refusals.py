@@ -27,7 +27,7 @@ from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.contexts.sampling import sample
 from teachdiag.diagnostics.evaluate import run_evaluation
 from teachdiag.diagnostics.models.language_model import LanguageModel
-from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
+from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
 from teachdiag.diagnostics.models.sources import resolve
 from teachdiag.diagnostics.models.vocabulary import shared_vocabulary
 from teachdiag.diagnostics.probe import run_probe
@@ -254,15 +254,16 @@ KINDS = {
 
 def _shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
     """Load a student whose weights are not quite those of the capture."""
-    plain = probe_setup.load_over_processes
+    plain = probe_setup.load_alone
 
-    def load(*arguments: object, **options: object) -> Pair:
-        pair = plain(*arguments, **options)  # type: ignore[arg-type]
-        with torch.no_grad():
-            pair.student.model.model.norm.weight.mul_(1 + by)
-        return pair
+    def load(*arguments: Any, master: bool = False, **options: Any) -> LanguageModel:
+        model = plain(*arguments, master=master, **options)
+        if master:
+            with torch.no_grad():
+                model.model.model.norm.weight.mul_(1 + by)
+        return model
 
-    monkeypatch.setattr(probe_setup, "load_over_processes", load)
+    monkeypatch.setattr(probe_setup, "load_alone", load)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,7 @@ from stages import dying
 from teachdiag import cli
 from teachdiag.diagnostics.models import pair
 from teachdiag.diagnostics.models.embedded import embedded_model
-from teachdiag.diagnostics.models.sharding import load_over_processes
+from teachdiag.diagnostics.models.sharding import load_alone
 from teachdiag.diagnostics.probes import probe_setup
 from teachdiag.diagnostics.processes.group import is_first
 from teachdiag.diagnostics.processes.parameters import local
@@ -60,7 +60,7 @@ def print_where_the_embedded_model_is(cache: Path) -> None:
 def print_what_is_held(settings: CaptureSettings) -> None:
     """Print what autograd keeps of a pass, and of each parameter the shape, how much is here, if it has a gradient."""
     sources = pair.resolve_pair(settings, Reporter(quiet=True))
-    student = load_over_processes(sources, "bfloat16", "cpu", shard=True, master=True).student
+    student = load_alone(sources[0], "bfloat16", "cpu", shard=True, master=True)
     kept: list[tuple[int, ...]] = []
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
