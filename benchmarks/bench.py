@@ -4,7 +4,7 @@
 selectors, `training` a step of selective distillation, `monitoring` what looking at a training costs it, `estimates`
 the statistics at the paper's size, `intervals` how often their intervals hold the truth, `efficiency` how often those
 of efficiency curves do, `long` responses of up to 16,384 tokens, and `large` ten million positions. `bench.py PART
-...` runs these alone.
+...` runs these alone. Each table is kept in benchmarks/history/, and stands beside what was kept last on this machine.
 """
 
 import sys
@@ -14,6 +14,7 @@ import torch
 from adapters import adapter_rows
 from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
+from history import recorded
 from intervals import coverage_rows
 from large import large_rows
 from long import long_context, long_rows
@@ -60,7 +61,7 @@ def main() -> None:
         sys.exit(f"no part {', '.join(unknown)}: choose from {', '.join(parts)}")
     for name in sys.argv[1:] or parts:
         title, rows = parts[name]
-        show(title, rows())
+        show(title, recorded(name, rows()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Runs where vLLM is installed (`.venv-vllm/bin/python benchmarks/engines.py`); `m
 import time
 
 import numpy as np
+from history import recorded
 from workload import QUIET, Row, show
 
 from teachdiag.diagnostics.contexts.contexts_table import lay_out
@@ -81,4 +82,4 @@ def _tokens(sample: Sampled) -> int:
 
 
 if __name__ == "__main__":
-    show("Rollouts of 200 prompts, embedded pair", engine_rows())
+    show("Rollouts of 200 prompts, embedded pair", recorded("engines", engine_rows()))

@@ -86,10 +86,10 @@ def alone(*words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def show(title: str, rows: list[Row]) -> None:
-    """Print one table."""
+def show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print one table: rows of three, or of four with what was recorded before."""
     table = Table(title=title)
-    for heading in ("what", "measured", "ratio"):
+    for heading in ("what", "measured", "ratio", "ratio before")[: len(rows[0])]:
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in rows:
         table.add_row(*row)
