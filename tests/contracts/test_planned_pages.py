@@ -3,39 +3,39 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stages import ROOT
+from typer.testing import CliRunner
 
+from teachdiag.cli import app
 from teachdiag.settings import ProbeSettings
 
 
-def _planned(page: str, cache: Path) -> dict[str, Any]:
-    """The answer of the page's own `teachdiag plan --positions ...`, on a machine that was never calibrated."""
+@pytest.fixture(autouse=True)
+def _never_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHDIAG_CACHE", str(tmp_path))
+
+
+def _planned(page: str) -> dict[str, Any]:
+    """The answer of the page's own `teachdiag plan --positions ...`."""
     text = (ROOT / page).read_text().replace("\\\n", " ")
     command = re.search(r"^teachdiag (plan --positions .*)$", text, re.MULTILINE)
     assert command
-    done = subprocess.run(
-        [sys.executable, "-m", "teachdiag", *shlex.split(command[1]), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"TEACHDIAG_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
-    )
-    return json.loads(done.stdout)
+    done = CliRunner().invoke(app, [*shlex.split(command[1]), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    planned: dict[str, Any] = json.loads(done.stdout)
+    return planned
 
 
 def _gb(amount: float) -> str:
     return f"{amount / 1e9:.0f} GB"
 
 
-@pytest.mark.slow
-def test_one_s_own_pair(tmp_path: Path) -> None:
-    planned = _planned("docs/own-pair.md", tmp_path)
+def test_one_s_own_pair() -> None:
+    planned = _planned("docs/own-pair.md")
     storage, copy = planned["storage_bytes"], 4 * planned["models"]["student"]
     further = ProbeSettings(kind="efficiency").student_copies - ProbeSettings().student_copies
     assert storage["positions"] + storage["probe_scratch"] < 1e9
@@ -50,9 +50,8 @@ def test_one_s_own_pair(tmp_path: Path) -> None:
     assert f"cost {share:.0%} of the time of the training run" in (ROOT / "docs/own-pair.md").read_text()
 
 
-@pytest.mark.slow
-def test_a_billion_positions(tmp_path: Path) -> None:
-    planned, text = _planned("docs/scale.md", tmp_path), (ROOT / "docs/scale.md").read_text()
+def test_a_billion_positions() -> None:
+    planned, text = _planned("docs/scale.md"), (ROOT / "docs/scale.md").read_text()
     storage, memory = planned["storage_bytes"], planned["memory_bytes"]
     told = [storage["positions"], storage["positions_without_topk"], memory["capture"], memory["probe"]]
     assert [amount for amount in map(_gb, told) if amount not in text] == []
