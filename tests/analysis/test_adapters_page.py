@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from planted import claims_alone
 from scipy.stats import spearmanr
 from tiny_pair import EFFICIENCY_PROBE, PROBE
 
@@ -21,7 +22,8 @@ FRESH = "lora:r=2"
 
 
 @pytest.mark.slow
-def test_both_spaces_stand_beside_one_another(demo_once: Path, tmp_path: Path) -> None:
+def test_both_spaces_stand_beside_one_another(demo_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims_alone(monkeypatch)
     run = Path(shutil.copytree(demo_once, tmp_path / "tiny"))
     run_probe(run, replace(PROBE, name="one_step-adapter", train=FRESH), QUIET)
     run_probe(run, replace(EFFICIENCY_PROBE, name="efficiency-adapter", train=FRESH), QUIET)

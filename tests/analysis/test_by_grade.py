@@ -12,6 +12,7 @@ from contrast_worlds import percentiles
 from planted import (
     World,
     bank_frame,
+    claims_alone,
     decomposition,
     finish_capture,
     finish_probe,
@@ -152,7 +153,10 @@ def test_a_step_that_teaches_right_responses_alone_is_told(
     assert '<details id="grades"><summary>By grade of the response</summary>' in report
 
 
-def test_a_run_without_grades_says_nothing_of_them(tmp_path: Path, quiet: Reporter) -> None:
+def test_a_run_without_grades_says_nothing_of_them(
+    tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims_alone(monkeypatch)
     run = plant(tmp_path / "run", World(prompts=9, positions=8))
     run_analysis(run, AnalyzeSettings(draws=100), quiet)
     assert BY_GRADE.read(BY_GRADE.file(run)).empty

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import World, plant
+from planted import World, claims_alone, plant
 from scipy.stats import norm
 
 from teachdiag.analysis.analyze import run_analysis
@@ -65,7 +65,8 @@ def test_no_number_of_prompts_helps_where_the_placebo_shows_as_much() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_says_what_it_could_have_seen(tmp_path: Path) -> None:
+def test_a_run_says_what_it_could_have_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims_alone(monkeypatch, refits=True)
     world = World(prompts=32, positions=40, slope_learnable=0.03, mean_gain=0.01)
     run_analysis(plant(tmp_path / "run", world), AnalyzeSettings(draws=400), Reporter(quiet=True))
     primary = PRIMARY.read(PRIMARY.file(tmp_path / "run")).set_index("claim")

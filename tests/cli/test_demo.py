@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted import claims_alone
 from stages import ROOT, tables
 from typer.testing import CliRunner
 
@@ -65,6 +66,7 @@ def test_the_demo_ends_with_its_analysis_and_resumes(
     monkeypatch.setattr(demo, "RECIPES", _tiny(tmp_path, tiny_settings))
     monkeypatch.setattr(cli, "demo_commands", lambda run: [*demo.demo_commands(run)[:-1], ["analyze", str(run), *FEW]])
     monkeypatch.setattr("teachdiag.figures.publish.publish", lambda *_: [])  # which others test
+    claims_alone(monkeypatch)  # as they do all that is estimated
     run = tmp_path / "run"
     assert not _run(monkeypatch, ["demo", "--run", str(run)])
     told = capsys.readouterr().err.split("$ teachdiag ")[1:]

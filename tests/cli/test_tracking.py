@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from planted import claims_alone
 
 from teachdiag import preflight
 from teachdiag.cli import main
@@ -41,6 +42,7 @@ def test_a_stage_is_tracked_and_its_json_stays_clean(
     words = ["analyze", str(analysed), "--draws", "100", "--report-to", "trackio", "--json"]
     monkeypatch.setattr(sys, "argv", ["teachdiag", *words])
     monkeypatch.setattr("teachdiag.figures.publish.publish", lambda *_: [])
+    claims_alone(monkeypatch)
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from planted import claims_alone
 from safetensors.torch import load_file, save_file
 from stages import Killed, dying, tables
 from tiny_pair import PROBE, byte_tokenizer, save_model
@@ -289,11 +290,12 @@ def test_a_theta0_that_is_a_little_off_is_said(run: Path, quiet: Reporter, monke
     found = run_probe(run, PROBE, quiet)
     assert 1e-4 < found["largest_difference_from_capture"] < 5e-3
     assert found["doubts"][0].startswith("Rescoring theta0 does not give what capture found")
+    claims_alone(monkeypatch)
     assert found["doubts"][0] in run_analysis(run, AnalyzeSettings(draws=100), quiet)["verdict"][0]
 
 
 @pytest.mark.slow
-def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter) -> None:
+def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
     run_probe(run, replace(PROBE, name="sound"), quiet)
     before = sorted(run.rglob("*"))
     cases: list[tuple[dict[str, Any], type[InputError]]] = [
@@ -307,6 +309,7 @@ def test_a_refused_probe_leaves_nothing(run: Path, quiet: Reporter) -> None:
         with pytest.raises(error):
             run_probe(run, ProbeSettings(name=f"q{number}", batch_tokens=100, **given), quiet)
         assert sorted(run.rglob("*")) == before, given
+    claims_alone(monkeypatch)
     run_analysis(run, AnalyzeSettings(draws=100), quiet)
 
 
@@ -322,6 +325,7 @@ def test_an_interrupted_probe_is_left_out_by_name_with_what_continues_it(
     with pytest.raises(RunError, match=r"has no finished probe: .* probe halted is unfinished and left out"):
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
     run_probe(run, PROBE, quiet)
+    claims_alone(monkeypatch)
     results = run_analysis(run, AnalyzeSettings(draws=100), quiet)
     (sentence,) = results["left_out"]
     command = shlex.split(sentence.split("`")[1])
