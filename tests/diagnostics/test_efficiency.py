@@ -283,21 +283,26 @@ def test_real_steps_are_where_selectors_differ_most() -> None:
     assert chosen_steps(cells, 9) == [0, 3, 4, 6, 8]
 
 
+@pytest.fixture(scope="module")
+def one_sided(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
+    run = Path(shutil.copytree(captured_once, tmp_path_factory.mktemp("one-sided") / "run"))
+    run_probe(run, ProbeSettings(**SMALL | {"method": "one-sided"}), Reporter(quiet=True))
+    return run
+
+
 @pytest.mark.parametrize("after", [2, 4, 7])
 def test_a_killed_probe_ends_with_the_same_bytes(
-    run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
+    run: Path, one_sided: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Killed at a block, at the search for a step's length, and among the cells."""
-    whole, probe = tmp_path / "whole", ProbeSettings(**SMALL | {"method": "one-sided"})
-    shutil.copytree(run, whole)
-    run_probe(whole, probe, quiet)
+    probe = ProbeSettings(**SMALL | {"method": "one-sided"})
     with monkeypatch.context() as patch:
         patch.setattr(masked_gradients, "gradient", dying(masked_gradients.gradient, after))
         with pytest.raises(Killed):
             run_probe(run, probe, quiet)
     run_probe(run, probe, quiet)
-    assert tables(run) == tables(whole)
-    assert (run / "probes/e.json").read_bytes() == (whole / "probes/e.json").read_bytes()
+    assert tables(run) == tables(one_sided)
+    assert (run / "probes/e.json").read_bytes() == (one_sided / "probes/e.json").read_bytes()
 
 
 def test_blocks_that_are_done_are_not_differentiated_again(

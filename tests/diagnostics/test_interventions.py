@@ -42,9 +42,11 @@ SELECTORS = {
 }
 
 
-@pytest.fixture
-def probed(run: Path, device: torch.device, quiet: Reporter) -> Path:
-    run_probe(run, ProbeSettings(**SELECTORS, device=str(device)), quiet)
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory, captured_once: Path, device: torch.device) -> Path:
+    """A run with this experiment, to be read alone."""
+    run = Path(shutil.copytree(captured_once, tmp_path_factory.mktemp("probed") / "run"))
+    run_probe(run, ProbeSettings(**SELECTORS, device=str(device)), Reporter(quiet=True))
     return run
 
 
@@ -128,11 +130,9 @@ def test_gains_are_those_of_explicit_masked_steps(probed: Path, tiny_settings: C
 
 @pytest.mark.slow
 def test_a_killed_experiment_continues_at_the_next_cell(
-    run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+    run: Path, probed: Path, device: torch.device, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, probe = tmp_path / "whole", ProbeSettings(**SELECTORS)
-    shutil.copytree(run, whole)
-    run_probe(whole, probe, quiet)
+    probe = ProbeSettings(**SELECTORS, device=str(device))
     with monkeypatch.context() as patch:
         patch.setattr(interventions, "optimize", dying(interventions.optimize, 7))
         with pytest.raises(Killed):
@@ -142,8 +142,8 @@ def test_a_killed_experiment_continues_at_the_next_cell(
     monkeypatch.setattr(interventions, "optimize", lambda *a: taken.append(1) or optimize(*a))
     run_probe(run, probe, quiet)
     assert len(taken) == 18 - 7
-    assert tables(run) == tables(whole)
-    assert (run / "probes/s.json").read_bytes() == (whole / "probes/s.json").read_bytes()
+    assert tables(run) == tables(probed)
+    assert (run / "probes/s.json").read_bytes() == (probed / "probes/s.json").read_bytes()
 
 
 def test_random_masks_are_of_one_size_and_one_batch(run: Path, quiet: Reporter) -> None:

@@ -116,14 +116,19 @@ def test_a_killed_capture_ends_with_the_same_bytes(
     assert (tmp_path / "killed/capture.json").read_bytes() == (run / "capture.json").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
+    """A run with a probe that nobody killed, to be read alone."""
+    run = Path(shutil.copytree(captured_once, tmp_path_factory.mktemp("whole") / "run"))
+    run_probe(run, PROBE, Reporter(quiet=True))
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 6, 9, 12, 17, 20])
 def test_a_killed_probe_ends_with_the_same_bytes(
-    run: Path, tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
+    run: Path, whole: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    whole = tmp_path / "whole"
-    shutil.copytree(run, whole)
-    run_probe(whole, PROBE, quiet)
     with monkeypatch.context() as patch:
         patch.setattr(probe_setup, "rescore", dying(probe_setup.rescore, after))
         with pytest.raises(Killed):
