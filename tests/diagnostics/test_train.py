@@ -54,7 +54,7 @@ soft = true
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(student_path: str, teacher_path: str, manifest_path: str) -> TrainSettings:
     return TrainSettings(
         student=student_path,
@@ -71,6 +71,20 @@ def small(student_path: str, teacher_path: str, manifest_path: str) -> TrainSett
         learning_rate=1e-3,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="module")
+def two_micro_batches(small: TrainSettings) -> TrainSettings:
+    """Of two processes each."""
+    return replace(small, batch=8)
+
+
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory: pytest.TempPathFactory, two_micro_batches: TrainSettings) -> Path:
+    """That training by one process, to be read alone."""
+    run = tmp_path_factory.mktemp("by-one") / "run"
+    stage.run_train(run, two_micro_batches, Reporter(quiet=True))
+    return run
 
 
 def _swept(small: TrainSettings, folder: Path, recipe: str = SWEEP, **own: object) -> TrainSettings:
@@ -202,12 +216,10 @@ def _command(small: TrainSettings, run: Path) -> list[str]:
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_and_judge_as_one(
-    small: TrainSettings, tmp_path: Path, quiet: Reporter, sharded: bool
+    two_micro_batches: TrainSettings, by_one: Path, tmp_path: Path, sharded: bool
 ) -> None:
-    """Sharded: with the documented FSDP2 configuration, started as a user starts it. Two micro-batches a process."""
-    small = replace(small, batch=8)
-    stage.run_train(tmp_path / "one", small, quiet)
-    words = _command(small, tmp_path / "two")
+    """Sharded: with the documented FSDP2 configuration, started as a user starts it."""
+    words = _command(two_micro_batches, tmp_path / "two")
     if sharded:
         accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2")
         script = ("--config_file", str(ROOT / "docs/train/fsdp2.yaml"), str(WORLDS / "fsdp_on_cpu.py"))
@@ -221,7 +233,7 @@ def test_two_processes_train_and_judge_as_one(
     if sharded:
         assert "sharded: FSDP" in done.stderr
     for table in ("train_steps", "eval_scores"):
-        one, two = (pd.read_parquet(tmp_path / ranks / table) for ranks in ("one", "two"))
+        one, two = (pd.read_parquet(run / table) for run in (by_one, tmp_path / "two"))
         pd.testing.assert_frame_equal(one, two, rtol=2e-3)
 
 
