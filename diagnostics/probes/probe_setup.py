@@ -4,6 +4,7 @@ Intermediate results lie under `scratch/` as shards, so that a killed probe cont
 end.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -233,6 +234,8 @@ def set_up(
     teacher = compute_teacher_states(teacher_model, groups, settings.batch_tokens, file, reporter)
     needed_again = teacher_model if settings.rollouts == "fresh" else None
     del teacher_model
+    if settings.shard_model:
+        gc.collect()  # what FSDP2 has wrapped refers to itself
     student = load_alone(sources[0], capture.dtype, device, shard=settings.shard_model, master=True)
     student.end_with(models.student.end_ids)
     choose_weights(student, settings)

@@ -89,7 +89,7 @@ def in_files(student: LanguageModel, parts: list[Tensor]) -> Space:
 def test_gradients_and_derivatives_are_the_chain_rules(
     adapted_once: Path, adapted_settings: CaptureSettings, adapter: str, merged_path: str, tmp_path: Path
 ) -> None:
-    contexts = list(read_contexts(adapted_once, Positions(4)))[:2]
+    contexts = list(read_contexts(adapted_once, Positions(4, "first")))[:2]
     pair = load_pair(resolve_pair(adapted_settings, QUIET), "float32", "cpu", master=True)
     teacher = compute_teacher_states(pair.teacher, [contexts], 60, tmp_path / "teacher.npy", QUIET)
     names = [name for name, _ in AutoModelForCausalLM.from_pretrained(merged_path).named_parameters()]

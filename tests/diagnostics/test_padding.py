@@ -87,7 +87,7 @@ def check(run: Path, counted: list[int]) -> None:
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(run.parent / side, dtype=torch.float64) for side in ("student", "teacher")
     )
-    for c in read_contexts(run, Positions(6)):
+    for c in read_contexts(run, Positions(6, "first")):
         assert set(c.response) <= set(counted)
         inputs = torch.tensor([c.student_prompt + c.response])
         with torch.no_grad():

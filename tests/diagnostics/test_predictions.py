@@ -32,7 +32,7 @@ LOSSES = ("reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl")
 
 @pytest.fixture
 def contexts(run: Path) -> list[Context]:
-    return list(read_contexts(run, Positions(5)))[:4]
+    return list(read_contexts(run, Positions(5, "first")))[:4]
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from in_ranks import command, command_killed_while_rescoring, print_what_is_held
+from in_ranks import (
+    command,
+    command_killed_while_rescoring,
+    command_until_the_student_is_loaded,
+    print_what_is_held,
+)
 from processes import in_processes
 from stages import options, tables
 from tiny_pair import PROBE, save_model
@@ -127,6 +132,16 @@ def test_a_process_holds_its_share(settings: CaptureSettings) -> None:
             assert has_gradient == bool(reached)
     matrices = [shape for shape, *_ in held[0] if len(shape) == 2]
     assert not [shape for shape in kept if shape in matrices or shape[::-1] in matrices]
+
+
+def test_the_teacher_is_gone_before_the_student_is_loaded(tmp_path: Path, captured: Path) -> None:
+    shutil.copytree(captured, tmp_path / "run")
+    words = ("probe", "--run", str(tmp_path / "run"), *options(PROBE), "--shard-model")
+    done = in_processes(2, command_until_the_student_is_loaded, *words)
+    assert "as planned" in done.stderr
+    told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(told) == 2
+    assert all(weights > 2 and left == 0 for weights, left in told)
 
 
 @pytest.mark.parametrize("kind", ["isolated", "predicted", "selectors", "lds"])

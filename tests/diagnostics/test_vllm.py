@@ -87,7 +87,7 @@ def test_first_tokens_follow_the_students_distribution(settings: CaptureSettings
     """300 rollouts of one prompt: frequencies within sampling error of the model's own probabilities."""
     many = replace(settings, engine="vllm", bank_prompts=1, update_prompts=1, responses=300, max_new_tokens=1)
     run_capture(tmp_path / "run", many, QUIET)
-    contexts = [c for c in read_contexts(tmp_path / "run", Positions(1)) if c.split == "bank"]
+    contexts = [c for c in read_contexts(tmp_path / "run", Positions(1, "first")) if c.split == "bank"]
     student = load_pair(resolve_pair(settings, QUIET), "float32", "cpu").student
     with torch.no_grad():
         p = student.model(torch.tensor([contexts[0].student_prompt])).logits[0, -1, :KNOWN].softmax(-1).numpy()

@@ -1,8 +1,10 @@
 """What tests have every one of several processes do, beside whole commands."""
 
+import gc
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,23 @@ def command_with_its_own_seed(*words: str) -> None:
 def command_killed_while_rescoring(calls: int, *words: str) -> None:
     """Run a command that dies after some calls of `rescore`."""
     probe_setup.rescore = dying(probe_setup.rescore, calls)  # type: ignore[assignment]
+    command(*words)
+
+
+def command_until_the_student_is_loaded(*words: str) -> None:
+    """Run a probe's command until its student is loaded, and print how many of the teacher's weights are left then."""
+    plain, weights = probe_setup.load_alone, []
+
+    def load(*arguments: Any, master: bool = False, **options: Any) -> Any:
+        if master:
+            print(len(weights), sum(weight() is not None for weight in weights))
+            raise ModelError("as planned")
+        teacher = plain(*arguments, **options)
+        weights.extend(weakref.ref(weight) for _, weight in teacher.parameters())
+        return teacher
+
+    probe_setup.load_alone = load
+    gc.disable()  # it is not to be waited for
     command(*words)
 
 
