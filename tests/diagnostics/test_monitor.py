@@ -265,12 +265,14 @@ def test_a_trainer_is_looked_at_by_its_own_numbers(tmp_path: Path, captured_once
     # The batch of the last look, scored by the trainer's own way of laying sequences out, at the weights of now.
     batch = callback._batch
     assert batch is not None
-    states = trainer._states(
-        trainer.accelerator.unwrap_model(trainer.model_wrapped), batch, batch["completion_mask"].bool()
+    student, teacher = (
+        trainer.accelerator.unwrap_model(model) for model in (trainer.model_wrapped, trainer.teacher_model)
     )
+    mask = batch["completion_mask"].bool()
     with torch.no_grad():
+        states = trainer._states(student, batch, mask, trainer._hidden(teacher, batch, mask))
         logits = states.student_head(states.student), states.teacher_head(states.teacher)
-    expected = statistics(*logits, batch["completion_ids"][batch["completion_mask"].bool()])["forward_kl"].mean()
+    expected = statistics(*logits, batch["completion_ids"][mask])["forward_kl"].mean()
     assert scored[-1] == pytest.approx(float(expected), abs=1e-5)
 
 
