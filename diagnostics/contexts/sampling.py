@@ -52,16 +52,15 @@ class Group:
 class KnownAlone(LogitsProcessor):  # type: ignore[misc]
     """Put the ids that no tokenizer knows, which are padding, out of reach of everything after it."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, device: torch.device) -> None:
         """Take the ids that are known."""
-        self.known = known
+        self.size = known.size
+        self.holes = torch.tensor(known.holes, device=device) if known.holes else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask; shapes (rollouts, length) and (rollouts, ids)."""
-        scores[:, self.known.size :] = -torch.inf
-        if self.known.holes:
-            scores[:, list(self.known.holes)] = -torch.inf
-        return scores
+        scores[:, self.size :] = -torch.inf
+        return scores if self.holes is None else scores.index_fill_(1, self.holes, -torch.inf)
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
@@ -76,17 +75,27 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
         """Take uniform numbers in [0, 1) of shape (rollouts, steps)."""
         self.uniforms = torch.from_numpy(uniforms).to(device)
         self.prompt_length = prompt_length
-        self.broken: int | None = None
+        self._broken = torch.tensor(-1, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Force one token a row; shapes (rollouts, length) and (rollouts, ids). NaN is remembered as `broken`."""
         step = input_ids.shape[1] - self.prompt_length
         cumulative = scores.double().softmax(-1).cumsum(-1)
-        if self.broken is None and not torch.isfinite(cumulative[:, -1]).all():
-            self.broken = step  # told of afterwards: other processes may be in the middle of the same pass
+        nan = ~torch.isfinite(cumulative[:, -1]).all()
+        self._broken = torch.where(nan & (self._broken < 0), step, self._broken)
         target = self.uniforms[:, step, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    @property
+    def broken(self) -> int | None:
+        """The first step at which a rollout met NaN.
+
+        Asked for when all rollouts have ended: other processes may be in the middle of the same pass, and a GPU waits
+        for who reads.
+        """
+        step = int(self._broken)
+        return None if step < 0 else step
 
 
 @torch.no_grad()
@@ -131,11 +140,12 @@ def sample(
         attention_mask=mask,
         generation_config=config,
         synced_gpus=sharded,  # as many passes in every process as the longest of their rollouts needs
-        logits_processor=LogitsProcessorList([KnownAlone(student.known), *bent, drawing]),
+        logits_processor=LogitsProcessorList([KnownAlone(student.known, student.device), *bent, drawing]),
     )
-    if drawing.broken is not None:
+    broken = drawing.broken
+    if broken is not None:
         raise ContextError(
-            f"the student gives NaN logits at token {drawing.broken} of a rollout: {nan_advice(student.computes_in)}"
+            f"the student gives NaN logits at token {broken} of a rollout: {nan_advice(student.computes_in)}"
         )
     return [ended(row, student.end_ids) for row in output[:, ids.shape[1] :].tolist()]
 

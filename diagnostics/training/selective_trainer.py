@@ -175,7 +175,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList(
-                    [KnownAlone(self._known), *bent, SeededSampling(uniforms, ids.shape[1], device)]
+                    [KnownAlone(self._known, device), *bent, SeededSampling(uniforms, ids.shape[1], device)]
                 ),
             )
         return [list(ended(row, frozenset(self.eos_token_ids)).token_ids) for row in output[:, ids.shape[1] :].tolist()]

@@ -66,6 +66,5 @@ def test_batches() -> None:
 
 def test_sampling() -> None:
     drawing = SeededSampling(np.zeros((POSITIONS, 4)), prompt_length=2, device=ELSEWHERE)
-    drawing.broken = 0  # whether a logit is NaN can only be read where there is memory
-    scores = KnownAlone(Known(ROWS - 3, (1,)))(some(POSITIONS, 3, kind=torch.long), some(POSITIONS, ROWS))
+    scores = KnownAlone(Known(ROWS - 3, (1,)), ELSEWHERE)(some(POSITIONS, 3, kind=torch.long), some(POSITIONS, ROWS))
     assert drawing(some(POSITIONS, 3, kind=torch.long), scores).device == ELSEWHERE
