@@ -28,6 +28,7 @@ from tools.readme_result import ROOT, put
 PAGE = ROOT / "docs/results.md"
 MEASURED = ROOT / "docs/study-real/measured"
 PLACES = ("prefix", "iw_opd", "pw_opsd")  # selectors by place: the first positions, early ones, late ones
+_KLS = {"gain": "drop of KL(teacher to student)", "gain_reverse": "drop of KL(student to teacher), the loss"}
 RUNS = ("qwen", "gemma", "demo", "privileged", "long")  # in the order of the page
 
 Rows = list[dict[Any, Any]]
@@ -50,6 +51,7 @@ def shown_by(run: Path) -> dict[str, Rows]:
     if (run / "analyze.json").exists():
         tables = load_tables(run)
         texts |= {"steps": real_table(tables.efficiency), "places": places_table(tables.efficiency)}
+        texts |= {"yardsticks": yardsticks_table(tables.estimates)}
         claims = answers({run.name: tables})
     for table in texts.values():
         table["run"] = run.name
@@ -66,11 +68,25 @@ def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
     """
     claims = [Answer(**row) for of_run in measured for row in of_run["claims"]]
     pages = {"claims": wide_table(claims, list(dict.fromkeys(answer.run for answer in claims)))}
-    for name in ("steps", "places", "support", "minutes"):
+    for name in ("yardsticks", "steps", "places", "support", "minutes"):
         table = pd.DataFrame([row for of_run in measured for row in of_run.get(name, [])])
         table.insert(0, "run", table.pop("run"))
         pages[name] = markdown_table(table.fillna("-"))
     return pages
+
+
+def yardsticks_table(estimates: pd.DataFrame) -> pd.DataFrame:
+    """Return what the real step and that towards shuffled teacher rows gain on the bank, in either KL, nats."""
+    rows = rows_where(estimates, analysis="mean")
+    return pd.DataFrame(
+        [
+            {"teacher rows": words, "positions": place}
+            | {name: lookup_text(rows, update=update, term=term, outcome=outcome) for outcome, name in _KLS.items()}
+            for update, words in (("one_step", "the true ones"), ("shuffled_teacher", "shuffled"))
+            for term, place in (("bank", "all"), ("q3", "Q3"))
+            if (rows["update"] == update).any()
+        ]
+    )
 
 
 def places_table(efficiency: pd.DataFrame) -> pd.DataFrame:

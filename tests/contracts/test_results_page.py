@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from tools.results_page import minutes_table, page_tables
+import pandas as pd
+
+from tools.results_page import minutes_table, page_tables, yardsticks_table
 
 
 def test_minutes_are_summed_over_starts_and_unknown_where_one_did_not_end(tmp_path: Path) -> None:
@@ -27,9 +29,7 @@ def test_runs_stand_beside_one_another() -> None:
         rest = [{"what": "x", "run": run}]
         return {
             "claims": [claim | numbers],
-            "steps": rest,
-            "places": rest,
-            "support": rest,
+            **dict.fromkeys(("yardsticks", "steps", "places", "support"), rest),
             "minutes": [minutes | {"run": run}],
         }
 
@@ -38,3 +38,21 @@ def test_runs_stand_beside_one_another() -> None:
     claim = f"| the step helps | {numbers}: holds | {numbers}: not shown | some: 1 of 2 |"
     assert pages["claims"].splitlines()[2:] == [claim]
     assert pages["minutes"].splitlines()[2:] == ["| a | 1.0 | - |", "| b | 2.0 | 3.0 |"]
+
+
+def test_gains_stand_in_either_kl_beside_those_towards_shuffled_rows() -> None:
+    gains = {("one_step", "gain"): 0.5, ("one_step", "gain_reverse"): 2.0, ("shuffled_teacher", "gain"): -1.0}
+    means = [
+        {"analysis": "mean", "term": "bank", "update": update, "outcome": outcome}
+        | {"estimate": value, "ci_low": value - 0.25, "ci_high": value + 0.25}
+        for (update, outcome), value in gains.items()
+    ]
+    others = [means[0] | {"analysis": "median", "estimate": 9.0}, means[1] | {"term": "q3", "estimate": 1.0}]
+    table = yardsticks_table(pd.DataFrame([*others, *means]))
+    assert table.to_numpy().tolist() == [
+        ["the true ones", "all", "0.5 [0.25, 0.75]", "2 [1.75, 2.25]"],
+        ["the true ones", "Q3", "-", "1 [1.75, 2.25]"],
+        ["shuffled", "all", "-1 [-1.25, -0.75]", "-"],
+        ["shuffled", "Q3", "-", "-"],
+    ]
+    assert yardsticks_table(pd.DataFrame(means[2:]))["teacher rows"].tolist() == ["shuffled", "shuffled"]
