@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import World, plant
+from planted import World, claims_alone, plant
 from planted_efficiency import EfficiencyWorld, plant_efficiency
 from scipy.stats import norm
 from typer.testing import CliRunner
@@ -32,7 +32,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = plant(
         tmp_path_factory.mktemp("planned") / "run", World(prompts=PROMPTS, slope_learnable=0.02, mean_gain=0.01)
     )
-    run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=1), QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        claims_alone(patch, refits=True)
+        run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=1), QUIET)
     return run
 
 

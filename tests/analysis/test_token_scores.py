@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from planted import World, plant
+from planted import World, claims_alone, plant
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import RANKED, SCALES, SURFACES, TOKENS
@@ -19,7 +19,9 @@ WORLD = World(prompts=12, positions=40, slope_learnable=0.06, mean_gain=0.02)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = plant(tmp_path_factory.mktemp("tokens") / "run", WORLD)
-    run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=1), Reporter(quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        claims_alone(patch, "_plane", "_gain_surfaces")
+        run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=1), Reporter(quiet=True))
     return run
 
 

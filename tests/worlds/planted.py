@@ -44,12 +44,13 @@ class World:
     seed: int = 0
 
 
-def claims_alone(patch: pytest.MonkeyPatch, refits: bool = False) -> None:
-    """Leave out of analyses what no claim reads, and most of the time with it.
+def claims_alone(patch: pytest.MonkeyPatch, *keep: str, refits: bool = False) -> None:
+    """Leave out of analyses what no claim reads but for some tasks, and most of the time with it.
 
     Without refits the intervals of cross-validated numbers hold predictions fixed, which is for tests that judge none.
     """
-    for task in ("_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces", "_specifications"):
+    every = {"_top", "_contrasts", "_buckets", "_deciles", "_plane", "_gain_surfaces", "_specifications"}
+    for task in every - set(keep):
         patch.setattr(tasks, task, lambda *_: {})
     patch.setattr(tasks, "inference_rows", lambda *_: [])
     if not refits:
