@@ -28,7 +28,7 @@ from teachdiag.settings import SUPPORT_SIZES, AnalyzeSettings
 from teachdiag.tables import Table
 
 QUIET = Reporter(quiet=True)
-QUICK = AnalyzeSettings(draws=300)
+QUICK = AnalyzeSettings(draws=100)
 EFFECT = World(slope_learnable=0.06, slope_incompatible=0.01)
 GAP_CLAIMS = [
     f"beta_L > beta_I ({m}, {s})" for m in ("decomposition", "nested") for s in ("standardised", "per unit of norm")
