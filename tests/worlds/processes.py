@@ -45,6 +45,7 @@ def in_processes(count: int, target: Callable[..., object], *arguments: Any) -> 
             ended = [running.pop(sentinel).exitcode for sentinel in wait(list(running), timeout=300)]
             if any(ended) or not ended:
                 for other in running.values():
+                    other.join(5)  # which may be about to say why, on a busy machine
                     other.terminate()
         codes = [rank.exitcode for rank in ranks]
         out, err = ("".join(Path(folder, f"{name}-{n}").read_text() for n in range(count)) for name in ("out", "err"))
