@@ -176,6 +176,9 @@ def _show_needs(summary: Summary) -> None:
         print(f"Time: {summary['timed_by']}.")
 
 
+_TIMED = {"probe": "one_step probe", "training": "a training run"}  # what plan calls otherwise than people do
+
+
 def _amounts(summary: Summary) -> list[tuple[str, str]]:
     stored, memory, time = (summary[part] for part in ("storage_bytes", "memory_bytes", "time_seconds"))
     processes = summary["layout"]["processes"]
@@ -183,10 +186,7 @@ def _amounts(summary: Summary) -> list[tuple[str, str]]:
         ("disk: positions, with top-K lists", _size(stored["positions"])),
         ("disk: positions, without", _size(stored["positions_without_topk"])),
         ("disk: the teacher's states, which probes share", _size(stored["probe_scratch"])),
-        (f"time: rollouts, {processes} processes", _duration(time["rollouts"])),
-        (f"time: scoring, {processes} processes", _duration(time["scoring"])),
-        (f"time: one_step probe, {processes} processes", _duration(time["probe"])),
-        *((f"time: {name}, beside these", _duration(time[name])) for name in ("training",) if name in time),
+        *((f"time: {_TIMED.get(name, name)}, {processes} processes", _duration(taken)) for name, taken in time.items()),
         ("memory a device: capture", _size(memory["capture"])),
         *((f"  {name.replace('_', ' ')}", _size(memory[name])) for name in ("weights", "whole_heads", "tile", "rest")),
         ("memory a device: probe", _size(memory["probe"])),
