@@ -14,7 +14,7 @@ PROBES_privileged := $(filter-out lds,$(PROBES_demo))
 # The pairs of `make study-real` bring recipes of their own. DATA_FILE is a copy of GSM8K's training split, as JSON lines
 # or Parquet; without it that is fetched from the Hub.
 REAL := real/qwen real/gemma
-PROBES_real/qwen := one_step efficiency
+PROBES_real/qwen := one_step efficiency efficiency_reverse
 PROBES_real/gemma := one_step efficiency
 CAPTURE_real/qwen = --recipe docs/study-real/qwen/capture.toml $(DATA)
 CAPTURE_real/gemma = --recipe docs/study-real/gemma/capture.toml $(DATA)

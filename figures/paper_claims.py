@@ -13,6 +13,7 @@ import pandas as pd
 
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.seen import interval_text
+from teachdiag.glossary import GAINS
 from teachdiag.markdown import markdown_table
 from teachdiag.settings import HEADLINE_BUDGET, HEADLINE_K, HEADLINE_OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL
@@ -20,10 +21,14 @@ from teachdiag.tables import rows_where
 
 _Q3 = "high C beats low C inside Q3"  # TA-OPD's own, of the findings
 _AT = f"at {HEADLINE_BUDGET:.0%} of tokens"
-_KEPT = {  # claim: selector and statistic of the efficiency table
-    f"TA-OPD's learnable score keeps more of the gain than {BASE_LABEL}, {_AT}": ("learnable", "share_vs_base"),
-    f"TA-OPD's learnable score keeps more of the gain than random tokens, {_AT}": ("learnable", "share_vs_random"),
-    f"{BASE_LABEL} keeps more of the gain than random tokens, {_AT}": (BASE, "share_vs_random"),
+_KEPT = {  # claim: outcome, selector and statistic of the efficiency table
+    f"{who} keeps more of the {gain} than {than}, {_AT}": (outcome, selector, statistic)
+    for outcome, gain in GAINS.items()
+    for who, selector, than, statistic in (
+        ("TA-OPD's learnable score", "learnable", BASE_LABEL, "share_vs_base"),
+        ("TA-OPD's learnable score", "learnable", "random tokens", "share_vs_random"),
+        (BASE_LABEL, BASE, "random tokens", "share_vs_random"),
+    )
 }
 _ENDS = ("estimate", "ci_low", "ci_high")
 HOLDS, REVERSED, NOT_SHOWN, NOT_JUDGED = "holds", "reversed", "not shown", "not judged"
@@ -108,10 +113,11 @@ def _answers(run: str, tables: RunTables) -> Iterator[Answer]:
     q3 = rows_where(tables.findings, finding=_Q3, outcome=HEADLINE_OUTCOME, k=HEADLINE_K)
     for row in q3.to_dict("records"):
         yield _answer(row, run, _Q3, row["status"])
-    at = rows_where(tables.efficiency, match="norm", budget=HEADLINE_BUDGET)
-    for claim, (selector, statistic) in _KEPT.items():
-        for probe_id in tables.efficiency["probe_id"].unique():
-            rows = rows_where(at, probe_id=probe_id, selector=selector, statistic=statistic)
+    for claim, (outcome, selector, statistic) in _KEPT.items():
+        measured = rows_where(tables.efficiency, outcome=outcome)
+        for probe_id in measured["probe_id"].unique():
+            at = rows_where(measured, probe_id=probe_id, match="norm", budget=HEADLINE_BUDGET)
+            rows = rows_where(at, selector=selector, statistic=statistic)
             if rows.empty:  # no share where the whole batch's gain is not told from 0
                 yield Answer(claim, run, str(probe_id), NOT_JUDGED)
             for row in rows.to_dict("records"):

@@ -12,6 +12,8 @@ STATUSES = {
     "too long": "the step was, so that nothing is judged on it",
     "not judged": "the step does not carry it",
 }
+GAINS = {"gain": "gain", "gain_reverse": "gain in KL(student || teacher)"}  # by the column `outcome`
+DROPS = {"gain": "drop of KL(teacher || student)", "gain_reverse": "drop of KL(student || teacher)"}
 _UPDATES = {
     "theta0": "nothing moved, the bank rescored in another batch layout",
     "shuffled_teacher": "a step towards the teacher's rows of other contexts",
@@ -29,7 +31,7 @@ _SIGNALS = {
     "beta_L": "coefficient on D^L",
     "beta_I": "coefficient on D^I",
     "Q3": "student entropy at or below its median, raw KL at or above",
-    "gain_reverse": "drop of KL(student || teacher)",
+    "gain_reverse": DROPS["gain_reverse"],
     "gain_relative": "gain as a share of the KL before",
     "gain_log": "log of the KL before over that after",
 }

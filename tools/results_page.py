@@ -6,7 +6,7 @@ of its own in docs/study-real/measured/, and the page is made from all of these.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tools.readme_result import ROOT, put
 PAGE = ROOT / "docs/results.md"
 MEASURED = ROOT / "docs/study-real/measured"
 PLACES = ("prefix", "iw_opd", "pw_opsd")  # selectors by place: the first positions, early ones, late ones
+_GAINS = {"gain": "KL(teacher to student)", "gain_reverse": "KL(student to teacher)"}
 _KLS = {"gain": "drop of KL(teacher to student)", "gain_reverse": "drop of KL(student to teacher), the loss"}
 RUNS = ("qwen", "gemma", "demo", "privileged", "long")  # in the order of the page
 
@@ -50,7 +51,8 @@ def shown_by(run: Path) -> dict[str, Rows]:
     texts, claims = {"support": off_support_table([run]), "minutes": minutes_table(run)}, list[Answer]()
     if (run / "analyze.json").exists():
         tables = load_tables(run)
-        texts |= {"steps": real_table(tables.efficiency), "places": places_table(tables.efficiency)}
+        texts |= {"steps": by_outcome(real_table, tables.efficiency)}
+        texts |= {"places": by_outcome(places_table, tables.efficiency)}
         texts |= {"yardsticks": yardsticks_table(tables.estimates)}
         claims = answers({run.name: tables})
     for table in texts.values():
@@ -73,6 +75,15 @@ def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
         table.insert(0, "run", table.pop("run"))
         pages[name] = markdown_table(table.fillna("-"))
     return pages
+
+
+def by_outcome(table_of: Callable[[pd.DataFrame], pd.DataFrame], efficiency: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of each outcome's rows, one under the other, with the KL whose fall is the gain."""
+    tables = [
+        table_of(rows_where(efficiency, outcome=outcome)).assign(**{"gain in": words})
+        for outcome, words in _GAINS.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def yardsticks_table(estimates: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +122,7 @@ def minutes_table(run: Path) -> pd.DataFrame:
 
 
 def _minutes(run: Path) -> Iterator[tuple[str, str]]:
-    for stage in ("capture", "probes/one_step", "probes/efficiency", "analyze"):
+    for stage in ("capture", "probes/one_step", "probes/efficiency", "probes/efficiency_reverse", "analyze"):
         seconds = Stage(run, stage).seconds()
         if seconds is not None:
             yield stage.removeprefix("probes/"), f"{seconds / 60:.1f}"

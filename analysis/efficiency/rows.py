@@ -20,7 +20,7 @@ from teachdiag.artefacts import MASKED_GAINS, MASKED_STEPS
 from teachdiag.scores import Array
 from teachdiag.seeds import derive_seed
 from teachdiag.selectors import Selector
-from teachdiag.settings import MATCHES
+from teachdiag.settings import HEADLINE_OUTCOME, MATCHES
 from teachdiag.signals import BASE
 
 MOST_DRAWS = 300  # of the update batch: in each, every selector chooses anew
@@ -34,6 +34,7 @@ class Population:
     """What stands behind every number of a probe, and the text of its `method` column."""
 
     probe_id: str
+    outcome: str
     n_contexts: int
     n_prompts: int
     n_blocks: int
@@ -56,6 +57,7 @@ class Population:
             "selector": selector,
             "budget": budget,
             "match": match,
+            "outcome": self.outcome,
             "statistic": statistic,
             "unit": unit,
             **interval.columns(),
@@ -135,6 +137,7 @@ class Measured:
 
     Attributes:
         probe_id: the probe.
+        outcome: what counts as gain on the bank, 'gain' or 'gain_reverse'.
         pool: its update positions.
         selectors: those that are compared, by name.
         budgets: shares of the batch that are kept, below 1.
@@ -144,6 +147,7 @@ class Measured:
     """
 
     probe_id: str
+    outcome: str
     pool: Pool
     selectors: Mapping[str, Selector]
     budgets: Sequence[float]
@@ -163,6 +167,7 @@ def load_measured(run: Path, record: Record) -> Measured:
     selectors = compared_selectors(run, settings)
     return Measured(
         probe_id,
+        str(settings.get("outcome", HEADLINE_OUTCOME)),
         load_pool(run, probe_id, selectors, int(settings["seed"])),
         selectors,
         [budget for budget in dict.fromkeys(map(float, settings["budgets"].split(","))) if budget < 1],
@@ -243,7 +248,7 @@ def population_of(measured: Measured, resampling: Resampling) -> Population:
         f"first order under SGD; {resampling.draws} draws of update prompts, in each of which the selector chooses "
         f"anew, and Student weights of {pool.n_blocks} blocks of bank prompts, percentile"
     )
-    return Population(measured.probe_id, n_contexts, measured.n_prompts, pool.n_blocks, method)
+    return Population(measured.probe_id, measured.outcome, n_contexts, measured.n_prompts, pool.n_blocks, method)
 
 
 def _known(interval: Interval, pool: Pool) -> Interval:

@@ -12,9 +12,10 @@ from teachdiag.analysis.efficiency.step_lengths import ALL
 from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, shown
 from teachdiag.analysis.resampling.few_blocks import clear_side
-from teachdiag.analysis.text.text_tables import readable
+from teachdiag.analysis.text.text_tables import capitalised, readable
 from teachdiag.artefacts import EFFICIENCY
-from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, MATCHES, Match, headline_budget
+from teachdiag.glossary import GAINS
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_OUTCOME, HEADLINE_SELECTORS, MATCHES, Match, headline_budget
 from teachdiag.signals import BASE, BASE_LABEL
 from teachdiag.tables import rows_where
 
@@ -39,12 +40,20 @@ class Efficiency(KindAnalysis):
         """Say what was measured, and what the brackets are."""
         settings, blocks = self.settings, self.record.results["blocks"]
         return (
-            f"Gain on the bank, to first order, of an SGD step on the mean {settings['loss']} loss of the positions "
-            "that a selector keeps of the update batch, as a share of that of a step on all of them: at equal update "
-            f"norm, with norms measured on real batches ({settings['norm_batches']}), and at equal learning rate. "
-            f"`{ORACLE}` ranks by the gain itself, and is judged on the bank that it ranked by: a ceiling. Brackets: "
-            f"bootstrap over update prompts, every selection made anew, and over {len(blocks)} blocks of bank prompts."
+            f"{capitalised(self._gain)} on the bank, to first order, of an SGD step on the mean {settings['loss']} "
+            "loss of the positions that a selector keeps of the update batch, as a share of that of a step on all of "
+            f"them: at equal update norm, with norms measured on real batches ({settings['norm_batches']}), and at "
+            f"equal learning rate. `{ORACLE}` ranks by the gain itself, and is judged on the bank that it ranked by: a "
+            "ceiling. Brackets: bootstrap over update prompts, every selection made anew, and over "
+            f"{len(blocks)} blocks of bank prompts."
         )
+
+    @property
+    def _gain(self) -> str:
+        return GAINS[self.settings.get("outcome", HEADLINE_OUTCOME)]
+
+    def _share_of_gain(self, how: str) -> str:
+        return f"Share of the whole batch's {self._gain}, {how}"
 
     def sentences(self, results: Results) -> list[str]:
         """Say who leads at one budget, how TA-OPD's score fares against raw KL, and whether anything beats all."""
@@ -54,7 +63,7 @@ class Efficiency(KindAnalysis):
         """Return the share that every selector keeps at every budget, its differences, and the real steps."""
         rows = rows_where(results.efficiency, probe_id=self.probe_id)
         tables = {
-            f"Share of the whole batch's gain, {how}": share_table(rows_where(rows, match=match, statistic="share"))
+            self._share_of_gain(how): share_table(rows_where(rows, match=match, statistic="share"))
             for match, how in MATCHES.items()
         }
         for match, how in MATCHES.items():
@@ -71,9 +80,7 @@ class Efficiency(KindAnalysis):
     def compact_tables(self, results: Results) -> Tables:
         """Return the same at both matches."""
         rows = rows_where(results.efficiency, probe_id=self.probe_id)
-        return {
-            f"Share of the whole batch's gain, {how}": headline_table(rows, match) for match, how in MATCHES.items()
-        }
+        return {self._share_of_gain(how): headline_table(rows, match) for match, how in MATCHES.items()}
 
     def measured(self, title: str) -> list[Grid | str]:
         """Return what the measured cells keep on the real batches, at equal step length."""
@@ -81,7 +88,7 @@ class Efficiency(KindAnalysis):
         budgets = sorted({budget for _, budget in cells if budget < 1})
         selectors = [name for name in dict.fromkeys(name for name, _ in cells) if name != ALL]
         rows = [[_named(name), *(cells.get((name, budget), "-") for budget in budgets)] for name in selectors]
-        shares = f"share of the whole batch's gain, first order, {MATCHES['norm']}"
+        shares = f"share of the whole batch's {self._gain}, first order, {MATCHES['norm']}"
         return [grid(f"{title}: {shares}", ["kept by", *map(_percent, budgets)], rows), _OF_MEASURED]
 
 

@@ -16,9 +16,9 @@ from teachdiag.analysis.report.headline import Headline, headline, update_name
 from teachdiag.analysis.resampling.bootstrap import Interval, shown
 from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
 from teachdiag.analysis.text.text_tables import aligned, capitalised
-from teachdiag.glossary import STATUSES
+from teachdiag.glossary import GAINS, STATUSES
 from teachdiag.markdown import markdown_table
-from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, KINDS
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_OUTCOME, HEADLINE_SELECTORS, KINDS
 from teachdiag.signals import BASE, BASE_LABEL
 from teachdiag.tables import rows_where
 
@@ -48,7 +48,7 @@ class FrontPage:
         for probe_id, table in self.efficiency.items():
             widths = [max(map(len, (name, *table[name]))) for name in table]
             lines += [
-                f"Share of the whole batch's gain at equal step length, {probe_id}",
+                *_wrapped(f"Share of the whole batch's gain at equal step length, {probe_id}"),
                 *aligned(table, widths),
                 _MOST,
                 "",
@@ -119,10 +119,11 @@ def front_page(
     statuses = dict.fromkeys(primary["status"])
     legend = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items() if status in statuses)
     shares = {str(probe): efficiency_table(rows) for probe, rows in efficiency.groupby("probe_id", sort=False)}
+    outcomes = dict(zip(efficiency["probe_id"], efficiency["outcome"], strict=True))
     return FrontPage(
         said,
         {str(probe): primary_table(rows) for probe, rows in primary.groupby("probe_id", sort=False)},
-        {probe: table for probe, table in shares.items() if len(table)},
+        {_titled(probe, outcomes[probe]): table for probe, table in shares.items() if len(table)},
         f"{capitalised(legend)}." if legend else "",
         f"{'; '.join(caveats)}." if caveats else "",
         run,
@@ -158,6 +159,10 @@ def efficiency_table(rows: pd.DataFrame) -> pd.DataFrame:
             for name in known
         ]
     )
+
+
+def _titled(probe_id: str, outcome: str) -> str:
+    return probe_id if outcome == HEADLINE_OUTCOME else f"{probe_id}, {GAINS[outcome]}"
 
 
 def _plain(probe_id: str, table: pd.DataFrame) -> dict[str, Any]:

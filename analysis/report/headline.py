@@ -25,7 +25,7 @@ from teachdiag.analysis.step.findings import NOT_JUDGED
 from teachdiag.analysis.step.reach import precision_of_row
 from teachdiag.analysis.step.step_length import REVERSED, TOO_LONG
 from teachdiag.analysis.text.text_tables import capitalised
-from teachdiag.glossary import STATUSES
+from teachdiag.glossary import GAINS, STATUSES
 from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, TrainSettings, headline_budget
 from teachdiag.settings.base import flag
 from teachdiag.signals import BASE, BASE_LABEL
@@ -106,10 +106,11 @@ def efficiency_sentences(efficiency: pd.DataFrame) -> list[str]:
         return []
     rows = rows_where(efficiency, match="norm")
     shares = rows_where(rows, statistic="share")
+    what = GAINS[str(efficiency["outcome"].iloc[0])]
     if shares.empty:
         (gain,) = row_dicts(rows_where(efficiency, statistic="gain"))
         harms = clear_side(row_interval(gain), gain["n_blocks"]) < 0
-        told = "takes the student away from the teacher" if harms else "has no gain that is clearly told from 0"
+        told = "takes the student away from the teacher" if harms else f"has no {what} that is clearly told from 0"
         return [
             f"On held-out prompts a step on all tokens {told} ({row_interval(gain)} nats per unit of learning rate, to "
             "first order), so that no selector can keep a share of its gain."
@@ -120,7 +121,7 @@ def efficiency_sentences(efficiency: pd.DataFrame) -> list[str]:
     first, *others = [(NAMES[name], _share(interval)) for name, interval in kept if interval is not None]
     listed = ", ".join(f"{name} {share}" for name, share in others)
     sentences = [
-        f"At {budget:.0%} of the tokens {first[0]} keeps {first[1]} of the whole batch's gain at equal step length"
+        f"At {budget:.0%} of the tokens {first[0]} keeps {first[1]} of the whole batch's {what} at equal step length"
         f"{f', {listed}' if listed else ''}."
     ]
     difference = lookup(rows, statistic="share_vs_base", selector=CONTENDER, budget=budget)

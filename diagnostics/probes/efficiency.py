@@ -1,9 +1,10 @@
 """Kind efficiency: what a step on every single loss term gains on the bank, to first order, and masked steps beside it.
 
-The bank's prompts are dealt into blocks. Slopes along the gradient of each block's mean forward KL give the inner
-product of that gradient with the gradient of every loss term at once, for the true teacher and for shuffled rows. The
-gain of any selection at equal learning rate is a mean of these; at equal length of the step, the norms of the masked
-gradients are needed too, which are measured on some real update batches. Some of these steps are really taken.
+The bank's prompts are dealt into blocks. Slopes along the gradient of each block's mean KL (forward, or reverse where
+that is the outcome) give the inner product of that gradient with the gradient of every loss term at once, for the true
+teacher and for shuffled rows. The gain of any selection at equal learning rate is a mean of these; at equal length of
+the step, the norms of the masked gradients are needed too, which are measured on some real update batches. Some of
+these steps are really taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -195,7 +196,8 @@ def chosen_steps(cells: Sequence[Cell], count: int) -> list[int]:
 def _drawn_rows(setup: ProbeSetup, cells: Sequence[Cell], found: Measured) -> list[dict[str, Any]]:
     """Rows of `masked_steps`: cells whose mask is known."""
     rows = []
-    before = setup.forward_kl(_THETA0).astype(np.float64) if found.taken else None
+    kl = setup.settings.outcome_kl
+    before = setup.kl_in(_THETA0, kl).astype(np.float64) if found.taken else None
     for number, (cell, gradient) in enumerate(zip(cells, found.gradients, strict=True)):
         linear = setup.settings.optimizer == "sgd"
         row = _row(setup, cell, cell.selector, cell.budget, int(cell.selection.kept.sum())) | {
@@ -207,7 +209,7 @@ def _drawn_rows(setup: ProbeSetup, cells: Sequence[Cell], found: Measured) -> li
         if before is not None and number in found.taken:
             row["learning_rate"] = found.step["length"] / gradient.direction_norm
             row["update_norm"] = found.step["length"]
-            row["real_gain"] = float((before - setup.forward_kl(state(number))).mean())
+            row["real_gain"] = float((before - setup.kl_in(state(number), kl)).mean())
         rows.append(row)
     return rows
 
@@ -249,9 +251,9 @@ def _write_steps(
     block = {c.prompt_id: number for number, contexts in enumerate(bank.blocks) for c in contexts}
     prompts = {c.context_id: c.prompt_id for c in setup.bank}
     before = pa.concat_tables(setup.shards(_THETA0)).sort_by(KEY)
-    gains = []
+    gains, kl = [], setup.settings.outcome_kl
     for number in taken:
-        gain = before["forward_kl"].to_numpy().astype(np.float64) - setup.forward_kl(state(number))
+        gain = before[kl].to_numpy().astype(np.float64) - setup.kl_in(state(number), kl)
         frame = pd.DataFrame({"prompt_id": [prompts[i] for i in before["context_id"].to_pylist()], "gain": gain})
         means = frame.groupby("prompt_id")["gain"].agg(["size", "mean"])
         cell = cells[number]

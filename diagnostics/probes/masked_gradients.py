@@ -68,7 +68,7 @@ class Measured:
 
 
 class BankGradient:
-    """The gradient of the bank's mean forward KL, made and summed block by block: two directions at a time."""
+    """The gradient of the bank's mean KL, made and summed block by block: two directions at a time."""
 
     def __init__(self, setup: ProbeSetup, blocks: Sequence[list[Context]]) -> None:
         """Take the contexts of each block, which are the bank's."""
@@ -83,9 +83,10 @@ class BankGradient:
         return [{"prompts": n, "positions": size} for n, size in zip(prompts, self.positions, strict=True)]
 
     def of(self, number: int) -> Direction:
-        """Gradient of a block's mean forward KL."""
+        """Gradient of a block's mean KL."""
         setup = self._setup
-        along = gradient(setup.student, setup.mean_kl(self.blocks[number]), setup.settings, setup.reporter)
+        objective = setup.mean_kl(self.blocks[number], setup.settings.outcome_kl)
+        along = gradient(setup.student, objective, setup.settings, setup.reporter)
         if number == self._added:  # in their order only: no last digit hangs on where a killed probe went on
             share = self.positions[number] / sum(self.positions)
             if not self._sum:
@@ -194,13 +195,14 @@ def _short_step(
     facts = on_first(recall)(note, _STEP)
     if facts is not None:
         return facts
-    theta0, again = (setup.bank_kl(lay(contexts))["forward_kl"].to_numpy() for lay in (setup.batched, setup.relaid(0)))
+    kl = setup.settings.outcome_kl
+    theta0, again = (setup.bank_kl(lay(contexts), kl)[kl].to_numpy() for lay in (setup.batched, setup.relaid(0)))
     noise = float(np.sqrt(np.square(theta0 - again).mean(dtype=np.float64) / len(theta0)))
     direction = downhill()[1]
 
     def gain(scale: float) -> float:
         setup.theta0.displace(direction, -scale)
-        after = setup.bank_kl(setup.batched(contexts))["forward_kl"].to_numpy()
+        after = setup.bank_kl(setup.batched(contexts), kl)[kl].to_numpy()
         setup.theta0.restore()
         return float((theta0.astype(np.float64) - after).mean())
 

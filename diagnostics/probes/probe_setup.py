@@ -106,13 +106,13 @@ class ProbeSetup:
         scored = {name: pa.array(list(values)) if values.ndim > 1 else values for name, values in columns.items()}
         return pa.table({"context_id": batch.context_ids, "position": batch.positions} | scored)
 
-    def bank_kl(self, batches: Sequence[Batch]) -> pa.Table:
-        """Forward KL of some batches of the bank at the student's present weights, by (context_id, position).
+    def bank_kl(self, batches: Sequence[Batch], kl: str = "forward_kl") -> pa.Table:
+        """One KL of some batches of the bank at the student's present weights, by (context_id, position).
 
         Several processes share the batches.
         """
         scored = gathered_rows([self.rescored(batch) for batch in share_of(list(batches))]).sort_by(KEY)
-        return scored.select([*(name for name, _ in KEY), "forward_kl"])
+        return scored.select([*(name for name, _ in KEY), kl])
 
     def rescore_shards(self, state: str, layout: Layout, label: str, listed: bool = False) -> None:
         """Rescore the bank at the student's present weights into the shards of a state; skip those that are there.
@@ -143,9 +143,9 @@ class ProbeSetup:
     def _bank_shards(self) -> int:
         return -(-len(self.bank) // self.capture.shard_contexts)
 
-    def forward_kl(self, state: str) -> np.ndarray:
-        """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""
-        values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)["forward_kl"].to_numpy()
+    def kl_in(self, state: str, kl: str = "forward_kl") -> np.ndarray:
+        """One KL of every bank position in a state, by (context_id, position), float32, nats."""
+        values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)[kl].to_numpy()
         return values
 
     def compare_with_capture(self, scored: pa.Table) -> dict[str, Any]:
@@ -188,9 +188,9 @@ class ProbeSetup:
         self.reporter.say(what)
         return facts | {"doubts": [f"{what[0].upper()}{what[1:]}."]}
 
-    def mean_kl(self, contexts: Sequence[Context]) -> Objective:
-        """The mean forward KL over some contexts; over those that were set aside it is L_fix (paper Eq. 2)."""
-        return Objective(contexts, self.teacher, position_loss("forward_kl", {}))
+    def mean_kl(self, contexts: Sequence[Context], kl: str = "forward_kl") -> Objective:
+        """The mean of one KL over some contexts; of forward KL, over those set aside, it is L_fix (paper Eq. 2)."""
+        return Objective(contexts, self.teacher, position_loss(kl, {}))
 
 
 def set_up(

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from teachdiag.figures.run_tables import RunTables
 from teachdiag.figures.seen import listed
 from teachdiag.figures.style import INK, PLACEBO, RANDOM, Picture, blank_figure
+from teachdiag.glossary import DROPS
 from teachdiag.settings import HEADLINE_SELECTORS, MATCHES, headline_budget
 from teachdiag.settings.base import Match
 from teachdiag.signals import BASE, BASE_LABEL, signal_named
@@ -71,8 +72,9 @@ def efficiency_figure(tables: RunTables, probe_id: str) -> Picture:
         panels[-1].set_xlabel("budget: share of the update batch's tokens")
         figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     figure.tell(
-        f"Held-out gain (drop of KL) to first order; {gain['n_contexts']:,} update contexts, {gain['n_prompts']:,} "
-        f"bank prompts. Bands, of {' and '.join(map(_label, _BANDED))}: 95%, update prompts and bank blocks resampled. "
+        f"Held-out gain ({DROPS[gain['outcome']]}) to first order; {gain['n_contexts']:,} update contexts, "
+        f"{gain['n_prompts']:,} bank prompts. Bands, of {' and '.join(map(_label, _BANDED))}: 95%, update prompts and "
+        "bank blocks resampled. "
         f"Markers: real steps, bank prompts resampled. Grey lines: other selectors{_best(rows)}. Probe {probe_id}.",
         _seen(rows, matches[0]) if matches else "Nothing is drawn: the whole batch's own gain is not told from 0.",
     )

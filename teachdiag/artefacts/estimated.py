@@ -255,6 +255,7 @@ EFFICIENCY = Table(
         Column("selector", TEXT, "", "which positions were kept: see docs/selectors.md; 'all' is the whole batch"),
         Column("budget", DOUBLE, "1", "share of the update batch that is kept"),
         Column("match", TEXT, "", "'rate': equal learning rate, mean over the kept; 'norm': equal length of the step"),
+        Column("outcome", TEXT, "", "what counts as gain on the bank: gain or gain_reverse"),
         Column(
             "statistic",
             TEXT,

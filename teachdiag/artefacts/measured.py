@@ -391,8 +391,8 @@ INNER_PRODUCTS = Table(
     folder="inner_products/<probe_id>/",
     written_by="probe --kind efficiency",
     meaning="What a step on one loss term l_t of the update split gains, to first order, on each block of the bank's "
-    "prompts. A block's L_b is the mean forward KL of its positions, so that the whole bank's inner product is the "
-    "mean over blocks, weighted by `block_positions`.",
+    "prompts. A block's L_b is the mean forward KL of its positions (reverse with --outcome gain_reverse), so that "
+    "the whole bank's inner product is the mean over blocks, weighted by `block_positions`.",
     key=("probe_id", "context_id", "position", "block"),
     columns=(
         PROBE_ID,
@@ -472,6 +472,6 @@ MASKED_GAINS = Table(
         PROMPT_ID,
         Column("block", INT, "1", "the prompt's block in `inner_products`"),
         Column("n_positions", INT, "positions", "bank positions of the prompt"),
-        Column("gain", DOUBLE, "nats", "mean over them of forward KL at theta0 less that after the step"),
+        Column("gain", DOUBLE, "nats", "mean over them of the KL of --outcome at theta0 less that after the step"),
     ),
 )

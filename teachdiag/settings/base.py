@@ -20,6 +20,7 @@ Normalisation = Literal["quantile", "rank", "none"]
 Scope = Literal["global", "sequence"]
 Ties = Literal["random", "earliest"]
 Split = Literal["bank", "update"]
+GainOutcome = Literal["gain", "gain_reverse"]  # columns of the table `gains`
 PositionsFrom = Literal["first", "spread", "random", "all"]
 TeacherPrompt = Literal["same", "privileged"]
 EndOfText = Literal["same", "student", "union"]

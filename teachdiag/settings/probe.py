@@ -13,6 +13,7 @@ from teachdiag.settings.base import (
     SCALE,
     Checked,
     Derivative,
+    GainOutcome,
     Match,
     Normalisation,
     Optimizer,
@@ -124,6 +125,12 @@ class ProbeSettings(Checked):
         "Shares of the update batch that are kept, comma-separated; 'auto' is "
         + ", or ".join(f"{shares} with --kind {kind}" for kind, shares in _BUDGETS.items()),
         kinds=_MASKS,
+    )
+    outcome: GainOutcome = option(
+        "gain",
+        "What counts as gain on the bank: 'gain', the drop of KL(teacher || student), or 'gain_reverse', that of "
+        "KL(student || teacher)",
+        kinds=("efficiency",),
     )
     blocks: int = option(
         8, "Blocks that the bank's prompts are dealt into; each costs a gradient", "blocks", kinds=("efficiency",)
@@ -242,6 +249,11 @@ class ProbeSettings(Checked):
         """Copies of the weights that steps move, in float32: for a next step AdamW keeps two moments."""
         moments = 2 if self.optimizer == "adamw" and self.steps > 1 else 0
         return KINDS[self.kind].copies + moments
+
+    @property
+    def outcome_kl(self) -> str:
+        """The KL whose fall on the bank is the gain of kind efficiency, by the name of its column."""
+        return {"gain": "forward_kl", "gain_reverse": "reverse_kl"}[self.outcome]
 
     @property
     def budget_shares(self) -> tuple[float, ...]:

@@ -40,8 +40,9 @@ def efficiency(
     shares: dict[str, float], reach: float = 0.01, gain: tuple[float, float, float] = (0.1, 0.08, 0.12)
 ) -> Any:
     """Rows of what selectors keep at every headline budget; where the whole batch's gain is not above 0, it alone."""
-    common = {"probe_id": "efficiency", "unit": "1", "method": "planted", "n_contexts": 64, "n_prompts": 64}
-    common |= {"n_blocks": 8, "norm_error": None, "real_share": None, "real_low": None, "real_high": None}
+    common = {"probe_id": "efficiency", "outcome": "gain", "unit": "1", "method": "planted", "n_contexts": 64}
+    common |= {"n_prompts": 64, "n_blocks": 8, "norm_error": None, "real_share": None, "real_low": None}
+    common |= {"real_high": None}
     common |= {"real_first_order": None}
 
     def row(selector: str, budget: float, statistic: str, estimate: float, low: float, high: float) -> dict[str, Any]:
@@ -99,6 +100,13 @@ def test_the_papers_claim_is_judged_by_the_paired_difference(learnable: float, v
         f"The claim that teachability beats raw KL {verdict}."
         in said(NO_STEP, efficiency(KEPT | {"learnable": learnable})).sentences
     )
+
+
+def test_gain_in_the_other_kl_is_named() -> None:
+    first = said(NO_STEP, efficiency(KEPT).assign(outcome="gain_reverse")).sentences[0]
+    assert "of the whole batch's gain in KL(student || teacher) at equal step length" in first
+    nothing = efficiency({}, gain=(0.01, -0.02, 0.04)).assign(outcome="gain_reverse")
+    assert "has no gain in KL(student || teacher) that is clearly told" in said(NO_STEP, nothing).sentences[0]
 
 
 def test_no_effect_makes_one_claim_and_no_more() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools.results_page import minutes_table, page_tables, yardsticks_table
+from tools.results_page import by_outcome, minutes_table, page_tables, yardsticks_table
 
 
 def test_minutes_are_summed_over_starts_and_unknown_where_one_did_not_end(tmp_path: Path) -> None:
@@ -56,3 +56,13 @@ def test_gains_stand_in_either_kl_beside_those_towards_shuffled_rows() -> None:
         ["shuffled", "Q3", "-", "-"],
     ]
     assert yardsticks_table(pd.DataFrame(means[2:]))["teacher rows"].tolist() == ["shuffled", "shuffled"]
+
+
+def test_each_kl_has_rows_of_its_own() -> None:
+    efficiency = pd.DataFrame({"outcome": ["gain", "gain_reverse", "gain"], "share": [1, 2, 3]})
+    table = by_outcome(lambda rows: rows[["share"]], efficiency)
+    assert table.to_numpy().tolist() == [
+        [1, "KL(teacher to student)"],
+        [3, "KL(teacher to student)"],
+        [2, "KL(student to teacher)"],
+    ]

@@ -71,13 +71,13 @@ class Truth:
                 found[c.context_id, t] = self._flat(LOSSES["reverse_kl"](logp[t], q, 0))
         return found
 
-    def kl(self, contexts: list[Context]) -> Tensor:
-        """Forward KL of every position, context by context."""
+    def kl(self, contexts: list[Context], name: str = "forward_kl") -> Tensor:
+        """One KL of every position, context by context."""
         scored = ((plain_logp(self.student, c, "student", KNOWN), self.taught[c.context_id]) for c in contexts)
-        return torch.stack([LOSSES["forward_kl"](p, q, 0) for ps, qs in scored for p, q in zip(ps, qs, strict=True)])
+        return torch.stack([LOSSES[name](p, q, 0) for ps, qs in scored for p, q in zip(ps, qs, strict=True)])
 
-    def bank_gradient(self, contexts: list[Context]) -> Tensor:
-        return self._flat(self.kl(contexts).mean())
+    def bank_gradient(self, contexts: list[Context], kl: str = "forward_kl") -> Tensor:
+        return self._flat(self.kl(contexts, kl).mean())
 
     def move(self, by: Tensor) -> None:
         parts = by.split([p.numel() for p in self.parameters])
@@ -256,6 +256,28 @@ def test_real_steps_gain_what_explicit_steps_gain(probed: Path, truth: Truth) ->
     assert step["length"] == pytest.approx(taken["update_norm"].iloc[0])
     whole = taken[taken["selector"] == "all"].iloc[0]
     assert whole["real_gain"] == pytest.approx(whole["learning_rate"] * whole["first_order"], rel=0.1)
+
+
+def test_the_other_kl_can_be_what_is_gained(run: Path, truth: Truth, quiet: Reporter) -> None:
+    """Products, masked gradients and real steps are then all by the fall of KL(student || teacher)."""
+    run_probe(run, ProbeSettings(**SMALL | {"outcome": "gain_reverse", "norm_batches": 1}), quiet)
+    bank, terms = truth.of("bank"), truth.terms(truth.of("update"))
+    toward = truth.bank_gradient(deal_blocks(bank, 3, 0)[1], "reverse_kl")
+    table = INNER_PRODUCTS.read(run / "inner_products/e")
+    mine = table[table["block"] == 1].set_index(["context_id", "position"])["inner"]
+    expected = np.array([(terms[key] @ toward).item() for key in mine.index])
+    np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    cells, before = MASKED_STEPS.read(run / "masked_steps/e"), truth.kl(bank, "reverse_kl").detach()
+    whole = cells[(cells["selector"] == "all") & cells["real_gain"].notna()].iloc[0]
+    mean = torch.stack([terms[key] for key in terms if key[0] in whole["context_ids"]]).mean(0)
+    product = (mean @ truth.bank_gradient(bank, "reverse_kl")).item()
+    assert whole["exact_first_order"] == pytest.approx(product, rel=1e-3)
+    truth.move(-whole["learning_rate"] * mean)
+    gain = (before - truth.kl(bank, "reverse_kl").detach()).mean().item()
+    truth.move(whole["learning_rate"] * mean)
+    assert whole["real_gain"] == pytest.approx(gain, rel=2e-2)
+    gains = rows_where(MASKED_GAINS.read(run / "masked_gains/e"), selector="all")
+    assert np.average(gains["gain"], weights=gains["n_positions"]) == pytest.approx(gain, rel=2e-2)
 
 
 def test_real_steps_are_where_selectors_differ_most() -> None:

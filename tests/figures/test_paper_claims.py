@@ -16,13 +16,13 @@ LEARNABLE = "TA-OPD's learnable score keeps more of the gain than"
 KEPT = ("selector", "statistic", "estimate", "ci_low", "ci_high")
 
 
-def run_tables(primary: list[tuple], kept: list[tuple] | None = None) -> RunTables:
+def run_tables(primary: list[tuple], kept: list[tuple] | None = None, outcome: str = "gain") -> RunTables:
     """Give the tables of a run of which `paper_claims` reads only a few columns; all else is empty."""
     named = {table.name: pd.DataFrame(columns=[column.name for column in table.columns]) for table in TABLES}
     frames: dict[str, Any] = {entry.name: named[entry.name] for entry in fields(RunTables) if entry.name in named}
     frames["primary"] = pd.DataFrame([dict(zip(SAID, row, strict=True)) | {"probe_id": "one_step"} for row in primary])
     if kept is not None:
-        facts = {"probe_id": "efficiency", "match": "norm", "budget": 0.1, "unit": "1"}
+        facts = {"probe_id": "efficiency", "outcome": outcome, "match": "norm", "budget": 0.1, "unit": "1"}
         whole = facts | {"selector": "all", "statistic": "gain", "budget": 1.0}
         frames["efficiency"] = pd.DataFrame([whole, *(facts | dict(zip(KEPT, row, strict=True)) for row in kept)])
     return RunTables(run=Path("run"), kinds={}, **frames)
@@ -55,6 +55,15 @@ def test_claims_over_runs() -> None:
     cells = ("0.01 [0.005, 0.02] nats: holds", "0.1 [0, 0.2] nats: too long", "0.02 nats: holds", "all: 2 of 2")
     assert lines[2] == f"| the step helps | {' | '.join(cells)} |"
     assert lines[4].endswith("| -0.1 [-0.2, -0.05]: reversed | - | not judged | none: 0 of 1; the opposite on 1 |")
+
+
+def test_gains_in_different_kls_are_different_claims() -> None:
+    kept = [("learnable", "share_vs_base", 0.1, 0.05, 0.2)]
+    given = answers({"a": run_tables([], kept), "b": run_tables([], kept, "gain_reverse")})
+    assert {(answer.run, answer.claim) for answer in given if answer.status == "holds"} == {
+        ("a", f"{LEARNABLE} raw KL, at 10% of tokens"),
+        ("b", f"{LEARNABLE.replace('gain', 'gain in KL(student || teacher)')} raw KL, at 10% of tokens"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def draw_measured(
     pool, gradients, bank = draw_pool(world, seed)
     steps, gains = masked_steps(world, pool.tokens, gradients, bank, selectors, budgets)
     chosen = {name: SELECTORS[name] for name in selectors}
-    return Measured("efficiency", pool, chosen, budgets, world.prompts, pd.DataFrame(steps), pd.DataFrame(gains))
+    return Measured(
+        "efficiency", "gain", pool, chosen, budgets, world.prompts, pd.DataFrame(steps), pd.DataFrame(gains)
+    )
 
 
 def true_shares(world: EfficiencyWorld, selectors: tuple[str, ...], budgets: tuple[float, ...]) -> Array:
