@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -183,8 +184,14 @@ def _verified(files: Sequence[Path]) -> "pyarrow.dataset.Dataset":
 
 def rows_where(table: "pd.DataFrame", **held: object) -> "pd.DataFrame":
     """Return the rows of a table that hold these values, by column; None is null."""
-    masks = [table[column].isna() if value is None else table[column] == value for column, value in held.items()]
-    return table[reduce(and_, masks)] if masks else table
+    return table[holding(table, **held)] if held else table
+
+
+def holding(table: "pd.DataFrame", **held: object) -> npt.NDArray[np.bool_]:
+    """Say of each row of a table if it holds these values, by column; None is null."""
+    columns = ((table[name].array, value) for name, value in held.items())
+    masks = (column.isna() if value is None else column == value for column, value in columns)
+    return reduce(and_, (np.asarray(mask, bool) for mask in masks), np.ones(len(table), bool))
 
 
 @contextmanager

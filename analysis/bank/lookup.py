@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from teachdiag.analysis.resampling.bootstrap import Interval
-from teachdiag.tables import rows_where
+from teachdiag.tables import holding
 
 _ENDS = ("estimate", "ci_low", "ci_high")
 _ERROR = "draw_error"
@@ -15,8 +15,10 @@ _ERROR = "draw_error"
 
 def lookup(rows: pd.DataFrame, **held: object) -> Interval | None:
     """Return the first estimate whose row holds these values, by column (None is null); None where there is none."""
-    matching = rows_where(rows, **held)
-    return None if matching.empty else row_interval(matching.iloc[0])
+    places = np.flatnonzero(holding(rows, **held))
+    if not places.size:
+        return None
+    return row_interval({name: rows[name].iloc[places[0]] for name in (*_ENDS, _ERROR) if name in rows})
 
 
 def lookup_text(rows: pd.DataFrame, **held: object) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from teachdiag.analysis.bank.lookup import lookup, row_dicts, row_interval
+from teachdiag.analysis.bank.lookup import row_dicts, row_interval
 from teachdiag.analysis.bank.measurements import Outcome, Record
 from teachdiag.analysis.resampling.bootstrap import CLEAR, Interval
 from teachdiag.analysis.resampling.multiplicity import add_q_values
@@ -35,6 +35,9 @@ from teachdiag.signals import BASE
 from teachdiag.tables import rows_where
 
 NOT_JUDGED = "not judged"
+_KEY = ("probe_id", "outcome", "analysis", "term")
+_ASKED = ["estimate", "ci_low", "ci_high", "draw_error", "placebo_error"]
+_Estimates = dict[tuple[Any, ...], dict[str, Any]]
 _RATE = 0.05  # of false discoveries among secondary claims
 
 
@@ -49,8 +52,8 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
     Returns:
         Rows of the findings table, that of `gain_claim` first; a claim whose number could not be estimated has none.
     """
-    rows, probe_id, of = [], record.probe_id, _Estimates(estimates)
-    n_prompts = int(of[probe_id, CLAIMS[0].outcome]["n_prompts"].max())
+    rows, probe_id, of = [], record.probe_id, _by_key(estimates)
+    n_prompts = int(rows_where(estimates, probe_id=probe_id, outcome=CLAIMS[0].outcome)["n_prompts"].max())
     for claim in CLAIMS:
         for k in SUPPORT_SIZES if claim.per_k else (None,):
             real = _evidence(of, probe_id, claim, k)
@@ -110,15 +113,10 @@ def secondary_title(findings: pd.DataFrame, probe_id: str) -> str:
     return f"Secondary claims, {counts.sum()}: {counted} (of those that hold, at most 5% are expected to be false)"
 
 
-class _Estimates(dict[tuple[str, str], pd.DataFrame]):
-    """The rows of each probe and outcome, which are asked for once a claim: no rows where there are none."""
-
-    def __init__(self, estimates: pd.DataFrame) -> None:
-        super().__init__({(str(p), str(o)): rows for (p, o), rows in estimates.groupby(["probe_id", "outcome"])})
-        self._none = estimates.iloc[:0]
-
-    def __missing__(self, key: tuple[str, str]) -> pd.DataFrame:
-        return self._none
+def _by_key(estimates: pd.DataFrame) -> _Estimates:
+    """Return every estimate by what a claim asks for: probe, outcome, analysis, term and K."""
+    keys = zip(*(estimates[name] for name in _KEY), estimates["k"].replace({np.nan: None}), strict=True)
+    return dict(zip(keys, row_dicts(estimates[_ASKED]), strict=True))
 
 
 @dataclass(frozen=True)
@@ -153,26 +151,24 @@ class _Placebo:
 
 
 def _evidence(of: _Estimates, probe_id: str, claim: Claim, k: int | None) -> _Evidence | None:
-    estimates = of[probe_id, claim.outcome]
-    interval = lookup(estimates, analysis=claim.analysis, term=claim.term, k=k)
-    if interval is None:
+    row = of.get((probe_id, claim.outcome, claim.analysis, claim.term, k))
+    if row is None:
         return None
-    floor = _noise_floor(of[probe_id, OUTCOME]) if claim.analysis == "mean" else 0.0
+    interval = row_interval(row)
+    floor = _noise_floor(of, probe_id) if claim.analysis == "mean" else 0.0
     side = interval.side(floor)
     if side and claim.rivals:
         better = claim.rivals[0] if side > 0 else claim.rivals[1]
-        level = lookup(estimates, analysis=claim.level, term=better, k=None if better == BASE else k)
-        if level is None or level.side() <= 0:
+        level = of.get((probe_id, claim.outcome, claim.level, better, None if better == BASE else k))
+        if level is None or row_interval(level).side() <= 0:
             return _Evidence(interval, 0, "but neither predicts by itself")
     return _Evidence(interval, side, floor=floor)
 
 
 def _placebo(of: _Estimates, probe_id: str, name: str, claim: Claim, k: int | None, draws: int) -> _Placebo:
     placebo_id = f"{probe_id}.{name}"
-    own = of[placebo_id, claim.outcome]
-    rows = row_dicts(rows_where(own, analysis=beyond(claim.analysis), term=claim.term, k=k))
-    margin = row_interval(rows[0]) if rows else None
-    error = rows[0]["placebo_error"] if rows else None
+    row = of.get((placebo_id, claim.outcome, beyond(claim.analysis), claim.term, k))
+    margin, error = (row_interval(row), row["placebo_error"]) if row else (None, None)
     return _Placebo(name, _evidence(of, placebo_id, claim, k), margin, draws, None if pd.isna(error) else error)
 
 
@@ -271,8 +267,6 @@ def _judged(real: _Evidence, placebos: Sequence[_Placebo]) -> tuple[str, str]:
     return status, f"; beyond every placebo, the nearest being {nearest}"
 
 
-def _noise_floor(gains: pd.DataFrame) -> float:
+def _noise_floor(of: _Estimates, probe_id: str) -> float:
     """Return the mean gain, in nats, that rounding alone can reach; a mean inside it counts as 0."""
-    floor = lookup(gains, analysis="noise_floor")
-    assert floor is not None, "every probe has a noise floor"
-    return floor.estimate
+    return row_interval(of[probe_id, OUTCOME, "noise_floor", "bank", None]).estimate
