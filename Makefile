@@ -25,7 +25,7 @@ CAPTURE_long := --recipe docs/study-long/capture.toml
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test lint types bench docs notebook readme results tokenizers clean
+.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test lint types bench docs notebook readme results speed tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -133,6 +133,9 @@ readme: .venv/installed  ## put what was measured into the README and the pages 
 
 results: .venv/installed  ## put what was measured on the pairs of `make study-real` into docs/results.md
 	$(BIN)/python -m tools.results_page $(wildcard $(patsubst %,runs/%,$(REAL) $(PAIRS) long))
+
+speed: .venv/installed  ## put what `make bench` measured last into docs/speed.md
+	$(BIN)/python -m tools.speed_page
 
 tokenizers: .venv/installed runs/models/.made  ## put what is known of pairs with two tokenizers into docs/tokenizers.md
 	$(BIN)/python -m tools.two_tokenizers

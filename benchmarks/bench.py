@@ -1,10 +1,11 @@
 """`make bench`: what the kernels cost, as ratios within one run. Prints tables and asserts nothing.
 
-`scoring` measures capture's exact scoring, `probes` the kinds of probe, `adapters` a step's memory, `selection` the
-selectors, `training` a step of selective distillation, `monitoring` what looking at a training costs it, `estimates`
-the statistics at the paper's size, `intervals` how often their intervals hold the truth, `efficiency` how often those
-of efficiency curves do, `long` responses of up to 16,384 tokens, and `large` ten million positions. `bench.py PART
-...` runs these alone. Each table is kept in benchmarks/history/, and stands beside what was kept last on this machine.
+`scoring` measures capture's exact scoring, `heads` its part beyond the models, `probes` the kinds of probe, `adapters`
+a step's memory, `selection` the selectors, `training` a step of selective distillation, `monitoring` what looking at a
+training costs it, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the truth,
+`efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 16,384
+tokens, and `large` ten million positions. `bench.py PART ...` runs these alone. Each table is kept in
+benchmarks/history/, and stands beside what was kept last on this machine.
 """
 
 import sys
@@ -12,8 +13,10 @@ from collections.abc import Callable
 
 import torch
 from adapters import adapter_rows
+from commands import command_rows
 from efficiency import efficiency_coverage_rows
 from estimates import estimate_rows
+from heads import head_rows
 from history import recorded
 from intervals import coverage_rows
 from large import large_rows
@@ -31,7 +34,8 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
     """Title of every part, and what makes its rows."""
     threads = f"embedded pair, {torch.get_num_threads()} threads"
     return {
-        "scoring": (f"Scoring, {threads}", lambda: [*time_rows(load_bench_pair()), *memory_rows()]),
+        "scoring": (f"Scoring, {threads}", lambda: [*time_rows("float32"), *time_rows("bfloat16"), *memory_rows()]),
+        "heads": (f"LM heads and statistics, {threads}", head_rows),
         "probes": (f"Probes, {threads}", lambda: probe_rows(load_bench_pair(master=True), QUIET)),
         "adapters": ("Memory of a step, embedded student", adapter_rows),
         "selection": ("Selectors", selection_rows),
@@ -41,6 +45,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "long": (f"Long contexts, {threads}", long_rows),
+        "commands": ("Commands", command_rows),
         "large": ("A bank that memory cannot hold", large_rows),
     }
 

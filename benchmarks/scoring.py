@@ -5,6 +5,7 @@ Both are measured on the loop that capture runs: shards of contexts, batches of 
 
 import resource
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from workload import Row, alone, bare_pass, best, load_bench_pair, random_contexts, write_contexts
@@ -13,16 +14,17 @@ from teachdiag.diagnostics.calibrate import score_anew
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import batched, in_shards
-from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.settings import CaptureSettings
+from teachdiag.settings.base import DType
 
 POSITIONS = 192  # response positions a context
 SETTINGS = CaptureSettings(positions=POSITIONS)
 CONTEXT_COUNTS = (16, 64)
 
 
-def time_rows(pair: Pair) -> list[Row]:
+def time_rows(dtype: DType) -> list[Row]:
     """Scoring against the two bare forward passes (`model(input_ids)`, logits and all) over the same batches."""
+    pair = load_bench_pair(dtype)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         write_contexts(run, random_contexts(CONTEXT_COUNTS[0], POSITIONS, "bank"))
@@ -30,10 +32,10 @@ def time_rows(pair: Pair) -> list[Row]:
         batches = [batch for shard in shards for batch in batched(shard, SETTINGS.batch_tokens)]
         models = (pair.student, pair.teacher)
         bare = best(lambda: [bare_pass(model, batch) for batch in batches for model in models])
-        scored = best(lambda: score_anew(run, SETTINGS, pair))
+        scored = best(lambda: score_anew(run, replace(SETTINGS, dtype=dtype), pair))
     return [
-        (f"two bare forward passes, {POSITIONS} positions a context", f"{bare:.2f} s", "1"),
-        ("exact scoring of the same batches", f"{scored:.2f} s", f"{scored / bare:.3f}"),
+        (f"two bare {dtype} forward passes, {POSITIONS} positions a context", f"{bare:.2f} s", "1"),
+        (f"exact scoring of the same batches, {dtype}", f"{scored:.2f} s", f"{scored / bare:.3f}"),
     ]
 
 

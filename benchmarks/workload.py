@@ -18,6 +18,7 @@ from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings
+from teachdiag.settings.base import DType
 from teachdiag.tables import shard_path, write_parquet
 
 Row = tuple[str, str, str]
@@ -26,9 +27,9 @@ REPEATS = 3
 QUIET = Reporter(quiet=True)
 
 
-def load_bench_pair(*, master: bool = False) -> Pair:
+def load_bench_pair(dtype: DType = "float32", *, master: bool = False) -> Pair:
     """The embedded pair of the demo, on the CPU."""
-    return load_pair(resolve_pair(CaptureSettings(), QUIET), "float32", "cpu", master=master)
+    return load_pair(resolve_pair(CaptureSettings(), QUIET), dtype, "cpu", master=master)
 
 
 def random_contexts(count: int, positions: int, split: str, first: int = 0) -> list[Context]:

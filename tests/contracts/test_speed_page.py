@@ -1,0 +1,23 @@
+"""The page of speed: of every goal what was measured last on each machine, and what was not."""
+
+from pathlib import Path
+
+import history
+import pytest
+from history import recorded
+
+from tools.speed_page import GOALS, NOT_MEASURED, speed_table
+
+
+def test_the_last_number_of_every_goal_stands_in_its_machines_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "HISTORY", tmp_path)
+    monkeypatch.setattr(history, "_machine", lambda: "a-machine-2-threads")
+    for ratio in ("1.20", "0.96"):
+        recorded("scoring", [("exact scoring of the same batches, float32", "9 s", ratio)])
+    recorded("estimates", [("  peak memory", "300 MB", "-"), ("  peak memory", "731 MB", "-")])
+    column = speed_table(tmp_path).set_index("work")["a machine 2 threads"]
+    assert column["exact scoring of both models, float32, files and all"] == "0.96"
+    assert list(column["its peak memory"]) == [NOT_MEASURED, "731 MB", NOT_MEASURED]
+    assert (column == NOT_MEASURED).sum() == len(GOALS) - 2
