@@ -21,7 +21,7 @@ from teachdiag.tables import rows_where
 
 _LISTED = 6  # names that a sentence lists
 _VERDICTS = {1: "keeps more than", -1: "keeps less than", 0: "cannot be told from"}
-_NAMES = {ORACLE: "oracle (ceiling)", CONTENDER: f"{CONTENDER} (TA-OPD)", RANDOM: "random positions"}
+_NAMES = {CONTENDER: f"{CONTENDER} (TA-OPD)", RANDOM: "random positions"}
 
 _OF_MEASURED = "mean over the update batches whose gradients were measured; `teachdiag analyze` takes all contexts"
 
@@ -44,7 +44,8 @@ class Efficiency(KindAnalysis):
             "loss of the positions that a selector keeps of the update batch, as a share of that of a step on all of "
             f"them: at equal update norm, with norms measured on real batches ({settings['norm_batches']}), and at "
             f"equal learning rate. `{ORACLE}` ranks by the gain itself, and is judged on the bank that it ranked by: a "
-            "ceiling. Brackets: bootstrap over update prompts, every selection made anew, and over "
+            "ceiling at equal learning rate; at equal update norm, tokens whose gradients point apart can keep more. "
+            "Brackets: bootstrap over update prompts, every selection made anew, and over "
             f"{len(blocks)} blocks of bank prompts."
         )
 

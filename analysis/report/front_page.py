@@ -25,7 +25,7 @@ from teachdiag.tables import rows_where
 WIDTH = 80  # of a terminal, in characters
 _CLAIM_WIDTHS = (26, 25, 17, 9)  # of the columns of primary claims
 _SHORT = {claim.finding: claim.short for claim in PRIMARY_CLAIMS}
-_MOST = "oracle ranks by the gain itself: a ceiling."
+_MOST = "oracle ranks by the gain itself: a ceiling at equal learning rate, not here."
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from teachdiag.signals import BASE, BASE_LABEL, signal_named
 from teachdiag.tables import rows_where
 
 _RANDOM, _ORACLE, _OTHERS = "random", "oracle", "0.72"
-_EXPECTED = {_RANDOM: ("--", RANDOM, "random, expected"), _ORACLE: (":", INK, "oracle: ceiling")}
+_EXPECTED = {_RANDOM: ("--", RANDOM, "random, expected"), _ORACLE: (":", INK, "oracle: ranks by the gain")}
 _FOLLOWED = [name for name in HEADLINE_SELECTORS if name not in _EXPECTED]
 _BANDED = _FOLLOWED[:2]  # raw KL and TA-OPD's score; more bands cannot be told from one another
 _MARKERS = ("s", "o", "D", "v")
