@@ -141,7 +141,14 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
         raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
     _check_lists(table)
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
-    check_fits(_contexts(table, Positions.of(settings)), limits, pair.known)
+    media = pair.student.media_ids | pair.teacher.media_ids
+    check_fits(_contexts(table, Positions.of(settings)), limits, pair.known, media)
+    sides = (table[name].to_pylist() for name in ("prompt_token_ids", "response_token_ids"))
+    if all(response[: len(prompt)] == prompt for prompt, response in zip(*sides, strict=True)):
+        raise ContextError(
+            f"{settings.contexts}: every response begins with its whole prompt: response_token_ids are what the "
+            "student sampled alone, and response_mask is of that length"
+        )
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
     return int(table.num_rows)

@@ -29,6 +29,7 @@ class Encoder:
         ends: frozenset[int] = frozenset(),
         options: Mapping[str, Any] | None = None,
         *,
+        media: frozenset[int] = frozenset(),
         strip_padding: bool = False,
     ) -> None:
         """Take a tokenizer, what is known of its model, options of its template, and what to do with padding.
@@ -38,11 +39,13 @@ class Encoder:
             rows: number of ids of its model.
             ends: ids that end its texts.
             options: of its chat template.
+            media: ids in whose places its model reads pictures or sounds.
             strip_padding: whether padding is taken off lists of ids, rather than refused.
         """
         self._tokenizer = tokenizer
         self._rows = rows
         self._ends = ends
+        self._media = media
         self._known = frozenset(tokenizer.get_vocab().values())
         self._special = frozenset(tokenizer.all_special_ids) | special_tokens(tokenizer).keys()
         self._strip = strip_padding
@@ -68,14 +71,21 @@ class Encoder:
         ids = self._given(side) if side.messages is not None else self._prompt_text(_text(side, "prompt"), side.form)
         return self._checked(self._unpadded(replace(side, ids=ids), "prompt"), None, "prompt")
 
-    def response(self, side: Side, prompt: Ids, finish_reason: str = "unknown") -> Ids:
+    def response(self, side: Side, prompt: Ids, finish_reason: str = "unknown", *, own_end: bool = True) -> Ids:
         """Return the ids of a response to a prompt of these ids, which ended for this reason.
+
+        Args:
+            side: the response.
+            prompt: what it answers.
+            finish_reason: 'stop', 'length' or 'unknown'.
+            own_end: whether its mask, if it has one, calls the last id the student's: masks are padded with 1, too.
 
         Raises:
             BadRow: as `prompt`.
         """
         if side.ids is not None:
-            ids = self._checked(self._unpadded(side, "response", finish_reason), side.text, "response")
+            unpadded = self._unpadded(side, "response", finish_reason, own_end=own_end)
+            ids = self._checked(unpadded, side.text, "response")
             if not side.masked:
                 self._refuse_turns(self._decode(ids, skip=False), skip=False)
             return ids
@@ -127,9 +137,19 @@ class Encoder:
             raise BadRow(
                 "unknown ids", f"the {name} holds id {strangers[0]}, which the student's tokenizer does not know"
             )
+        if media := self._media.intersection(ids):
+            raise BadRow(
+                "more than text",
+                f"the {name} holds id {min(media)}, in whose place a picture or a sound was read: only text is scored",
+            )
         return ids
 
-    def _unpadded(self, side: Side, name: str, finish_reason: str = "unknown") -> Ids:
+    def repeats(self, prompt: Ids, response: Ids) -> bool:
+        """Whether a response begins with its whole prompt, whatever special tokens either of them has."""
+        text = self._decode(prompt, skip=True).strip()
+        return bool(text) and self._decode(response, skip=True).lstrip().startswith(text)
+
+    def _unpadded(self, side: Side, name: str, finish_reason: str = "unknown", *, own_end: bool = False) -> Ids:
         """Return ids without padding at either end, if the user allows that it is taken off.
 
         Raises:
@@ -137,7 +157,7 @@ class Encoder:
         """
         ids = side.ids or ()
         front = 0 if side.masked and name == "response" else self._padding(ids, name)
-        back = 0 if side.masked else self._padding(ids[::-1], name, finish_reason, back=True)
+        back = 0 if side.masked and not own_end else self._padding(ids[::-1], name, finish_reason, back=True)
         if not front and not back:
             return ids
         if not self._strip:

@@ -16,6 +16,11 @@ from teachdiag.preflight import existing
 from teachdiag.progress import Reporter
 
 Parse = Callable[[str, int, Mapping[Any, Any]], list[Record]]
+_BESIDE_TEXT = (  # what programs call pictures and sounds that a model read with its prompt
+    *("image", "images", "video", "videos", "audio", "audios", "pixel_values"),
+    *("multi_modal_data", "multi_modal_inputs", "multimodal_inputs", "multimodal_train_inputs"),
+)
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def files_of(form: Format, paths: Sequence[Path]) -> list[Path]:
     """Return the files that are meant, each once: files as given, folders by the files of the format in them.
 
     Raises:
-        RolloutError: a path does not exist, a folder has no such file, or a file is of another kind.
+        RolloutError: a path does not exist, a folder has no such file, or a file is of another kind, or compressed.
     """
     files: dict[Path, Path] = {}
     kinds = " or ".join(form.suffixes)
@@ -61,17 +66,24 @@ def files_of(form: Format, paths: Sequence[Path]) -> list[Path]:
         inside = [existing(path)]
         try:
             if path.is_dir():
-                listed = (f for f in sorted(path.glob(form.pattern)) if f.suffix in form.suffixes and f.is_file())
+                listed = [file for file in sorted(path.glob(form.pattern)) if file.is_file()]
+                listed = [file for file in listed if file.suffix in form.suffixes or _is_packed(form, file)]
                 inside = [file for file in listed if file.name not in form.beside]
         except OSError as error:
             raise RolloutError(f"{path} cannot be read: {cause(error)}") from error
         if not inside:
             raise RolloutError(f"{path} holds no {kinds} file")
         for file in inside:
+            if _is_packed(form, file):
+                raise RolloutError(f"{file} is compressed: unpack it, and give it without {file.suffix}")
             if file.suffix not in form.suffixes:
                 raise RolloutError(f"{file} is no {kinds} file, which this format is")
             files.setdefault(file.resolve(), file)
     return list(files.values())
+
+
+def _is_packed(form: Format, file: Path) -> bool:
+    return file.suffix in _PACKED and Path(file.stem).suffix in form.suffixes
 
 
 def read_jsonl(file: Path) -> Iterator[Row]:
@@ -151,5 +163,12 @@ def read_records(
 def _parsed(form: Format, row: Row, names: Mapping[str, str]) -> list[Record]:
     if isinstance(row.fields, BadRow):
         raise row.fields
+    if beside := next((name for name in _BESIDE_TEXT if _is_there(row.fields.get(name))), None):
+        raise BadRow("more than text", f"has {beside}, which the student read with its prompt: only text is scored")
     fields = form.named(row.fields, names) if form.named and names else row.fields
     return form.parse(row.where, row.number, fields)
+
+
+def _is_there(value: Any) -> bool:  # noqa: ANN401 (whatever the file holds)
+    """Whether a field holds anything: tensors and arrays do, whatever is in them."""
+    return value is not None and (hasattr(value, "shape") or bool(value))

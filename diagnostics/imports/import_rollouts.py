@@ -51,7 +51,14 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
     if settings.end_of_text:
         model = replace(model, end_ids=_named_ends(model, settings.end_of_text))
     options = resolve_options(settings.template_options, {settings.student: model.tokenizer}, {}, {}, reporter)
-    encoder = Encoder(model.tokenizer, model.rows, model.end_ids, options, strip_padding=settings.strip_padding)
+    encoder = Encoder(
+        model.tokenizer,
+        model.rows,
+        model.end_ids,
+        options,
+        media=model.media_ids,
+        strip_padding=settings.strip_padding,
+    )
     records, rows, mended = [], [], 0
     for record in readable:
         before = encoder.unpadded
@@ -62,6 +69,7 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
         except BadRow as error:
             bad.append(at(record.where, error))
     _check_share(bad, len(records) + len(bad), settings)
+    _check_sides(records, rows, encoder)
     _check_names(records, rows)
     _split(records, rows, settings)
     rows.sort(key=lambda row: str(row["split"]))  # the bank first, each split in the order of the files
@@ -75,6 +83,7 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
         "responses": counted(_known_by(record) for record in records),
     }
     _say_doubts(imported, reporter)
+    _say_repeated(rows, reporter)
     _say_unset_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": context_id} for context_id, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
@@ -120,6 +129,16 @@ def _say_doubts(imported: dict[str, Any], reporter: Reporter) -> None:
         reporter.say(doubt)
 
 
+def _say_repeated(rows: Sequence[dict[str, Any]], reporter: Reporter) -> None:
+    """Say how many rollouts are there more than once: short answers are, and files that were given twice."""
+    again = len(rows) - len({(row["prompt_token_ids"], row["response_token_ids"]) for row in rows})
+    if again:
+        reporter.say(
+            f"{again} of {len(rows)} rollouts are there already, token for token: short answers may be sampled twice, "
+            "and rows may have been written twice"
+        )
+
+
 def _say_unset_options(
     settings: ImportSettings, records: Sequence[Record], encoder: Encoder, reporter: Reporter
 ) -> None:
@@ -162,9 +181,12 @@ def _named_ends(model: Outline, names: str) -> frozenset[int]:
 def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> dict[str, Any]:
     """Columns of one context but its id and split."""
     prompt = encoder.prompt(record.prompt)
-    response = encoder.response(record.response, prompt, record.finish_reason)
+    mask = record.response_mask
+    response = encoder.response(record.response, prompt, record.finish_reason, own_end=mask is None or mask[-1])
     teacher = prompt if record.teacher_prompt is None else encoder.prompt(record.teacher_prompt)
-    own = record.response_mask or (True,) * len(response)
+    own = (mask or (True,) * len(response))[: len(response)]  # of masked ones, padding is taken off the end alone
+    if not any(own):
+        raise BadRow("masked", "no token of it is the student's: its mask keeps padding alone")
     _check_end(response, own, ends)
     last = max(place for place, mine in enumerate(own) if mine)
     return {
@@ -199,6 +221,15 @@ def _check_end(response: Ids, own: Mask, ends: frozenset[int]) -> None:
 
 def _digest(ids: Ids) -> str:
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:12]
+
+
+def _check_sides(records: Sequence[Record], rows: Sequence[dict[str, Any]], encoder: Encoder) -> None:
+    """Refuse files whose responses are whole sequences: a single one may begin with its prompt, but not all of them."""
+    if all(encoder.repeats(row["prompt_token_ids"], row["response_token_ids"]) for row in rows):
+        raise RolloutError(
+            f"{records[0].where}: this response begins with its whole prompt, and so do all {len(rows)}: give as "
+            "response what the student sampled alone, with a mask of that length"
+        )
 
 
 def _check_names(records: list[Record], rows: list[dict[str, Any]]) -> None:

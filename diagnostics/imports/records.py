@@ -47,7 +47,7 @@ class Side:
             special tokens skipped; 'message': that, of one message; 'parsed': that, or what the tokenizer's own
             parser of responses made of it;
             'unsure': plain or stripped, which the chat template decides.
-        masked: whether a mask vouches that these very ids were read or sampled.
+        masked: whether a mask tells the student's ids from those of others, which may stand at either end.
         continues: whether a last message of the assistant's is known to be continued by the response.
     """
 
@@ -182,6 +182,8 @@ def step_of(fields: Mapping[Any, Any]) -> int | None:
     """Return the training step, which ms-swift writes as text."""
     step = fields.get("step", fields.get("gen_step"))
     if isinstance(step, str) and step.isdecimal() and len(step) < _DIGITS:
+        return int(step)
+    if isinstance(step, float) and step.is_integer():  # as pandas has whole numbers beside missing ones
         return int(step)
     return step if type(step) is int else None
 

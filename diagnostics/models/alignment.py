@@ -167,17 +167,20 @@ def in_shards(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield shard
 
 
-def check_fits(contexts: Sequence[Context], limits: dict[Side, int], known: Known) -> None:
+def check_fits(
+    contexts: Sequence[Context], limits: dict[Side, int], known: Known, media_ids: frozenset[int] = frozenset()
+) -> None:
     """Refuse contexts that a model cannot read.
 
     Args:
         contexts: the contexts to be scored.
         limits: longest sequence each model was made for, in tokens.
         known: the ids that the models share.
+        media_ids: ids in whose places a model reads pictures or sounds, which no context has.
 
     Raises:
         ContextError: a context is longer than a model's limit, has an empty prompt or no kept position, or holds a
-            token id outside the shared vocabulary.
+            token id outside the shared vocabulary, or one of a picture or a sound.
     """
     for context in contexts:
         if not context.rows:
@@ -191,6 +194,11 @@ def check_fits(contexts: Sequence[Context], limits: dict[Side, int], known: Know
                 raise ContextError(
                     f"context {context.context_id} holds token id {foreign}, outside the shared vocabulary of "
                     f"{known.count}: it was tokenised for another model, or sampled from an LM head's padding"
+                )
+            if media_ids and (media := media_ids.intersection(context.prompt(side) + context.response)):
+                raise ContextError(
+                    f"context {context.context_id} holds token id {min(media)}, in whose place a picture or a sound "
+                    "was read: only text is scored"
                 )
             length = len(context.inputs(side))
             if length > limit:

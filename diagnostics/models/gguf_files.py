@@ -7,6 +7,7 @@ precision type holds: this way the folder is the file's own model, and every blo
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from teachdiag.cache import cache_folder, made_once
 from teachdiag.errors import InputError, ModelError, cause
@@ -40,7 +41,8 @@ def dequantise(gguf: Path, folder: Path) -> None:
     other padding, they take no part in any softmax.
 
     Raises:
-        ModelError: the GGUF reader is not installed, or the file does not hold a whole model that transformers reads.
+        ModelError: the GGUF reader is not installed, the file does not hold a whole model that transformers reads, or
+            holds something that transformers would leave out.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"reading {gguf.name} needs gguf: pip install 'teachdiag[gguf]'")
@@ -66,6 +68,7 @@ def _write_model(gguf: Path, folder: Path) -> None:
         raise ModelError(
             f"GGUF file {gguf} holds no whole model: it lacks {lacking[0]}; give one file with all weights"
         )
+    _refuse_left_out(gguf, model)
     # The weights are plain float32 now; these marks of their origin would forbid saving them.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -73,6 +76,29 @@ def _write_model(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if unused := _unused_ids(gguf):
         _forget(unused, folder / "tokenizer.json")
+
+
+def _refuse_left_out(gguf: Path, model: Any) -> None:  # noqa: ANN401 (a transformers model)
+    """Refuse a file of which transformers passes something over without a word: it would be another model."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    architecture = reader.fields["general.architecture"].contents()
+    scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
+    kind = "none" if scaling is None else str(scaling.contents())
+    if kind != "none" and kind not in json.dumps(getattr(model.config, "rope_parameters", None), default=str):
+        raise ModelError(
+            f"GGUF file {gguf} scales its positions ({kind}), which transformers leaves out: give the folder or Hub id "
+            "of the model that the file was made of"
+        )
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    read = sum({weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}.values())  # tied: once
+    if held != read:
+        freqs = next((f", {t.name} among them" for t in reader.tensors if t.name.startswith("rope_freqs")), "")
+        raise ModelError(
+            f"GGUF file {gguf} holds {held:,} values, of which transformers makes a model of {read:,}{freqs}: give the "
+            "folder or Hub id of the model that the file was made of"
+        )
 
 
 def _unused_ids(gguf: Path) -> set[int]:

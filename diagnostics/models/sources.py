@@ -88,6 +88,7 @@ class Outline:
         end_ids: token ids that end a text.
         rows: ids that its LM head has, padding included.
         limit: longest sequence that it was made for, in tokens.
+        media_ids: token ids in whose places it reads pictures or sounds.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Outline:
     end_ids: frozenset[int]
     rows: int
     limit: int
+    media_ids: frozenset[int] = frozenset()
 
 
 def resolve(
@@ -270,7 +272,8 @@ def outline(source: ModelSource) -> Outline:
     config, tokenizer, generation = read_config(source), read_tokenizer(source), read_generation(source)
     with reading(source):
         text = config.get_text_config()
-        return Outline(source.name, tokenizer, end_ids(generation, tokenizer), int(text.vocab_size), limit(text))
+        ends, rows = end_ids(generation, tokenizer), int(text.vocab_size)
+        return Outline(source.name, tokenizer, ends, rows, limit(text), _media_ids(config))
 
 
 def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
@@ -278,6 +281,11 @@ def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
     listed = generation.eos_token_id if generation else None
     ids = listed if isinstance(listed, list) else [listed]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _media_ids(config: Any) -> frozenset[int]:  # noqa: ANN401
+    names = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
+    return frozenset(value for name in names if isinstance(value := getattr(config, name, None), int))
 
 
 def limit(config: Any) -> int:  # noqa: ANN401

@@ -62,7 +62,7 @@ def contexts_of(batch: Mapping[str, Any], sequences: int) -> list[Context]:
         sequences: how many, at most; those without an own token are left out.
 
     Raises:
-        SettingsError: it is neither.
+        SettingsError: it is neither, or several sequences stand in one row.
     """
     if "completion_ids" in batch:
         cut = _completed(batch, sequences)
@@ -93,6 +93,16 @@ def _completed(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tenso
 def _labelled(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The same; the response begins with the first label."""
     there = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    places = batch.get("position_ids")
+    if (
+        places is not None
+        and places.shape == there.shape
+        and ((places.diff(dim=1) <= 0) & there[:, 1:] & there[:, :-1]).any()
+    ):
+        raise SettingsError(
+            "the trainer's batch has several sequences in a row (packing, padding_free), which the monitor would read "
+            "as one: call `observe_batch` with logits instead"
+        )
     rows = zip(batch["input_ids"], batch["labels"] != -100, there, strict=True)
     for ids, labelled, present in islice(rows, sequences):
         row, own = ids[present], labelled[present]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Head = Callable[[Tensor], Tensor]
 _SAME = ("context_id", "position", "token_id")  # of the canary at every look
 _FIRST = (*_SAME, "forward_kl", "disagreement_k16", "compatibility_k16")  # what later looks are read beside
+_TOLD, _MUCH, _SURELY = 8, 1.0, 4.0  # tokens, nats a token and standard errors from which rows are told to be shifted
 _LOGGED = tuple(c.name for c in MONITOR.columns if pa.types.is_floating(c.type))
 
 
@@ -136,10 +137,15 @@ class Monitor:
             Numbers by name, such as 'teachdiag/live/forward_kl', which `log` is told too; none that is not finite.
 
         Raises:
-            SettingsError: shapes do not fit, or no token is the student's own.
+            SettingsError: shapes do not fit, the mask holds more than 0 and 1, no token is the student's own, or, at
+                the first look, rows predict the token behind theirs.
         """
+        if not ((mask == 0) | (mask == 1)).all():
+            raise SettingsError("the mask holds more than 0 and 1: make it of labels by `labels != -100`")
         own = mask.bool()
         _check_shapes(student, teacher, token_ids, own, student_head is None, teacher_head is None)
+        if not self._rows[LIVE]:
+            _refuse_shifted(student, token_ids, own, student_head, self._tile)
         with self._timed() as took, torch.no_grad():
             rows = own.nonzero()[:, 0]
             ours, theirs = student[own], teacher[own]
@@ -310,6 +316,24 @@ def _check_shapes(
         raise SettingsError(f"{shapes}: cut both models' logits to the ids that both know")
     if not own.any():
         raise SettingsError("the mask is false everywhere: no token is the student's own")
+
+
+@torch.no_grad()
+def _refuse_shifted(student: Tensor, token_ids: Tensor, own: Tensor, head: Head | None, most: int) -> None:
+    """Refuse rows that stand one place early, as a model gives them: the row in front tells each token far better."""
+    sequence, before = (part[:most] for part in own[:, 1:].nonzero(as_tuple=True))
+    tokens = token_ids[sequence, before + 1].long()[:, None]
+    early, there = (
+        _head(head)(student[sequence, before + place]).log_softmax(-1).gather(-1, tokens)[:, 0] for place in (0, 1)
+    )
+    better = (early - there)[torch.isfinite(early - there)]
+    if len(better) < _TOLD or not better.mean() > _MUCH + _SURELY * better.std() / len(better) ** 0.5:
+        return
+    raise SettingsError(
+        f"the student's rows predict the token behind theirs: the row in front of a token gives it {better.mean():.1f} "
+        "nats more than its own; where logits[:, t] predicts ids[:, t + 1], pass logits[:, :-1], ids[:, 1:] and "
+        "mask[:, 1:]"
+    )
 
 
 def _head(head: Head | None) -> Any:  # noqa: ANN401 (a head as `States` has it)

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from graded import write_graded
 from tiny_pair import EFFICIENCY_PROBE, PROBE, save_model
 from typer.testing import CliRunner
 
 from teachdiag.analysis.teachers.compare import lacking_probes, run_compare_teachers
-from teachdiag.artefacts import POSITIONS
+from teachdiag.artefacts import GRADES, POSITIONS, PREDICTIONS
 from teachdiag.cli import app
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.probe import run_probe
@@ -152,3 +153,29 @@ def test_lacking_probes_are_taken_as_the_first_run_took_them(runs: list[Path], t
         assert json.loads((run / "probes/efficiency.json").read_text())["settings"]["blocks"] == 3
     most = found.loc["positions with most predicted gain", "estimate"]
     assert most.sum() == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_graded_answers_tell_what_each_teacher_adds_to_success(
+    tmp_path: Path, tiny_settings: CaptureSettings, quiet: Reporter
+) -> None:
+    """From contexts that are brought and graded, under two teachers, to what is printed."""
+    asked = replace(tiny_settings, update_prompts=10, max_new_tokens=1)
+    run_capture(tmp_path / "asked", asked, quiet)
+    write_graded(tmp_path / "asked", tmp_path / "mine.parquet")
+    teachers = {"near": tiny_settings.teacher, "far": save_model(tmp_path / "model", seed=9)}
+    predicted = ProbeSettings(kind="predicted", method="one-sided", batch_tokens=400, tile_positions=50)
+    means, grades = {}, []
+    for name, teacher in teachers.items():
+        brought = replace(asked, teacher=teacher, contexts=str(tmp_path / "mine.parquet"), grade=True)
+        run_capture(tmp_path / name, brought, quiet)
+        grades.append(GRADES.read(tmp_path / name / "grades")["grade"].tolist())
+        run_probe(tmp_path / name, predicted, quiet)
+        means[name] = PREDICTIONS.read(tmp_path / name / "predictions/predicted")["success_inner"].mean()
+    assert grades[0] == grades[1]
+    done = CliRunner().invoke(app, ["compare-teachers", *(str(tmp_path / name) for name in teachers)])
+    assert done.exit_code == 0, done.output
+    assert "success" in done.output
+    found = compared([tmp_path / name for name in teachers])
+    for name, mean in means.items():
+        assert found.loc[("success of a step", name), "estimate"] == pytest.approx(mean, rel=1e-4)

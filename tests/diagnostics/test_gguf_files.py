@@ -191,6 +191,20 @@ def test_a_file_is_a_model_like_others(
 
 
 @pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("scaled", r"scales its positions \(yarn\), which transformers leaves out: give the folder"),
+        ("freqs", r"holds [\d,]+ values, of which transformers makes a model of [\d,]+, rope_freqs.weight among them"),
+    ],
+)
+def test_what_transformers_leaves_out_is_refused(what: str, told: str, tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "more.gguf", **{what: True})
+    with pytest.raises(ModelError, match=told):
+        dequantise(tmp_path / "more.gguf", tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (lambda data: b"GGUF" + data[4:2000], "cannot be read by transformers"),

@@ -31,6 +31,7 @@ from teachdiag.diagnostics.imports import import_rollouts as importing
 from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.models.sources import Outline
 from teachdiag.errors import InputError
+from teachdiag.progress import Reporter
 from teachdiag.settings import ImportSettings, NamedImportSettings
 
 Ids = tuple[int, ...]
@@ -333,6 +334,7 @@ def bring(
     student: dict[str, Any],
     rows: list[dict[str, Any]] | None = None,
     file: Path | None = None,
+    reporter: Reporter = QUIET,
     **options: Any,
 ) -> tuple[Pairs, dict[str, Any]]:
     """Write rollouts as a program does, import them, and return prompts and responses, and what was recorded.
@@ -341,14 +343,15 @@ def bring(
     """
     name, row, write = WRITERS[writer]
     tokenizer = said[0].tokenizer
-    student["outline"] = Outline("m", tokenizer, frozenset({tokenizer.eos_token_id}), len(tokenizer), 4096)
+    ends, media = frozenset({tokenizer.eos_token_id}), student.get("media", frozenset())
+    student["outline"] = Outline("m", tokenizer, ends, len(tokenizer), 4096, media)
     rows = [row(one) for one in said] if rows is None else rows
     out = student["folder"] / "c.parquet"
     file = file or write(student["folder"] / "rows", rows)
     given = json.dumps(said[0].options) if said[0].options else ""
     wanted = {"files": [str(file)], "student": "m", "contexts": str(out), "template_options": given} | options
     kind = NamedImportSettings if FORMATS[name].named else ImportSettings
-    imported = importing.import_rollouts(FORMATS[name], kind(**wanted), QUIET)["imported"]
+    imported = importing.import_rollouts(FORMATS[name], kind(**wanted), reporter)["imported"]
     found = CONTEXTS.read_arrow(out).to_pylist()
     return [(tuple(r["prompt_token_ids"]), tuple(r["response_token_ids"])) for r in found], imported
 
@@ -592,6 +595,30 @@ def test_fields_of_other_names_are_read(student: dict[str, Any]) -> None:
             bring("jsonl ids", said, student, rows=rows, **names | {"mask_field": ""})
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_whole_sequences_are_no_responses(name: str, student: dict[str, Any]) -> None:
+    """As `generate` returns them: ids with a mask that is 0 on the prompt, or text without its special tokens."""
+    said = ordinary(name)
+    whole = [(*one.prompt, *one.response) for one in said]
+    by_ids = [
+        {
+            "prompt_token_ids": list(one.prompt),
+            "response_token_ids": list(ids),
+            "response_mask": [0] * len(one.prompt) + [1] * len(one.response),
+        }
+        for one, ids in zip(said, whole, strict=True)
+    ]
+    by_text = [
+        plain_messages(one) | {"response": one.tokenizer.decode(list(ids), skip_special_tokens=True)}
+        for one, ids in zip(said, whole, strict=True)
+    ]
+    for rows in (by_ids, by_text):
+        with pytest.raises(InputError, match=r"rows\.jsonl:1: .*(begins with its whole prompt|begins another turn)"):
+            bring("jsonl ids", said, student, rows=rows)
+    rows = [*by_ids[:1], *map(masked, said[1:])]  # one that repeats its prompt may have been sampled so
+    assert len(bring("jsonl ids", said, student, rows=rows)[0]) == len(said)
+
+
 PAD, END = "<pad>", "<|im_end|>"
 
 
@@ -626,6 +653,44 @@ def test_padding_is_refused_or_taken_off(
     true[1] = true[1][0], true[1][1][: len(true[1][1]) + left[1]]
     assert sorted(found) == sorted(true)
     assert imported["padding_stripped"] == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_padding_that_a_mask_calls_the_students_is_padding(ended: bool, student: dict[str, Any]) -> None:
+    """TRL pads `tool_mask` with 1."""
+    tokenizer, said = family("chatml"), ordinary("chatml")
+    pad, rows = tokenizer.convert_tokens_to_ids(PAD), [masked(one) for one in said]
+    for row in rows:
+        ids = row["response_token_ids"] if ended else row["response_token_ids"][:-1]
+        row["response_token_ids"], row["response_mask"] = [9, *ids, pad, pad], [0] + [1] * (len(ids) + 2)
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl:1: the response ends with 2 of id \d+, which looks like padding"
+    ):
+        bring("jsonl masked", said, student, rows=rows)
+    bring("jsonl masked", said, student, rows=rows, strip_padding=True)
+    for one, row in zip(said, CONTEXTS.read_arrow(student["folder"] / "c.parquet").to_pylist(), strict=True):
+        true = [9, *(one.response if ended else one.response[:-1])]
+        assert row["response_token_ids"] == true
+        assert row["response_mask"] == [0] + [1] * (len(true) - 1)
+        assert row["finish_reason"] == ("stop" if ended else "unknown")
+
+
+def test_ids_of_pictures_are_no_text(student: dict[str, Any]) -> None:
+    said = ordinary("chatml")
+    first = dict.fromkeys(said[0].prompt)
+    student["media"] = frozenset({list(first)[-1]})
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl:1: the prompt holds id \d+, in whose place a picture or a sound"
+    ):
+        bring("jsonl ids", said, student)
+    del student["media"]
+
+
+def test_rows_that_are_there_twice_are_told_of(student: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    said = ordinary("chatml")
+    found, _ = bring("jsonl ids", [*said, said[0]], student, reporter=Reporter())
+    assert len(found) == 4
+    assert "1 of 4 rollouts are there already, token for token" in " ".join(capsys.readouterr().err.split())
 
 
 def test_padding_that_is_written_out_is_padding_too(student: dict[str, Any]) -> None:

@@ -55,7 +55,17 @@ def whole(**fields: Any) -> dict[str, Any]:
         ("jsonl", [IDS | {"prompt_token_ids": []}], "r.jsonl:1: the prompt is empty"),
         ("jsonl", [IDS | {"response_token_ids": []}], "r.jsonl:1: the response is empty"),
         ("jsonl", [IDS | {"loss_mask": [1]}], "loss_mask is not read: give what the student sampled as response_mask"),
+        ("jsonl", [IDS | {"loss_masks": [0]}], "as response_mask, or say --mask-field loss_masks"),
+        ("jsonl", [IDS | {"weights": [0.0]}], "as response_mask, or say --mask-field weights"),
+        (
+            "jsonl",
+            [IDS | {"labels": [-100, 66]}],
+            "labels is not read: give what the student sampled as response_mask (1",
+        ),
         ("jsonl", [{"prompt": PROMPT, "response": "b", "tools": [{}]}], "tools is not read: give --template-options"),
+        ("jsonl", [{"prompt": PROMPT, "response": "b", "system": "Be"}], "a system prompt as the first message"),
+        ("jsonl", [IDS | {"images": ["a.png"]}], "has images, which the student read with its prompt: only text is"),
+        ("slime", [whole(multimodal_inputs={"images": [1]})], "has multimodal_inputs, which the student read"),
         ("jsonl", [{"prompt": PROMPT, "response": ""}], "r.jsonl:1: the response is empty"),
         ("jsonl", [IDS | {"response_token_ids": [264]}], "holds id 264, but the student's vocabulary has 264 ids"),
         ("jsonl", [IDS | {"response_token_ids": [66, -1]}], "ends with 1 of id -1, which looks like padding"),
@@ -135,6 +145,11 @@ def test_bad_files_are_one_sentence(marked: str, tmp_path: Path) -> None:
     torch.save([1], tmp_path / "list.pt")
     refused("slime", tmp_path / "list.pt", "has no list 'samples'", marked)
     refused("verl", tmp_path / "none.jsonl", "there is no file or folder", marked)
+    (tmp_path / "mixed").mkdir()
+    for file in ("a.jsonl", "b.jsonl.gz", "c.gz"):
+        (tmp_path / "mixed" / file).write_bytes(b"")
+    for given in ("mixed", "mixed/b.jsonl.gz"):  # which would be left out of the folder
+        refused("verl", tmp_path / given, "mixed/b.jsonl.gz is compressed: unpack it, and give it without .gz", marked)
     (tmp_path / "empty").mkdir()
     refused("jsonl", tmp_path / "empty", "holds no .jsonl or .parquet file", marked)
 

@@ -323,6 +323,11 @@ def test_rollouts_of_many_students_are_told_of(marked: str, tmp_path: Path, caps
     write_jsonl(tmp_path / "1.jsonl", [row | {"step": place} for place, row in enumerate(rows)])
     imported("verl", [tmp_path], tmp_path / "c.parquet", marked, reporter=Reporter())
     assert "training steps 0 to 15" in " ".join(capsys.readouterr().err.split())
+    samples = [sample(*pair, "completed") for pair in rollouts(marked_tokenizer())]
+    for step in (3, 4):
+        torch.save({"rollout_id": step, "samples": samples[step::2]}, tmp_path / f"{step}.pt")
+    imported("slime", [tmp_path / "3.pt", tmp_path / "4.pt"], tmp_path / "c.parquet", marked, reporter=Reporter())
+    assert "training steps 3 to 4" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -208,6 +208,11 @@ def test_a_batch_with_labels_is_cut_where_the_response_begins() -> None:
         ((5,), (6, 7), (0, 1)),
     ]
     assert len(contexts_of(batch, 1)) == 1
+    there = batch["attention_mask"].cumsum(1) - 1
+    places = {"position_ids": there.masked_fill(batch["attention_mask"] == 0, 1)}  # as transformers counts them
+    assert len(contexts_of(batch | places, 3)) == 2
+    with pytest.raises(SettingsError, match="has several sequences in a row"):
+        contexts_of(batch | {"position_ids": torch.tensor([[0, 0, 1, 2, 0, 1]] * 3)}, 3)
     with pytest.raises(SettingsError, match="holds images: the monitor reads completion_ids, or labels"):
         contexts_of({"images": 3}, 1)
 
@@ -231,6 +236,24 @@ def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, captured_once: Path
         watch.observe_batch(0, logits, logits[..., 1:], tokens, mask)
     with pytest.raises(SettingsError, match="no token is the student's own"):
         watch.observe_batch(0, logits, logits, tokens, 0 * mask)
+    with pytest.raises(SettingsError, match="the mask holds more than 0 and 1: make it of labels"):
+        watch.observe_batch(0, logits, logits, tokens, torch.where(mask == 1, tokens + 5, -100))
+
+
+@pytest.mark.parametrize("by_states", [False, True])
+def test_rows_as_a_model_gives_them_are_refused_at_the_first_look(by_states: bool, tmp_path: Path) -> None:
+    """Row t of a model predicts token t + 1."""
+    torch.manual_seed(0)
+    tokens, mask = torch.randint(40, (2, 9)), torch.ones(2, 9)
+    head = {"student_head": torch.nn.Identity()} if by_states else {}
+    logits = torch.randn(2, 9, 40)
+    logits[:, :-1] += 6 * torch.nn.functional.one_hot(tokens[:, 1:], 40)
+    teacher = torch.randn(2, 9, 40)
+    watch = monitor(tmp_path)
+    with pytest.raises(SettingsError, match=r"the row in front of a token gives it \d\.\d nats more than its own"):
+        watch.observe_batch(0, logits, teacher, tokens, mask, **head)
+    watch.observe_batch(0, logits[:, :-1], teacher[:, :-1], tokens[:, 1:], mask[:, 1:], **head)
+    assert watch.looked_at("live") == [0]
 
 
 @pytest.mark.slow

@@ -76,6 +76,10 @@ def test_bad_foreign_contexts_are_refused(
         ({"response_mask": "12"}, "column response_mask holds .*string"),
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
         ({"response_token_ids": [[1, 260] for _ in range(16)]}, "context 0 holds token id 260, outside"),
+        (
+            {"prompt_token_ids": [[1, 2]] * 16, "response_token_ids": [[1, 2, 3]] * 16},
+            "every response begins with its whole prompt: response_token_ids are what",
+        ),
     ]
     for number, (columns, message) in enumerate(cases):
         settings = replace(tiny_settings, contexts=edited(run, tmp_path, **columns))

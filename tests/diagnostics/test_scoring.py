@@ -175,3 +175,6 @@ def test_contexts_that_cannot_be_scored_are_refused(contexts: list[Context]) -> 
         check_fits([replace(contexts[1], response=())], {"student": 100}, Known(256))
     with pytest.raises(ContextError, match="context 3 has 19 tokens for the student, whose limit is 18"):
         check_fits(contexts, {"student": 18}, Known(256))
+    token = contexts[2].response[0]
+    with pytest.raises(ContextError, match=rf"holds token id {token}, in whose place a picture or a sound was read"):
+        check_fits([contexts[2]], {"student": 100}, Known(256), frozenset({token}))

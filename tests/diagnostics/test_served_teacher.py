@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import urllib3
 from masked import with_masks
 from model_servers import Faults, ModelServer
 from stages import tables
@@ -19,6 +20,9 @@ from transformers import Qwen3ForCausalLM
 from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
 from teachdiag.diagnostics.engines.served import transport
+from teachdiag.diagnostics.engines.served.checks import check_listed
+from teachdiag.diagnostics.engines.served.servers import connect
+from teachdiag.diagnostics.models.vocabulary import Known
 from teachdiag.errors import ModelError, SettingsError
 from teachdiag.progress import Reporter
 from teachdiag.runs import Stage
@@ -194,6 +198,7 @@ def test_the_run_tells_who_answered_and_holds_no_key(
             r"refuses what it is asked \(status 400: Requested prompt .* start vLLM with --max-logprobs 64",
         ),
         ({"logits": True}, r"gives no log-probabilities \(a list of them has the mass .*\): vLLM gives them with"),
+        ({"error_inside": True}, "answers with an error, though its status is 200: upstream timed out; does something"),
         ({"owner": "llamacpp"}, "is a server of 'llamacpp': only vLLM and SGLang are known"),
         ({"limit": 20}, "with 8 for the response it exceeds the 19 that taught was made for"),
     ],
@@ -210,7 +215,11 @@ def test_a_server_that_is_not_as_it_must_be_is_refused(
 
 
 def test_sglang_is_held_to_the_same(tmp_path: Path, here: CaptureSettings, serve: Serve) -> None:
-    for faults, message in (({"shift": 1}, "is not aligned"), ({"cut": 20}, "answers for 20 of 96 tokens")):
+    for faults, message in (
+        ({"shift": 1}, "is not aligned"),
+        ({"cut": 20}, "answers for 20 of 96 tokens"),
+        ({"unsorted": True}, "gives lists that do not fall, or name an id twice"),
+    ):
         served = replace(here, teacher="taught", teacher_url=serve("sglang", **faults).url)
         with pytest.raises(ModelError, match=message):
             run_capture(tmp_path / "run", served, QUIET)
@@ -235,6 +244,30 @@ def test_a_busy_server_is_waited_for(tmp_path: Path, serve: Serve, asked: Callab
     server.faults.first = [500] * 100
     with pytest.raises(ModelError, match=r"failed 6 times, the last time with status 500: busy: when it works again"):
         run_capture(tmp_path / "other", asked(server), QUIET)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("86400", 60), ("7", 7), ("soon", None)])
+def test_a_server_is_not_waited_for_as_long_as_it_likes(header: str, seconds: float | None) -> None:
+    answer = urllib3.HTTPResponse(status=429, headers={"Retry-After": header})
+    assert transport._Tries(3).get_retry_after(answer) == seconds
+
+
+def test_an_adapter_that_is_served_has_the_length_of_its_model(serve: Serve) -> None:
+    """By vLLM's `--lora-modules`, whose cards tell no length."""
+    server = connect(serve(adapter=True).url, "taught", 1)
+    assert (server.limit, server.program) == (256, "vLLM 0.32.0")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 0.5])
+def test_what_is_asked_for_is_looked_at_as_lists_are(wrong: float, serve: Serve) -> None:
+    server = connect(serve().url, "taught", 1)
+    ids = tuple(range(65, 75))
+    listed = server.score(ids, np.arange(1, 10), np.zeros((9, 1), np.int64))
+    check_listed(server, listed, Known(257))
+    assert listed.asked is not None
+    listed.asked[3] = wrong
+    with pytest.raises(ModelError, match="gives no log-probabilities"):
+        check_listed(server, listed, Known(257))
 
 
 def test_nothing_is_lost_when_it_dies(

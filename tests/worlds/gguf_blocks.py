@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, RopeScalingType, TokenType
 from tiny_pair import TEMPLATE
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -108,8 +108,11 @@ def tensors(seed: int) -> dict[str, tuple[Kind, np.ndarray]]:
     return held
 
 
-def write_tiny_gguf(file: Path, seed: int = 0) -> None:
-    """Write that model with a byte tokenizer of one merge; rows of the head beyond its ids are called unused."""
+def write_tiny_gguf(file: Path, seed: int = 0, *, scaled: bool = False, freqs: bool = False) -> None:
+    """Write that model with a byte tokenizer of one merge; rows of the head beyond its ids are called unused.
+
+    Its positions may be scaled, by a key as YaRN's or by a tensor as Llama 3.1's.
+    """
     letters = sorted(ByteLevel.alphabet())
     end, padding = len(letters), ROWS - KNOWN
     writer = GGUFWriter(file, "qwen2")
@@ -121,6 +124,11 @@ def write_tiny_gguf(file: Path, seed: int = 0) -> None:
     writer.add_head_count_kv(HEADS // 2)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
+    if scaled:
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+    if freqs:
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, WIDTH // HEADS // 2, dtype=np.float32))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([*letters, "<|endoftext|>", "ab"] + [f"[PAD{KNOWN + i}]" for i in range(padding)])

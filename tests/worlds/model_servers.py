@@ -29,6 +29,9 @@ class Faults:
     max_logprobs: int = 64
     by_id: bool = True  # whether it answers for ids of our choice
     logits: bool = False  # in place of log-probabilities
+    unsorted: bool = False  # top lists do not fall
+    error_inside: bool = False  # answers about prompts are errors of status 200, as some proxies send them
+    adapter: bool = False  # what is served is an adapter of another card's
     owner: str = ""  # what it calls itself
     key: str = ""  # that every request must show
     limit: int = 256
@@ -77,13 +80,17 @@ class ModelServer:
                 raise ConnectionAbortedError
             if faults.first:
                 return faults.first.pop(0), {"error": {"message": "busy", "code": 0}}
+        if faults.error_inside:
+            return 200, {"error": {"message": "upstream timed out", "code": 504}}
         time.sleep(faults.slow)
         return self._vllm(path, body) if self.dialect == "vllm" else self._sglang(body)
 
     def _about(self, path: str) -> Json:
         if path == "/v1/models":
             owner = self.faults.owner or self.dialect
-            return {"data": [{"id": "taught", "owned_by": owner, "max_model_len": self.faults.limit}]}
+            card = {"id": "taught", "owned_by": owner, "max_model_len": self.faults.limit}
+            adapter = {"id": "taught", "owned_by": owner, "max_model_len": None, "parent": "base"}
+            return {"data": [card | {"id": "base"}, adapter] if self.faults.adapter else [card]}
         return {"version": "0.32.0"}
 
     def logq(self, ids: Sequence[int]) -> np.ndarray:
@@ -137,6 +144,8 @@ class ModelServer:
             seen, tokens = rows[start:], ids[start + 1 :]
             own = [[row[token], token, None] for row, token in zip(seen, tokens, strict=True)]
             best = [[[row[i], int(i), None] for i in row.argsort()[::-1][:top]] for row in seen]
+            if self.faults.unsorted:
+                best = [sorted(entries, key=lambda entry: entry[1]) for entries in best]
             asked = [[[row[i], i, None] for i in body.get("token_ids_logprob", [])] for row in seen]
             told |= {"input_token_logprobs": [[None, ids[start], None], *own], "input_top_logprobs": [None, *best]}
             if "token_ids_logprob" in body:

@@ -96,7 +96,7 @@ def check_answers(server: Server, tokenizer: Any, known: Known, *, by_id: bool) 
 
 
 def check_listed(server: Server, listed: Listed, known: Known) -> None:
-    """Refuse top lists that hold ids that no tokenizer emits, or no log-probabilities.
+    """Refuse top lists that hold ids that no tokenizer emits, no log-probabilities, or no list of the likeliest.
 
     Raises:
         ModelError: they do.
@@ -109,10 +109,16 @@ def check_listed(server: Server, listed: Listed, known: Known) -> None:
             "with a teacher that is loaded here"
         )
     mass = np.exp(listed.top.astype(np.float64)).sum(-1)
-    if not (mass <= _MASS).all() or not (listed.realised <= 0).all():
+    others = (listed.realised,) if listed.asked is None else (listed.realised, listed.asked)
+    if not (mass <= _MASS).all() or not all((values <= 0).all() for values in others):
         raise ModelError(
             f"{server.http.root} gives no log-probabilities (a list of them has the mass {mass.max():.3g}): vLLM gives "
             "them with --logprobs-mode raw_logprobs, its default"
+        )
+    if (listed.top[:, 1:] > listed.top[:, :-1]).any() or (np.diff(np.sort(listed.top_ids)) == 0).any():
+        raise ModelError(
+            f"{server.http.root} gives lists that do not fall, or name an id twice: they are not of the {TOP} "
+            "likeliest ids; does something stand between here and the server?"
         )
 
 

@@ -265,7 +265,9 @@ def connect(url: str, model: str, connections: int) -> Server:
         cards = {str(card["id"]): card for card in listed["data"]}
         if model not in cards:
             raise ModelError(f"{url} serves {', '.join(cards) or 'no model'}: give one of these as --teacher")
-        owner, limit = cards[model].get("owned_by"), cards[model].get("max_model_len")
+        card = cards[model]
+        base = cards.get(str(card.get("parent")), {})  # of an adapter that vLLM serves, whose length is not told
+        owner, limit = card.get("owned_by"), card.get("max_model_len") or base.get("max_model_len")
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{url}/models lists no models: give the address of a server of vLLM or SGLang") from error
     if owner not in _PROGRAMS or not isinstance(limit, int):

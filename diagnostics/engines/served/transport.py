@@ -6,12 +6,13 @@ import os
 from typing import Any
 
 import urllib3
+from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry, Timeout
 
 from teachdiag.errors import ModelError, cause
 
 TRIES = 6  # of one request, before the run stops; what was scored stays
-_BACKOFF = 1.0  # seconds: between tries 0, 2, 4, 8 and 16 of them pass, or what a server's Retry-After says
+_BACKOFF = 1.0  # seconds: between tries 0, 2, 4, 8 and 16 of them pass, or what a server's Retry-After says, at most
 _LONGEST = 60.0  # seconds between two tries
 _TIMEOUT = Timeout(connect=10.0, read=600.0)  # seconds: a request may queue behind others
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # what a busy or restarting server answers
@@ -36,6 +37,18 @@ class Refusal(ModelError):
         self.status, self.reason = status, reason
 
 
+class _Tries(Retry):
+    """Tries that wait as long as a server asks for, within bounds; what is no time is not waited for."""
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        """Return the seconds that an answer asks to wait."""
+        try:
+            asked = super().get_retry_after(response)
+        except InvalidHeader:
+            return None
+        return None if asked is None else min(asked, _LONGEST)
+
+
 class Transport:
     """Requests to one server, from several threads at a time."""
 
@@ -55,7 +68,7 @@ class Transport:
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=_TIMEOUT,
         )
-        self._retries = Retry(
+        self._retries = _Tries(
             TRIES - 1,
             allowed_methods=None,  # POST too: what is asked changes nothing there
             status_forcelist=_PASSING,
@@ -78,7 +91,8 @@ class Transport:
 
         Raises:
             Refusal: the server answers with a status of 4xx.
-            ModelError: it cannot be reached, fails again and again, or answers with something else than JSON.
+            ModelError: it cannot be reached, fails again and again, or answers with an error or something else than
+                JSON where its status says that all is well.
         """
         return self._answer("POST", path, json.dumps(body).encode())
 
@@ -96,11 +110,17 @@ class Transport:
         if response.status >= 400:
             raise Refusal(url, response.status, _said(response.data))
         try:
-            return json.loads(response.data)
+            content = json.loads(response.data)
         except ValueError as error:
             raise ModelError(
                 f"{url} answers with something else than JSON: give the address of a server of vLLM or SGLang"
             ) from error
+        if isinstance(content, dict) and (content.get("error") or content.get("object") == "error"):
+            raise ModelError(
+                f"{url} answers with an error, though its status is {response.status}: {_said(response.data)}; does "
+                "something stand between here and the server?"
+            )
+        return content
 
 
 def _given_up(url: str, reason: str) -> ModelError:

@@ -9,6 +9,7 @@ from teachdiag.artefacts import RECORDED
 from teachdiag.diagnostics.imports.files import Format, read_jsonl, read_parquet
 from teachdiag.diagnostics.imports.records import (
     BadRow,
+    Messages,
     Record,
     Row,
     Side,
@@ -24,12 +25,14 @@ from teachdiag.settings.base import shown
 
 _FINISHES = ("stop", "length", "unknown")
 _SPLITS = ("bank", "update")
-_MASK = "response_mask"
+_MASK, _LABELS = "response_mask", "labels"
+_IGNORED = -100  # what trainers label tokens with that they do not train on
 _FIELDS = (
     *("prompt", "prompt_token_ids", "response", "response_token_ids", _MASK, "teacher_prompt"),
     *("teacher_prompt_token_ids", "prompt_id", "split", "finish_reason", "tokenizer", "step"),
 )
 _RENDERED_WITH = ("tools", "documents", "chat_template_kwargs")  # what chat templates read beside the messages
+_SYSTEM = ("system", "system_prompt")  # what may stand in front of these
 
 
 def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
@@ -41,18 +44,24 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
     assistant's is continued by the response. A `response_mask` says which ids of the response the student sampled,
     where tools or users said the others; of another run's contexts, what was recorded of them is kept.
     """
+    prompt = _side(fields, "prompt", chat=True)
+    beside = () if prompt.ids is not None or prompt.messages is None else _beside(prompt.messages)
     for name, value in fields.items():
-        if name != _MASK and str(name).endswith("_mask") and value is not None:
+        if _is_another_mask(name, value):
             raise malformed(
-                f"{name} is not read: give what the student sampled as response_mask, or say --mask-field {name}"
+                f"{name} is not read: give what the student sampled as response_mask"
+                + f", or say --mask-field {name}" * (name != _LABELS)
             )
-        if name in _RENDERED_WITH and value and fields.get("prompt_token_ids") is None:
-            raise malformed(f"{name} is not read: give --template-options, or prompt_token_ids")
+        if name in beside and value:
+            raise malformed(
+                f"{name} is not read: give --template-options and rows without it, or prompt_token_ids; a system "
+                "prompt as the first message"
+            )
     teacher = any(fields.get(name) is not None for name in ("teacher_prompt", "teacher_prompt_token_ids"))
     record = Record(
         where,
         row,
-        _side(fields, "prompt", chat=True),
+        prompt,
         _side(fields, "response"),
         teacher_prompt=_side(fields, "teacher_prompt", chat=True) if teacher else None,
         prompt_id=_name(fields, "prompt_id"),
@@ -89,8 +98,22 @@ def _named(fields: Mapping[Any, Any], names: Mapping[str, str]) -> Mapping[Any, 
             raise BadRow(f"has no {theirs}", f"has no {theirs}; it has {names_of(fields)}")
         given[name] = fields[theirs]
     replaced = {*names.values(), *(f"{name}_token_ids" for name in names)}
-    kept = {k: v for k, v in fields.items() if k not in replaced and not (_MASK in names and str(k).endswith("_mask"))}
+    kept = {k: v for k, v in fields.items() if k not in replaced and not (_MASK in names and _is_another_mask(k, v))}
     return kept | given
+
+
+def _is_another_mask(name: Any, value: Any) -> bool:  # noqa: ANN401 (whatever the file holds)
+    """Whether a field tells, under a name that is not read, which tokens are the student's."""
+    if name == _MASK or value is None:
+        return False
+    listed = value if isinstance(value, list) else []
+    named = any(part in str(name).lower() for part in ("mask", "weight"))
+    return str(name).endswith("_mask") or (named and 0 in listed) or (name == _LABELS and _IGNORED in listed)
+
+
+def _beside(messages: Messages) -> tuple[str, ...]:
+    """What a prompt of these messages may have been rendered with, by the names of fields."""
+    return _RENDERED_WITH if messages[0]["role"] == "system" else (*_RENDERED_WITH, *_SYSTEM)
 
 
 def _side(fields: Mapping[Any, Any], name: str, *, chat: bool = False) -> Side:

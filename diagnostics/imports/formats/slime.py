@@ -19,6 +19,7 @@ from teachdiag.diagnostics.imports.records import (
     malformed,
     mask_of,
     recorded_of,
+    step_of,
 )
 from teachdiag.errors import RolloutError
 from teachdiag.settings.base import shown
@@ -48,10 +49,12 @@ def _rows(file: Path) -> Iterator[Row]:
         raise RolloutError(f"{file}: is damaged, torch cannot read it") from error
     if not whole:
         raise RolloutError(f"{file}: is no file of torch.save, or is cut short")
-    samples = content.get("samples") if isinstance(content, dict) else None
+    saved = content if isinstance(content, dict) else {}
+    samples, step = saved.get("samples"), saved.get("rollout_id")  # each step has weights of its own
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise RolloutError(f"{file}: has no list 'samples' of dictionaries, so it is no rollout data that slime saved")
-    yield from (Row(f"{file}, sample {number}", number, fields, str(file)) for number, fields in enumerate(samples))
+    for number, fields in enumerate(samples):
+        yield Row(f"{file}, sample {number}", number, {"step": step} | fields, str(file))
 
 
 def _arrays() -> list[Any]:
@@ -95,6 +98,7 @@ def _parse(where: str, row: int, fields: Mapping[Any, Any]) -> list[Record]:
                 masked=mask is not None,
             ),
             finish_reason=finish,
+            step=step_of(fields),
             response_mask=None if mask is None else kept,
             recorded_logp=recorded_of(fields.get("rollout_log_probs"), kept),
         )
