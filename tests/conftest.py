@@ -1,5 +1,6 @@
 """Fixtures: a tiny random Qwen3 pair on disk, with a byte tokenizer, and prompts of a few words."""
 
+import gc
 import json
 import os
 import shutil
@@ -8,28 +9,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: several processes run on the machine's few cores
 
-import torch
 from hypothesis import settings
 from plug_ins import install
-from tiny_pair import EFFICIENCY_PROBE, PROBE, save_model
-from transformers import Qwen3ForCausalLM
 
-from teachdiag.analysis.analyze import run_analysis
 from teachdiag.cli import main
-from teachdiag.diagnostics.capture import run_capture
-from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
-from teachdiag.diagnostics.probe import run_probe
-from teachdiag.diagnostics.processes.devices import pick_device
-from teachdiag.figures import style
-from teachdiag.figures.publish import publish
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings, CaptureSettings
 
+# Models' libraries, the analysis and figures are loaded by the fixtures that need them: pytest's first process, which
+# runs no test, does without, and so does a test of a few lines.
+if TYPE_CHECKING:
+    import torch
+
+    from teachdiag.diagnostics.models.pair import Pair
+
+gc.disable()  # until everything is imported, which stays
 settings.register_profile("machines differ", deadline=None)  # speed belongs in the benchmarks
 settings.load_profile("machines differ")
 
@@ -37,6 +37,12 @@ settings.load_profile("machines differ")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where tests that are marked `device` run; one that cannot be used is an error, never a fall-back."""
     parser.addoption("--device", default="cpu", help="torch device of the tests that are marked `device`")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later garbage collection: there are millions of objects."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> torch.device:
+def device(request: pytest.FixtureRequest) -> "torch.device":
+    import torch
+
+    from teachdiag.diagnostics.processes.devices import pick_device
+
     return torch.device(pick_device(request.config.getoption("--device")))
 
 
@@ -59,12 +69,18 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def student_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from tiny_pair import save_model
+
     return save_model(tmp_path_factory.mktemp("models") / "student", seed=1)
 
 
 @pytest.fixture(scope="session")
 def teacher_path(tmp_path_factory: pytest.TempPathFactory, student_path: str) -> str:
     """The student's weights disturbed, under a head with more padding."""
+    import torch
+    from tiny_pair import save_model
+    from transformers import Qwen3ForCausalLM
+
     folder = tmp_path_factory.mktemp("models") / "teacher"
     save_model(folder, seed=2, rows=272)
     teacher, student = Qwen3ForCausalLM.from_pretrained(folder), Qwen3ForCausalLM.from_pretrained(student_path)
@@ -107,6 +123,8 @@ privileged = "{{question}} ({{solution}})"
 @pytest.fixture(scope="session")
 def served_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Student and teacher, one with padding, that vLLM's CPU backend takes: it knows heads of 32 and more."""
+    from tiny_pair import save_model
+
     folder, heads = tmp_path_factory.mktemp("pair"), {"head_dim": 32, "hidden_size": 64}
     return save_model(folder / "s", seed=1, rows=272, **heads), save_model(folder / "t", seed=2, rows=264, **heads)
 
@@ -156,18 +174,24 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture
 def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures in one format, where the test is not about their files."""
+    from teachdiag.figures import style
+
     monkeypatch.setattr(style, "_UNDATED", {"png": style._UNDATED["png"]})
 
 
 @pytest.fixture
 def svg_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures in the format that reports hold, where the test is not about the others."""
+    from teachdiag.figures import style
+
     monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
 
 
 @pytest.fixture(scope="session")
 def captured_once(tmp_path_factory: pytest.TempPathFactory, tiny_settings: CaptureSettings) -> Path:
     """A capture of the tiny pair, to be copied and not to be changed."""
+    from teachdiag.diagnostics.capture import run_capture
+
     run = tmp_path_factory.mktemp("captured") / "run"
     run_capture(run, tiny_settings, Reporter(quiet=True))
     return run
@@ -176,6 +200,12 @@ def captured_once(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Captu
 @pytest.fixture(scope="session")
 def analysed_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
     """The same run, probed and analysed, with a figure; to be copied and not to be changed."""
+    from tiny_pair import PROBE
+
+    from teachdiag.analysis.analyze import run_analysis
+    from teachdiag.diagnostics.probe import run_probe
+    from teachdiag.figures.publish import publish
+
     run = tmp_path_factory.mktemp("analysed") / "run"
     shutil.copytree(captured_once, run)
     run_probe(run, PROBE, Reporter(quiet=True))
@@ -187,6 +217,11 @@ def analysed_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path)
 @pytest.fixture(scope="session")
 def demo_once(tmp_path_factory: pytest.TempPathFactory, captured_once: Path) -> Path:
     """A run of the tiny pair with the probes of `make demo`, analysed; to be copied and not to be changed."""
+    from tiny_pair import EFFICIENCY_PROBE, PROBE
+
+    from teachdiag.analysis.analyze import run_analysis
+    from teachdiag.diagnostics.probe import run_probe
+
     run = tmp_path_factory.mktemp("demo") / "run"
     shutil.copytree(captured_once, run)
     for probe in (replace(PROBE, name=""), EFFICIENCY_PROBE):
@@ -208,5 +243,7 @@ def analysed(tmp_path: Path, analysed_once: Path) -> Path:
 
 
 @pytest.fixture
-def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> Pair:
+def pair(tiny_settings: CaptureSettings, quiet: Reporter) -> "Pair":
+    from teachdiag.diagnostics.models.pair import load_pair, resolve_pair
+
     return load_pair(resolve_pair(tiny_settings, quiet), "float32", "cpu")
