@@ -1,5 +1,7 @@
 """Formulas on columns of token statistics that analysis and selectors share: scaling, ranking, combining, cutting."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -63,13 +65,34 @@ def mid_places(values: Array) -> Array:
         values: shape (N,), any unit.
     """
     order = np.argsort(values)
-    ordered = values[order]
-    edges = np.ones(len(values) + 1, bool)  # before each run of equal values, and behind the last
-    np.not_equal(ordered[1:], ordered[:-1], out=edges[1:-1])
-    bounds = np.flatnonzero(edges)
     middle = np.empty(len(values))
-    middle[order] = np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds))
+    middle[order] = _middles(values[order])
     return middle
+
+
+def in_order(values: Array) -> tuple[Codes, Array]:
+    """Return the rows from the smallest value up, and the mid-place of each as `mid_places` has it, shape (N,) both.
+
+    In a third of the time: row numbers are written over the last bits of the values, which are then sorted by
+    themselves. So values count as equal whose first bits are: of a million, those that agree to nine digits.
+
+    Args:
+        values: shape (N,), finite, any unit.
+    """
+    last = (1 << len(values).bit_length()) - 1
+    marked = (values + 0.0).view(np.int64) & ~last | np.arange(len(values))  # -0 is 0
+    marked.view(np.float64).sort()
+    return marked & last, _middles(marked & ~last)
+
+
+def _middles(ordered: npt.NDArray[Any]) -> Array:
+    """Return the middle of each value's run among ordered ones, in places from 0 to N."""
+    edges = np.ones(len(ordered) + 1, bool)  # before each run of equal values, and behind the last
+    np.not_equal(ordered[1:], ordered[:-1], out=edges[1:-1])
+    if edges.all():
+        return np.arange(len(ordered)) + 0.5
+    bounds = np.flatnonzero(edges)
+    return np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds))
 
 
 def quantile_bins(values: Array, n: int) -> Codes:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bank.normalised import Key
-from teachdiag.analysis.resampling.bootstrap import prompt_blocks
+from teachdiag.analysis.resampling.bootstrap import Block, prompt_blocks
 from teachdiag.analysis.step.splines import Splines
 from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes
@@ -59,23 +59,41 @@ class Data(NamedTuple):
             )
             yield block.prompts, block.products(extended)
 
+    def designs(self, keys: Sequence[Key]) -> Iterator[tuple[Block, Array]]:
+        """Yield blocks of prompts with the design of some scores at their rows, shape (rows, columns)."""
+        splines = self.splines.only(self.members(keys))
+        return ((block, splines.design(block.rows)) for block in prompt_blocks(self.prompts))
+
 
 class Fits(NamedTuple):
     """Least squares on the other folds, for every fold of every assignment, set of predictors and outcome.
 
-    `means`: shape (repeats, folds, m), mean outcome of the other folds. `columns`: of the design, intercept first, for
-    each set. `coefficients`: shape (repeats, folds, columns, m) for each set, of what an outcome has beyond that mean.
+    Fits to several draws of prompts stand side by side: all m outcomes of the first, then those of the next.
+
+    `means`: shape (repeats, folds, draws m), mean outcome of the other folds. `columns`: of the design, intercept
+    first, for each set. `coefficients`: shape (repeats, folds, columns, draws m) for each set, of what an outcome has
+    beyond that mean.
     """
 
     means: Array
     columns: list[Codes]
     coefficients: list[Array]
 
+    @classmethod
+    def joined(cls, fits: Sequence["Fits"]) -> "Fits":
+        """Put fits to several draws side by side."""
+        coefficients = [np.concatenate(of_set, -1) for of_set in zip(*(f.coefficients for f in fits), strict=True)]
+        return cls(np.concatenate([f.means for f in fits], -1), fits[0].columns, coefficients)
+
+    def part(self, outcomes: slice) -> "Fits":
+        """Return some of the fits that stand side by side."""
+        return Fits(self.means[..., outcomes], self.columns, [of_set[..., outcomes] for of_set in self.coefficients])
+
 
 def fit_other_folds(
     data: Data,
     sets: Mapping[Key, Sequence[Key]],
-    products: Iterable[Products] | None = None,
+    products: Iterable[Products],
     weights: Array | None = None,
 ) -> Fits:
     """Fit every set of predictors to every outcome, each time without one fold.
@@ -86,13 +104,13 @@ def fit_other_folds(
     Args:
         data: predictors and outcomes.
         sets: the scores in each set of predictors.
-        products: those of the data, where they were kept; made anew by default.
+        products: those of the data.
         weights: how often each prompt counts, shape (prompts,); once by default.
     """
     n_folds, q = int(data.folds.max()) + 1, len(data.splines.owners)
     width = q + len(data.values)
     folds = np.zeros((len(data.folds), n_folds, width, width))
-    for owners, by_prompt in data.products() if products is None else products:
+    for owners, by_prompt in products:
         counted = np.ones(len(owners)) if weights is None else weights[owners]
         for total, assignment in zip(folds, data.folds[:, owners], strict=True):
             total += np.tensordot(np.equal.outer(np.arange(n_folds), assignment) * counted, by_prompt, 1)
@@ -110,26 +128,25 @@ def fit_other_folds(
     )
 
 
-def squared_errors(
-    data: Data, fits: Fits, n_prompts: int, products: Iterable[Products] | None = None
-) -> tuple[Array, Array]:
+def squared_errors(data: Data, fits: Fits, n_prompts: int, products: Iterable[Products]) -> tuple[Array, Array]:
     """Return each prompt's squared errors, by the fits that have not seen it, averaged over fold assignments.
 
     Args:
         data: predictors and outcomes.
-        fits: of all sets.
+        fits: of all sets, to one draw or several.
         n_prompts: prompts of the bank.
-        products: those of the data, where they were kept; made anew by default.
+        products: those of the data.
 
     Returns:
-        Sums of (y - mean of the other folds)^2, shape (prompts, m), and of (y - prediction)^2, shape (prompts, sets,
-        m).
+        Sums of (y - mean of the other folds)^2, shape (prompts, draws m), and of (y - prediction)^2, shape (prompts,
+        sets, draws m).
     """
-    m, q = len(data.values), len(data.splines.owners)
-    total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
-    for owners, by_prompt in data.products() if products is None else products:
+    q, width = len(data.splines.owners), fits.means.shape[-1]
+    total, unexplained = np.zeros((n_prompts, width)), np.zeros((n_prompts, len(fits.columns), width))
+    for owners, by_prompt in products:
         gram, with_y = by_prompt[:, :q, :q], by_prompt[:, :q, q:]
         squares = np.diagonal(by_prompt[:, q:, q:], 0, 1, 2)
+        with_y, squares = (np.concatenate([each] * (width // len(data.values)), -1) for each in (with_y, squares))
         means = [by_fold[assigned] for by_fold, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
         for mean in means:
             total[owners] += _errors(gram[:, :1, :1], with_y[:, :1], squares, mean[:, None]) / len(means)
@@ -142,7 +159,7 @@ def squared_errors(
     return total, unexplained
 
 
-def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], number: int) -> Array:
+def out_of_fold(data: Data, fits: Fits, designs: Iterable[tuple[Block, Array]], number: int) -> Array:
     """Predict every row by the fits of one set that have not seen its prompt, averaged over fold assignments.
 
     What is predicted is the outcome beyond the mean of the other folds: that mean falls as a fold's own mean rises, so
@@ -150,20 +167,20 @@ def out_of_fold(data: Data, fits: Fits, keys: Sequence[Key], number: int) -> Arr
 
     Args:
         data: predictors and outcomes.
-        fits: of all sets.
-        keys: the scores of the set.
+        fits: of all sets, to one draw or several.
+        designs: of the set's scores.
         number: of the set among all.
 
     Returns:
-        Shape (n, m), unit of the outcomes.
+        Shape (draws m, n), unit of the outcomes.
     """
-    splines = data.splines.only(data.members(keys))
-    predicted = np.empty((len(data.prompts), len(data.values)))
-    for block in prompt_blocks(data.prompts):
+    predicted = np.empty((fits.means.shape[-1], len(data.prompts)))
+    for block, design in designs:
         assigned = zip(fits.coefficients[number], data.folds[:, block.prompts], strict=True)
         mean = np.mean([fitted[folds] for fitted, folds in assigned], axis=0)
-        designs = np.split(splines.design(block.rows), block.cuts)
-        predicted[block.rows] = np.vstack([design @ fitted for design, fitted in zip(designs, mean, strict=True)])
+        of_prompts = zip(mean, np.split(block.rows, block.cuts), np.split(design, block.cuts), strict=True)
+        for fitted, rows, columns in of_prompts:
+            predicted[:, rows] = (columns @ fitted).T
     return predicted
 
 

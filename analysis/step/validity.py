@@ -15,13 +15,15 @@ from teachdiag.analysis.bank.normalised import Key, Scores
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, prompt_sums, ratio, variance
 from teachdiag.analysis.step.cross_validation import Data, Fits, Products, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.step.splines import rank_splines
-from teachdiag.scores import Array, Codes, mid_places
+from teachdiag.scores import Array, Codes, in_order, mid_places
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 
 REFIT_EVERY = 10  # one draw in so many is fitted anew
 Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
+_AT_ONCE = 1 << 22  # predictions of draws fitted anew that are ranked together
+_KEPT = 1 << 18  # positions whose design is kept for all of these draws
 
 
 def difference(analysis: str) -> str:
@@ -99,30 +101,70 @@ def cross_validated(
     for first in range(0, len(outcomes), step):
         values = [outcome.values for outcome in outcomes[first : first + step]]
         data = Data(splines, used, values, outcomes[0].prompts, folds)
-        fixed = _samples(data, sets, fit_other_folds(data, sets), weights)
+        products = list(data.products())
+        fixed = _held_fixed(data, sets, products, weights)
         if refits and len(weights) > 1:
-            fixed = _stretched(fixed, _fitted_anew(data, sets, weights[1 : refits + 1]))
+            fixed = _stretched(fixed, _fitted_anew(data, sets, products, weights[1 : refits + 1]))
         samples += fixed
     return samples
 
 
-def _fitted_anew(data: Data, sets: Mapping[Key, Sequence[Key]], weights: Array) -> list[Samples]:
+def _held_fixed(
+    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
+) -> list[Samples]:
+    """Evaluate the fits to the whole bank in every draw."""
+    fits = fit_other_folds(data, sets, products)
+    total, unexplained = squared_errors(data, fits, weights.shape[1], products)
+    observed = centred_ranks(np.column_stack(data.values))
+    r2 = [explained(total[:, number], unexplained[..., number], weights) for number in range(len(data.values))]
+    ranked = np.empty((len(data.values), len(weights), len(sets)))
+    for number, keys in enumerate(sets.values()):
+        predicted = centred_ranks(out_of_fold(data, fits, data.designs(keys), number).T)
+        ranked[..., number] = rank_correlation(observed, predicted, data.prompts, weights).T
+    return _samples(r2, ranked, sets)
+
+
+def _fitted_anew(
+    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
+) -> list[Samples]:
     """Fit all sets anew to the prompts of every draw; a prompt that is drawn twice is twice in the same fold.
 
     Two fold assignments are averaged over, which gives the spread of ten but for some percent. Draws that leave nothing
     outside some fold are passed over.
     """
     data = data._replace(folds=data.folds[:2])
-    products = list(data.products())
-    draws = [
-        _samples(data, sets, fit_other_folds(data, sets, products, counts), counts[None], products)
-        for counts in weights
-        if _trains_every_fold(data.folds, counts)
+    weights = np.array([counts for counts in weights if _trains_every_fold(data.folds, counts)])
+    n, m = len(data.prompts), len(data.values)
+    fits = Fits.joined([fit_other_folds(data, sets, products, counts) for counts in weights])
+    step = max(1, _AT_ONCE // (n * m))
+    parts = [
+        (fits.part(slice(first * m, (first + step) * m)), weights[first : first + step])
+        for first in range(0, len(weights), step)
     ]
-    return [
-        {name: np.vstack([drawn[name] for drawn in of_outcome]) for name in of_outcome[0]}
-        for of_outcome in zip(*draws, strict=True)
-    ]
+    r2 = np.concatenate([_explained_anew(data, part, products, counts) for part, counts in parts], axis=1)
+    observed = centred_ranks(np.column_stack(data.values)).T.copy()
+    ranked = np.empty_like(r2)
+    for number, keys in enumerate(sets.values()):
+        designs = list(data.designs(keys)) if n <= _KEPT else None
+        predicted = (
+            of_draw
+            for part, _ in parts
+            for of_draw in out_of_fold(data, part, designs or data.designs(keys), number).reshape(-1, m, n)
+        )
+        for draw, (of_draw, counts) in enumerate(zip(predicted, weights, strict=True)):
+            counted = counts[data.prompts]
+            ranked[:, draw, number] = [
+                weighted_correlation(*each, counted) for each in zip(observed, of_draw, strict=True)
+            ]
+    return _samples(r2, ranked, sets)
+
+
+def _explained_anew(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
+    """Return R2 of fits to some draws, each in its own draw: shape (outcomes, draws, sets)."""
+    sums = squared_errors(data, fits, weights.shape[1], products)
+    total, unexplained = (each.reshape(*each.shape[:-1], -1, len(data.values)) for each in sums)
+    base, left = (np.einsum("dp,p...dm->md...", weights, each) for each in (total, unexplained))
+    return 1 - ratio(left, base[..., None])
 
 
 def _stretched(fixed: Sequence[Samples], anew: Sequence[Samples]) -> list[Samples]:
@@ -141,27 +183,10 @@ def _trains_every_fold(folds: Codes, counts: Array) -> bool:
     return all((counts[assigned != fold] > 0).any() for assigned in folds for fold in np.unique(assigned))
 
 
-def _samples(
-    data: Data,
-    sets: Mapping[Key, Sequence[Key]],
-    fits: Fits,
-    weights: Array,
-    products: Sequence[Products] | None = None,
-) -> list[Samples]:
-    """Evaluate fits in every draw."""
-    total, unexplained = squared_errors(data, fits, weights.shape[1], products)
-    observed = centred_ranks(np.column_stack(data.values))
-    drawn = np.empty((len(data.values), len(weights), len(sets)))
-    for number, keys in enumerate(sets.values()):
-        predicted = centred_ranks(out_of_fold(data, fits, keys, number))
-        drawn[..., number] = rank_correlation(observed, predicted, data.prompts, weights).T
-    return [
-        _beside_base(
-            {"cv_r2": explained(total[:, number], unexplained[..., number], weights), "cv_rank": sample},
-            list(sets).index((BASE, None)),
-        )
-        for number, sample in enumerate(drawn)
-    ]
+def _samples(r2: Sequence[Array] | Array, ranked: Array, sets: Mapping[Key, Sequence[Key]]) -> list[Samples]:
+    """Name what was found of each outcome, shape (outcomes, draws, sets), and put beside it what raw KL leaves."""
+    base = list(sets).index((BASE, None))
+    return [_beside_base({"cv_r2": a, "cv_rank": b}, base) for a, b in zip(r2, ranked, strict=True)]
 
 
 def _beside_base(alone: Samples, base: int) -> Samples:
@@ -203,6 +228,28 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
     columns = (np.ones((len(observed), 1)), observed, observed**2, score, score**2, score * observed)
     totals = weights @ prompt_sums(np.hstack(columns), prompts, weights.shape[1])
     n, (sum_y, squares_y, sum_x, squares_x, products) = totals[:, :1], np.split(totals[:, 1:], 5, axis=1)
+    return _correlation(n, sum_y, squares_y, sum_x, squares_x, products)
+
+
+def weighted_correlation(observed: Array, score: Array, counts: Array) -> float:
+    """Return Spearman's correlation of an outcome with one score where each position counts so many times.
+
+    Ranks are those of positions that count once each, mid-ranks for ties.
+
+    Args:
+        observed: centred ranks, shape (n,).
+        score: shape (n,), any unit.
+        counts: shape (n,).
+    """
+    order, places = in_order(score)
+    x, y, counted = places - len(score) / 2, observed[order], counts[order]
+    by_x, by_y = counted * x, counted * y
+    sums = (counted.sum(), by_y.sum(), by_y @ y, by_x.sum(), by_x @ x, by_y @ x)
+    return float(_correlation(*map(np.float64, sums)))
+
+
+def _correlation(n: Array, sum_y: Array, squares_y: Array, sum_x: Array, squares_x: Array, products: Array) -> Array:
+    """Return Pearson's correlation from sums over n rows."""
     covariance = ratio(products, n) - ratio(sum_x, n) * ratio(sum_y, n)
     return ratio(covariance, np.sqrt(variance(n, sum_x, squares_x) * variance(n, sum_y, squares_y)))
 

@@ -23,6 +23,7 @@ from teachdiag.analysis.step.validity import (
     explained,
     predictor_sets,
     rank_correlation,
+    weighted_correlation,
 )
 from teachdiag.errors import EstimationError
 from teachdiag.signals import BASE
@@ -47,13 +48,13 @@ def _truncated_powers(z: np.ndarray) -> np.ndarray:
 def _fit(scores: dict, y: np.ndarray, folds: np.ndarray = FOLDS) -> tuple[Data, dict, Fits]:
     data = Data(rank_splines(list(scores), scores.__getitem__), list(scores), list(y.T), PROMPTS, folds)
     sets = {name: members for name, members in SETS.items() if set(members) <= set(scores)}
-    return data, sets, fit_other_folds(data, sets)
+    return data, sets, fit_other_folds(data, sets, list(data.products()))
 
 
 def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "_BLOCK", 37)
     data, _, fits = _fit(X, Y)
-    sums_total, sums_unexplained = squared_errors(data, fits, 15)
+    sums_total, sums_unexplained = squared_errors(data, fits, 15, data.products())
     bases = {key: _truncated_powers(values) for key, values in X.items()}
     for place, members in enumerate(SETS.values()):
         design = np.hstack([np.ones((300, 1)), *(bases[m] for m in members)])
@@ -68,8 +69,8 @@ def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyP
                     predicted[held] += beyond / 2
                     unexplained[held] += (Y[held, column] - mean - beyond) ** 2 / 2
                     total[held] += (Y[held, column] - mean) ** 2 / 2
-            found = out_of_fold(data, fits, members, place)
-            np.testing.assert_allclose(found[:, column], predicted, rtol=1e-6, atol=1e-8)
+            found = out_of_fold(data, fits, data.designs(members), place)
+            np.testing.assert_allclose(found[column], predicted, rtol=1e-6, atol=1e-8)
             for sums, rows in ((sums_unexplained[:, place, column], unexplained), (sums_total[:, column], total)):
                 np.testing.assert_allclose(sums, np.bincount(PROMPTS, rows), rtol=1e-6)
 
@@ -97,7 +98,7 @@ def test_monotone_versions_of_a_score_predict_the_same() -> None:
     found = []
     for a in (X["a", None], X["a", None] ** 3):
         data, _, fits = _fit({("a", None): a}, Y)
-        found.append(out_of_fold(data, fits, SETS["a", None], 0))
+        found.append(out_of_fold(data, fits, data.designs(SETS["a", None]), 0))
     plain, bent = found
     np.testing.assert_allclose(plain, bent, rtol=1e-12)
 
@@ -128,6 +129,14 @@ def test_rank_correlation_is_spearmans_and_draws_keep_the_ranks() -> None:
     ]
     rows = np.concatenate([np.flatnonzero(p == PROMPTS) for p in range(15) for _ in range(int(WEIGHTS[7, p]))])
     assert found[7, 1] == pytest.approx(np.corrcoef(ranks[0][rows], ranks[1][rows])[0, 1], abs=1e-12)
+
+
+def test_one_draw_has_the_correlation_that_all_draws_have() -> None:
+    for score in (*X.values(), np.round(Y[:, 1], 1), np.zeros(300) * Y[:, 0]):  # with ties, and with 0 of both signs
+        observed, ranks = centred_ranks(Y[:, :1]), centred_ranks(score[:, None])
+        expected = rank_correlation(observed, ranks, PROMPTS, WEIGHTS[:20])[:, 0]
+        found = [weighted_correlation(observed[:, 0], score, counts[PROMPTS]) for counts in WEIGHTS[:20]]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_every_signal_stands_alone_and_on_top_of_raw_kl() -> None:
