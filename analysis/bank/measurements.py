@@ -44,9 +44,9 @@ class Record:
     results: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bank:
-    """Every bank position at theta0, in the order of (context_id, position).
+    """Every bank position at theta0, in the order of (context_id, position). Equal is what is the same object.
 
     `positions`: shape (N,) each, by name. `prompts`: shape (N,), the number of each row's prompt, 0-based in the order
     of prompt_id. `n_prompts`: how many prompts there are. `names`: their prompt_id. `added`: the signals of installed

@@ -11,7 +11,6 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 from scipy.stats import norm, t
 
 from teachdiag.errors import EstimationError
@@ -120,9 +119,7 @@ class Resampling:
 
 def prompt_sums(values: Array, prompts: Codes, n_prompts: int) -> Array:
     """Sum each column within each prompt: (positions, m) to (prompts, m). Prompts without positions get zeros."""
-    n = len(values)
-    membership = csr_array((np.ones(n), (prompts, np.arange(n))), shape=(n_prompts, n))
-    return np.asarray(membership @ values)
+    return np.column_stack([np.bincount(prompts, column, n_prompts) for column in values.T])
 
 
 class Block(NamedTuple):

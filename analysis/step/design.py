@@ -7,17 +7,24 @@ import numpy as np
 
 from teachdiag.analysis.bank.measurements import Outcome
 from teachdiag.analysis.bank.normalised import Parts, Scores, combined_score, parts_of
-from teachdiag.analysis.resampling.bootstrap import prompt_blocks
+from teachdiag.analysis.resampling.bootstrap import prompt_blocks, ratio, variance
 from teachdiag.errors import EstimationError
 from teachdiag.scores import Array, Codes
+from teachdiag.signals import SIGNALS
 
 GAP = "learnable - incompatible"
 _CONTROLS = ("student_entropy", "teacher_entropy", "position")
+
+
+def _cube(x: Array) -> Array:
+    return x * x * x  # ten times as fast as x**3
+
+
 _POWERS: Mapping[str, Callable[[Array], Array]] = {  # of x: with x itself a cubic regression spline, knots at thirds
     "{}^2": lambda x: x**2,
-    "{}^3": lambda x: x**3,
-    "({} - 1/3)+^3": lambda x: np.maximum(x - 1 / 3, 0) ** 3,
-    "({} - 2/3)+^3": lambda x: np.maximum(x - 2 / 3, 0) ** 3,
+    "{}^3": _cube,
+    "({} - 1/3)+^3": lambda x: _cube(np.maximum(x - 1 / 3, 0)),
+    "({} - 2/3)+^3": lambda x: _cube(np.maximum(x - 2 / 3, 0)),
 }
 _CURVES = {  # term: of which part, and how it is made
     term.format(part): (part, power)
@@ -86,6 +93,24 @@ class Sample(NamedTuple):
         return (self.variables(parts, rows) - self.mean) / self.spread
 
 
+class Correlated(NamedTuple):
+    """What variables need to be regressed on one another in every draw; NaN where one does not vary in a draw.
+
+    `correlations`: shape (draws, q, q). `spread`: shape (draws, q), standard deviations.
+    """
+
+    correlations: Array
+    spread: Array
+
+    @classmethod
+    def of(cls, totals: Array) -> "Correlated":
+        """Take the total moments of [1, variables] in every draw, shape (draws, 1 + q, 1 + q)."""
+        n, sums, squares = totals[:, :1, 0], totals[:, 0, 1:], np.diagonal(totals, axis1=1, axis2=2)[:, 1:]
+        means, spread = ratio(sums, n), np.sqrt(variance(n, sums, squares))
+        covariances = ratio(totals[:, 1:, 1:], n[..., None]) - means[:, :, None] * means[:, None, :]
+        return cls(ratio(covariances, spread[:, :, None] * spread[:, None, :]), spread)
+
+
 def make_sample(
     outcomes: Sequence[Outcome],
     scores: Scores,
@@ -129,14 +154,20 @@ def make_sample(
 
 def variables(predictors: Sequence[str], parts: Parts, outcomes: Sequence[Array]) -> Array:
     """Return some predictors and then the outcomes: (n,) each to (n, q + m)."""
-    return np.column_stack([*(_predictor(name, parts) for name in predictors), *outcomes])
+    return np.column_stack([*(predictor(name, parts) for name in predictors), *outcomes])
 
 
-def _predictor(name: str, parts: Parts) -> Array:
+def predictor(name: str, parts: Parts) -> Array:
+    """Return one predictor made of some parts, shape (n,)."""
     if name not in _CURVES:
         return combined_score(parts, name)
     part, power = _CURVES[name]
     return power(parts[part])
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """Return what a predictor is made of, `position` aside."""
+    return (_CURVES[name][0],) if name in _CURVES else SIGNALS[name].score.columns
 
 
 def with_intercept(columns: Array) -> Array:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachdiag.analysis.bank.measurements import Bank
-from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio, variance
-from teachdiag.analysis.step.design import BASES, MODELS, Sample
+from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, ratio
+from teachdiag.analysis.step.design import BASES, MODELS, Correlated, Sample
 from teachdiag.analysis.step.inference import contrasts_of, crv1, model_of
 from teachdiag.analysis.step.redrawn_cuts import Redrawn, redraw_cuts
 from teachdiag.errors import EstimationError
@@ -27,13 +27,13 @@ class Fit(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What a sample's models are fitted to in every draw.
+    """What a sample's models are fitted to in every draw: its variables, z-scored.
 
-    `totals`: shape (1 + draws, 1 + q + m, 1 + q + m), moments of [1, scaled]. `redrawn`: how the cuts of the
-    normalisation move; None where they are those of the full sample in every draw.
+    `variables`: in each of 1 + draws. `redrawn`: how the cuts of the normalisation move; None where they are those of
+    the full sample in every draw.
     """
 
-    totals: Array
+    variables: Correlated
     redrawn: Redrawn | None
     n_prompts: int
     method: str
@@ -56,34 +56,32 @@ def regressions(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: b
 def draw(sample: Sample, bank: Bank, resampling: Resampling, *, redraw: bool) -> Draws:
     """Make the draws of a sample; arguments as `regressions` has them."""
     weights = resampling.weights("regression")
-    totals = np.tensordot(weights, sample.by_prompt, axes=1)
-    redrawn = redraw_cuts(sample, bank, weights) if redraw else None
+    variables = Correlated.of(np.tensordot(weights, sample.by_prompt, axes=1))
+    redrawn = redraw_cuts(sample, bank, resampling) if redraw else None
     method = resampling.method(f"{{}}; cuts of norm {'redrawn, to first order' if redraw else 'fixed'}")
-    return Draws(totals, redrawn, bank.n_prompts, method)
+    return Draws(variables, redrawn, bank.n_prompts, method)
 
 
-def fit(totals: Array, predictors: Sequence[int], outcomes: Sequence[int]) -> Fit:
+def fit(variables: Correlated, predictors: Sequence[int], outcomes: Sequence[int]) -> Fit:
     """Least squares of each of some variables on others, in every draw.
 
     Args:
-        totals: total moments of [1, variables], shape (draws, 1 + q, 1 + q). A draw in which a variable does not vary
-            gives NaN.
-        predictors: their columns among the variables.
-        outcomes: theirs.
+        variables: of all draws. A draw in which one does not vary gives NaN.
+        predictors: which of the variables.
+        outcomes: which of the variables.
 
     Raises:
         EstimationError: some draw's predictors are exactly collinear.
     """
-    wanted = [0, *(column + 1 for column in (*predictors, *outcomes))]
-    correlations, spread = _correlations(totals[:, wanted][:, :, wanted], len(predictors))
-    within, with_outcomes = np.split(correlations, [len(predictors)], axis=2)
+    within = variables.correlations[:, np.array(predictors)[:, None], predictors]
+    with_outcomes = variables.correlations[:, np.array(predictors)[:, None], outcomes]
     usable = ~np.isnan(within).any(axis=(1, 2))
-    standardized = np.full((len(totals), len(outcomes), len(predictors)), np.nan)
+    standardized = np.full((len(within), len(outcomes), len(predictors)), np.nan)
     try:
         standardized[usable] = np.linalg.solve(within[usable], with_outcomes[usable]).swapaxes(1, 2)
     except np.linalg.LinAlgError:
         raise EstimationError("the predictors are collinear in a bootstrap draw: capture more prompts") from None
-    slopes = standardized * ratio(spread[:, len(predictors) :, None], spread[:, None, : len(predictors)])
+    slopes = standardized * ratio(variables.spread[:, outcomes, None], variables.spread[:, None, predictors])
     return Fit(standardized, slopes, (standardized * with_outcomes.swapaxes(1, 2)).sum(axis=2))
 
 
@@ -95,22 +93,33 @@ def fit_draws(sample: Sample, terms: Sequence[str], draws: Draws) -> Fit:
         terms: the model's predictors.
         draws: of the sample.
     """
-    q, m = len(sample.predictors), len(sample.outcomes)
-    predictors, outcomes = [sample.predictors.index(term) for term in terms], range(q, q + m)
+    return follow_cuts(fit_fixed(sample, terms, draws), sample, terms, draws)
 
-    def in_their_units(fitted: Fit, spread: Array) -> Fit:
-        return fitted._replace(slopes=fitted.slopes * spread[..., q:, None] / spread[..., None, predictors])
 
-    plain = in_their_units(fit(draws.totals, predictors, outcomes), sample.spread)
-    if draws.redrawn is None:
-        return plain
+def fit_fixed(sample: Sample, terms: Sequence[str], draws: Draws) -> Fit:
+    """Fit one model to every outcome in every draw, with the cuts of the full sample in all of them."""
+    return _fitted(sample, terms, draws.variables, sample.spread)
+
+
+def follow_cuts(fixed: Fit, sample: Sample, terms: Sequence[str], draws: Draws) -> Fit:
+    """Let what `fit_fixed` gave follow the cuts, if these are redrawn."""
     cuts = draws.redrawn
+    if cuts is None:
+        return fixed
     lower, higher = (
-        in_their_units(fit(cuts.moments[:, side], predictors, outcomes), cuts.spread[:, side]) for side in (0, 1)
+        _fitted(sample, terms, variables, cuts.spread[:, side]) for side, variables in enumerate(cuts.variables)
     )
     return Fit(
-        *(at + np.tensordot(cuts.moves, (up - down) / 2, 1) for at, up, down in zip(plain, higher, lower, strict=True))
+        *(at + np.tensordot(cuts.moves, (up - down) / 2, 1) for at, up, down in zip(fixed, higher, lower, strict=True))
     )
+
+
+def _fitted(sample: Sample, terms: Sequence[str], variables: Correlated, spread: Array) -> Fit:
+    """Fit one model to every outcome; `spread`, shape (..., q + m): of what was z-scored, in its own units."""
+    q, m = len(sample.predictors), len(sample.outcomes)
+    predictors = [sample.predictors.index(term) for term in terms]
+    fitted = fit(variables, predictors, range(q, q + m))
+    return fitted._replace(slopes=fitted.slopes * spread[..., q:, None] / spread[..., None, predictors])
 
 
 def _rows(sample: Sample, index: int, fits: Mapping[str, Fit], draws: Draws) -> list[dict[str, Any]]:
@@ -147,20 +156,3 @@ def _coefficient_rows(sample: Sample, index: int, model: str, estimate: Fit, dra
             )
         ]
     return rows
-
-
-def _correlations(totals: Array, rows: int) -> tuple[Array, Array]:
-    """Turn total moments into correlations of the first variables with all, and standard deviations of all.
-
-    Args:
-        totals: shape (draws, q + 1, q + 1).
-        rows: how many the first are.
-
-    Returns:
-        Shapes (draws, rows, q) and (draws, q).
-    """
-    n, sums, squares = totals[:, :1, 0], totals[:, 0, 1:], np.diagonal(totals, axis1=1, axis2=2)[:, 1:]
-    means = ratio(sums, n)
-    spread = np.sqrt(variance(n, sums, squares))
-    covariances = ratio(totals[:, 1 : rows + 1, 1:], n[..., None]) - means[:, :rows, None] * means[:, None, :]
-    return ratio(covariances, spread[:, :rows, None] * spread[:, None, :]), spread

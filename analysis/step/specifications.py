@@ -19,7 +19,7 @@ from teachdiag.analysis.bank.normalised import Key, Scores
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, Resampling, intervals, resampled_means
 from teachdiag.analysis.step.design import CONTROLLED, make_sample
 from teachdiag.analysis.step.inference import contrasts_of
-from teachdiag.analysis.step.regression import draw, fit_draws
+from teachdiag.analysis.step.regression import draw, fit_fixed, follow_cuts
 from teachdiag.analysis.step.validity import REFIT_EVERY, cross_validated, difference, predictor_sets
 from teachdiag.artefacts import IN_SPREADS, QUANTITIES
 from teachdiag.errors import EstimationError
@@ -229,12 +229,11 @@ def _gap_estimates(outcomes: Sequence[Outcome], evidence: Evidence) -> Iterator[
     for k in SUPPORT_SIZES:
         sample = make_sample(outcomes, evidence.normalised, k, bank.n_prompts, CONTROLLED)
         draws = draw(sample, bank, evidence.resampling, redraw=True)
-        ways = {"redrawn": draws, "fixed": draws._replace(redrawn=None)}
         choices = [choice for choice in _GAPS if choice["k"] == k]
-        fits = {
-            (control, cuts): fit_draws(sample, terms, way)
+        fits = {(control, "fixed"): fit_fixed(sample, terms, draws) for control, terms in CONTROLLED.items()}
+        fits |= {
+            (control, "redrawn"): follow_cuts(fits[control, "fixed"], sample, terms, draws)
             for control, terms in CONTROLLED.items()
-            for cuts, way in ways.items()
         }
         gaps = {control: contrasts_of(terms)[0][-1] for control, terms in CONTROLLED.items()}
         samples = [getattr(fits[c["control"], c["cuts"]], _SLOPES[c["measure"]]) @ gaps[c["control"]] for c in choices]

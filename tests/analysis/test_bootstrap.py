@@ -9,6 +9,7 @@ import pytest
 from contrast_worlds import moments
 
 from teachdiag.analysis.resampling.bootstrap import Interval, Resampling, intervals, prompt_sums
+from teachdiag.analysis.step.design import Correlated
 from teachdiag.analysis.step.profiles import group_means, percentile_bins
 from teachdiag.analysis.step.regression import fit
 from teachdiag.analysis.step.validity import centred_ranks, rank_correlation
@@ -53,7 +54,7 @@ def test_a_number_that_some_draw_lacks_has_no_interval() -> None:
     weights = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 3.0], [2.0, 1.0, 0.0]])
     totals = np.tensordot(weights, moments(np.column_stack([x, y]), prompts, 3), axes=1)
     for samples in (
-        fit(totals, [0], [1]).slopes[:, 0],
+        fit(Correlated.of(totals), [0], [1]).slopes[:, 0],
         rank_correlation(centred_ranks(y[:, None]), centred_ranks(x[:, None]), prompts, weights),
         group_means(y, np.zeros(20, np.int64), 1, prompts, weights),
     ):

@@ -152,7 +152,7 @@ def test_redrawn_cuts_are_those_of_a_loop_that_normalises_every_draw(tmp_path: P
     resampling = Resampling(0, 150, bank.n_prompts)
     weights = resampling.weights("regression")
     sample = make_sample([outcome], normalised_scores(bank), K, bank.n_prompts)
-    drawn = redraw_cuts(sample, bank, weights)
+    drawn = redraw_cuts(sample, bank, resampling)
     exact, quantiles = [], []
     stored = POSITIONS.present(run / "positions", list(bank.positions))
     for counts in weights:
