@@ -90,7 +90,7 @@ def _middles(ordered: npt.NDArray[Any]) -> Array:
     edges = np.ones(len(ordered) + 1, bool)  # before each run of equal values, and behind the last
     np.not_equal(ordered[1:], ordered[:-1], out=edges[1:-1])
     if edges.all():
-        return np.arange(len(ordered)) + 0.5
+        return np.arange(len(ordered), dtype=np.float64) + 0.5
     bounds = np.flatnonzero(edges)
     return np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds))
 

@@ -105,58 +105,60 @@ def fit_other_folds(
         data: predictors and outcomes.
         sets: the scores in each set of predictors.
         products: those of the data.
-        weights: how often each prompt counts, shape (prompts,); once by default.
+        weights: how often each prompt counts in each draw, shape (draws, prompts); by default once, in a single one.
     """
     n_folds, q = int(data.folds.max()) + 1, len(data.splines.owners)
+    weights = np.ones((1, data.folds.shape[1])) if weights is None else weights
+    of_fold = data.folds[:, None] == np.arange(n_folds)[:, None]
     width = q + len(data.values)
-    folds = np.zeros((len(data.folds), n_folds, width, width))
+    folds = np.zeros((len(weights), *of_fold.shape[:2], width, width))
     for owners, by_prompt in products:
-        counted = np.ones(len(owners)) if weights is None else weights[owners]
-        for total, assignment in zip(folds, data.folds[:, owners], strict=True):
-            total += np.tensordot(np.equal.outer(np.arange(n_folds), assignment) * counted, by_prompt, 1)
-    training = np.einsum("fg,rgij->rfij", 1.0 - np.eye(n_folds), folds)
+        folds += np.tensordot(weights[:, None, None, owners] * of_fold[..., owners], by_prompt, 1)
+    training = np.einsum("fg,drgij->drfij", 1.0 - np.eye(n_folds), folds)
     gram, moments = training[..., :q, :q], training[..., :q, q:]
-    means = moments[:, :, 0] / gram[:, :, 0, :1]  # the design's first column is the intercept
-    centred = moments - gram[..., :1] * means[:, :, None, :]
+    means = moments[..., 0, :] / gram[..., 0, :1]  # the design's first column is the intercept
+    centred = moments - gram[..., :1] * means[..., None, :]
     columns = [data.splines.columns(data.members(keys)) for keys in sets.values()]
     # Saturated scores leave basis functions that hardly any row reaches: the cut leaves these at 0.
-    inverses = [
-        np.linalg.pinv(gram[..., members][..., members, :], rcond=_RANK_CUT, hermitian=True) for members in columns
+    coefficients = [
+        np.linalg.pinv(gram[..., members[:, None], members], rcond=_RANK_CUT, hermitian=True) @ centred[..., members, :]
+        for members in columns
     ]
-    return Fits(
-        means, columns, [inv @ centred[..., members, :] for inv, members in zip(inverses, columns, strict=True)]
-    )
+    return Fits(_side_by_side(means), columns, [_side_by_side(of_set) for of_set in coefficients])
 
 
-def squared_errors(data: Data, fits: Fits, n_prompts: int, products: Iterable[Products]) -> tuple[Array, Array]:
-    """Return each prompt's squared errors, by the fits that have not seen it, averaged over fold assignments.
+def _side_by_side(of_draws: Array) -> Array:
+    """Put the draws, which come first, beside the outcomes: (draws, ..., m) to (..., draws m)."""
+    moved = np.moveaxis(of_draws, 0, -2)
+    return moved.reshape(*moved.shape[:-2], -1)
+
+
+def squared_errors(data: Data, fits: Fits, products: Iterable[Products]) -> Iterator[tuple[Codes, Array, Array]]:
+    """Yield each prompt's squared errors, by the fits that have not seen it, averaged over fold assignments.
 
     Args:
         data: predictors and outcomes.
         fits: of all sets, to one draw or several.
-        n_prompts: prompts of the bank.
         products: those of the data.
 
-    Returns:
-        Sums of (y - mean of the other folds)^2, shape (prompts, draws m), and of (y - prediction)^2, shape (prompts,
-        sets, draws m).
+    Yields:
+        Some prompts, shape (p,), with their sums of (y - mean of the other folds)^2, shape (p, draws m), and of
+        (y - prediction)^2, shape (p, sets, draws m).
     """
     q, width = len(data.splines.owners), fits.means.shape[-1]
-    total, unexplained = np.zeros((n_prompts, width)), np.zeros((n_prompts, len(fits.columns), width))
     for owners, by_prompt in products:
-        gram, with_y = by_prompt[:, :q, :q], by_prompt[:, :q, q:]
-        squares = np.diagonal(by_prompt[:, q:, q:], 0, 1, 2)
+        with_y, squares = by_prompt[:, :q, q:], np.diagonal(by_prompt[:, q:, q:], 0, 1, 2)
         with_y, squares = (np.concatenate([each] * (width // len(data.values)), -1) for each in (with_y, squares))
         means = [by_fold[assigned] for by_fold, assigned in zip(fits.means, data.folds[:, owners], strict=True)]
-        for mean in means:
-            total[owners] += _errors(gram[:, :1, :1], with_y[:, :1], squares, mean[:, None]) / len(means)
+        errors = [_errors(by_prompt[:, :1, :1], with_y[:, :1], squares, mean[:, None]) for mean in means]
+        unexplained = np.zeros((len(owners), len(fits.columns), width))
         for number, (columns, coefficients) in enumerate(zip(fits.columns, fits.coefficients, strict=True)):
-            within, moment = gram[:, columns][:, :, columns], with_y[:, columns]
+            within, moment = by_prompt[:, columns[:, None], columns], with_y[:, columns]
             for repeat, mean in enumerate(means):
                 whole = coefficients[repeat, data.folds[repeat, owners]]
                 whole[:, 0] += mean
-                unexplained[owners, number] += _errors(within, moment, squares, whole) / len(means)
-    return total, unexplained
+                unexplained[:, number] += _errors(within, moment, squares, whole) / len(means)
+        yield owners, np.mean(errors, axis=0), unexplained
 
 
 def out_of_fold(data: Data, fits: Fits, designs: Iterable[tuple[Block, Array]], number: int) -> Array:

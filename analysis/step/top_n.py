@@ -51,37 +51,46 @@ def top_rows(
         scores: its normalised scores.
         resampling: gives the draws, which re-weight prompts; the selection is that of the full bank in all of them.
     """
-    weights, q3 = resampling.weights("top_n"), in_q3(bank)[0]
-    rows: list[dict[str, Any]] = []
+    q3 = in_q3(bank)[0]
     described: dict[str, Array] = {}
+    selections: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = []  # a bit a position: there are hundreds
     at = 0
     for taken in _selections(columns, bank):
         if at != (taken.k or HEADLINE_K):
             at = taken.k or HEADLINE_K
             described = {name: scores[key_at(name, at)] for name in COMPOSITION}
-        facts = _facts(taken, q3, described)
-        what = "mean of all positions, which random ones expect" if taken.selector == RANDOM else "mean of the taken"
-        for outcomes in (make() for make in groups):
-            defined = taken.kept & outcomes[0].rows
-            if not defined.any():
-                continue
-            inside = taken.kept[outcomes[0].rows]
-            values = np.column_stack([outcome.values[inside] for outcome in outcomes])
-            samples = resampled_means(values, bank.prompts[defined], weights)
-            counts = {"n_positions": int(defined.sum()), "n_prompts": len(np.unique(bank.prompts[defined]))}
-            counts["n_dropped"] = int(taken.kept.sum()) - counts["n_positions"]
-            estimates = resampling.columns(
-                samples, [counts["n_prompts"]] * len(outcomes), f"{what}; selection fixed", "take none of them"
-            )
-            rows += [
-                {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name, "unit": outcome.unit}
-                | columns
-                | {"gain_per_keep": columns["estimate"] / facts["share_taken"]}
-                | facts
-                | counts
-                for outcome, columns in zip(outcomes, estimates, strict=True)
-            ]
-    return rows
+        selections.append((np.packbits(taken.kept), _facts(taken, q3, described)))
+    rows: list[list[dict[str, Any]]] = [[] for _ in selections]
+    for outcomes in (make() for make in groups):
+        for own, (bits, facts) in zip(rows, selections, strict=True):
+            kept = np.unpackbits(bits, count=len(bank)).view(np.bool_)
+            if (kept & outcomes[0].rows).any():
+                own += _taken_rows(outcomes, kept, facts, resampling)
+    return [row for own in rows for row in own]
+
+
+def _taken_rows(
+    outcomes: Sequence[Outcome], kept: Mask, facts: dict[str, Any], resampling: Resampling
+) -> list[dict[str, Any]]:
+    """Return what some outcomes gained at the positions of one selection."""
+    inside = outcomes[0].of(kept)
+    prompts, values = outcomes[0].prompts[inside], np.column_stack([outcome.values[inside] for outcome in outcomes])
+    samples = resampled_means(values, prompts, resampling.weights("top_n"))
+    n_prompts = int(np.count_nonzero(np.bincount(prompts)))
+    counts = {"n_positions": len(prompts), "n_prompts": n_prompts, "n_dropped": int(kept.sum()) - len(prompts)}
+    random = facts["selector"] == RANDOM
+    what = "mean of all positions, which random ones expect" if random else "mean of the taken"
+    estimates = resampling.columns(
+        samples, [n_prompts] * len(outcomes), f"{what}; selection fixed", "take none of them"
+    )
+    return [
+        {"probe_id": outcome.probe_id, "update": outcome.update, "outcome": outcome.name, "unit": outcome.unit}
+        | columns
+        | {"gain_per_keep": columns["estimate"] / facts["share_taken"]}
+        | facts
+        | counts
+        for outcome, columns in zip(outcomes, estimates, strict=True)
+    ]
 
 
 def _selections(columns: Mapping[str, npt.NDArray[Any]], bank: Bank) -> Iterator[_Taken]:

@@ -22,6 +22,7 @@ from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base
 REFIT_EVERY = 10  # one draw in so many is fitted anew
 Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
+_FITTED_AT_ONCE = 10  # of the draws that are fitted anew
 _AT_ONCE = 1 << 22  # predictions of draws fitted anew that are ranked together
 _KEPT = 1 << 18  # positions whose design is kept for all of these draws
 
@@ -102,26 +103,32 @@ def cross_validated(
         values = [outcome.values for outcome in outcomes[first : first + step]]
         data = Data(splines, used, values, outcomes[0].prompts, folds)
         products = list(data.products())
-        fixed = _held_fixed(data, sets, products, weights)
+        fits = fit_other_folds(data, sets, products)
+        r2 = _explained(data, fits, products, weights)
+        fixed = _samples(r2, _ranked(data, fits, sets, weights), sets)
         if refits and len(weights) > 1:
             fixed = _stretched(fixed, _fitted_anew(data, sets, products, weights[1 : refits + 1]))
         samples += fixed
     return samples
 
 
-def _held_fixed(
-    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
-) -> list[Samples]:
-    """Evaluate the fits to the whole bank in every draw."""
-    fits = fit_other_folds(data, sets, products)
-    total, unexplained = squared_errors(data, fits, weights.shape[1], products)
+def _explained(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
+    """Return R2 of fits to the whole bank in every draw, shape (outcomes, draws, sets)."""
+    m, n_prompts = len(data.values), weights.shape[1]
+    total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
+    for owners, of_means, of_fits in squared_errors(data, fits, products):
+        total[owners], unexplained[owners] = of_means, of_fits
+    return np.array([explained(total[:, number], unexplained[..., number], weights) for number in range(m)])
+
+
+def _ranked(data: Data, fits: Fits, sets: Mapping[Key, Sequence[Key]], weights: Array) -> Array:
+    """Return how fits to the whole bank rank its positions in every draw, shape (outcomes, draws, sets)."""
     observed = centred_ranks(np.column_stack(data.values))
-    r2 = [explained(total[:, number], unexplained[..., number], weights) for number in range(len(data.values))]
     ranked = np.empty((len(data.values), len(weights), len(sets)))
     for number, keys in enumerate(sets.values()):
         predicted = centred_ranks(out_of_fold(data, fits, data.designs(keys), number).T)
         ranked[..., number] = rank_correlation(observed, predicted, data.prompts, weights).T
-    return _samples(r2, ranked, sets)
+    return ranked
 
 
 def _fitted_anew(
@@ -134,37 +141,39 @@ def _fitted_anew(
     """
     data = data._replace(folds=data.folds[:2])
     weights = np.array([counts for counts in weights if _trains_every_fold(data.folds, counts)])
-    n, m = len(data.prompts), len(data.values)
-    fits = Fits.joined([fit_other_folds(data, sets, products, counts) for counts in weights])
-    step = max(1, _AT_ONCE // (n * m))
-    parts = [
-        (fits.part(slice(first * m, (first + step) * m)), weights[first : first + step])
-        for first in range(0, len(weights), step)
-    ]
-    r2 = np.concatenate([_explained_anew(data, part, products, counts) for part, counts in parts], axis=1)
-    observed = centred_ranks(np.column_stack(data.values)).T.copy()
-    ranked = np.empty_like(r2)
-    for number, keys in enumerate(sets.values()):
-        designs = list(data.designs(keys)) if n <= _KEPT else None
-        predicted = (
-            of_draw
-            for part, _ in parts
-            for of_draw in out_of_fold(data, part, designs or data.designs(keys), number).reshape(-1, m, n)
-        )
-        for draw, (of_draw, counts) in enumerate(zip(predicted, weights, strict=True)):
-            counted = counts[data.prompts]
-            ranked[:, draw, number] = [
-                weighted_correlation(*each, counted) for each in zip(observed, of_draw, strict=True)
-            ]
-    return _samples(r2, ranked, sets)
+    parts = np.array_split(weights, -(-len(weights) // _FITTED_AT_ONCE))
+    fits = Fits.joined([fit_other_folds(data, sets, products, part) for part in parts])
+    return _samples(_explained_anew(data, fits, products, weights), _ranked_anew(data, fits, sets, weights), sets)
 
 
 def _explained_anew(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
     """Return R2 of fits to some draws, each in its own draw: shape (outcomes, draws, sets)."""
-    sums = squared_errors(data, fits, weights.shape[1], products)
-    total, unexplained = (each.reshape(*each.shape[:-1], -1, len(data.values)) for each in sums)
-    base, left = (np.einsum("dp,p...dm->md...", weights, each) for each in (total, unexplained))
+    shape = len(data.values), len(weights), len(fits.columns)
+    base, left = np.zeros(shape[:2]), np.zeros(shape)
+    for owners, of_means, of_fits in squared_errors(data, fits, products):
+        counts = weights[:, owners]
+        base += np.einsum("dp,pdm->md", counts, of_means.reshape(len(owners), -1, shape[0]))
+        left += np.einsum("dp,psdm->mds", counts, of_fits.reshape(len(owners), shape[2], -1, shape[0]))
     return 1 - ratio(left, base[..., None])
+
+
+def _ranked_anew(data: Data, fits: Fits, sets: Mapping[Key, Sequence[Key]], weights: Array) -> Array:
+    """Return how fits to some draws rank positions, each in its own draw: shape (outcomes, draws, sets)."""
+    n, m = len(data.prompts), len(data.values)
+    observed = centred_ranks(np.column_stack(data.values)).T.copy()
+    ranked = np.empty((m, len(weights), len(sets)))
+    step = max(1, _AT_ONCE // (n * m))
+    for number, keys in enumerate(sets.values()):
+        designs = list(data.designs(keys)) if n <= _KEPT else None
+        for first in range(0, len(weights), step):
+            part = fits.part(slice(first * m, (first + step) * m))
+            predicted = out_of_fold(data, part, designs or data.designs(keys), number).reshape(-1, m, n)
+            for draw, of_draw in enumerate(predicted, first):
+                counted = weights[draw, data.prompts]
+                ranked[:, draw, number] = [
+                    weighted_correlation(*each, counted) for each in zip(observed, of_draw, strict=True)
+                ]
+    return ranked
 
 
 def _stretched(fixed: Sequence[Samples], anew: Sequence[Samples]) -> list[Samples]:
@@ -183,7 +192,7 @@ def _trains_every_fold(folds: Codes, counts: Array) -> bool:
     return all((counts[assigned != fold] > 0).any() for assigned in folds for fold in np.unique(assigned))
 
 
-def _samples(r2: Sequence[Array] | Array, ranked: Array, sets: Mapping[Key, Sequence[Key]]) -> list[Samples]:
+def _samples(r2: Array, ranked: Array, sets: Mapping[Key, Sequence[Key]]) -> list[Samples]:
     """Name what was found of each outcome, shape (outcomes, draws, sets), and put beside it what raw KL leaves."""
     base = list(sets).index((BASE, None))
     return [_beside_base({"cv_r2": a, "cv_rank": b}, base) for a, b in zip(r2, ranked, strict=True)]
@@ -225,10 +234,12 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
         weights: shape (draws, prompts).
     """
     score = np.broadcast_to(score, observed.shape)
-    columns = (np.ones((len(observed), 1)), observed, observed**2, score, score**2, score * observed)
-    totals = weights @ prompt_sums(np.hstack(columns), prompts, weights.shape[1])
-    n, (sum_y, squares_y, sum_x, squares_x, products) = totals[:, :1], np.split(totals[:, 1:], 5, axis=1)
-    return _correlation(n, sum_y, squares_y, sum_x, squares_x, products)
+
+    def totals(columns: Array) -> Array:
+        return np.asarray(weights @ prompt_sums(columns, prompts, weights.shape[1]))
+
+    n, of_y, of_x = totals(np.ones((len(observed), 1))), totals(observed), totals(score)
+    return _correlation(n, of_y, totals(observed**2), of_x, totals(score**2), totals(score * observed))
 
 
 def weighted_correlation(observed: Array, score: Array, counts: Array) -> float:
@@ -245,7 +256,7 @@ def weighted_correlation(observed: Array, score: Array, counts: Array) -> float:
     x, y, counted = places - len(score) / 2, observed[order], counts[order]
     by_x, by_y = counted * x, counted * y
     sums = (counted.sum(), by_y.sum(), by_y @ y, by_x.sum(), by_x @ x, by_y @ x)
-    return float(_correlation(*map(np.float64, sums)))
+    return float(_correlation(*np.array(sums)[:, None])[0])
 
 
 def _correlation(n: Array, sum_y: Array, squares_y: Array, sum_x: Array, squares_x: Array, products: Array) -> Array:

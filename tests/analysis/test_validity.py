@@ -54,7 +54,9 @@ def _fit(scores: dict, y: np.ndarray, folds: np.ndarray = FOLDS) -> tuple[Data, 
 def test_out_of_fold_predictions_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "_BLOCK", 37)
     data, _, fits = _fit(X, Y)
-    sums_total, sums_unexplained = squared_errors(data, fits, 15, data.products())
+    sums_total, sums_unexplained = np.zeros((15, 2)), np.zeros((15, 2, 2))
+    for owners, of_means, of_fits in squared_errors(data, fits, data.products()):
+        sums_total[owners], sums_unexplained[owners] = of_means, of_fits
     bases = {key: _truncated_powers(values) for key, values in X.items()}
     for place, members in enumerate(SETS.values()):
         design = np.hstack([np.ones((300, 1)), *(bases[m] for m in members)])
