@@ -36,29 +36,43 @@ ARGUMENTS = (
 PATIENCE = 120_000  # milliseconds: a machine may be busy
 
 
-@contextmanager
-def _shown(path: Path) -> Iterator["sync_api.Page"]:
-    """Open a file from disk; console, errors and requests are watched."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    """One browser for all; every page is a session of its own in it."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        troubles: list[str] = []
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        yield page
-        assert troubles == []
+        yield browser
         browser.close()
 
 
+@contextmanager
+def _shown(browser: "sync_api.Browser", path: Path) -> Iterator["sync_api.Page"]:
+    """Open a file from disk; console, errors and requests are watched."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
+    page.goto(path.as_uri())
+    yield page
+    assert troubles == []
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory, analysed_once: Path) -> Path:
+    """A run of the tiny pair with its report, to be read alone."""
+    run = Path(shutil.copytree(analysed_once, tmp_path_factory.mktemp("reported") / "run"))
+    write_report(run, ReportSettings(), Reporter(quiet=True))
+    return run
+
+
 @pytest.fixture
-def opened(analysed: Path, quiet: Reporter) -> Iterator[tuple[Path, "sync_api.Page"]]:
+def opened(browser: "sync_api.Browser", reported: Path) -> Iterator[tuple[Path, "sync_api.Page"]]:
     """A report of the tiny pair, and the page that shows it."""
-    write_report(analysed, ReportSettings(), quiet)
-    with _shown(analysed / "report.html") as page:
-        yield analysed, page
+    with _shown(browser, reported / "report.html") as page:
+        yield reported, page
 
 
 def _bank(run: Path) -> pd.DataFrame:
@@ -304,14 +318,14 @@ def test_sides_are_of_raw_kl_and_say_their_means(opened: tuple[Path, "sync_api.P
     assert not page.is_checked("#beside")
 
 
-def test_ties_go_by_raw_kl_and_are_counted(analysed: Path, quiet: Reporter) -> None:
-    write_report(analysed, ReportSettings(), quiet)
+def test_ties_go_by_raw_kl_and_are_counted(browser: "sync_api.Browser", analysed: Path, reported: Path) -> None:
+    shutil.copy(reported / "report.html", analysed)
     report = analysed / "report.html"
     bank = _bank(analysed)
     held = re.sub(r'("v":\[)[^,]+', r"\g<1>1.5", report.read_text())  # every token has the first number of every other
     report.write_text(held)
     first = bank.loc[bank["forward_kl"].idxmax()]
-    with _shown(report) as page:
+    with _shown(browser, report) as page:
         page.locator("body").press("h")
         assert f"position {first['position']}, context {first['context_id']}" in page.locator("#card h4").inner_text()
         assert page.locator("#place").inner_text() == f"1 of {len(bank)}, {len(bank)} tie"
@@ -369,10 +383,10 @@ def test_on_a_phone_nothing_is_covered(opened: tuple[Path, "sync_api.Page"]) -> 
     assert page.evaluate(gap) == pytest.approx(before, abs=1)  # the card goes where its token goes
 
 
-def test_two_runs_and_a_notebook(analysed: Path, tmp_path: Path) -> None:
+def test_two_runs_and_a_notebook(browser: "sync_api.Browser", analysed: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(analysed, tmp_path / "other"))
     bank = _bank(analysed)
-    with _shown(write_side_by_side([analysed, other], ReportSettings())) as page:
+    with _shown(browser, write_side_by_side([analysed, other], ReportSettings())) as page:
         assert page.locator("#count").inner_text() == f"{2 * len(bank)} of {2 * len(bank)} tokens"
         for row in page.locator(".row").all():
             left, right = (context.bounding_box() for context in row.locator(".context").all())
@@ -387,7 +401,7 @@ def test_two_runs_and_a_notebook(analysed: Path, tmp_path: Path) -> None:
     frame.write_text(
         f'<iframe width=900 height=700 srcdoc="{escape(tokens_page(analysed, [3]))}"></iframe>', encoding="utf-8"
     )
-    with _shown(frame) as page:
+    with _shown(browser, frame) as page:
         inside = page.frame_locator("iframe")
         inside.locator("#column").select_option(label="gain")
         inside.locator(".token").first.focus()
