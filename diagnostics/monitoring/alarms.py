@@ -11,6 +11,7 @@ CEILING = 0.9  # share of positions with a saturated C from which C tells nothin
 DRIFT = 0.1  # by how much the teacher's mass on the student's candidates may fall
 COLLAPSE = 0.3  # share of its first entropy below which a student's has collapsed
 RUNAWAY = 2.0  # times their first length from which sequences run away
+SAME = 1e-6  # nats: what rounding makes of the KL of two copies of one model
 NOTHING_NEW = 0.05  # share of the first KL below which the teacher says nothing new
 PATIENCE = 4  # looks after the first at which a loss may be without effect
 
@@ -59,14 +60,19 @@ def _entropy(first: Row, now: Row) -> str:
 
 def _length(first: Row, now: Row) -> str:
     if _known(first, now, "length") and now["length"] > RUNAWAY * first["length"]:
+        grown = f"responses grew from {first['length']:.0f} to {now['length']:.0f} tokens"
+        if now["end_of_text"] is None or now["teacher_end_of_text"] is None:
+            return grown
         return (
-            f"responses grew from {first['length']:.0f} to {now['length']:.0f} tokens; the student's mass on the end "
-            f"of the text is {now['end_of_text'] or 0:.2g}, the teacher's {now['teacher_end_of_text'] or 0:.2g}"
+            f"{grown}; the student's mass on the end of the text is {now['end_of_text']:.2g}, the teacher's "
+            f"{now['teacher_end_of_text']:.2g}"
         )
     return ""
 
 
 def _nothing_new(first: Row, now: Row) -> str:
+    if now["reverse_kl"] is not None and now["reverse_kl"] < SAME:
+        return f"KL(student || teacher) is {now['reverse_kl']:.2g} nats: the teacher says what the student says"
     if _known(first, now, "reverse_kl") and now["reverse_kl"] < NOTHING_NEW * first["reverse_kl"]:
         return (
             f"KL(student || teacher) fell from {first['reverse_kl']:.3g} to {now['reverse_kl']:.3g} nats: there the "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from teachdiag.diagnostics.models.sources import end_ids
 from teachdiag.diagnostics.models.vocabulary import Known, known_ids
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining
 
@@ -33,6 +34,8 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         self.teacher = getattr(trainer, "teacher_model", None)
         if self.teacher is not None:
             trainer._prepare_inputs = self._remembering(trainer._prepare_inputs)
+        if not monitor.end_ids and self._tokenizer is not None:
+            monitor.end_ids = tuple(sorted(end_ids(trainer.model.generation_config, self._tokenizer)))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ANN401
         """Look at the student before its first step."""
@@ -80,8 +83,11 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
     def _known(self, model: Any) -> Known:  # noqa: ANN401
         if self.monitor.canary is not None:
             return self.monitor.canary.known
-        tokenizer = getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
-        return known_ids(tokenizer, model.get_output_embeddings().weight.shape[0])
+        return known_ids(self._tokenizer, model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def _tokenizer(self) -> Any:  # noqa: ANN401
+        return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
 
     def _half(self) -> torch.dtype | None:
         args = self.trainer.args

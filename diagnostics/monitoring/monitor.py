@@ -69,7 +69,8 @@ class Monitor:
             contexts: contexts of the canary.
             positions: response positions of each, at most.
             sequences: sequences of a live batch that are looked at, where the monitor scores them itself.
-            end_ids: tokens that end a text; by default those of the canary's student.
+            end_ids: tokens that end a text; by default those of the canary's student, or of the model whose trainer is
+                attached. Without any, masses on the end of the text are unknown.
             tile_positions: positions whose logits exist at the same time.
             device: torch device on which the canary's teacher reads; 'auto' is cuda where there is one.
             log: told the numbers of every look, by names such as 'teachdiag/canary/forward_kl'; `attach` tells the
@@ -179,7 +180,7 @@ class Monitor:
         columns = {name: np.concatenate([part[name] for _, part in looked]) for name in looked[0][1]}
         contexts = np.concatenate([batch.context_ids for batch, _ in looked])
         further: Numbers = {"update_norm": update_norm}
-        if all(np.isfinite(values).all() for values in columns.values()):
+        if all(np.isfinite(values).all() for name, values in columns.items() if name not in EXTRA):
             stored = ((batch, {name: part[name] for name in part if name not in EXTRA}) for batch, part in looked)
             further |= self._keep(step, pa.concat_tables(position_rows(*part) for part in stored).sort_by(KEY))
         return self._record(step, CANARY, columns, contexts, further, took())

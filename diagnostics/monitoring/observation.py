@@ -48,7 +48,7 @@ class Scales:
 
 @torch.no_grad()
 def observe(states: States, tokens: Tensor, end_ids: Sequence[int], tile_positions: int) -> Columns:
-    """Every column of `positions` that logits determine, and both models' mass on tokens that end a text.
+    """Every column of `positions` that logits determine, and both models' mass on tokens that end a text, NaN of none.
 
     Args:
         states: both models' hidden states at N positions, or their logits with heads that return them.
@@ -59,7 +59,9 @@ def observe(states: States, tokens: Tensor, end_ids: Sequence[int], tile_positio
     ends = torch.tensor(list(end_ids), dtype=torch.int64, device=tokens.device)
 
     def measure(student: Tensor, teacher: Tensor, rows: slice) -> dict[str, Tensor]:
-        masses = (log_probabilities(logits)[:, ends].exp().sum(-1) for logits in (student, teacher))
+        masses = [log_probabilities(logits)[:, ends].exp().sum(-1) for logits in (student, teacher)]
+        if not len(ends):  # nobody said which they are
+            masses = [torch.full_like(mass, torch.nan) for mass in masses]
         return statistics(student, teacher, tokens[rows]) | dict(zip(EXTRA, masses, strict=True))
 
     return tiled(states, measure, tile_positions)

@@ -170,12 +170,26 @@ def test_alarms_have_their_names(first: dict[str, Any], now: dict[str, Any], nam
         assert alarms([rows[0], _row(**first | now, step=4)]) == {}  # one look is too early
 
 
+def test_what_is_unknown_is_no_number_of_an_alarm() -> None:
+    unknown = {"end_of_text": None, "teacher_end_of_text": None}
+    grown = alarms([_row(length=100.0, **unknown), _row(length=250.0, step=1, **unknown)])
+    assert grown == {"length runaway": "responses grew from 100 to 250 tokens"}
+    assert list(alarms([_row(reverse_kl=2e-8)])) == ["teacher no better"]  # the very student, from the start
+
+
+def test_the_end_of_the_text_is_unknown_where_nobody_says_what_ends_it(tmp_path: Path) -> None:
+    logits, tokens = torch.randn(2, 4, 40), torch.randint(40, (2, 4))
+    seen = monitor(tmp_path).observe_batch(0, logits, torch.randn(2, 4, 40), tokens, torch.ones(2, 4))
+    assert not any("end_of_text" in name for name in seen)
+    assert MONITOR.read(tmp_path / "monitor")[["end_of_text", "teacher_end_of_text"]].isna().all(axis=None)
+
+
 def test_what_looks_wrong_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     watch = teachdiag.Monitor(tmp_path)
     logits, tokens, mask = torch.randn(2, 4, 40), torch.randint(40, (2, 4)), torch.ones(2, 4)
     for step, scale in enumerate((1, 30, 30)):
-        told = watch.observe_batch(step, scale * logits, logits, tokens, mask)
+        told = watch.observe_batch(step, scale * logits, 1.1 * logits, tokens, mask)
     assert told["teachdiag/live/alarm/entropy_collapse"] == 1
     assert capsys.readouterr().err.replace("\n", " ").count("entropy collapse") == 1
     assert [row["alarms"] != "" for row in MONITOR.read_arrow(tmp_path / "monitor").to_pylist()] == [False, True, True]
@@ -238,6 +252,14 @@ def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, captured_once: Path
         watch.observe_batch(0, logits, logits, tokens, 0 * mask)
     with pytest.raises(SettingsError, match="the mask holds more than 0 and 1: make it of labels"):
         watch.observe_batch(0, logits, logits, tokens, torch.where(mask == 1, tokens + 5, -100))
+
+
+def test_the_model_of_a_trainer_says_what_ends_a_text(tmp_path: Path, pair: Pair) -> None:
+    student = pair.student
+    trainer = SimpleNamespace(model=student.model, processing_class=student.tokenizer, add_callback=lambda _: None)
+    watch = monitor(tmp_path)
+    watch.attach(trainer)
+    assert watch.end_ids == (256,)
 
 
 @pytest.mark.parametrize("by_states", [False, True])
