@@ -149,6 +149,11 @@ class Encoder:
         text = self._decode(prompt, skip=True).strip()
         return bool(text) and self._decode(response, skip=True).lstrip().startswith(text)
 
+    def made(self, ids: Ids) -> str | None:
+        """What ids say that the tokenizer would write otherwise, as those of another tokenizer; None of its own."""
+        text = self._decode(ids, skip=False)
+        return None if self._encode(text) == ids else text
+
     def _unpadded(self, side: Side, name: str, finish_reason: str = "unknown", *, own_end: bool = False) -> Ids:
         """Return ids without padding at either end, if the user allows that it is taken off.
 

@@ -21,6 +21,7 @@ from teachdiag.foreign import GIVEN, RECODED
 from teachdiag.progress import Reporter
 from teachdiag.seeds import derive_seed
 from teachdiag.settings import ImportSettings, template_options
+from teachdiag.settings.base import shown
 from teachdiag.tables import write_parquet
 
 _UPDATE_SHARE = 4  # one prompt in so many is set aside for updates, unless the user says how many
@@ -84,6 +85,7 @@ def import_rollouts(form: Format, settings: ImportSettings, reporter: Reporter) 
     }
     _say_doubts(imported, reporter)
     _say_repeated(rows, reporter)
+    _say_foreign(records, rows, encoder, reporter)
     _say_unset_options(settings, records, encoder, reporter)
     table = CONTEXTS.build_rows([row | {"context_id": context_id} for context_id, row in enumerate(rows)])
     table = table.replace_schema_metadata({**table.schema.metadata, IMPORTED: json.dumps(imported)})
@@ -136,6 +138,21 @@ def _say_repeated(rows: Sequence[dict[str, Any]], reporter: Reporter) -> None:
         reporter.say(
             f"{again} of {len(rows)} rollouts are there already, token for token: short answers may be sampled twice, "
             "and rows may have been written twice"
+        )
+
+
+def _say_foreign(
+    records: Sequence[Record], rows: Sequence[dict[str, Any]], encoder: Encoder, reporter: Reporter
+) -> None:
+    """Say where no prompt that came as ids is what the student's tokenizer makes of its text."""
+    text = None
+    for record, row in zip(records, rows, strict=True):
+        if record.prompt.ids is not None and (text := encoder.made(row["prompt_token_ids"])) is None:
+            return
+    if text is not None:
+        reporter.say(
+            "Beware: none of the prompts' ids are those that the student's tokenizer makes of their text: if the last "
+            f"one, which begins {shown(text)}, is not what was asked, they are another tokenizer's"
         )
 
 

@@ -22,11 +22,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rollout_worlds import QUIET, write_jsonl
+from rollout_worlds import QUIET, embedded_tokenizer, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from teachdiag.artefacts import CONTEXTS
+from teachdiag.diagnostics.contexts.templates import encode_prompt
 from teachdiag.diagnostics.imports import import_rollouts as importing
 from teachdiag.diagnostics.imports.formats import FORMATS
 from teachdiag.diagnostics.models.sources import Outline
@@ -691,6 +692,22 @@ def test_rows_that_are_there_twice_are_told_of(student: dict[str, Any], capsys: 
     found, _ = bring("jsonl ids", [*said, said[0]], student, reporter=Reporter())
     assert len(found) == 4
     assert "1 of 4 rollouts are there already, token for token" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_ids_of_another_tokenizer_are_told_of(
+    shift: int, student: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded model's, and the same a thousand further on, which are texts too."""
+    tokenizer = embedded_tokenizer()
+    answer = ids_of(tokenizer, "4.")
+    said = [
+        Said(tokenizer, [], {}, tuple(i + shift for i in encode_prompt(tokenizer, question)), [(answer, True)], [])
+        for question in ("What is 2 + 2?", "Who wrote Emma?")
+    ]
+    bring("jsonl ids", said, student, reporter=Reporter())
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("none of the prompts' ids are those that the student's tokenizer makes" in told) == bool(shift)
 
 
 def test_padding_that_is_written_out_is_padding_too(student: dict[str, Any]) -> None:
