@@ -17,10 +17,10 @@ from planted_interventions import Experiment, plant_lds, plant_placebos, plant_s
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.artefacts import POSITIONS
 from teachdiag.errors import SettingsError
-from teachdiag.figures import comparison
+from teachdiag.figures import comparison, style
 from teachdiag.figures.captions import Caption, read_captions
 from teachdiag.figures.plots.accuracy import accuracy_figure
-from teachdiag.figures.publish import _made, draw_figures, pictures, publish
+from teachdiag.figures.publish import _made, pictures, publish
 from teachdiag.figures.run_tables import load_tables
 from teachdiag.figures.style import COLUMN, WIDTH, Picture, blank_figure, darkened, save, theme
 from teachdiag.plots import BANK, PLOTS, Plot
@@ -60,13 +60,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def drawn(runs: list[Path]) -> dict[str, Picture]:
-    return {name: make() for run in runs for name, make in pictures(load_tables(run)).items()}
+def drawn(runs: list[Path]) -> list[dict[str, Picture]]:
+    """The figures of each run."""
+    return [{name: make() for name, make in pictures(load_tables(run)).items()} for run in runs]
+
+
+@pytest.fixture(scope="module")
+def published(runs: list[Path]) -> list[list[Path]]:
+    """The files of each run's figures and tables, its figures as SVG alone, which is what reports hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+        return [publish(run, QUIET) for run in runs]
 
 
 @pytest.mark.parametrize("name", list(PLOTS))
-def test_every_figure_can_be_read_at_its_printed_width(drawn: dict[str, Picture], name: str) -> None:
-    picture = drawn[name]
+def test_every_figure_can_be_read_at_its_printed_width(drawn: list[dict[str, Picture]], name: str) -> None:
+    picture = (drawn[0] | drawn[1])[name]
     with theme():
         assert picture.get_figwidth() == (WIDTH if name == "placebo_panel" else COLUMN)
         assert picture.get_figheight() <= 9  # of a page
@@ -122,24 +131,24 @@ def test_what_cannot_be_read_is_found() -> None:
     assert over == "'one' lies over 'two'"
 
 
-@pytest.mark.usefixtures("svg_alone")
-def test_files_captions_and_sizes(runs: list[Path]) -> None:
-    for run in runs:
-        files = draw_figures(run, QUIET)
+def test_files_captions_and_sizes(
+    runs: list[Path], drawn: list[dict[str, Picture]], published: list[list[Path]]
+) -> None:
+    for run, pictures_of, files in zip(runs, drawn, published, strict=True):
         captions = read_captions(run)
         svg = [file for file in files if file.suffix == ".svg"]
         assert {file.stem for file in svg} == set(captions)
         assert len(svg) == 2 * len(captions)  # light and dark
         assert max(file.stat().st_size for file in svg) < 150_000
         page = (run / "figures/captions.md").read_text()
-        for name, make in pictures(load_tables(run)).items():
-            assert captions[name] == Caption.of(make())
+        assert captions.keys() == pictures_of.keys()
+        for name, picture in pictures_of.items():
+            assert captions[name] == Caption.of(picture)
             assert f"## {captions[name].question}\n\n![{captions[name].seen}]({name}.svg)" in page
 
 
-@pytest.mark.usefixtures("svg_alone")
+@pytest.mark.usefixtures("svg_alone", "published")
 def test_one_figure_again_leaves_the_captions_of_others(runs: list[Path]) -> None:
-    publish(runs[0], QUIET)
     before = read_captions(runs[0])
     publish(runs[0], QUIET, "plane")
     assert read_captions(runs[0]) == before
@@ -172,10 +181,11 @@ def test_the_dark_variant_turns_greys_over_and_changes_nothing_else() -> None:
     assert greys == sorted(greys, reverse=True)
 
 
-def test_numbers_of_the_alternative_text_are_those_of_the_table(runs: list[Path]) -> None:
-    tables = load_tables(runs[1])
-    rows = tables.efficiency.query("match == 'norm' and statistic == 'share' and budget == 0.1")
-    said = pictures(tables)["efficiency"]().seen
+def test_numbers_of_the_alternative_text_are_those_of_the_table(
+    runs: list[Path], drawn: list[dict[str, Picture]]
+) -> None:
+    rows = load_tables(runs[1]).efficiency.query("match == 'norm' and statistic == 'share' and budget == 0.1")
+    said = drawn[1]["efficiency"].seen
     (row,) = rows[rows["selector"] == "forward_kl"].to_dict("records")
     assert f"raw KL {row['estimate']:.3g} [{row['ci_low']:.3g}, {row['ci_high']:.3g}]" in said
 
