@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from teachdiag.analysis.bank.lookup import lookup_text
-from teachdiag.analysis.kinds.efficiency import real_table
+from teachdiag.analysis.kinds.efficiency import headline_table, real_table
 from teachdiag.figures.paper_claims import Answer, answers, wide_table
 from teachdiag.figures.run_tables import load_tables
 from teachdiag.jsontext import parse_json
@@ -51,6 +51,7 @@ def shown_by(run: Path) -> dict[str, Rows]:
     texts, claims = {"support": off_support_table([run]), "minutes": minutes_table(run)}, list[Answer]()
     if (run / "analyze.json").exists():
         tables = load_tables(run)
+        texts |= {"kept": by_outcome(headline_table, tables.efficiency)}
         texts |= {"steps": by_outcome(real_table, tables.efficiency)}
         texts |= {"places": by_outcome(places_table, tables.efficiency)}
         texts |= {"yardsticks": yardsticks_table(tables.estimates)}
@@ -70,7 +71,7 @@ def page_tables(measured: Sequence[dict[str, Rows]]) -> dict[str, str]:
     """
     claims = [Answer(**row) for of_run in measured for row in of_run["claims"]]
     pages = {"claims": wide_table(claims, list(dict.fromkeys(answer.run for answer in claims)))}
-    for name in ("yardsticks", "steps", "places", "support", "minutes"):
+    for name in ("yardsticks", "kept", "steps", "places", "support", "minutes"):
         table = pd.DataFrame([row for of_run in measured for row in of_run.get(name, [])])
         table.insert(0, "run", table.pop("run"))
         pages[name] = markdown_table(table.fillna("-"))

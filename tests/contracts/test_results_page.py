@@ -29,7 +29,7 @@ def test_runs_stand_beside_one_another() -> None:
         rest = [{"what": "x", "run": run}]
         return {
             "claims": [claim | numbers],
-            **dict.fromkeys(("yardsticks", "steps", "places", "support"), rest),
+            **dict.fromkeys(("yardsticks", "kept", "steps", "places", "support"), rest),
             "minutes": [minutes | {"run": run}],
         }
 
