@@ -51,7 +51,6 @@ class FrontPage:
                 *_wrapped(f"Share of the whole batch's gain at equal step length, {probe_id}"),
                 *aligned(table, widths),
                 _MOST,
-                "",
             ]
         lines += _wrapped(f"Caveats: {self.caveats}") if self.caveats else []
         return [*lines, f"More: {self.run}/summary.md, and figures/, tables/ and analysis/ beside it."]

@@ -279,8 +279,7 @@ def _doubts(error: float, step: Mapping[str, Any]) -> list[str]:
     sentences = []
     if error > _TOLERATED:
         sentences.append(
-            f"First-order gains of what selectors keep are off by up to {error:.0%} of the whole batch's, as exact "
-            "products show: use --method central, or jvp."
+            f"First-order gains are off by up to {error:.0%} of the whole batch's: use --method central, or jvp."
         )
     if step["trials"] and step["learning_rate"] is None:
         last = step["trials"][-1]

@@ -391,7 +391,7 @@ def test_what_is_off_is_said(run: Path, quiet: Reporter, monkeypatch: pytest.Mon
     monkeypatch.setattr(masked_gradients, "_ROUNDED", 0.0)
     run_probe(run, ProbeSettings(**SMALL | {"norm_batches": 1}), quiet)
     off, without_step = results(run)["doubts"]
-    assert off.startswith("First-order gains of what selectors keep are off by up to ")
+    assert off.startswith("First-order gains are off by up to ")
     assert without_step.startswith("No real step was taken: at learning rate ")
     assert MASKED_STEPS.read(run / "masked_steps/e")["real_gain"].isna().all()
 
