@@ -54,14 +54,14 @@ def climb(setup: ProbeSetup, before: str, again: str, taken: str) -> float:
     direction = setup.theta0.displacement()
     facts = on_first(recall)(note, _FACTS)
     if facts is None:
-        theta0 = setup.kl_in(before).astype(np.float64)
-        noise = float(np.square(theta0 - setup.kl_in(again)).mean())
+        theta0 = setup.forward_kl(before).astype(np.float64)
+        noise = float(np.square(theta0 - setup.forward_kl(again)).mean())
 
         def gain_at(share: float) -> Array:
             if share < 1:  # as taken, to the last digit, otherwise
                 setup.theta0.displace(direction, share)
             setup.rescore_shards(f"{folder}/{share}", setup.batched, f"{share:g} of the step", listed=True)
-            return np.asarray(theta0 - setup.kl_in(f"{folder}/{share}"))
+            return np.asarray(theta0 - setup.forward_kl(f"{folder}/{share}"))
 
         facts = judged(*measured(gain_at, noise), noise, setup.settings.step_size)
         on_first(write_note)(facts, note)

@@ -202,8 +202,8 @@ def _state(shrink: float) -> str:
 
 
 def _assemble(setup: ProbeSetup, predicted: np.ndarray, inner: dict[str, pa.Array]) -> dict[str, Any]:
-    before, again = (setup.kl_in(state) for state in ("theta0", "relaid"))
-    gains = {shrink: before - setup.kl_in(_state(shrink)) for shrink in SHRINKS}
+    before, again = (setup.forward_kl(state) for state in ("theta0", "relaid"))
+    gains = {shrink: before - setup.forward_kl(_state(shrink)) for shrink in SHRINKS}
     columns = inner | {"predicted_gain": predicted}
     columns |= {f"gain_at_{round(1 / shrink)}": gain for shrink, gain in gains.items()}
     write_predictions(setup, setup.bank, columns, setup.run / "predictions" / setup.probe_id)

@@ -143,8 +143,12 @@ class ProbeSetup:
     def _bank_shards(self) -> int:
         return -(-len(self.bank) // self.capture.shard_contexts)
 
-    def kl_in(self, state: str, kl: str = "forward_kl") -> np.ndarray:
-        """One KL of every bank position in a state, by (context_id, position), float32, nats."""
+    def forward_kl(self, state: str) -> np.ndarray:
+        """Forward KL of every bank position in a state, by (context_id, position), float32, nats."""
+        return self.kl_in(state, "forward_kl")
+
+    def kl_in(self, state: str, kl: str) -> np.ndarray:
+        """One KL of every bank position in a state, likewise."""
         values: np.ndarray = pa.concat_tables(self.shards(state)).sort_by(KEY)[kl].to_numpy()
         return values
 

@@ -146,7 +146,7 @@ class StepMeasurement(Measurement):
         self, setup: ProbeSetup, real: Update, placebos: Sequence[Update], steps: dict[Update, Step]
     ) -> dict[str, Any]:
         """Write the `gains` table of the real update and of each placebo, and summarise them."""
-        before, again = (setup.kl_in(state) for state in (_BEFORE, Update(NOTHING).state))
+        before, again = (setup.forward_kl(state) for state in (_BEFORE, Update(NOTHING).state))
         floor = noise_floor(before, again)
         updates: dict[str, Any] = {}
         ladder = {"ladder": ladder_results(setup, steps[real].share)} if self.settings.laddered else {}

