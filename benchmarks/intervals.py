@@ -13,15 +13,19 @@ from planted import World, bank_frame, decomposition
 
 from teachdiag.analysis.bank.lookup import row_interval
 from teachdiag.analysis.bank.measurements import Bank, Outcome
-from teachdiag.analysis.bank.normalised import normalised_scores
+from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
 from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.analysis.step.design import GAP, make_sample
 from teachdiag.analysis.step.inference import contrasts_of, crv1, crv3, model_of
 from teachdiag.analysis.step.profiles import mean_rows
 from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.support_contrast import contrast_estimates, contrast_rows
+from teachdiag.analysis.step.validity import difference, predictor_sets, validity
+from teachdiag.signals import BASE
 
 K, POSITIONS, REPEATS, DRAWS, NULLS = 16, 20, 400, 400, 300
+LARGE = 150, 400  # prompts
 SLOPES = (0.03, 0.01)
 _KINDS = ("bootstrap, cuts redrawn", "bootstrap, cuts fixed", "CRV1", "CRV3")
 _MODEL = ("learnable", "incompatible", "student_entropy", "teacher_entropy", "position")
@@ -38,7 +42,26 @@ def coverage_rows() -> list[Row]:
             ):
                 error = np.sqrt(share * (1 - share) / REPEATS)
                 rows.append((f"beta_L - beta_I at {prompts} prompts, {name}", f"{share:.3f}", f"+-{error:.3f}"))
-        return rows + [row for prompts in (24, 64) for row in _null_rows(prompts)]
+        rows += [row for prompts in (24, 64) for row in _null_rows(prompts)]
+        return [*rows, *(_refitted_row(prompts) for prompts in LARGE)]
+
+
+def _refitted_row(prompts: int) -> Row:
+    """How often noise is predicted better or worse by C than by raw KL, in banks of which draws refit a part."""
+    left = [_told_apart(prompts, seed) for seed in range(NULLS)]
+    error = np.sqrt(np.mean(left) * (1 - np.mean(left)) / NULLS)
+    what = f"rank correlation of C less raw KL's without effect, {prompts} prompts, 0 left out"
+    return what, f"{np.mean(left):.3f}", f"+-{error:.3f}"
+
+
+def _told_apart(prompts: int, seed: int) -> bool:
+    """Whether C predicts noise better or worse than raw KL does, out of fold, in one bank."""
+    bank, gain = _simulated(prompts, seed, slopes=(0.0, 0.0))
+    folds, resampling = draw_folds(prompts, 5, 2, seed), Resampling(seed, DRAWS, prompts)
+    raw, c = raw_scores(bank, normalised_scores(bank)), ("compatibility", K)
+    sets = {key: predictor_sets()[key] for key in ((BASE, None), c)}
+    rows = validity([gain], bank, raw, folds, resampling, sets)
+    return row_interval(next(row for row in rows if row["analysis"] == difference("cv_rank"))).side() != 0
 
 
 def _null_rows(prompts: int) -> list[Row]:

@@ -71,28 +71,34 @@ def mid_places(values: Array) -> Array:
 
 
 def in_order(values: Array) -> tuple[Codes, Array]:
-    """Return the rows from the smallest value up, and the mid-place of each as `mid_places` has it, shape (N,) both.
+    """Return the places of each row's values from the smallest up, and their mid-places as `mid_places` has them.
 
-    In a third of the time: row numbers are written over the last bits of the values, which are then sorted by
-    themselves. So values count as equal whose first bits are: of a million, those that agree to nine digits.
+    In a third of the time: places are written over the last bits of the values, which are then sorted by themselves. So
+    values count as equal whose first bits are: of a million, those that agree to nine digits.
 
     Args:
-        values: shape (N,), finite, any unit.
+        values: shape (..., N), finite, any unit.
+
+    Returns:
+        Shape (..., N) both.
     """
-    last = (1 << len(values).bit_length()) - 1
-    marked = (values + 0.0).view(np.int64) & ~last | np.arange(len(values))  # -0 is 0
+    n = values.shape[-1]
+    last = (1 << n.bit_length()) - 1
+    marked = (values + 0.0).view(np.int64) & ~last | np.arange(n)  # -0 is 0
     marked.view(np.float64).sort()
     return marked & last, _middles(marked & ~last)
 
 
 def _middles(ordered: npt.NDArray[Any]) -> Array:
-    """Return the middle of each value's run among ordered ones, in places from 0 to N."""
-    edges = np.ones(len(ordered) + 1, bool)  # before each run of equal values, and behind the last
-    np.not_equal(ordered[1:], ordered[:-1], out=edges[1:-1])
+    """Return the middle of each value's run among the ordered ones of its row, in places from 0 to N: (..., N)."""
+    n = ordered.shape[-1]
+    edges = np.ones(ordered.shape, bool)  # before each run of equal values
+    np.not_equal(ordered[..., 1:], ordered[..., :-1], out=edges[..., 1:])
     if edges.all():
-        return np.arange(len(ordered), dtype=np.float64) + 0.5
-    bounds = np.flatnonzero(edges)
-    return np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds))
+        return np.broadcast_to(np.arange(n) + 0.5, ordered.shape)
+    bounds = np.append(np.flatnonzero(edges), edges.size)
+    middles = np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)).reshape(-1, n)
+    return (middles - n * np.arange(len(middles))[:, None]).reshape(ordered.shape)
 
 
 def quantile_bins(values: Array, n: int) -> Codes:

@@ -28,8 +28,8 @@ from tools.readme_result import ROOT, put
 PAGE = ROOT / "docs/results.md"
 MEASURED = ROOT / "docs/study-real/measured"
 PLACES = ("prefix", "iw_opd", "pw_opsd")  # selectors by place: the first positions, early ones, late ones
-_GAINS = {"gain": "KL(teacher to student)", "gain_reverse": "KL(student to teacher)"}
-_KLS = {"gain": "drop of KL(teacher to student)", "gain_reverse": "drop of KL(student to teacher), the loss"}
+_KLS = {"gain": "KL(teacher to student)", "gain_reverse": "KL(student to teacher)"}
+_DROPS = {outcome: f"drop of {kl}" + ", the loss" * (outcome == "gain_reverse") for outcome, kl in _KLS.items()}
 RUNS = ("qwen", "gemma", "demo", "privileged", "long")  # in the order of the page
 
 Rows = list[dict[Any, Any]]
@@ -82,7 +82,7 @@ def by_outcome(table_of: Callable[[pd.DataFrame], pd.DataFrame], efficiency: pd.
     """Return a table of each outcome's rows, one under the other, with the KL whose fall is the gain."""
     tables = [
         table_of(rows_where(efficiency, outcome=outcome)).assign(**{"gain in": words})
-        for outcome, words in _GAINS.items()
+        for outcome, words in _KLS.items()
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -93,7 +93,7 @@ def yardsticks_table(estimates: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"teacher rows": words, "positions": place}
-            | {name: lookup_text(rows, update=update, term=term, outcome=outcome) for outcome, name in _KLS.items()}
+            | {name: lookup_text(rows, update=update, term=term, outcome=outcome) for outcome, name in _DROPS.items()}
             for update, words in (("one_step", "the true ones"), ("shuffled_teacher", "shuffled"))
             for term, place in (("bank", "all"), ("q3", "Q3"))
             if (rows["update"] == update).any()

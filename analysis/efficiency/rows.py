@@ -156,6 +156,11 @@ class Measured:
     gains: pd.DataFrame
 
 
+def outcome_of(settings: Mapping[str, Any]) -> str:
+    """Return what a probe counts as gain: 'gain' for those that were made before one could choose."""
+    return str(settings.get("outcome", HEADLINE_OUTCOME))
+
+
 def load_measured(run: Path, record: Record) -> Measured:
     """Read what a probe of kind efficiency measured.
 
@@ -167,7 +172,7 @@ def load_measured(run: Path, record: Record) -> Measured:
     selectors = compared_selectors(run, settings)
     return Measured(
         probe_id,
-        str(settings.get("outcome", HEADLINE_OUTCOME)),
+        outcome_of(settings),
         load_pool(run, probe_id, selectors, int(settings["seed"])),
         selectors,
         [budget for budget in dict.fromkeys(map(float, settings["budgets"].split(","))) if budget < 1],

@@ -7,7 +7,7 @@ from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.lookup import lookup, lookup_text, row_dicts, row_interval
 from teachdiag.analysis.efficiency.kept_means import ORACLE, RANDOM
-from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured
+from teachdiag.analysis.efficiency.rows import efficiency_rows, load_measured, outcome_of
 from teachdiag.analysis.efficiency.step_lengths import ALL
 from teachdiag.analysis.kinds.kind import CONTENDER, Estimates, Inputs, KindAnalysis, Results, Tables, grid
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS, Interval, shown
@@ -15,7 +15,7 @@ from teachdiag.analysis.resampling.few_blocks import clear_side
 from teachdiag.analysis.text.text_tables import capitalised, readable
 from teachdiag.artefacts import EFFICIENCY
 from teachdiag.glossary import GAINS
-from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_OUTCOME, HEADLINE_SELECTORS, MATCHES, Match, headline_budget
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, MATCHES, Match, headline_budget
 from teachdiag.signals import BASE, BASE_LABEL
 from teachdiag.tables import rows_where
 
@@ -51,7 +51,7 @@ class Efficiency(KindAnalysis):
 
     @property
     def _gain(self) -> str:
-        return GAINS[self.settings.get("outcome", HEADLINE_OUTCOME)]
+        return GAINS[outcome_of(self.settings)]
 
     def _share_of_gain(self, how: str) -> str:
         return f"Share of the whole batch's {self._gain}, {how}"

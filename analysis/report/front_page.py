@@ -18,7 +18,7 @@ from teachdiag.analysis.step.claims import PRIMARY_CLAIMS
 from teachdiag.analysis.text.text_tables import aligned, capitalised
 from teachdiag.glossary import GAINS, STATUSES
 from teachdiag.markdown import markdown_table
-from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_OUTCOME, HEADLINE_SELECTORS, KINDS
+from teachdiag.settings import HEADLINE_BUDGETS, HEADLINE_SELECTORS, KINDS
 from teachdiag.signals import BASE, BASE_LABEL
 from teachdiag.tables import rows_where
 
@@ -30,11 +30,16 @@ _MOST = "oracle ranks by the gain itself: a ceiling at equal learning rate, not 
 
 @dataclass(frozen=True)
 class FrontPage:
-    """The first page of a run: `primary` and `efficiency` are tables of text, by probe; `caveats` is one line."""
+    """The first page of a run.
+
+    `primary` and `efficiency` are tables of text, by probe; `gains` says in words what the latter count as gain;
+    `caveats` is one line.
+    """
 
     headline: Headline
     primary: Mapping[str, pd.DataFrame]
     efficiency: Mapping[str, pd.DataFrame]
+    gains: Mapping[str, str]
     legend: str
     caveats: str
     run: Path
@@ -48,7 +53,7 @@ class FrontPage:
         for probe_id, table in self.efficiency.items():
             widths = [max(map(len, (name, *table[name]))) for name in table]
             lines += [
-                *_wrapped(f"Share of the whole batch's gain at equal step length, {probe_id}"),
+                *_wrapped(f"Share of the whole batch's {self.gains[probe_id]} at equal step length, {probe_id}"),
                 *aligned(table, widths),
                 _MOST,
             ]
@@ -62,7 +67,7 @@ class FrontPage:
             parts += [f"Primary claims, `{probe_id}` (K=16):", markdown_table(table)]
         parts += [self.legend] if self.primary else []
         for probe_id, table in self.efficiency.items():
-            title = f"Share of the whole batch's gain at equal step length, `{probe_id}`:"
+            title = f"Share of the whole batch's {self.gains[probe_id]} at equal step length, `{probe_id}`:"
             parts += [title, markdown_table(table)]
         return [*parts, f"Caveats: {self.caveats}"] if self.caveats else parts
 
@@ -80,7 +85,9 @@ class FrontPage:
         return self.as_dict() | {
             "primary": [_plain(probe_id, table) for probe_id, table in self.primary.items()],
             "legend": self.legend,
-            "efficiency": [_plain(probe_id, table) for probe_id, table in self.efficiency.items()],
+            "efficiency": [
+                _plain(probe_id, table) | {"gain": self.gains[probe_id]} for probe_id, table in self.efficiency.items()
+            ],
             "ceiling": _MOST if self.efficiency else "",
         }
 
@@ -122,7 +129,8 @@ def front_page(
     return FrontPage(
         said,
         {str(probe): primary_table(rows) for probe, rows in primary.groupby("probe_id", sort=False)},
-        {_titled(probe, outcomes[probe]): table for probe, table in shares.items() if len(table)},
+        {probe: table for probe, table in shares.items() if len(table)},
+        {str(probe): GAINS[outcome] for probe, outcome in outcomes.items()},
         f"{capitalised(legend)}." if legend else "",
         f"{'; '.join(caveats)}." if caveats else "",
         run,
@@ -158,10 +166,6 @@ def efficiency_table(rows: pd.DataFrame) -> pd.DataFrame:
             for name in known
         ]
     )
-
-
-def _titled(probe_id: str, outcome: str) -> str:
-    return probe_id if outcome == HEADLINE_OUTCOME else f"{probe_id}, {GAINS[outcome]}"
 
 
 def _plain(probe_id: str, table: pd.DataFrame) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Data(NamedTuple):
         """Return the indices of some scores."""
         return [list(self.scores).index(key) for key in keys]
 
+    def at(self, prompts: Codes, rows: Codes) -> "Data":
+        """Return the data of some prompts, rising, at some of their rows."""
+        values, owners = [values[rows] for values in self.values], np.searchsorted(prompts, self.prompts[rows])
+        return Data(self.splines.at(rows), self.scores, values, owners, self.folds[:, prompts])
+
     def products(self) -> Iterator[Products]:
         """Yield blocks of prompts, shape (p,), with the cross-products of [design, values] of each, shape (p, ., .)."""
         for block in prompt_blocks(self.prompts):
@@ -178,11 +183,13 @@ def out_of_fold(data: Data, fits: Fits, designs: Iterable[tuple[Block, Array]], 
     """
     predicted = np.empty((fits.means.shape[-1], len(data.prompts)))
     for block, design in designs:
-        assigned = zip(fits.coefficients[number], data.folds[:, block.prompts], strict=True)
-        mean = np.mean([fitted[folds] for fitted, folds in assigned], axis=0)
-        of_prompts = zip(mean, np.split(block.rows, block.cuts), np.split(design, block.cuts), strict=True)
-        for fitted, rows, columns in of_prompts:
-            predicted[:, rows] = (columns @ fitted).T
+        folds, groups = np.unique(data.folds[:, block.prompts], axis=1, return_inverse=True)  # which share their fits
+        of_groups = zip(fits.coefficients[number], folds, strict=True)
+        mean = np.mean([fitted[assigned] for fitted, assigned in of_groups], axis=0)
+        of_rows = np.repeat(groups.ravel(), np.diff(block.cuts, prepend=0, append=len(block.rows)))
+        for group, fitted in enumerate(mean):
+            inside = np.flatnonzero(of_rows == group)
+            predicted[:, block.rows[inside]] = (design[inside] @ fitted).T
     return predicted
 
 

@@ -22,19 +22,25 @@ _DEGREE = 3
 class Splines(NamedTuple):
     """The splines of some scores over the same positions.
 
-    `doubled_ranks`: shape (n,) each, twice the mid-ranks: whole numbers that are a rank in (0, 1) over 2 n. `knots`:
-    one sequence a score. `owners`: shape (q,), the score that each column of the design belongs to, in their order; -1
-    is the intercept.
+    `doubled_ranks`: shape (n,) each, twice the mid-ranks: whole numbers that are a rank in (0, 1) over 2 `ranked`.
+    `knots`: one sequence a score. `owners`: shape (q,), the score that each column of the design belongs to, in their
+    order; -1 is the intercept. `ranked`: how many positions the ranks are among.
     """
 
     doubled_ranks: Sequence[npt.NDArray[np.int32]]
     knots: tuple[Array, ...]
     owners: Codes
+    ranked: int
 
     def only(self, members: list[int]) -> "Splines":
         """Return the splines of some scores."""
         owners, members = self.owners[self.columns(members)], sorted(members)
-        return Splines([self.doubled_ranks[i] for i in members], tuple(self.knots[i] for i in members), owners)
+        ranks, knots = [self.doubled_ranks[i] for i in members], tuple(self.knots[i] for i in members)
+        return self._replace(doubled_ranks=ranks, knots=knots, owners=owners)
+
+    def at(self, rows: Codes) -> "Splines":
+        """Return the same curves over some of the positions."""
+        return self._replace(doubled_ranks=[ranks[rows] for ranks in self.doubled_ranks])
 
     def columns(self, members: list[int]) -> Codes:
         """Return the design's columns of an intercept and some scores."""
@@ -50,7 +56,7 @@ class Splines(NamedTuple):
         for ranks, knots in zip(self.doubled_ranks, self.knots, strict=True):
             basis = BSpline(knots, np.eye(len(knots) - _DEGREE - 1), _DEGREE)
             start, end = end, end + len(knots) - _DEGREE - 2
-            design[:, start:end] = basis(ranks[rows] / (2 * len(ranks)))[:, 1:]
+            design[:, start:end] = basis(ranks[rows] / (2 * self.ranked))[:, 1:]
         return design
 
 
@@ -60,13 +66,14 @@ def rank_splines(keys: Sequence[Key], score: Callable[[Key], Array]) -> Splines:
     Raises:
         EstimationError: a score has one value everywhere; the message names it.
     """
-    doubled, knots = [], []
+    doubled, knots, ranked = [], [], 0
     for key in keys:
         ranks = mid_places(score(key))
+        ranked = len(ranks)
         doubled.append((2 * ranks).astype(np.int32))
-        knots.append(_knots(ranks / len(ranks), key))
+        knots.append(_knots(ranks / ranked, key))
     widths = [len(sequence) - _DEGREE - 2 for sequence in knots]
-    return Splines(doubled, tuple(knots), np.repeat(np.arange(-1, len(knots)), [1, *widths]))
+    return Splines(doubled, tuple(knots), np.repeat(np.arange(-1, len(knots)), [1, *widths]), ranked)
 
 
 def _knots(ranks: Array, key: Key) -> Array:

@@ -24,7 +24,7 @@ Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
 _FITTED_AT_ONCE = 10  # of the draws that are fitted anew
 _AT_ONCE = 1 << 22  # predictions of draws fitted anew that are ranked together
-_KEPT = 1 << 18  # positions whose design is kept for all of these draws
+_REFITTED = 128, 1 << 13  # the most prompts and positions that draws are fitted anew to
 
 
 def difference(analysis: str) -> str:
@@ -92,7 +92,7 @@ def cross_validated(
     Draws hold predictions fixed, and are stretched about the estimate until they spread as much as some of them do
     that are fitted anew: other prompts would give other predictions too, and where there is nothing to predict that is
     most of the spread. Arguments as `validity` has them; `weights` has shape (draws, prompts), the estimate's first;
-    so many draws are fitted anew.
+    so many draws are fitted anew, in a large bank to part of it (`_refitted_part`).
     """
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
     splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
@@ -103,13 +103,66 @@ def cross_validated(
         values = [outcome.values for outcome in outcomes[first : first + step]]
         data = Data(splines, used, values, outcomes[0].prompts, folds)
         products = list(data.products())
-        fits = fit_other_folds(data, sets, products)
-        r2 = _explained(data, fits, products, weights)
-        fixed = _samples(r2, _ranked(data, fits, sets, weights), sets)
+        fixed = _fixed(data, sets, products, weights)
         if refits and len(weights) > 1:
-            fixed = _stretched(fixed, _fitted_anew(data, sets, products, weights[1 : refits + 1]))
+            stretches = _stretches(data, sets, products, fixed, weights, refits)
+            fixed = [_stretched(*of_outcome) for of_outcome in zip(fixed, stretches, strict=True)]
         samples += fixed
     return samples
+
+
+def _fixed(
+    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
+) -> list[Samples]:
+    """Fit all sets to the whole of the data and hold the predictions fixed in every draw."""
+    fits = fit_other_folds(data, sets, products)
+    return _samples(_explained(data, fits, products, weights), _ranked(data, fits, sets, weights), sets)
+
+
+def _stretches(
+    whole: Data,
+    sets: Mapping[Key, Sequence[Key]],
+    products: Sequence[Products],
+    fixed: list[Samples],
+    weights: Array,
+    refits: int,
+) -> list[Samples]:
+    """Return how much further refits spread than predictions held fixed, at least 1: shape (sets,) by analysis."""
+    data, weights = _refitted_part(whole, weights)
+    if data is not whole:
+        products = list(data.products())
+        fixed = _fixed(data, sets, products, weights)
+    anew = _fitted_anew(data, sets, products, weights[1 : refits + 1])
+    return [
+        {name: np.fmax(1.0, ratio(refitted[name].std(axis=0), drawn[1:].std(axis=0))) for name, drawn in held.items()}
+        for held, refitted in zip(fixed, anew, strict=True)
+    ]
+
+
+def _stretched(samples: Samples, stretches: Samples) -> Samples:
+    """Stretch draws about the estimate, which comes first."""
+    return {name: drawn[0] + (drawn - drawn[0]) * stretches[name] for name, drawn in samples.items()}
+
+
+def _refitted_part(data: Data, weights: Array) -> tuple[Data, Array]:
+    """Return the part of a large bank that draws are fitted anew to, with how often each of its prompts counts.
+
+    Prompts evenly spaced, and positions evenly spaced among theirs; a smaller bank is returned as it is. By how much
+    draws are stretched does not depend on a bank's size where there is no effect, since refits and draws that hold
+    predictions fixed spread alike as it shrinks. Where there is one, a smaller bank's refits spread more beside them,
+    so that a part stretches no less than the whole would.
+    """
+    chosen = _spaced(weights.shape[1], _REFITTED[0])
+    rows = np.flatnonzero(np.isin(data.prompts, chosen))
+    rows = rows[_spaced(len(rows), _REFITTED[1])]
+    if len(rows) == len(data.prompts):
+        return data, weights
+    return data.at(chosen, rows), weights[:, chosen]
+
+
+def _spaced(n: int, most: int) -> Codes:
+    """Return the most of n numbers from 0 that may be taken, evenly spaced."""
+    return np.arange(n) if n <= most else np.arange(most) * n // most
 
 
 def _explained(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
@@ -161,30 +214,16 @@ def _ranked_anew(data: Data, fits: Fits, sets: Mapping[Key, Sequence[Key]], weig
     """Return how fits to some draws rank positions, each in its own draw: shape (outcomes, draws, sets)."""
     n, m = len(data.prompts), len(data.values)
     observed = centred_ranks(np.column_stack(data.values)).T.copy()
-    ranked = np.empty((m, len(weights), len(sets)))
+    sums = np.empty((6, m, len(weights), len(sets)))
     step = max(1, _AT_ONCE // (n * m))
     for number, keys in enumerate(sets.values()):
-        designs = list(data.designs(keys)) if n <= _KEPT else None
+        designs = list(data.designs(keys))
         for first in range(0, len(weights), step):
             part = fits.part(slice(first * m, (first + step) * m))
-            predicted = out_of_fold(data, part, designs or data.designs(keys), number).reshape(-1, m, n)
+            predicted = out_of_fold(data, part, designs, number).reshape(-1, m, n)
             for draw, of_draw in enumerate(predicted, first):
-                counted = weights[draw, data.prompts]
-                ranked[:, draw, number] = [
-                    weighted_correlation(*each, counted) for each in zip(observed, of_draw, strict=True)
-                ]
-    return ranked
-
-
-def _stretched(fixed: Sequence[Samples], anew: Sequence[Samples]) -> list[Samples]:
-    """Stretch draws about the estimate by how much further those that were fitted anew spread than they do."""
-    return [
-        {
-            name: drawn[0] + (drawn - drawn[0]) * np.fmax(1.0, ratio(refitted[name].std(axis=0), drawn[1:].std(axis=0)))
-            for name, drawn in held.items()
-        }
-        for held, refitted in zip(fixed, anew, strict=True)
-    ]
+                sums[:, :, draw, number] = weighted_sums(observed, of_draw, weights[draw, data.prompts])
+    return _correlation(*sums)
 
 
 def _trains_every_fold(folds: Codes, counts: Array) -> bool:
@@ -242,21 +281,23 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
     return _correlation(n, of_y, totals(observed**2), of_x, totals(score**2), totals(score * observed))
 
 
-def weighted_correlation(observed: Array, score: Array, counts: Array) -> float:
-    """Return Spearman's correlation of an outcome with one score where each position counts so many times.
+def weighted_sums(observed: Array, score: Array, counts: Array) -> Array:
+    """Return what Spearman's correlations of outcomes, each with its own score, are made of, shape (6, m).
 
-    Ranks are those of positions that count once each, mid-ranks for ties.
+    The sums of 1, y, y^2, x, x^2 and x y where each position counts so many times, y and x ranks of positions that
+    count once each, mid-ranks for ties.
 
     Args:
-        observed: centred ranks, shape (n,).
-        score: shape (n,), any unit.
+        observed: centred ranks, shape (m, n).
+        score: shape (m, n), any unit.
         counts: shape (n,).
     """
     order, places = in_order(score)
-    x, y, counted = places - len(score) / 2, observed[order], counts[order]
+    x, y, counted = places - score.shape[-1] / 2, np.take_along_axis(observed, order, -1), counts[order]
     by_x, by_y = counted * x, counted * y
-    sums = (counted.sum(), by_y.sum(), by_y @ y, by_x.sum(), by_x @ x, by_y @ x)
-    return float(_correlation(*np.array(sums)[:, None])[0])
+    each = ((by_y, y), (by_x, x), (by_y, x))
+    of_y, of_x, of_both = (np.einsum("mn,mn->m", *pair) for pair in each)
+    return np.stack([counted.sum(-1), by_y.sum(-1), of_y, by_x.sum(-1), of_x, of_both])
 
 
 def _correlation(n: Array, sum_y: Array, squares_y: Array, sum_x: Array, squares_x: Array, products: Array) -> Array:

@@ -77,9 +77,14 @@ def primary_claims(front: dict[str, Any]) -> str:
 
 def _efficiency(run: Path, front: dict[str, Any], content: dict[str, Any]) -> str:
     """Return the curve of what selectors keep, and its table."""
-    tables = "".join(_table(table["columns"], table["rows"]) for table in front["efficiency"])
-    said = f"<p>Share of the whole batch's gain at equal step length, by the share of tokens. {front['ceiling']}</p>"
-    return (_leading(run, content, "efficiency") + (said + tables if tables else "")) or _NO_EFFICIENCY
+    tables = "".join(
+        f"<p>Share of the whole batch's {table['gain']} at equal step length, by the share of tokens, "
+        f"<code>{escape(table['probe_id'])}</code>:</p>{_table(table['columns'], table['rows'])}"
+        for table in front["efficiency"]
+    )
+    return (
+        _leading(run, content, "efficiency") + (f"{tables}<p>{front['ceiling']}</p>" if tables else "")
+    ) or _NO_EFFICIENCY
 
 
 def _leading(run: Path, content: dict[str, Any], name: str) -> str:

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.resampling import bootstrap
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals
+from teachdiag.analysis.step import validity as module
 from teachdiag.analysis.step.cross_validation import (
     Data,
     Fits,
@@ -23,7 +24,7 @@ from teachdiag.analysis.step.validity import (
     explained,
     predictor_sets,
     rank_correlation,
-    weighted_correlation,
+    weighted_sums,
 )
 from teachdiag.errors import EstimationError
 from teachdiag.signals import BASE
@@ -133,12 +134,14 @@ def test_rank_correlation_is_spearmans_and_draws_keep_the_ranks() -> None:
     assert found[7, 1] == pytest.approx(np.corrcoef(ranks[0][rows], ranks[1][rows])[0, 1], abs=1e-12)
 
 
-def test_one_draw_has_the_correlation_that_all_draws_have() -> None:
-    for score in (*X.values(), np.round(Y[:, 1], 1), np.zeros(300) * Y[:, 0]):  # with ties, and with 0 of both signs
-        observed, ranks = centred_ranks(Y[:, :1]), centred_ranks(score[:, None])
-        expected = rank_correlation(observed, ranks, PROMPTS, WEIGHTS[:20])[:, 0]
-        found = [weighted_correlation(observed[:, 0], score, counts[PROMPTS]) for counts in WEIGHTS[:20]]
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+def test_sums_of_one_draw_are_those_of_spearmans_ranks() -> None:
+    tied = np.stack([*X.values(), np.round(Y[:, 1], 1), np.zeros(300) * Y[:, 0]])  # with ties, and with 0 of both signs
+    observed = np.tile(centred_ranks(Y[:, :1]).T, (len(tied), 1))
+    ranks = np.stack([rankdata(score) for score in tied]) - 150.5
+    for counts in WEIGHTS[:20, PROMPTS]:
+        parts = [np.ones_like(ranks), observed, observed**2, ranks, ranks**2, ranks * observed]
+        expected = np.stack([part @ counts for part in parts])
+        np.testing.assert_allclose(weighted_sums(observed, tied, counts), expected, rtol=1e-12, atol=1e-8)
 
 
 def test_every_signal_stands_alone_and_on_top_of_raw_kl() -> None:
@@ -159,29 +162,48 @@ def _cross_validated(y: np.ndarray, weights: np.ndarray, refits: int) -> dict[st
     return cross_validated([outcome], bank, scores, sets, FOLDS, weights, refits)[0]
 
 
-def test_draws_spread_as_much_as_refits_to_repeated_rows_do() -> None:
-    """Refits of the truth: rows laid out as often as they are drawn, folds of their own prompts."""
-    noise, refits = RNG.normal(0, 1, 300), 25
-    fixed, found = (_cross_validated(noise, WEIGHTS, number)["cv_r2"] for number in (0, refits))
-    anew = []
-    for counts in WEIGHTS[1 : refits + 1]:
-        rows = np.concatenate([np.flatnonzero(p == PROMPTS) for p in range(15) for _ in range(int(counts[p]))])
-        r2 = []
-        for key in X:
-            design = np.column_stack([np.ones(300), _truncated_powers(X[key])])
-            squares, base = 0.0, 0.0
-            for folds in FOLDS[:, PROMPTS]:
-                for fold in range(5):
-                    training, held = rows[folds[rows] != fold], rows[folds[rows] == fold]
-                    mean = noise[training].mean()
-                    b = np.linalg.lstsq(design[training], noise[training] - mean, rcond=None)[0]
-                    squares += ((noise[held] - mean - design[held] @ b) ** 2).sum()
-                    base += ((noise[held] - mean) ** 2).sum()
-            r2.append(1 - squares / base)
-        anew.append(r2)
-    stretch = np.maximum(1, np.std(anew, axis=0) / fixed[1:].std(axis=0))
+def _r2_of_rows(y: np.ndarray, key: tuple, fitted: np.ndarray, evaluated: np.ndarray) -> float:
+    """Out-of-fold R2 at some rows, listed as often as they are drawn, of fits to others."""
+    design = np.column_stack([np.ones(300), _truncated_powers(X[key])])
+    squares, base = 0.0, 0.0
+    for folds in FOLDS[:, PROMPTS]:
+        for fold in range(5):
+            training, held = fitted[folds[fitted] != fold], evaluated[folds[evaluated] == fold]
+            mean = y[training].mean()
+            b = np.linalg.lstsq(design[training], y[training] - mean, rcond=None)[0]
+            squares += ((y[held] - mean - design[held] @ b) ** 2).sum()
+            base += ((y[held] - mean) ** 2).sum()
+    return 1 - squares / base
+
+
+@pytest.mark.parametrize(("most", "absent"), [((128, 8192), ()), ((12, 160), (4, 9, 14))], ids=["all", "a part"])
+def test_draws_spread_as_much_as_refits_to_repeated_rows_do(
+    most: tuple[int, int], absent: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refits of the truth: rows laid out as often as they are drawn, folds of their own prompts.
+
+    A part of the bank is all but every fifth prompt, and two of three of the positions of these.
+    """
+    monkeypatch.setattr(module, "_REFITTED", most)
+    noise, refits, weights = RNG.normal(0, 1, 300), 12, WEIGHTS[:60]
+    fixed, found = (_cross_validated(noise, weights, number)["cv_r2"] for number in (0, refits))
+    part = np.flatnonzero(~np.isin(PROMPTS, absent))
+    part = part[np.arange(len(part)) % 3 != 2] if absent else part
+    drawn = [
+        np.concatenate([part[PROMPTS[part] == p] for p in range(15) for _ in range(int(counts[p]))])
+        for counts in weights
+    ]
+    spreads = [
+        [
+            np.std(values)
+            for values in zip(*([_r2_of_rows(noise, key, *rows) for key in X] for rows in each), strict=True)
+        ]
+        for each in ([(part, rows) for rows in drawn[1:]], [(rows, rows) for rows in drawn[1 : refits + 1]])
+    ]
+    stretch = np.maximum(1, np.divide(*spreads[::-1]))
     np.testing.assert_allclose(found, fixed[0] + (fixed - fixed[0]) * stretch, rtol=1e-6)
     np.testing.assert_array_equal(found[0], fixed[0])
+    assert (stretch > 1).all()
 
 
 @pytest.mark.slow
