@@ -30,7 +30,7 @@ LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index("
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
 
-figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: about an hour, then seconds
+figures: runs/comparison/comparison.png $(PAIRS:%=figures-%)  ## every probe, table, figure and report of both pairs: three quarters of an hour, then seconds
 
 runs/comparison/comparison.png: $(PAIRS:%=runs/%/analyze.json)
 	$(BIN)/teachdiag figures $(PAIRS:%=runs/%)

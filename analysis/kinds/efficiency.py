@@ -234,7 +234,7 @@ def _real_sentence(rows: pd.DataFrame) -> str:
     apart = (known["real_share"] - known["real_first_order"]).abs() / known["real_first_order"].abs()
     steps = len(known[["selector", "budget"]].drop_duplicates())
     return (
-        f"{steps} masked steps were really taken: in {held.sum()} of {len(known)} comparisons (at equal norm and at "
+        f"{steps} masked step{'s were' if steps > 1 else ' was'} really taken: in {held.sum()} of {len(known)} comparisons (at equal norm and at "
         f"equal rate) the interval of their share holds first order's, which is {apart.median():.1%} away (median)."
     )
 
