@@ -233,9 +233,10 @@ def _real_sentence(rows: pd.DataFrame) -> str:
     held = (known["real_low"] <= known["real_first_order"]) & (known["real_first_order"] <= known["real_high"])
     apart = (known["real_share"] - known["real_first_order"]).abs() / known["real_first_order"].abs()
     steps = len(known[["selector", "budget"]].drop_duplicates())
+    taken_steps = "1 masked step was" if steps == 1 else f"{steps} masked steps were"
     return (
-        f"{steps} masked step{'s were' if steps > 1 else ' was'} really taken: in {held.sum()} of {len(known)} comparisons (at equal norm and at "
-        f"equal rate) the interval of their share holds first order's, which is {apart.median():.1%} away (median)."
+        f"{taken_steps} really taken: in {held.sum()} of {len(known)} comparisons (at equal norm and at equal rate) "
+        f"the interval of its share holds first order's, which is {apart.median():.1%} away (median)."
     )
 
 
