@@ -114,12 +114,15 @@ GOALS = (
         "measured",
     ),
     Goal("a refusal", "CPU seconds", "0.6 s", "commands", "a setting that is refused, CPU", "measured"),
+    Goal("what `Monitor` adds to 25 steps of training", "these steps", "0.03", "monitoring", "both, of 25 steps"),
 )
+LONG = "long"  # the part of `make bench` that goes into a table of its own
 
 
 def main() -> None:
-    """Replace the table of the page."""
+    """Replace the tables of the page."""
     put(PAGE, "speed", markdown_table(speed_table(HISTORY)))
+    put(PAGE, LONG, markdown_table(last_table(HISTORY, LONG)))
 
 
 def speed_table(history: Path) -> pd.DataFrame:
@@ -130,16 +133,34 @@ def speed_table(history: Path) -> pd.DataFrame:
     """
     table = pd.DataFrame({"work": [g.work for g in GOALS], "beside": [g.beside for g in GOALS]})
     table["goal"] = [g.goal for g in GOALS]
-    for machine in sorted(path for path in history.iterdir() if path.is_dir()):
-        table[machine.name.replace("-", " ")] = [_last(machine, goal) for goal in GOALS]
+    for machine in _machines(history):
+        table[_title(machine)] = [_last(machine, goal) for goal in GOALS]
     return table
 
 
+def last_table(history: Path, part: str) -> pd.DataFrame:
+    """Return what one part measured last, a row each, in a column for each machine that has measured it."""
+    columns = {_title(m): rows.set_index("what")["measured"] for m in _machines(history) if len(rows := _rows(m, part))}
+    columns = {machine: values[~values.index.duplicated(keep="last")] for machine, values in columns.items()}
+    works = dict.fromkeys(work for values in columns.values() for work in values.index)
+    return pd.DataFrame(columns, index=pd.Index(works, name="work")).reset_index().fillna(NOT_MEASURED)
+
+
+def _machines(history: Path) -> list[Path]:
+    return sorted(path for path in history.iterdir() if path.is_dir())
+
+
+def _title(machine: Path) -> str:
+    return machine.name.replace("-", " ")
+
+
+def _rows(machine: Path, part: str) -> pd.DataFrame:
+    file = machine / f"{part}.parquet"
+    return read_parquet(file).to_pandas() if file.exists() else pd.DataFrame(columns=["what", "number"])
+
+
 def _last(machine: Path, goal: Goal) -> str:
-    file = machine / f"{goal.part}.parquet"
-    if not file.exists():
-        return NOT_MEASURED
-    rows = read_parquet(file).to_pandas()
+    rows = _rows(machine, goal.part)
     rows = rows[(rows["what"] == goal.row) & (rows["number"] == goal.number)]
     return str(rows[goal.column].iloc[-1]) if len(rows) else NOT_MEASURED
 

@@ -6,7 +6,7 @@ import history
 import pytest
 from history import recorded
 
-from tools.speed_page import GOALS, NOT_MEASURED, speed_table
+from tools.speed_page import GOALS, NOT_MEASURED, last_table, speed_table
 
 
 def test_the_last_number_of_every_goal_stands_in_its_machines_column(
@@ -21,3 +21,22 @@ def test_the_last_number_of_every_goal_stands_in_its_machines_column(
     assert column["exact scoring of both models, float32, files and all"] == "0.96"
     assert list(column["its peak memory"]) == [NOT_MEASURED, "731 MB", NOT_MEASURED]
     assert (column == NOT_MEASURED).sum() == len(GOALS) - 2
+
+
+def test_what_a_part_measured_last_stands_beside_what_another_machine_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "HISTORY", tmp_path)
+    for machine, rows in (
+        ("a", [("512 tokens", "10 tok/s", "1")]),
+        ("b", [("512 tokens", "20 tok/s", "1"), ("4096 tokens", "9 tok/s", "2")]),
+        ("a", [("512 tokens", "11 tok/s", "1")]),
+    ):
+        monkeypatch.setattr(history, "_machine", lambda machine=machine: machine)
+        recorded("long", rows)
+    monkeypatch.setattr(history, "_machine", lambda: "c")
+    recorded("heads", [("bare", "1 s", "1")])
+    expected = [["512 tokens", "11 tok/s", "20 tok/s"], ["4096 tokens", NOT_MEASURED, "9 tok/s"]]
+    table = last_table(tmp_path, "long")
+    assert table.columns.tolist() == ["work", "a", "b"]
+    assert table.to_numpy().tolist() == expected
