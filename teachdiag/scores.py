@@ -98,7 +98,8 @@ def _middles(ordered: npt.NDArray[Any]) -> Array:
         return np.broadcast_to(np.arange(n) + 0.5, ordered.shape)
     bounds = np.append(np.flatnonzero(edges), edges.size)
     middles = np.repeat((bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)).reshape(-1, n)
-    return (middles - n * np.arange(len(middles))[:, None]).reshape(ordered.shape)
+    places: Array = middles - n * np.arange(len(middles))[:, None]
+    return places.reshape(ordered.shape)
 
 
 def quantile_bins(values: Array, n: int) -> Codes:
