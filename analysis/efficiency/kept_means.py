@@ -91,8 +91,8 @@ def kept_means(pool: Pool, selectors: Mapping[str, Selector], budgets: Sequence[
             if name == RANDOM:
                 kept[:, draw, number] = whole[:, draw, None]
                 continue
-            for place, mask in _chosen(tokens, selector, budgets, able[number]):
-                kept[:, draw, number, place] = inner[:, mask].mean(axis=1)
+            for index, mask in _chosen(tokens, selector, budgets, able[number]):
+                kept[:, draw, number, index] = inner[:, mask].mean(axis=1)
     return KeptMeans(kept, whole)
 
 
@@ -109,7 +109,7 @@ def _affordable(tokens: Tokens, selector: Selector, budgets: Sequence[float]) ->
 
 def _chosen(tokens: Tokens, selector: Selector, budgets: Sequence[float], able: Codes) -> Iterator[tuple[int, Mask]]:
     """Yield the number of a budget and what a selector keeps at it, shape (positions,), of those at which it can."""
-    wanted = [budgets[place] for place in able]
+    wanted = [budgets[index] for index in able]
     try:
         if selector.mask:
             selections = [selector.mask(tokens, budget) for budget in wanted]

@@ -226,13 +226,13 @@ def resampled(measured: Measured, resampling: Resampling) -> Resampled:
     means = kept_means(pool, measured.selectors, budgets, prompt_weights(resampling, pool.n_prompts))
     blocks = block_weights(resampling, pool.n_blocks)
     whole = mean_of(means.whole.transpose(1, 0, 2), pool.sizes)
-    own, shuffled = (_known(interval, pool) for interval in whole.intervals(blocks))
+    gain, shuffled = (_known(interval, pool) for interval in whole.intervals(blocks))
     curve = None
-    if clear_side(own, pool.n_blocks) == 1:
+    if clear_side(gain, pool.n_blocks) == 1:
         flat = means.kept.reshape(2, len(blocks), -1, pool.n_blocks)
         shares = [ratio_of(kept, means.whole[0], pool.sizes) for kept in flat]
         curve = Curve(list(measured.selectors), budgets, *shares)
-    return Resampled(whole, own, shuffled, blocks, curve)
+    return Resampled(whole, gain, shuffled, blocks, curve)
 
 
 def prompt_weights(resampling: Resampling, n_prompts: int) -> Array:

@@ -34,8 +34,8 @@ class LengthRatios:
         share: shape (selectors, budgets), mean share of the same batches at equal rate.
         slope: what log ratio falls by for each unit of ratio^2 share (share - its mean), within [0, 1].
         slope_error: its standard error.
-        own_error, shared_error: shape (budgets,), standard errors of the mean log ratio: what the selectors of a budget
-            have each for itself, and together; NaN with one batch.
+        specific_error, shared_error: shape (budgets,), standard errors of the mean log ratio: what the selectors of a
+            budget have each for itself, and together; NaN with one batch.
         freedom: shape (budgets,), degrees of freedom of both.
         n_batches: real update batches behind every mean.
         n_contexts: contexts of each of them.
@@ -46,7 +46,7 @@ class LengthRatios:
     share: Array
     slope: float
     slope_error: float
-    own_error: Array
+    specific_error: Array
     shared_error: Array
     freedom: Array
     n_batches: int
@@ -55,7 +55,7 @@ class LengthRatios:
     @property
     def error(self) -> Array:
         """Relative standard error of a ratio, shape (budgets,)."""
-        return np.hypot(self.own_error, self.shared_error)
+        return np.hypot(self.specific_error, self.shared_error)
 
     def at(self, shares: Array, seed: int) -> Array:
         """Return the ratios at shares of all update contexts, in every draw of these and of their own error.
@@ -72,9 +72,9 @@ class LengthRatios:
             return np.random.default_rng(derive_seed(seed, "bootstrap", "step lengths", *of))
 
         # A stream each, so that no interval depends on who else is compared.
-        own = [stream(name).standard_t(freedom, (n_draws, n_budgets)) for name in self.selectors]
+        specific = [stream(name).standard_t(freedom, (n_draws, n_budgets)) for name in self.selectors]
         rng = stream()
-        noise = self.own_error * np.stack(own, axis=1)
+        noise = self.specific_error * np.stack(specific, axis=1)
         noise += self.shared_error * rng.standard_t(freedom, (n_draws, 1, n_budgets))
         noise += self.slope_error * rng.standard_normal((n_draws, 1, 1)) * beyond[1:]
         expected = self.ratio * np.exp(-self.slope * beyond)
@@ -98,7 +98,7 @@ def length_ratios(steps: pd.DataFrame, selectors: Sequence[str], budgets: Sequen
     slope = float(np.clip(-(beyond * off).sum() / squares, 0, 1)) if squares > 0 else 0.0
     off += slope * beyond
     freedom = measured.sum(axis=0) * (n_batches - 1)
-    own, shared = _spreads(off, measured)
+    specific, shared = _spreads(off, measured)
     scatter = (off**2).sum() / max(int(freedom.sum()), 1)
     slope_error = float(np.sqrt(scatter / squares)) if squares > 0 else 0.0
     return LengthRatios(
@@ -107,7 +107,7 @@ def length_ratios(steps: pd.DataFrame, selectors: Sequence[str], budgets: Sequen
         share,
         slope,
         slope_error,
-        own_error=np.sqrt(own / n_batches),
+        specific_error=np.sqrt(specific / n_batches),
         shared_error=np.sqrt(shared / n_batches),
         freedom=freedom,
         n_batches=n_batches,
@@ -138,6 +138,6 @@ def _spreads(off: Array, measured: Array) -> tuple[Array, Array]:
     together = off.sum(axis=0) / np.maximum(count, 1)[:, None]  # (budgets, batches)
     apart = np.where(measured[..., None], off - together, 0)
     total = divided((off**2).sum(axis=(0, 2)), count * free)
-    own = divided((apart**2).sum(axis=(0, 2)), np.maximum(count - 1, 0) * free)
-    own = np.fmin(own, total)  # that of a single selector is all its own
-    return own, total - own
+    specific = divided((apart**2).sum(axis=(0, 2)), np.maximum(count - 1, 0) * free)
+    specific = np.fmin(specific, total)  # that of a single selector is all its own
+    return specific, total - specific

@@ -69,11 +69,11 @@ def panel_rows(inputs: Inputs, probe_id: str) -> Rows:
     by_draw = _estimates(step, inputs)
     pooled = pool_draws(by_draw)
     margins = beyond_rows(pooled, [step], {analysis for analysis, _, _ in STATISTICS.values()})
-    found = {(row["probe_id"], row["analysis"], row["term"], row["k"]): row for row in [*pooled, *margins]}
+    by_statistic = {(row["probe_id"], row["analysis"], row["term"], row["k"]): row for row in [*pooled, *margins]}
     return [
-        _row(step, name, update, found)
+        _row(step, name, update, by_statistic)
         for name, number in STATISTICS.items()
-        if (probe_id, *number) in found
+        if (probe_id, *number) in by_statistic
         for update in step.placebo_ids
     ]
 
@@ -106,10 +106,13 @@ def panel_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_verdict(list(group)) for _, group in groupby(rows, key=lambda row: row["statistic"])]
 
 
-def _row(step: Step, name: str, update: str, found: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+def _row(step: Step, name: str, update: str, by_statistic: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
     analysis, term, k = STATISTICS[name]
-    placebo_id, real = step.placebo_ids[update], found[step.real.probe_id, analysis, term, k]
-    placebo, margin = found.get((placebo_id, analysis, term, k)), found.get((placebo_id, beyond(analysis), term, k))
+    placebo_id, real = step.placebo_ids[update], by_statistic[step.real.probe_id, analysis, term, k]
+    placebo, margin = (
+        by_statistic.get((placebo_id, analysis, term, k)),
+        by_statistic.get((placebo_id, beyond(analysis), term, k)),
+    )
     draws = [] if placebo is None else placebo.get("by_draw", [placebo["estimate"]])
     row = {
         "probe_id": step.real.probe_id,

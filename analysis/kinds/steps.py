@@ -85,13 +85,13 @@ def specification_shares(estimates: pd.DataFrame, probe_id: str) -> dict[str, tu
     The first share has the sign of the real step's headline, the second an interval on the same side of 0, or about 0.
     """
     rows = rows_where(estimates, analysis=AGREEMENT, probe_id=probe_id)
-    found = {
+    numbers = {
         quantity: [lookup(rows, term=f"{quantity}: {term}") for term in (COUNT, SAME_SIGN, SAME_SIDE)]
         for quantity in QUANTITIES
     }
     return {
         quantity: (int(count.estimate), sign.estimate, side.estimate)
-        for quantity, (count, sign, side) in found.items()
+        for quantity, (count, sign, side) in numbers.items()
         if count and sign and side
     }
 

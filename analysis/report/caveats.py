@@ -49,27 +49,27 @@ def changing_caveats(run: Path, capture: Mapping[str, Any], records: Sequence[Re
         results: the tables of its analysis.
     """
     settings = capture["settings"]
-    found = [doubt for doubt in capture["results"].get("warnings", ()) if "were cut" not in doubt]
-    found += [doubt.rstrip(".") for record in records for doubt in record.results.get("doubts", ())]
+    caveats = [doubt for doubt in capture["results"].get("warnings", ()) if "were cut" not in doubt]
+    caveats += [doubt.rstrip(".") for record in records for doubt in record.results.get("doubts", ())]
     ends = _known_ends(run)
     share = float((ends == "length").mean()) if len(ends) else 0.0
     if share >= _MUCH_CUT:
         remedy = "" if settings["contexts"] else f" at {settings['max_new_tokens']} tokens (raise --max-new-tokens)"
-        found.append(f"{share:.0%} of responses were cut{remedy}")
+        caveats.append(f"{share:.0%} of responses were cut{remedy}")
     ten = results.estimates[
         (results.estimates["analysis"] == "concentration")
         & (results.estimates["outcome"] == OUTCOME)
         & results.estimates["probe_id"].isin(results.primary["probe_id"])
     ]["estimate"].max()
     if ten >= _CONCENTRATED:
-        found.append(f"ten positions hold {ten:.0%} of the gain's sum of squares (ranks say more than means)")
+        caveats.append(f"ten positions hold {ten:.0%} of the gain's sum of squares (ranks say more than means)")
     draws = results.primary["placebo_draws"].min()
     if draws < _FEW_DRAWS:
         drawn = "one draw" if draws == 1 else f"{draws:.0f} draws"
-        found.append(f"{drawn} of each placebo (--draws)")
+        caveats.append(f"{drawn} of each placebo (--draws)")
     if (results.primary["status"] == TOO_LONG).any():
-        found.append("a step was too long")
-    return found
+        caveats.append("a step was too long")
+    return caveats
 
 
 def _of_step(results: Results, probe_id: str) -> list[tuple[str, str]]:

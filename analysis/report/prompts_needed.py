@@ -119,13 +119,13 @@ def _of_steps(run: Path, effect: float | None) -> list[_Claim]:
     """Return the primary claims on every step."""
     claims = []
     for row in row_dicts(PRIMARY.read(PRIMARY.file(run))):
-        reach, found = Reach.of_row(row), abs(row["estimate"])
+        reach, estimate = Reach.of_row(row), abs(row["estimate"])
         needed = None
         if reach is not None:
             needed = reach.prompts_needed_again(row) if effect is None else reach.prompts_needed(effect, effect)
         detectable = reach.detectable() if reach else (None, None)
         more = None if needed is None else needed / row["n_prompts"]
-        size = found if effect is None else effect
+        size = estimate if effect is None else effect
         claims.append(_Claim(row["probe_id"], row["claim"], row["unit"], detectable, size, needed, more))
     return claims
 
@@ -173,9 +173,9 @@ def _time(
     """Return seconds by stage, and what they were taken from: the run itself, if no calibration is asked for."""
     if more is None:
         return None, ""
-    own = None if settings.calibration else bank.seconds(probe_id, more)
-    if own is not None:
-        return own, "scaled from what the run's own stages took"
+    scaled = None if settings.calibration else bank.seconds(probe_id, more)
+    if scaled is not None:
+        return scaled, "scaled from what the run's scaled stages took"
     if settings.calibration or calibration_path().exists():
         return bank.extrapolated(settings, more)
     return None, f"unknown, since a stage of the run was interrupted; `{COMMAND}` makes a calibration to go by"

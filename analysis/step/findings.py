@@ -59,8 +59,9 @@ def finding_rows(estimates: pd.DataFrame, record: Record, placebos: Mapping[str,
             real = _evidence(of, probe_id, claim, k)
             if real is not None:
                 beside = [_placebo(of, probe_id, name, claim, k, draws) for name, draws in placebos.items()]
-                own = {"probe_id": probe_id, "n_prompts": n_prompts, "primary": claim.primary and k == claim.headline_k}
-                rows.append(_finding(claim, k, real, beside) | own)
+                primary = claim.primary and k == claim.headline_k
+                told = {"probe_id": probe_id, "n_prompts": n_prompts, "primary": primary}
+                rows.append(_finding(claim, k, real, beside) | told)
     _control_discoveries([row for row in rows if not row["primary"]])
     helps = _evidence(of, probe_id, CLAIMS[0], None)
     assert helps is not None, "every real step has a mean gain"

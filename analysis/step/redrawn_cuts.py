@@ -85,16 +85,16 @@ def _moments(sample: Sample, raw: Sequence[Array], moved: Array) -> Array:
         parts = {name: values[rows] for name, values in sample.parts.items()}
         columns = with_intercept(sample.variables(parts, rows))
         whole += columns.T @ columns
-        for part, values, own, of_part, bounds in zip(_CUT, raw, following, moments, moved, strict=True):
-            names, unmoved = [sample.predictors[column - 1] for column in own], columns[:, own]
+        for part, values, follow, of_part, bounds in zip(_CUT, raw, following, moments, moved, strict=True):
+            names, unmoved = [sample.predictors[column - 1] for column in follow], columns[:, follow]
             for total, ends in zip(of_part.reshape(-1, width, width), bounds.reshape(-1, 2), strict=True):
                 others = parts | {part: clip_to(values[rows], *ends)}
-                for column, name in zip(own, names, strict=True):
+                for column, name in zip(follow, names, strict=True):
                     columns[:, column] = predictor(name, others)
-                total[own] += columns[:, own].T @ columns
-            columns[:, own] = unmoved
-    for of_part, own in zip(moments, following, strict=True):
-        with_all = of_part[:, :, own]
+                total[follow] += columns[:, follow].T @ columns
+            columns[:, follow] = unmoved
+    for of_part, follow in zip(moments, following, strict=True):
+        with_all = of_part[:, :, follow]
         of_part[:] = whole
-        of_part[:, :, own], of_part[..., own] = with_all, with_all.swapaxes(2, 3)
+        of_part[:, :, follow], of_part[..., follow] = with_all, with_all.swapaxes(2, 3)
     return moments

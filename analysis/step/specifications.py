@@ -135,28 +135,28 @@ def agreement_rows(rows: Rows, step: Step, bank: Bank) -> Rows:
         bank: the bank.
     """
     known = [row for row in rows if row["estimate"] is not None]
-    found: Rows = []
+    agreements: Rows = []
     for headline in known:
         if not headline["headline"] or headline["probe_id"] != step.real.probe_id:
             continue
         quantity, sign, side = headline["quantity"], np.sign(headline["estimate"]), _side(headline)
         for probe in step.first_draws:
-            own = [row for row in known if (row["probe_id"], row["quantity"]) == (probe.probe_id, quantity)]
-            if own:
-                signs = np.mean([np.sign(row["estimate"]) == sign for row in own])
-                sides = np.mean([_side(row) == side for row in own])
+            of_probe = [row for row in known if (row["probe_id"], row["quantity"]) == (probe.probe_id, quantity)]
+            if of_probe:
+                signs = np.mean([np.sign(row["estimate"]) == sign for row in of_probe])
+                sides = np.mean([_side(row) == side for row in of_probe])
                 gain = select_outcome(probe, HEADLINE_OUTCOME, bank)
-                found += [
+                agreements += [
                     gain.row(
                         AGREEMENT, f"{quantity}: {term}", None, "1", Interval(float(number), np.nan, np.nan), method
                     )
                     for term, number, method in (
-                        (COUNT, len(own), "specifications that can be estimated"),
+                        (COUNT, len(of_probe), "specifications that can be estimated"),
                         (SAME_SIGN, signs, "share of specifications, against the real step's headline"),
                         (SAME_SIDE, sides, "share of specifications, against the real step's headline"),
                     )
                 ]
-    return found
+    return agreements
 
 
 def _side(row: Mapping[str, Any]) -> int:

@@ -62,11 +62,11 @@ def top_rows(
         selections.append((np.packbits(taken.kept), _facts(taken, q3, described)))
     rows: list[list[dict[str, Any]]] = [[] for _ in selections]
     for outcomes in (make() for make in groups):
-        for own, (bits, facts) in zip(rows, selections, strict=True):
+        for of_selection, (bits, facts) in zip(rows, selections, strict=True):
             kept = np.unpackbits(bits, count=len(bank)).view(np.bool_)
             if (kept & outcomes[0].rows).any():
-                own += _taken_rows(outcomes, kept, facts, resampling)
-    return [row for own in rows for row in own]
+                of_selection += _taken_rows(outcomes, kept, facts, resampling)
+    return [row for of_selection in rows for row in of_selection]
 
 
 def _taken_rows(

@@ -50,7 +50,7 @@ class _Run:
     name: str
     teacher: str
     measured: Measured
-    found: Resampled
+    resampled: Resampled
     population: Population
 
 
@@ -80,32 +80,32 @@ def compare_curves(
         measured = replace(whole, selectors={selector: whole.selectors[selector] for selector in shared})
         compared.append(_Run(name, teacher, measured, resampled(measured, few), population_of(measured, few)))
     rows = list(_gain_rows(compared))
-    for own in compared:
-        if own.found.curve is None:
-            gain = f"{own.found.gain} nats per unit of learning rate"
-            said = f"What selectors keep is not compared: the whole batch's gain in {own.name}, {gain}, is not clearly "
+    for run in compared:
+        if run.resampled.curve is None:
+            gain = f"{run.resampled.gain} nats per unit of learning rate"
+            said = f"What selectors keep is not compared: the whole batch's gain in {run.name}, {gain}, is not clearly "
             return Compared(rows, f"{said}told from 0.")
     return Compared([*rows, *_share_rows(compared, few.seed)], "")
 
 
 def _gain_rows(compared: Sequence[_Run]) -> Iterator[dict[str, Any]]:
     """Yield the gain of a step of learning rate 1 on the whole batch."""
-    own = [Drawn(run.found.whole.values[:, :1], run.found.whole.influence[:, :1]) for run in compared]
-    yield from _rows(compared, [(ALL, 1.0)], "rate", GAIN, own, own)
+    gains = [Drawn(run.resampled.whole.values[:, :1], run.resampled.whole.influence[:, :1]) for run in compared]
+    yield from _rows(compared, [(ALL, 1.0)], "rate", GAIN, gains, gains)
 
 
 def _share_rows(compared: Sequence[_Run], seed: int) -> Iterator[dict[str, Any]]:
-    curves = [run.found.curve for run in compared if run.found.curve is not None]
+    curves = [run.resampled.curve for run in compared if run.resampled.curve is not None]
     cells = [(selector, budget) for selector in curves[0].selectors for budget in curves[0].budgets]
     lengths = [length_ratios(r.measured.steps, c.selectors, c.budgets) for r, c in zip(compared, curves, strict=True)]
     at_rate = [curve.share for curve in curves]
     yield from _rows(compared, cells, "rate", SHARE, at_rate, at_rate)
-    at_norm = [curve.at_norm(own, seed) for curve, own in zip(curves, lengths, strict=True)]
+    at_norm = [curve.at_norm(length, seed) for curve, length in zip(curves, lengths, strict=True)]
     # Beside the first run, errors of norms are drawn apart from its own.
     seeds = [derive_seed(seed, "teachers", run.name) for run in compared]
-    apart = [curve.at_norm(own, other) for curve, own, other in zip(curves, lengths, seeds, strict=True)]
+    apart = [curve.at_norm(length, other) for curve, length, other in zip(curves, lengths, seeds, strict=True)]
     measured = [
-        replace(run, population=run.population.at_norm(own)) for run, own in zip(compared, lengths, strict=True)
+        replace(run, population=run.population.at_norm(length)) for run, length in zip(compared, lengths, strict=True)
     ]
     yield from _rows(measured, cells, "norm", SHARE, at_norm, apart)
 
@@ -115,7 +115,7 @@ def _rows(
     cells: Sequence[Cell],
     match: str,
     statistic: str,
-    own: Sequence[Drawn],
+    drawn: Sequence[Drawn],
     beside_first: Sequence[Drawn],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each cell and run, cell by cell, of cells that have the statistic in every run.
@@ -125,23 +125,23 @@ def _rows(
         cells: selectors and budgets, m of them.
         match: at what steps are equal.
         statistic: which number.
-        own: m numbers of each run.
+        drawn: m numbers of each run.
         beside_first: the same, as drawn where those of the first run are taken off.
     """
-    alone = [_intervals(run, drawn) for run, drawn in zip(compared, own, strict=True)]
-    apart = [_intervals(run, drawn - own[0]) for run, drawn in zip(compared, beside_first, strict=True)]
+    alone = [_intervals(run, of_run) for run, of_run in zip(compared, drawn, strict=True)]
+    apart = [_intervals(run, of_run - drawn[0]) for run, of_run in zip(compared, beside_first, strict=True)]
     for number, (selector, budget) in enumerate(cells):
         if any(np.isnan(of_run[number].estimate) for of_run in alone):
             continue
-        for place, run in enumerate(compared):
+        for index, run in enumerate(compared):
             unit = "nats" if statistic == GAIN else "1"
-            row = run.population.row(selector, budget, match, statistic, alone[place][number], unit)
+            row = run.population.row(selector, budget, match, statistic, alone[index][number], unit)
             row |= {"run": run.name, "teacher": run.teacher}
-            row |= beside(alone[place][number], apart[place][number] if place else None)
+            row |= beside(alone[index][number], apart[index][number] if index else None)
             yield {column.name: row[column.name] for column in TEACHER_CURVES.columns}
 
 
 def _intervals(run: _Run, drawn: Drawn) -> list[Interval]:
     """Return intervals where there are update prompts enough for one."""
-    found = drawn.intervals(run.found.blocks)
-    return found if run.found.gain.known else [Interval(i.estimate, np.nan, np.nan) for i in found]
+    intervals = drawn.intervals(run.resampled.blocks)
+    return intervals if run.resampled.gain.known else [Interval(i.estimate, np.nan, np.nan) for i in intervals]

@@ -65,8 +65,8 @@ def predicted_gains(runs: Sequence[Path], records: Sequence[Record]) -> Found:
     if obstacle := _ungraded(runs, records) or _all_alike(runs, [*success, *shuffled]):
         said = f"Success, the one yardstick that all teachers share, is not compared: {obstacle}."
         return Found(measures, {_PREDICTED: predicted}, said)
-    for own, inner, placebo, most in zip(measures, success, shuffled, shares_of_most(success), strict=True):
-        own += [
+    for of_run, inner, placebo, most in zip(measures, success, shuffled, shares_of_most(success), strict=True):
+        of_run += [
             Measure(SUCCESS, "1", COMMON, inner),
             Measure(SUCCESS_SHUFFLED, "1", COMMON, placebo),
             Measure("positions that raise success", "1", COMMON, (inner > 0).astype(np.float64)),
@@ -90,9 +90,9 @@ def _ungraded(runs: Sequence[Path], records: Sequence[Record]) -> str:
             return f"{run} was not graded (capture --grade) before its probe {record.probe_id}"
         if facts["prompts"] < MIN_PROMPTS:
             return f"{run} has graded answers to {facts['prompts']} update prompts, of the {MIN_PROMPTS} needed"
-        own = GRADES.read(run / GRADES.folder, _GRADED).sort_values("context_id", ignore_index=True)
-        grades = own if grades is None else grades
-        if not own.equals(grades):
+        read = GRADES.read(run / GRADES.folder, _GRADED).sort_values("context_id", ignore_index=True)
+        grades = read if grades is None else grades
+        if not read.equals(grades):
             return f"the answers of {run} have other grades than those of {runs[0]}"
     return ""
 

@@ -48,11 +48,11 @@ class Population:
         for of_runs in zip(*measures, strict=True):
             samples = [self._sampled(measure) for measure in of_runs]
             for measure, sample, (run, teacher) in zip(of_runs, samples, self.teachers.items(), strict=True):
-                own, apart = intervals(np.stack([sample, sample - samples[0]], 1), self.resampling.n_prompts)
+                interval, apart = intervals(np.stack([sample, sample - samples[0]], 1), self.resampling.n_prompts)
                 rows.append(
                     {"measure": measure.name, "run": run, "teacher": teacher, "unit": measure.unit}
                     | {"yardstick": measure.yardstick}
-                    | beside(own, None if sample is samples[0] else apart)
+                    | beside(interval, None if sample is samples[0] else apart)
                     | {"method": self.resampling.method("mean" if measure.below is None else "ratio of means")}
                     | {"n_positions": len(self.prompts), "n_prompts": self.resampling.n_prompts}
                 )
@@ -66,9 +66,9 @@ class Population:
         return ratio(sums[:, 0], sums[:, 1])
 
 
-def beside(own: Interval, apart: Interval | None) -> dict[str, float | None]:
+def beside(interval: Interval, apart: Interval | None) -> dict[str, float | None]:
     """Return an estimate and what it is less the first run's, in the columns of their tables; None for the first."""
-    columns = {name: value for name, value in own.columns().items() if name != "draw_error"}
+    columns = {name: value for name, value in interval.columns().items() if name != "draw_error"}
     less: dict[str, float | None] = dict.fromkeys(("estimate", "ci_low", "ci_high"))
     less |= apart.columns() if apart else {}
     names = {"difference": "estimate", "difference_low": "ci_low", "difference_high": "ci_high"}
@@ -83,14 +83,14 @@ def bank_measures(banks: Sequence[pd.DataFrame]) -> list[list[Measure]]:
     """
     common = set.intersection(*(set(bank.columns) for bank in banks))
     measures = [[_of(bank, "teacher_logp", "log q of the student's tokens", COMMON)] for bank in banks]
-    for own, bank in zip(measures, banks, strict=True):
+    for of_run, bank in zip(measures, banks, strict=True):
         if "forward_kl" in common:
-            own.append(_of(bank, "forward_kl", RAW_KL, OWN))
+            of_run.append(_of(bank, "forward_kl", RAW_KL, OWN))
         if not {_D, _C} <= common:
-            own += _bounded(bank)
+            of_run += _bounded(bank)
     learnable = learnable_parts(banks)
-    for own, bank, part, most in zip(measures, banks, learnable, shares_of_most(learnable), strict=False):
-        own += [
+    for of_run, bank, part, most in zip(measures, banks, learnable, shares_of_most(learnable), strict=False):
+        of_run += [
             _of(bank, _D, "D", OWN),
             _of(bank, _C, "C", COMMON),
             Measure(LEARNABLE, "nats", OWN, part),
@@ -110,8 +110,8 @@ def learnable_parts(banks: Sequence[pd.DataFrame]) -> list[Array]:
 def shares_of_most(values: Sequence[Array]) -> list[Array]:
     """Return where each of several has the most: 1, or an equal part where several have as much; shape (N,) each."""
     most = np.maximum.reduce(list(values)) if values else np.zeros(0)
-    ties = np.sum([own == most for own in values], axis=0)
-    return [(own == most) / ties for own in values]
+    ties = np.sum([of_run == most for of_run in values], axis=0)
+    return [(of_run == most) / ties for of_run in values]
 
 
 def _of(bank: pd.DataFrame, column: str, name: str, yardstick: str) -> Measure:

@@ -77,8 +77,12 @@ def terminal_parts(summary: Mapping[str, Any]) -> list[Grid | str]:
     rows = [row for row in summary["rows"] if row["measure"] in _SHORT or not summary["probes"]]
     first, *others = dict.fromkeys(row["run"] for row in rows)
     cell = _cell if len(others) == 1 else _difference
-    lines = [[_measure(own[0]), _BY[own[0]["yardstick"]], *map(cell, own)] for own in _by_run(rows)]
-    lines += [[f"kept, {_kept(own[0])}", _BY[OWN], *map(cell, own)] for own in _by_run(summary["curves"])]
+    lines = [
+        [_measure(of_number[0]), _BY[of_number[0]["yardstick"]], *map(cell, of_number)] for of_number in _by_run(rows)
+    ]
+    lines += [
+        [f"kept, {_kept(of_number[0])}", _BY[OWN], *map(cell, of_number)] for of_number in _by_run(summary["curves"])
+    ]
     beside = [f"{others[0]} (less {first})"] if len(others) == 1 else [f"{run} less {first}" for run in others]
     title = f"Teachers: {summary['population']}"
     return [grid(title, ("measure", "by", first, *beside), lines), *summary["sentences"]]
@@ -107,19 +111,19 @@ def _share_table(shares: Sequence[Row]) -> str:
     for selector in HEADLINE_SELECTORS:
         of_selector = [row for row in shares if row["selector"] == selector]
         for run in dict.fromkeys(row["run"] for row in of_selector):
-            own = [row for row in of_selector if row["run"] == run]
+            of_run = [row for row in of_selector if row["run"] == run]
             lines.append(
-                {"selector": readable(selector), "run": run} | {_percent(r): str(row_interval(r)) for r in own}
+                {"selector": readable(selector), "run": run} | {_percent(r): str(row_interval(r)) for r in of_run}
             )
-            if own[0]["difference"] is not None:
-                less = {_percent(row): _less(row) for row in own}
+            if of_run[0]["difference"] is not None:
+                less = {_percent(row): _less(row) for row in of_run}
                 lines.append({"selector": readable(selector), "run": f"{run}, less the first"} | less)
     return markdown_table(pd.DataFrame(lines))
 
 
 def _by_run(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Yield the rows of one number, a run each; the first run's has no difference."""
-    starts = [place for place, row in enumerate(rows) if row["difference"] is None]
+    starts = [index for index, row in enumerate(rows) if row["difference"] is None]
     for start, end in pairwise([*starts, len(rows)]):
         yield rows[start:end]
 

@@ -152,8 +152,8 @@ def _mask(look: pa.Table, selector: Selector, budget: float) -> Mask | None:
         return None
 
 
-def _named(name: str, found: tuple[float | None, ...]) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), found, strict=True))
+def _named(name: str, interval: tuple[float | None, ...]) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), interval, strict=True))
 
 
 def _share(row: pd.Series, name: str) -> str:
@@ -170,8 +170,8 @@ def _learnable(monitored: pd.DataFrame) -> str:
 
 
 def _alarms(raised: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
-    found: dict[tuple[str, str], list[int]] = {}
+    steps: dict[tuple[str, str], list[int]] = {}
     for row in raised.sort_values("step").to_dict("records"):
         for alarm in row["alarms"].split(","):
-            found.setdefault((row["population"], alarm), []).append(row["step"])
-    return found
+            steps.setdefault((row["population"], alarm), []).append(row["step"])
+    return steps

@@ -146,8 +146,8 @@ def _named(model: str) -> str:
 
 
 def _cell(rows: pd.DataFrame, arm: str, budget: float) -> str:
-    found = rows[(rows["arm"] == arm) & (rows["budget"] == budget)]
-    return str(row_interval(found.iloc[0])) if len(found) else ""
+    cell = rows[(rows["arm"] == arm) & (rows["budget"] == budget)]
+    return str(row_interval(cell.iloc[0])) if len(cell) else ""
 
 
 def _between(row: pd.Series, name: str) -> str:

@@ -171,7 +171,7 @@ def test_length_ratios_and_their_errors_are_those_of_loops() -> None:
     left = np.array([[0.1, -0.1] + slope * beyond, [-0.05, 0.05]])
     total, together = (left**2).sum() / 2, left.mean(axis=0)
     own = min(((left - together) ** 2).sum(), total)
-    assert found.own_error[0] == pytest.approx(np.sqrt(own / 2))
+    assert found.specific_error[0] == pytest.approx(np.sqrt(own / 2))
     assert found.shared_error[0] == pytest.approx(np.sqrt((total - own) / 2))
     assert found.slope_error == pytest.approx(np.sqrt(total / (beyond @ beyond)))
     assert (found.freedom.tolist(), found.n_batches, found.n_contexts) == ([2, 0], 2, 3)
