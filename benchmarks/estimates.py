@@ -53,8 +53,8 @@ def _measured_world(prompts: int, placebos: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = plant(Path(folder) / "run", _world(prompts))
         if not placebos:
-            for own in (run / "gains").glob("step.*"):
-                shutil.rmtree(own)
+            for placebo in (run / "gains").glob("step.*"):
+                shutil.rmtree(placebo)
         return measured_analysis(run)
 
 

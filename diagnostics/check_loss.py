@@ -55,8 +55,8 @@ def run_check_loss(settings: CheckLossSettings, reporter: Reporter) -> dict[str,
     verdicts = []
     with reporter.bar("Losses", total=len(losses) + len(others)) as advance:
         for name, loss in [*losses.items(), *others.items()]:
-            found = verdict(name, loss)
-            verdicts.append(asdict(found) | {"teaches": found.teaches})
+            judged = verdict(name, loss)
+            verdicts.append(asdict(judged) | {"teaches": judged.teaches})
             advance()
     return {
         "run": settings.run,
@@ -114,11 +114,11 @@ def _sample(pair: Pair, contexts: Sequence[Context], positions: int) -> Sample:
     masks, tokens = [], []
     for context in contexts:
         end = context.rows
-        own = list(range(max(end - positions, 0), end))
-        behind = positions - len(own) + 1
-        columns.append([own[0], *own, *[own[-1]] * behind])
-        masks.append([False, *[True] * len(own), *[False] * behind])
-        tokens.append([padding, *Batch((context,)).tokens[own].tolist(), *[padding] * behind])
+        rows = list(range(max(end - positions, 0), end))
+        behind = positions - len(rows) + 1
+        columns.append([rows[0], *rows, *[rows[-1]] * behind])
+        masks.append([False, *[True] * len(rows), *[False] * behind])
+        tokens.append([padding, *Batch((context,)).tokens[rows].tolist(), *[padding] * behind])
     device = pair.student.device
     return Sample(
         student=_logits(pair.student, "student", contexts, columns),

@@ -57,10 +57,10 @@ class Answer:
 
 def answers(runs: Mapping[str, RunTables]) -> list[Answer]:
     """Return what every probe of some runs, by name, says of the claims, claim by claim."""
-    found = [answer for name, tables in runs.items() for answer in _answers(name, tables)]
-    order = list(dict.fromkeys(answer.claim for answer in found if answer.claim not in (_Q3, *_KEPT)))
+    every = [answer for name, tables in runs.items() for answer in _answers(name, tables)]
+    order = list(dict.fromkeys(answer.claim for answer in every if answer.claim not in (_Q3, *_KEPT)))
     order += [_Q3, *_KEPT]
-    return sorted(found, key=lambda answer: order.index(answer.claim))
+    return sorted(every, key=lambda answer: order.index(answer.claim))
 
 
 def holds_on(given: Sequence[Answer]) -> str:

@@ -51,9 +51,11 @@ def kept_table(loaded: dict[str, RunTables]) -> pd.DataFrame:
     for name, tables in loaded.items():
         at = rows_where(tables.efficiency, match="norm", budget=HEADLINE_BUDGET, statistic="share")
         for probe_id in tables.probes("efficiency"):
-            own = rows_where(at, probe_id=probe_id).set_index("selector")
+            of_probe = rows_where(at, probe_id=probe_id).set_index("selector")
             columns[f"{name}, {moved(tables.run, probe_id)}"] = [
-                interval_text(*own.loc[selector, ["estimate", "ci_low", "ci_high"]]) if selector in own.index else "-"
+                interval_text(*of_probe.loc[selector, ["estimate", "ci_low", "ci_high"]])
+                if selector in of_probe.index
+                else "-"
                 for selector in HEADLINE_SELECTORS
             ]
     return pd.DataFrame({"selector": HEADLINE_SELECTORS} | columns)

@@ -80,10 +80,12 @@ def compare_curves(
         measured = replace(whole, selectors={selector: whole.selectors[selector] for selector in shared})
         compared.append(_Run(name, teacher, measured, resampled(measured, few), population_of(measured, few)))
     rows = list(_gain_rows(compared))
-    for run in compared:
-        if run.resampled.curve is None:
-            gain = f"{run.resampled.gain} nats per unit of learning rate"
-            said = f"What selectors keep is not compared: the whole batch's gain in {run.name}, {gain}, is not clearly "
+    for each in compared:
+        if each.resampled.curve is None:
+            gain = f"{each.resampled.gain} nats per unit of learning rate"
+            said = (
+                f"What selectors keep is not compared: the whole batch's gain in {each.name}, {gain}, is not clearly "
+            )
             return Compared(rows, f"{said}told from 0.")
     return Compared([*rows, *_share_rows(compared, few.seed)], "")
 

@@ -41,18 +41,18 @@ class Positions:
 
         A draw depends on the seed and the context alone.
         """
-        own = np.arange(len(response)) if mask is None else np.flatnonzero(mask)
+        students = np.arange(len(response)) if mask is None else np.flatnonzero(mask)
         if self.chosen == "first":
-            own = own[: self.count]
-        reached = tuple(response[: own[-1] + 1] if len(own) else response)
-        whole = None if mask is None else tuple(own.tolist())
+            students = students[: self.count]
+        reached = tuple(response[: students[-1] + 1] if len(students) else response)
+        whole = None if mask is None else tuple(students.tolist())
         if self.chosen in ("first", "all"):
             return Kept(reached, whole)
-        if len(own) <= self.count:
-            return Kept(reached, whole, (1.0,) * len(own))
+        if len(students) <= self.count:
+            return Kept(reached, whole, (1.0,) * len(students))
         rng = np.random.default_rng(derive_seed(self.seed, "positions", context_id))
-        drawn, weights = draw(len(own), self.count, rng, spread=self.chosen == "spread")
-        return Kept(reached, tuple(own[drawn].tolist()), tuple(weights.tolist()))
+        drawn, weights = draw(len(students), self.count, rng, spread=self.chosen == "spread")
+        return Kept(reached, tuple(students[drawn].tolist()), tuple(weights.tolist()))
 
 
 def draw(n: int, count: int, rng: np.random.Generator, *, spread: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ def compare_recorded(run: Path, reporter: Reporter) -> dict[str, Any]:
         `recorded`, by column of `positions`: how many `positions` have both, and `mean_absolute_difference` and
         `largest_difference` of these, nats; nothing where nothing was recorded.
     """
-    found = {}
+    compared = {}
     for name, ours in RECORDED.items():
         contexts = CONTEXTS.read(run / "contexts", ["context_id", name]).dropna()
         if contexts.empty:
@@ -32,16 +32,16 @@ def compare_recorded(run: Path, reporter: Reporter) -> dict[str, Any]:
         theirs = [recorded[c][t] for c, t in zip(rows["context_id"], rows["position"], strict=True)]
         gaps = np.abs(rows[ours].to_numpy(np.float64) - np.array(theirs, np.float64))
         facts = {"mean_absolute_difference": float(gaps.mean()), "largest_difference": float(gaps.max())}
-        found[ours] = {"positions": len(gaps)} | facts
-        reporter.say(_sentence(ours, found[ours]))
-    return {"recorded": found} if found else {}
+        compared[ours] = {"positions": len(gaps)} | facts
+        reporter.say(_sentence(ours, compared[ours]))
+    return {"recorded": compared} if compared else {}
 
 
-def recorded_doubts(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def recorded_doubts(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say where the student that is scored can hardly be the one that the numbers were recorded of."""
     return [
         f"{_sentence(name, facts)}: other weights, another temperature, or other tokens than it was trained on"
-        for name, facts in found.items()
+        for name, facts in compared.items()
         if facts["mean_absolute_difference"] > _SAME
     ]
 

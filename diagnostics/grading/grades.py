@@ -60,12 +60,12 @@ def answer_key(prompts: PromptSet, asked: Mapping[str, Sequence[int]], tokenizer
     """
     grader = grader_of(prompts.manifest)
     named = {prompt.prompt_id: prompt for prompt in prompts.prompts}
-    found = {
+    by_id = {
         prompt_id: named.get(prompt_id) or _holding(prompts, prompt_id, tokenizer.decode(ids))
         for prompt_id, ids in asked.items()
     }
-    grader.check(found.values())
-    return AnswerKey(prompts, grader, found)
+    grader.check(by_id.values())
+    return AnswerKey(prompts, grader, by_id)
 
 
 def _holding(prompts: PromptSet, prompt_id: str, text: str) -> Prompt:

@@ -201,18 +201,18 @@ def _row(name: str, record: Record, encoder: Encoder, ends: frozenset[int]) -> d
     mask = record.response_mask
     response = encoder.response(record.response, prompt, record.finish_reason, own_end=mask is None or mask[-1])
     teacher = prompt if record.teacher_prompt is None else encoder.prompt(record.teacher_prompt)
-    own = (mask or (True,) * len(response))[: len(response)]  # of masked ones, padding is taken off the end alone
-    if not any(own):
+    students = (mask or (True,) * len(response))[: len(response)]  # of masked ones, padding is taken off the end alone
+    if not any(students):
         raise BadRow("masked", "no token of it is the student's: its mask keeps padding alone")
-    _check_end(response, own, ends)
-    last = max(place for place, mine in enumerate(own) if mine)
+    _check_end(response, students, ends)
+    last = max(position for position, mine in enumerate(students) if mine)
     return {
         "prompt_id": record.prompt_id or f"{name}/{_digest(prompt)}",
         "source_row": record.row,
         "prompt_token_ids": prompt,
         "teacher_prompt_token_ids": teacher,
         "response_token_ids": response,
-        "response_mask": None if all(own) else list(map(int, own)),
+        "response_mask": None if all(students) else list(map(int, students)),
         "finish_reason": "stop" if response[last] in ends else record.finish_reason,
         "sampling_seed": None,
         "recorded_logp": _of_each(record.recorded_logp, response),
@@ -225,10 +225,10 @@ def _of_each(values: tuple[float, ...] | None, response: Ids) -> list[float] | N
     return list(values) if values is not None and len(values) == len(response) else None
 
 
-def _check_end(response: Ids, own: Mask, ends: frozenset[int]) -> None:
+def _check_end(response: Ids, students: Mask, ends: frozenset[int]) -> None:
     """Refuse a response in which the student goes on behind its own end-of-text, and nobody spoke in between."""
     for position, token in enumerate(response[:-1]):
-        if token in ends and own[position] and own[position + 1]:
+        if token in ends and students[position] and students[position + 1]:
             raise BadRow(
                 "goes on behind its end",
                 f"the response goes on behind its end-of-text token (id {token} at position {position}): cut off what "

@@ -119,11 +119,11 @@ def expected(name: str, loss: LossFunction, sample: Sample, candidates: int, dra
     mean, tail = torch.zeros_like(once), torch.zeros_like(once)
     square, tail_square = torch.zeros_like(once[..., 0]), torch.zeros_like(once[..., 0])
     for tokens, weights, drawn in _tokens(sample, candidates, draws, seed):  # (S, L) each
-        found = at(tokens)
-        norm = found.square().sum(-1)
-        mean += weights[..., None] * found
+        gradients = at(tokens)
+        norm = gradients.square().sum(-1)
+        mean += weights[..., None] * gradients
         square += weights * norm
-        tail += (weights * drawn)[..., None] * found
+        tail += (weights * drawn)[..., None] * gradients
         tail_square += weights.square() * drawn * norm
     # Of M draws with weight w each, sum w^2 |g|^2 - |sum w g|^2 / M estimates the variance of their weighted sum.
     error = (tail_square - tail.square().sum(-1) / draws).clamp_min(0) * draws / (draws - 1)

@@ -17,8 +17,8 @@ _TRL = {"trl KL(q || p)": 0.0, "trl JSD": 0.5, "trl KL(p || q)": 1.0}  # beta of
 
 def references() -> dict[str, LossFunction]:
     """Return the losses by name; TRL's where TRL is installed."""
-    own = {name: partial(_own, name) for name in LOSSES}
-    return own | _of_trl() | {"top-k advantage": top_k_advantage}
+    built_in = {name: partial(_own, name) for name in LOSSES}
+    return built_in | _of_trl() | {"top-k advantage": top_k_advantage}
 
 
 def top_k_advantage(student: Tensor, teacher: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -83,12 +83,12 @@ def judge(name: str, loss: LossFunction, sample: Sample, candidates: int, draws:
     Raises:
         SettingsError: it fails, or returns something of another shape.
     """
-    found = expected(name, loss, sample, candidates, draws, seed)
-    if not found.mean.isfinite().all():
+    measured = expected(name, loss, sample, candidates, draws, seed)
+    if not measured.mean.isfinite().all():
         sentence = "Its gradient is NaN or infinite at some token."
-        return Verdict(name, None, None, None, None, 1.0, found.sampled, "not finite", sentence)
-    numbers = _measure(found, sample)
-    finding, sentence = _mistake(name, loss, sample, found, numbers) or ("", _agreement(numbers))
+        return Verdict(name, None, None, None, None, 1.0, measured.sampled, "not finite", sentence)
+    numbers = _measure(measured, sample)
+    finding, sentence = _mistake(name, loss, sample, measured, numbers) or ("", _agreement(numbers))
     return Verdict(
         name=name,
         reverse=numbers.cosines and numbers.cosines[0],
@@ -96,7 +96,7 @@ def judge(name: str, loss: LossFunction, sample: Sample, candidates: int, draws:
         bias=numbers.bias,
         noise=numbers.noise,
         nothing=numbers.nothing,
-        sampled=found.sampled,
+        sampled=measured.sampled,
         finding=finding,
         sentence=sentence,
     )
@@ -112,30 +112,30 @@ def kl_gradients(sample: Sample) -> tuple[Tensor, Tensor]:
     return p * (ratio - (p * ratio).sum(-1, keepdim=True)), p - logq.exp()
 
 
-def _measure(found: Expected, sample: Sample) -> _Numbers:
-    size, error = _size(found.mean), _ERRORS**2 * found.error  # (S, L) each
-    drawn = sample.mask & (found.square > 0)
-    told = drawn & (size > error.maximum(NOTHING**2 * found.square))
-    vanishes = drawn & ~told & (error <= _SHARP * found.square)
+def _measure(measured: Expected, sample: Sample) -> _Numbers:
+    size, error = _size(measured.mean), _ERRORS**2 * measured.error  # (S, L) each
+    drawn = sample.mask & (measured.square > 0)
+    told = drawn & (size > error.maximum(NOTHING**2 * measured.square))
+    vanishes = drawn & ~told & (error <= _SHARP * measured.square)
     rest = drawn & ~vanishes
     nothing = 1 - float(rest.sum() / sample.mask.sum())
     vanishing = float(vanishes.sum() / (vanishes | told).sum().clamp_min(1))
-    true = (size - found.error)[rest].sum()  # of the mean itself, without what the draws add to its squared size
-    if true <= found.error[rest].sum():
+    true = (size - measured.error)[rest].sum()  # of the mean itself, without what the draws add to its squared size
+    if true <= measured.error[rest].sum():
         return _Numbers(None, None, None, nothing, vanishing)
-    reverse, forward = (_cosine(found.mean[rest], kl[rest], true) for kl in kl_gradients(sample))
+    reverse, forward = (_cosine(measured.mean[rest], kl[rest], true) for kl in kl_gradients(sample))
     nearer = max(reverse, forward)
     # The best factor c leaves |g - c r| / |c r| = tan of the angle between the gradients.
     bias = (1 - nearer**2) ** 0.5 / nearer if nearer > 0 else None
-    variance = (found.square - size).clamp_min(0)[rest].sum() / true
+    variance = (measured.square - size).clamp_min(0)[rest].sum() / true
     return _Numbers((reverse, forward), bias, float(variance.sqrt()), nothing, vanishing)
 
 
 def _mistake(
-    name: str, loss: LossFunction, sample: Sample, found: Expected, numbers: _Numbers
+    name: str, loss: LossFunction, sample: Sample, measured: Expected, numbers: _Numbers
 ) -> tuple[str, str] | None:
     """Name the first mistake that explains what was measured, with a sentence; None where there is none."""
-    if not (found.square[sample.mask] > 0).any():
+    if not (measured.square[sample.mask] > 0).any():
         return "no gradient", "It has no gradient at the student's logits: are they detached?"
     at = partial(gradient, name, loss, sample)
     once = at()
@@ -144,9 +144,9 @@ def _mistake(
         return "no teacher", "Its gradient does not depend on the teacher's logits."
     if shifted := _shift(sample, once, moved, "the teacher's logits"):
         return shifted
-    if found.sampled and (shifted := _shift(sample, once, at(_exchanged(sample)), "the tokens")):
+    if measured.sampled and (shifted := _shift(sample, once, at(_exchanged(sample)), "the tokens")):
         return shifted
-    outside = (_size(found.mean)[~sample.mask] > 0).float().mean()
+    outside = (_size(measured.mean)[~sample.mask] > 0).float().mean()
     if outside > 0:
         return "mask", (
             f"It has a gradient at {outside:.0%} of the tokens outside the mask, which are not the student's: is the "

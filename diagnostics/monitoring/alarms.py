@@ -23,9 +23,9 @@ def alarms(rows: Sequence[Row]) -> dict[str, str]:
         rows: of one population, by step.
     """
     first, now = rows[0], rows[-1]
-    found = {name: check(first, now) for name, check in _CHECKS.items()}
-    found["no effect"] = _no_effect(rows)
-    return {name: sentence for name, sentence in found.items() if sentence}
+    sentences = {name: check(first, now) for name, check in _CHECKS.items()}
+    sentences["no effect"] = _no_effect(rows)
+    return {name: sentence for name, sentence in sentences.items() if sentence}
 
 
 def _not_finite(first: Row, now: Row) -> str:

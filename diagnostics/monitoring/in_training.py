@@ -84,8 +84,8 @@ def contexts_of(batch: Mapping[str, Any], sequences: int) -> list[Context]:
 
 def _completed(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Prompt, response, and which of its tokens are the student's own, of each row."""
-    own = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
-    rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), batch["completion_ids"], own, strict=True)
+    scored = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
+    rows = zip(batch["prompt_ids"], batch["prompt_mask"].bool(), batch["completion_ids"], scored, strict=True)
     for prompt, there, answer, mine in islice(rows, sequences):
         yield prompt[there], answer, mine
 
@@ -105,9 +105,9 @@ def _labelled(batch: Mapping[str, Any], sequences: int) -> Iterator[tuple[Tensor
         )
     rows = zip(batch["input_ids"], batch["labels"] != -100, there, strict=True)
     for ids, labelled, present in islice(rows, sequences):
-        row, own = ids[present], labelled[present]
-        start = int(own.nonzero()[0]) if own.any() else len(row)
-        yield row[:start], row[start:], own[start:]
+        row, scored = ids[present], labelled[present]
+        start = int(scored.nonzero()[0]) if scored.any() else len(row)
+        yield row[:start], row[start:], scored[start:]
 
 
 @contextmanager

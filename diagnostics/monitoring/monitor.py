@@ -143,18 +143,18 @@ class Monitor:
         """
         if not ((mask == 0) | (mask == 1)).all():
             raise SettingsError("the mask holds more than 0 and 1: make it of labels by `labels != -100`")
-        own = mask.bool()
-        _check_shapes(student, teacher, token_ids, own, student_head is None, teacher_head is None)
+        scored = mask.bool()
+        _check_shapes(student, teacher, token_ids, scored, student_head is None, teacher_head is None)
         if not self._rows[LIVE]:
-            _refuse_shifted(student, token_ids, own, student_head, self._tile)
+            _refuse_shifted(student, token_ids, scored, student_head, self._tile)
         with self._timed() as took, torch.no_grad():
-            rows = own.nonzero()[:, 0]
-            ours, theirs = student[own], teacher[own]
+            rows = scored.nonzero()[:, 0]
+            ours, theirs = student[scored], teacher[scored]
             states = States(ours, _head(student_head), theirs, _head(teacher_head))
-            columns = observe(states, token_ids[own].long(), self.end_ids, self._tile)
+            columns = observe(states, token_ids[scored].long(), self.end_ids, self._tile)
             if student_head is not None:
                 columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
-        lengths: Numbers = {"length": float(own.sum(1).float().mean()), "update_norm": update_norm}
+        lengths: Numbers = {"length": float(scored.sum(1).float().mean()), "update_norm": update_norm}
         return self._record(step, LIVE, columns, rows.cpu().numpy(), lengths, took())
 
     def observe_canary(self, step: int, model: Any, *, update_norm: float | None = None) -> dict[str, float]:  # noqa: ANN401
@@ -308,21 +308,21 @@ class Monitor:
 
 
 def _check_shapes(
-    student: Tensor, teacher: Tensor, token_ids: Tensor, own: Tensor, student_logits: bool, teacher_logits: bool
+    student: Tensor, teacher: Tensor, token_ids: Tensor, scored: Tensor, student_logits: bool, teacher_logits: bool
 ) -> None:
     shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, token_ids {tuple(token_ids.shape)}"
-    if not student.shape[:2] == teacher.shape[:2] == token_ids.shape == own.shape:
-        raise SettingsError(f"{shapes}, mask {tuple(own.shape)}: sequences and lengths must be the same")
+    if not student.shape[:2] == teacher.shape[:2] == token_ids.shape == scored.shape:
+        raise SettingsError(f"{shapes}, mask {tuple(scored.shape)}: sequences and lengths must be the same")
     if student_logits and teacher_logits and student.shape[2] != teacher.shape[2]:
         raise SettingsError(f"{shapes}: cut both models' logits to the ids that both know")
-    if not own.any():
+    if not scored.any():
         raise SettingsError("the mask is false everywhere: no token is the student's own")
 
 
 @torch.no_grad()
-def _refuse_shifted(student: Tensor, token_ids: Tensor, own: Tensor, head: Head | None, most: int) -> None:
+def _refuse_shifted(student: Tensor, token_ids: Tensor, scored: Tensor, head: Head | None, most: int) -> None:
     """Refuse rows that stand one place early, as a model gives them: the row in front tells each token far better."""
-    sequence, before = (part[:most] for part in own[:, 1:].nonzero(as_tuple=True))
+    sequence, before = (part[:most] for part in scored[:, 1:].nonzero(as_tuple=True))
     tokens = token_ids[sequence, before + 1].long()[:, None]
     early, there = (
         _head(head)(student[sequence, before + place]).log_softmax(-1).gather(-1, tokens)[:, 0] for place in (0, 1)

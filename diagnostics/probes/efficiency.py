@@ -86,18 +86,18 @@ class Efficiency(Measurement):
         table = _statistics(setup, bank.mean([product["inner"].to_numpy() for product in products]))
         draws = [_drawn(setup, number, table) for number in range(self.settings.norm_batches)]
         cells = [cell for number, draw in enumerate(draws) for cell in _cells(setup, number, draw)]
-        found = measured(setup, bank, cells, chosen_steps(cells, self.settings.real_steps))
-        rows = [*_drawn_rows(setup, cells, found), *_random_rows(setup, cells, found)]
+        measurement = measured(setup, bank, cells, chosen_steps(cells, self.settings.real_steps))
+        rows = [*_drawn_rows(setup, cells, measurement), *_random_rows(setup, cells, measurement)]
         setup.theta0.verify()
-        on_first(_write_steps)(setup, bank, cells, rows, found.taken)
+        on_first(_write_steps)(setup, bank, cells, rows, measurement.taken)
         results = compared | {
             "blocks": bank.facts,
             "derivatives": derivatives,
             "first_order_error": first_order_error(rows),
-            "step": found.step,
+            "step": measurement.step,
             "masked": _summary(rows),
         }
-        doubts = [*compared.get("doubts", []), *_doubts(results["first_order_error"], found.step)]
+        doubts = [*compared.get("doubts", []), *_doubts(results["first_order_error"], measurement.step)]
         return results | ({"doubts": doubts} if doubts else {})
 
 
@@ -193,12 +193,12 @@ def chosen_steps(cells: Sequence[Cell], count: int) -> list[int]:
     return sorted([0, *extremes[:count]]) if count else []
 
 
-def _drawn_rows(setup: ProbeSetup, cells: Sequence[Cell], found: Measured) -> list[dict[str, Any]]:
+def _drawn_rows(setup: ProbeSetup, cells: Sequence[Cell], measurement: Measured) -> list[dict[str, Any]]:
     """Rows of `masked_steps`: cells whose mask is known."""
     rows = []
     kl = setup.settings.outcome_kl
-    before = setup.kl_in(_THETA0, kl).astype(np.float64) if found.taken else None
-    for number, (cell, gradient) in enumerate(zip(cells, found.gradients, strict=True)):
+    before = setup.kl_in(_THETA0, kl).astype(np.float64) if measurement.taken else None
+    for number, (cell, gradient) in enumerate(zip(cells, measurement.gradients, strict=True)):
         linear = setup.settings.optimizer == "sgd"
         row = _row(setup, cell, cell.selector, cell.budget, int(cell.selection.kept.sum())) | {
             "gradient_norm": gradient.norm,
@@ -206,21 +206,21 @@ def _drawn_rows(setup: ProbeSetup, cells: Sequence[Cell], found: Measured) -> li
             "first_order": cell.mean(ORACLE_SCORE) if linear else gradient.first_order,
             "exact_first_order": gradient.first_order,
         }
-        if before is not None and number in found.taken:
-            row["learning_rate"] = found.step["length"] / gradient.direction_norm
-            row["update_norm"] = found.step["length"]
+        if before is not None and number in measurement.taken:
+            row["learning_rate"] = measurement.step["length"] / gradient.direction_norm
+            row["update_norm"] = measurement.step["length"]
             row["real_gain"] = float((before - setup.kl_in(state(number), kl)).mean())
         rows.append(row)
     return rows
 
 
-def _random_rows(setup: ProbeSetup, cells: Sequence[Cell], found: Measured) -> list[dict[str, Any]]:
+def _random_rows(setup: ProbeSetup, cells: Sequence[Cell], measurement: Measured) -> list[dict[str, Any]]:
     """Rows of random positions under SGD, each over all masks of its size; none where their norm is not asked for."""
     asked = RANDOM in {c.name for c in named_choosers(setup.settings, setup.settings.norm_selectors)}
     if not asked or setup.settings.optimizer != "sgd":
         return []
     budgets, rows = [b for b in setup.settings.norm_shares if b < 1], []
-    for cell, whole in zip(cells, found.gradients, strict=True):
+    for cell, whole in zip(cells, measurement.gradients, strict=True):
         if cell.selector == EVERYTHING:
             sizes = [int(counts_at(budget, np.array([len(cell.draw.tokens)]))[0]) for budget in budgets]
             for budget, size, norm in zip(budgets, sizes, random_norms(setup, cell, whole.norm, sizes), strict=True):

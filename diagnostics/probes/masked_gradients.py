@@ -170,13 +170,13 @@ def _gradient(
     if done and same and (length is None or on_first(setup.unscored)(state(number)) == []):
         return Gradient(**{entry.name: done[entry.name] for entry in fields(Gradient)})
     norm, direction = downhill()
-    found = Gradient(norm, math.sqrt(inner(direction, direction)), inner(direction, bank.whole()))
-    on_first(write_note)(asdict(found) | {"kept": cell.digest, "length": length}, note)
+    gradient = Gradient(norm, math.sqrt(inner(direction, direction)), inner(direction, bank.whole()))
+    on_first(write_note)(asdict(gradient) | {"kept": cell.digest, "length": length}, note)
     if length is not None:
-        setup.theta0.displace(direction, -length / found.direction_norm)
+        setup.theta0.displace(direction, -length / gradient.direction_norm)
         setup.rescore_shards(state(number), setup.batched, f"{cell.selector} at {cell.budget:.0%}")
         setup.theta0.restore()
-    return found
+    return gradient
 
 
 def _short_step(
@@ -216,9 +216,9 @@ def _short_step(
         if asked or fine or trial["rounding"] > _ROUNDED:
             break
         rate *= max(_SAFETY * _CURVED / trial["curvature"], 1 / _SHRINK)
-    found = asked or fine
-    length = rate * math.sqrt(inner(direction, direction)) if found else None
-    facts = {"learning_rate": rate if found else None, "length": length, "trials": trials}
+    settled = asked or fine
+    length = rate * math.sqrt(inner(direction, direction)) if settled else None
+    facts = {"learning_rate": rate if settled else None, "length": length, "trials": trials}
     on_first(write_note)(facts, note)
     return facts
 

@@ -47,8 +47,8 @@ class TeacherStates:
 
     def rows(self, batch: Batch) -> np.ndarray:
         """Row numbers of a batch's kept positions, or of fewer of them, shape (rows,), int64."""
-        found = [(self.first_row[c.context_id], self.kept[c.context_id], c.positions) for c in batch.contexts]
-        rows = np.concatenate([first + np.searchsorted(kept, positions) for first, kept, positions in found])
+        stored = [(self.first_row[c.context_id], self.kept[c.context_id], c.positions) for c in batch.contexts]
+        rows = np.concatenate([first + np.searchsorted(kept, positions) for first, kept, positions in stored])
         return rows if self.stand_in is None else self.stand_in[rows]
 
     def at(self, rows: np.ndarray, device: torch.device) -> Tensor:

@@ -31,9 +31,9 @@ def draw_forest(
     """
     for placebo in placebos:
         ax.plot(placebo["estimate"], _lines(labels, placebo), "|", color=PLACEBO, markersize=7, markeredgewidth=1.2)
-    y, own = _lines(labels, rows), [colours[labels.index(label)] for label in rows.index]
-    ax.hlines(y, rows["ci_low"].astype(float), rows["ci_high"].astype(float), colors=own, linewidth=1.3)
-    ax.scatter(rows["estimate"], y, c=own, s=13, zorder=3)
+    y, drawn = _lines(labels, rows), [colours[labels.index(label)] for label in rows.index]
+    ax.hlines(y, rows["ci_low"].astype(float), rows["ci_high"].astype(float), colors=drawn, linewidth=1.3)
+    ax.scatter(rows["estimate"], y, c=drawn, s=13, zorder=3)
     ax.axvline(0, color="0.3", linewidth=0.7, zorder=0)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)

@@ -22,9 +22,13 @@ def q3_contrast_figure(step: StepTables) -> Picture:
     rows = rows_where(step.contrasts, outcome=OUTCOME)
     rows = rows[(rows["score"] == _C) | (rows["k"] == K)]
     rows = rows.assign(label=[_label(score, k) for score, k in zip(rows["score"], rows["k"], strict=True)])
-    own = rows_where(rows, probe_id=step.probe_id)
-    known = [name for name in dict.fromkeys(own["label"]) if own.loc[own["label"] == name, "estimate"].notna().any()]
-    order = [_label(_C, k) for k in sorted(own["k"].unique())] + [_label(name, K) for name in SUPPORT if name != _C]
+    of_step = rows_where(rows, probe_id=step.probe_id)
+    known = [
+        name
+        for name in dict.fromkeys(of_step["label"])
+        if of_step.loc[of_step["label"] == name, "estimate"].notna().any()
+    ]
+    order = [_label(_C, k) for k in sorted(of_step["k"].unique())] + [_label(name, K) for name in SUPPORT if name != _C]
     labels = [label for label in order if label in known]
     for ax, (design, title) in zip(panels, _DESIGNS.items(), strict=True):
         real, *placebos = (
@@ -36,8 +40,8 @@ def q3_contrast_figure(step: StepTables) -> Picture:
     panels[-1].set_xlabel("difference of mean gain [nats]")
     first = next(iter(step.updates))
     key(figure, TITLES.get(first, first), len(step.updates) > 1)
-    thirds = rows_where(own, design="thirds", score=_C, k=K)
-    figure.tell(_caption(step, own, thirds, set(order) - set(labels)), _seen(own))
+    thirds = rows_where(of_step, design="thirds", score=_C, k=K)
+    figure.tell(_caption(step, of_step, thirds, set(order) - set(labels)), _seen(of_step))
     return figure
 
 
@@ -46,8 +50,8 @@ def _label(score: str, k: float) -> str:
     return f"{symbol}, K={k:g}" if score == _C else symbol
 
 
-def _caption(step: StepTables, own: pd.DataFrame, thirds: pd.DataFrame, absent: set[str]) -> str:
-    notes = own[(own["note"] != "") & own["design"].isin(list(_DESIGNS))]
+def _caption(step: StepTables, of_step: pd.DataFrame, thirds: pd.DataFrame, absent: set[str]) -> str:
+    notes = of_step[(of_step["note"] != "") & of_step["design"].isin(list(_DESIGNS))]
     said = "; ".join(
         dict.fromkeys(
             f"{plain(label)} ({_DESIGNS[design]}): {note}"
@@ -63,9 +67,9 @@ def _caption(step: StepTables, own: pd.DataFrame, thirds: pd.DataFrame, absent: 
     )
 
 
-def _seen(own: pd.DataFrame) -> str:
+def _seen(of_step: pd.DataFrame) -> str:
     parts = []
     for design, title in _DESIGNS.items():
-        rows = rows_where(own, design=design, k=K).dropna(subset="estimate")
+        rows = rows_where(of_step, design=design, k=K).dropna(subset="estimate")
         parts.append(f"{title}: {listed(rows, map(plain, rows['label'])) or 'not estimable'}")
     return f"Difference of mean gain inside Q3 in nats, {'; '.join(parts)}."

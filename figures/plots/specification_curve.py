@@ -84,9 +84,9 @@ def curves_figure(rows: pd.DataFrame, population: str) -> Picture:
                 matrix.set_yticks([])
             seen.append(f"{plain(question)} {_seen(drawn)}")
         top -= depth
-    handles, names = next((found for ax in figure.axes if (found := ax.get_legend_handles_labels())[0]), ([], []))
-    place = (0, 1 - 0.2 / figure.get_figheight())
-    figure.legend(handles, names, loc="upper left", bbox_to_anchor=place, ncols=3, borderaxespad=0)
+    handles, names = next((legend for ax in figure.axes if (legend := ax.get_legend_handles_labels())[0]), ([], []))
+    corner = (0, 1 - 0.2 / figure.get_figheight())
+    figure.legend(handles, names, loc="upper left", bbox_to_anchor=corner, ncols=3, borderaxespad=0)
     figure.tell(
         "Each point is one specification: one choice of every group of lines below it, marked where it was made. They "
         "are sorted, with 95% intervals, which may run out of the frame. Grey: the same for a draw of each placebo, in "
@@ -116,12 +116,14 @@ def _place(figure: Picture, column: int, bottom: float, height: float) -> Axes:
 def choice_levels(rows: pd.DataFrame) -> list[Level]:
     """Return the choices that differ between specifications, as (column, value), in the order of the matrix."""
     values = {column: rows[column].dropna().unique() for column in _CHOICES if column in rows}
-    return [(column, value) for column, found in values.items() if len(found) > 1 for value in found]
+    return [(column, value) for column, differing in values.items() if len(differing) > 1 for value in differing]
 
 
 def _together(several: Sequence[Sequence[Level]]) -> list[Level]:
     """Return all levels of several curves, in the order of the matrix."""
-    return list(dict.fromkeys(level for column in _CHOICES for own in several for level in own if level[0] == column))
+    return list(
+        dict.fromkeys(level for column in _CHOICES for levels in several for level in levels if level[0] == column)
+    )
 
 
 def draw_curve(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
@@ -134,9 +136,9 @@ def draw_curve(rows: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     shown = shown.sort_values("estimate", kind="stable")
     of_placebos = shown["probe_id"].str.contains(".", regex=False)  # a real step's name holds no dot
     real, placebos = shown[~of_placebos], shown[of_placebos]
-    for number, (_, own) in enumerate(placebos.groupby("update")["estimate"]):
-        places = np.linspace(0, len(real) - 1, len(own))
-        ax.plot(places, own, color=PLACEBO, linewidth=0.9, label="" if number else "placebos")
+    for number, (_, estimates) in enumerate(placebos.groupby("update")["estimate"]):
+        places = np.linspace(0, len(real) - 1, len(estimates))
+        ax.plot(places, estimates, color=PLACEBO, linewidth=0.9, label="" if number else "placebos")
     ax.set_xticks([])
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     if real.empty:

@@ -32,22 +32,23 @@ def write_side_by_side(runs: Sequence[Path], settings: ReportSettings) -> Path:
         for run in runs:
             held.enter_context(joining(run))
         view = token_view({name: load_tables(run) for name, run in named.items()}, settings)
-        found = "".join(_found(name, run, path) for name, run in named.items())
+        articles = "".join(_article(name, run, path) for name, run in named.items())
     title = f"Side by side: {', '.join(named)}"
     body = (
         f'<header><div><p class="mark">teachdiag</p><h1>{escape(title)}</h1></div></header>\n<main>'
-        f'<div class="runs">{found}</div>\n<section id="tokens"><h2>Tokens</h2>{tokens_section(view)}</section></main>'
+        f'<div class="runs">{articles}</div>\n'
+        f'<section id="tokens"><h2>Tokens</h2>{tokens_section(view)}</section></main>'
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(bare_page(title, body, view), path)
     return path
 
 
-def _found(name: str, run: Path, page: Path) -> str:
+def _article(name: str, run: Path, page: Path) -> str:
     """Return what one run found, with the way to its own report."""
     content = read_content(run)
-    own = escape(os.path.relpath(run / "report.html", page.parent))
+    report = escape(os.path.relpath(run / "report.html", page.parent))
     return (
-        f'<article><h2><a href="{own}">{escape(name)}</a></h2><p class="pair">{inline(content["pair"])}</p>'
+        f'<article><h2><a href="{report}">{escape(name)}</a></h2><p class="pair">{inline(content["pair"])}</p>'
         f"{headline(content['front'])}{primary_claims(content['front'])}</article>"
     )

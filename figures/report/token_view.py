@@ -138,8 +138,8 @@ class _Bank:
         """Return the end of what a context's prompt says that not every prompt says."""
         prompt = self.prompt(context_id)
         head, tail = self._template
-        own = prompt[head : max(len(prompt) - tail, head)].strip() or prompt
-        return own if len(own) <= _TITLE else f"…{own[-_TITLE:]}"
+        text = prompt[head : max(len(prompt) - tail, head)].strip() or prompt
+        return text if len(text) <= _TITLE else f"…{text[-_TITLE:]}"
 
     @cached_property
     def grades(self) -> Mapping[int, str]:
