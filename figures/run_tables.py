@@ -18,7 +18,8 @@ _GRID = {"columns": list[str], "rows": list[list[Any]]}
 _FRONT = {
     **dict.fromkeys(("action", "command", "caveats", "legend", "ceiling"), str),
     "sentences": list[str],
-    **{tables: [{"probe_id": str, **_GRID}] for tables in ("primary", "efficiency")},
+    "primary": [{"probe_id": str, **_GRID}],
+    "efficiency": [{"probe_id": str, "gain": str, **_GRID}],
 }
 _SECTION = {
     **dict.fromkeys(("probe_id", "kind", "title", "text", "legend"), str),

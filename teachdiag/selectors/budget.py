@@ -74,9 +74,17 @@ def check_rules(selector: Selector, normalisation: Normalisation, scope: Scope, 
 def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Kept]:
     """Like `select` under its default rules at several budgets, with scores computed once."""
     keys = _ranking(tokens, selector, "quantile", "random")
-    everywhere, size = np.zeros(len(tokens), np.int64), np.array([len(tokens)])
-    chosen = [best(everywhere, counts_at(budget, size), keys, len(keys) - _TIE_KEYS["random"]) for budget in budgets]
-    return [Kept(kept, 0, tied) for kept, tied in chosen]
+    scores, everywhere = keys[0](), np.zeros(len(tokens), np.int64)
+    falling, chosen = np.sort(scores)[::-1], []
+    for budget in budgets:
+        wanted = counts_at(budget, np.array([len(tokens)]))
+        count = int(wanted[0])
+        if count == len(tokens) or falling[count] < falling[count - 1]:  # no ties across the edge, as nearly always
+            kept, tied = scores >= falling[count - 1], 0.0
+        else:
+            kept, tied = best(everywhere, wanted, keys, len(keys) - _TIE_KEYS["random"])
+        chosen.append(Kept(kept, 0, tied))
+    return chosen
 
 
 def ranks(tokens: Tokens, selector: Selector) -> Codes:

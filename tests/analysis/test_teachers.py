@@ -140,11 +140,12 @@ def test_lacking_probes_are_taken_as_the_first_run_took_them(runs: list[Path], t
     predicted = ProbeSettings(kind="predicted", method="one-sided", batch_tokens=100, tile_positions=7)
     for probe in (replace(PROBE, name=""), EFFICIENCY_PROBE, predicted):
         run_probe(both[0], probe, Reporter(quiet=True))
-    done = CliRunner().invoke(app, ["compare-teachers", *map(str, both), "--probe"], catch_exceptions=False)
+    asked = ["compare-teachers", *map(str, both), "--probe", "--draws", "100"]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert done.exit_code == 0
     assert "gain of the step [nats]" in done.output
     assert lacking_probes(CompareTeachersSettings(runs=[str(run) for run in both])) == []
-    found = compared(both)
+    found = compared(both, draws=100)
     for run in both:
         note = json.loads((run / "probes/one_step.json").read_text())
         assert note["settings"]["learning_rate"] == 1e-4

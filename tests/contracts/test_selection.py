@@ -13,7 +13,7 @@ from token_worlds import COLUMNS, TOKENS, by, rearranged, small
 
 from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.formulas import Score, column, complement, normed, soft_or
-from teachdiag.selectors.budget import counts_at, ranks, select
+from teachdiag.selectors.budget import counts_at, ranks, select, select_each
 from teachdiag.selectors.catalogue import SELECTORS
 from teachdiag.selectors.tokens import Tokens
 
@@ -62,6 +62,14 @@ def test_ranks_say_what_every_budget_selects(name: str, budget: float) -> None:
     assert (order <= counts_at(budget, np.array([60]))).tolist() == select(
         TOKENS, SELECTORS[name], budget
     ).kept.tolist()
+
+
+@given(NAMES, st.integers(0, 99), st.integers(1, 60), st.integers(1, 60), st.lists(BUDGETS, min_size=1, max_size=5))
+def test_several_budgets_at_once_select_what_each_does_alone(name, seed, n, distinct, budgets) -> None:  # noqa: ANN001
+    for tokens, selector in ((TOKENS, SELECTORS[name]), (small(seed, n, distinct), by(column("a")))):
+        for together, budget in zip(select_each(tokens, selector, budgets), budgets, strict=True):
+            alone = select(tokens, selector, budget)
+            assert (together.kept.tolist(), together.tied) == (alone.kept.tolist(), alone.tied)
 
 
 def test_budgets_forgive_rounding() -> None:
