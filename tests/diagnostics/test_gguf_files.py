@@ -11,6 +11,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_blocks import KNOWN, ROWS, dequantised_slowly, tensors, write_tiny_gguf
+from in_ranks import print_where_it_is_dequantised
+from processes import in_processes
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,6 +77,16 @@ def test_every_value_is_the_formats(folder: Path) -> None:
         truth = data if kind == Kind.F32 else dequantised_slowly(kind, data)
         assert stored[theirs(name)].dtype == np.float32
         np.testing.assert_array_equal(stored[theirs(name)], truth, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_dequantise_it_once(gguf: Path, folder: Path, tmp_path: Path) -> None:
+    done = in_processes(2, print_where_it_is_dequantised, gguf, tmp_path)
+    assert done.stderr.count("Dequantising") == 1
+    one, other = done.stdout.splitlines()
+    assert one == other
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == [Path(one)]  # nothing half-made is left
+    assert (Path(one) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_padding_is_no_id_that_the_tokenizer_knows(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from masked import with_masks
+from planted import claims_alone
 from slow import LOSSES, plain_logp
 from tiny_pair import EFFICIENCY_PROBE, KNOWN, PROBE
 from transformers import AutoModelForCausalLM
@@ -155,8 +156,11 @@ def test_rows_of_kept_positions_are_those_of_whole_responses(masks: list[list[bo
 
 
 @pytest.mark.slow
-def test_the_report_shows_what_is_not_scored(masked_once: dict[str, Path], tmp_path: Path, quiet: Reporter) -> None:
+def test_the_report_shows_what_is_not_scored(
+    masked_once: dict[str, Path], tmp_path: Path, quiet: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every response reads as it is, up to its last scored token; scored tokens have their numbers and places."""
+    claims_alone(monkeypatch)
     run = Path(shutil.copytree(masked_once["masked"], tmp_path / "run"))
     run_probe(run, replace(PROBE, name="one"), quiet)
     run_analysis(run, AnalyzeSettings(draws=100), quiet)

@@ -13,7 +13,7 @@ from stages import dying
 
 from teachdiag import cli
 from teachdiag.diagnostics.models import pair
-from teachdiag.diagnostics.models.embedded import embedded_model
+from teachdiag.diagnostics.models.gguf_files import dequantised
 from teachdiag.diagnostics.models.sharding import load_alone
 from teachdiag.diagnostics.probes import probe_setup
 from teachdiag.diagnostics.processes.group import is_first
@@ -70,10 +70,10 @@ def command_without_memory_in_one(*words: str) -> None:
     command(*words)
 
 
-def print_where_the_embedded_model_is(cache: Path) -> None:
-    """Print the folder of the embedded model, which is made where it is missing."""
+def print_where_it_is_dequantised(gguf: Path, cache: Path) -> None:
+    """Print the folder of a GGUF file's weights, which is made where it is missing."""
     os.environ["TEACHDIAG_CACHE"] = str(cache)
-    print(embedded_model(Reporter())[0])
+    print(dequantised(gguf, "tiny", Reporter())[0])
 
 
 def print_what_is_held(settings: CaptureSettings) -> None:
