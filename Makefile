@@ -25,7 +25,7 @@ CAPTURE_long := --recipe docs/study-long/capture.toml
 # Names of the figures or tables of the bank, of a step, and of some kinds of probe.
 LISTED = $(shell $(BIN)/teachdiag figures --list | awk '$$2 == "$(1)" && index(" bank step $(2) ", " " $$3 " ") { print $$1 }')
 
-.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test suite lint types bench docs notebook readme results speed tokenizers clean
+.PHONY: demo gpu figures adapters pair study-real testbed sweep vllm-cpu test-vllm test-quick $(patsubst %,figures-%,$(PAIRS) $(REAL)) $(patsubst %,drawn-%,$(PAIRS) $(REAL) long) figures-long test suite coverage lint types bench docs notebook readme results speed tokenizers clean
 
 demo: .venv/installed  ## capture, probe and analyze the embedded pair into runs/demo
 	$(BIN)/teachdiag demo --run $(RUN)
@@ -96,8 +96,11 @@ sweep: testbed  ## arms x budgets x seeds on the testbed, and the probe's verdic
 
 test: lint types suite  ## lint, types, layering, and the whole test suite
 
-suite: .venv/installed  ## the whole test suite; with coverage where CI is set
-	$(BIN)/pytest $(IN_PARALLEL) $(if $(CI),--cov --cov-report=term)
+suite: .venv/installed  ## the whole test suite
+	$(BIN)/pytest $(IN_PARALLEL)
+
+coverage: .venv/installed  ## the same, and which lines it reaches: a third slower
+	$(BIN)/pytest $(IN_PARALLEL) --cov --cov-report=term
 
 test-quick: .venv/installed  ## the tests that take a second or two at most
 	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow' --durations=5

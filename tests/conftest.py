@@ -45,13 +45,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Coverage is of quick tests, and of what fixtures run: tracing adds up to a third to the time of a slow one."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker("no_cover")
-
-
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> "torch.device":
     import torch

@@ -27,10 +27,10 @@ class Reach:
     def of_row(cls, row: Mapping[str, Any]) -> "Reach | None":
         """Read a row of the primary claims; None where its number has no standard error."""
         known = _known(row)
-        of_number = _precision(known, "std_error", *_ENDS)
+        of_number = _precision(known, "estimate", "std_error", *_ENDS)
         if of_number is None:
             return None
-        of_margin = _precision(known, "margin_error", "margin_low", "margin_high", "placebo_error")
+        of_margin = _precision(known, "margin", "margin_error", "margin_low", "margin_high", "placebo_error")
         return cls(of_number, of_margin, known.get("noise_floor", 0.0))
 
     def detectable(self, power: float = POWER) -> tuple[float, float | None]:
@@ -71,13 +71,17 @@ def reach_columns(row: Mapping[str, Any]) -> dict[str, float | int | None]:
 
 def precision_of_row(row: Mapping[str, Any]) -> Precision | None:
     """Return how exactly a table's row tells its estimate; None where it has no interval, or no standard error."""
-    return _precision(_known(row), "draw_error", *_ENDS)
+    return _precision(_known(row), "estimate", "draw_error", *_ENDS)
 
 
-def _precision(known: Mapping[str, Any], error: str, low: str, high: str, fixed: str = "") -> Precision | None:
-    if not {error, low, high} <= known.keys() or not known[error] > 0:
+def _precision(
+    known: Mapping[str, Any], number: str, error: str, low: str, high: str, fixed: str = ""
+) -> Precision | None:
+    if not {number, error, low, high} <= known.keys() or not known[error] > 0:
         return None
-    return Precision(known["n_prompts"], known[error], (known[high] - known[low]) / 2, known.get(fixed, 0.0))
+    estimate = known[number]
+    margin = estimate - known[low] if estimate > 0 else known[high] - estimate
+    return Precision(known["n_prompts"], known[error], margin, known.get(fixed, 0.0))
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:

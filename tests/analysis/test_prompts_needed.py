@@ -76,8 +76,8 @@ def test_by_default_the_effect_is_what_the_run_found(run: Path) -> None:
 
 def test_prompts_by_the_law_of_the_standard_error(run: Path) -> None:
     row = PRIMARY.read(PRIMARY.file(run)).set_index("claim").loc["the step helps"]
-    sides = (("std_error", "ci_low", "ci_high"), ("margin_error", "margin_low", "margin_high"))
-    limits = [(row[high] - row[low]) / 2 + norm.ppf(0.8) * row[error] for error, low, high in sides]
+    sides = (("estimate", "ci_low", "std_error"), ("margin", "margin_low", "margin_error"))  # both above 0
+    limits = [row[number] - row[low] + norm.ppf(0.8) * row[error] for number, low, error in sides]
     (claim,) = asked(run, detect=1e-4, claim="helps")["claims"]
     assert claim["prompts"] == pytest.approx(PROMPTS * (max(limits) / 1e-4) ** 2, rel=0.02)
 
@@ -149,7 +149,8 @@ def test_what_selectors_keep_needs_update_contexts_as_well(tmp_path: Path) -> No
         "selector == 'learnable' and budget == 0.1 and match == 'norm' and statistic == 'share_vs_base'"
     )
     (row,) = rows.to_dict("records")
-    limit = (row["ci_high"] - row["ci_low"]) / 2 + norm.ppf(0.8) * row["draw_error"]
+    nearer = row["estimate"] - row["ci_low"] if row["estimate"] > 0 else row["ci_high"] - row["estimate"]
+    limit = nearer + norm.ppf(0.8) * row["draw_error"]
     assert found["detectable"] == {"from_0": pytest.approx(limit), "from_placebo": None}
     more = (limit / 0.1) ** 2
     assert found["prompts"] == math.ceil(more * 24)

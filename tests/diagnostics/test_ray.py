@@ -39,7 +39,7 @@ QUIET = Reporter(quiet=True)
 def settings(served_pair: tuple[str, str], manifest_path: str) -> CaptureSettings:
     student, teacher = served_pair
     sizes = {"bank_prompts": 20, "update_prompts": 16, "responses": 16, "max_new_tokens": 12, "positions": 10}
-    whole = {"batch_tokens": 200, "shard_contexts": 5}
+    whole = {"batch_tokens": 200, "shard_contexts": 12}
     return CaptureSettings(student=student, teacher=teacher, prompts=manifest_path, **sizes, **whole)
 
 
@@ -68,7 +68,7 @@ def test_killed_workers_lose_and_double_nothing(
     run = tmp_path / "ray"
     killers = [_Killer("vLLMEngineStageUDF", run / "contexts"), _Killer("Scorer", run / "positions")]
     run_capture(run, replace(settings, engine="ray", ray_workers=2), QUIET)
-    for killer, shards in zip(killers, (18, 116), strict=True):
+    for killer, shards in zip(killers, (18, 48), strict=True):
         killer.done.set()
         killer.join()
         assert killer.killed
