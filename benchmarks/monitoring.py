@@ -3,7 +3,7 @@
 import tempfile
 
 import torch
-from training import ROLLOUTS, SCORING, SELECTING, STEPS, WHOLE, seconds
+from training import ROLLOUTS, STEPS, WHOLE, seconds
 from workload import QUIET, Row, best, load_bench_pair, random_contexts
 
 from teachdiag.diagnostics.models.alignment import batched
@@ -20,7 +20,7 @@ _CONTEXTS, _POSITIONS, _SEQUENCES = 16, 64, 4  # the monitor's defaults
 def monitoring_rows() -> list[Row]:
     """Time a look at the canary and at the live batch, beside the steps of full OPD that come between two."""
     took = seconds("full", 1.0, BATCH)
-    step = (took[WHOLE] - took[SCORING] - took[SELECTING]) / STEPS
+    step = took[WHOLE] / STEPS
     with tempfile.TemporaryDirectory() as folder:
         watch = Monitor(folder, reporter=QUIET)
         pair = load_bench_pair()

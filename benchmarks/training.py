@@ -52,18 +52,18 @@ for _name in (ROLLOUTS, WHOLE, TEACHER, SCORING, SELECTING):
 
 
 def training_rows() -> list[Row]:
-    """Full OPD, then TA-OPD at a sparse budget, with selection's parts apart; and this beside TRL's own step."""
+    """Full OPD, then TA-OPD at a sparse budget, with its parts apart; and this beside TRL's own step."""
     seconds("full", 1.0)  # warms up
     full, sparse = seconds("full", 1.0), seconds("learnable", SPARSE)
     apart = (ROLLOUTS, TEACHER, SCORING, SELECTING)
-    step, thin = (own[WHOLE] - sum(own[part] for part in apart) for own in (full, sparse))
-    whole = full[WHOLE] - full[SCORING]
+    step, thin = (took[WHOLE] - sum(took[part] for part in apart) for took in (full, sparse))
+    whole = full[WHOLE]
     return [
-        _row("one step of full OPD, rollouts included, without scoring", whole, whole),
+        _row("one step of full OPD, rollouts included", whole, whole),
         _row("the teacher's one pass, for scoring and loss", sparse[TEACHER], whole),
-        _row("the student's pass without gradient, and the statistics, for selection and log", sparse[SCORING], whole),
+        _row("the student's one pass, for scoring and loss, and the statistics", sparse[SCORING], whole),
         _row("the selection itself: normalise, rank, draw ties, log", sparse[SELECTING], whole),
-        _row("the student's pass, loss and gradient of full OPD", step, step),
+        _row("loss and gradient of full OPD", step, step),
         _row(f"the same on {SPARSE:.0%} of the positions", thin, step),
         *_beside_trl(),
     ]

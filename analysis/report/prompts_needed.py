@@ -175,7 +175,7 @@ def _time(
         return None, ""
     scaled = None if settings.calibration else bank.seconds(probe_id, more)
     if scaled is not None:
-        return scaled, "scaled from what the run's scaled stages took"
+        return scaled, "scaled from what the run's own stages took"
     if settings.calibration or calibration_path().exists():
         return bank.extrapolated(settings, more)
     return None, f"unknown, since a stage of the run was interrupted; `{COMMAND}` makes a calibration to go by"

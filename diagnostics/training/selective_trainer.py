@@ -2,7 +2,8 @@
 
 TRL samples the rollouts, moves the weights, and brings accelerate, FSDP, DeepSpeed, vLLM, checkpoints and logging. Here
 every global rollout batch is scored by both models without gradient, weighed as a whole, and only rows that carry loss
-go through the LM head again. The teacher reads each rollout once: its hidden states at these rows wait for the loss.
+go through the LM head again. The teacher reads each rollout once: its hidden states at these rows wait for the loss. So
+do the student's, with their graph, where one process trains on one micro-batch a step; elsewhere it reads them again.
 
 TRL offers no hooks for this, so that ours goes by five of its private methods; `pyproject.toml` bounds its version:
 
@@ -186,18 +187,30 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         Returns:
             TRL's batch, with `position_weights`, shape (sequences, completion), `kept`, where they are not 0, and
             `teacher_states`: for each sequence the teacher's hidden states that predict its kept tokens, shape
-            (kept, width). TRL shuffles the sequences and cuts all of these into micro-batches.
+            (kept, width); `student_states` likewise, with their graph, if they are not to be read again. TRL shuffles
+            the sequences and cuts all of these into micro-batches.
         """
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
-        taught = self._taught(batch, mask)
+        states = {"teacher_states": self._taught(batch, mask)}
         if self.model.training:
-            weights, batch["num_items_in_batch"] = self._weigh(batch, mask, taught)
+            weights, batch["num_items_in_batch"], read = self._weigh(batch, mask, states["teacher_states"])
+            states |= {} if read is None else {"student_states": read}
         else:
             weights = mask.float()
         kept = weights != 0
-        by_sequence = list(torch.split_with_sizes(taught[kept[mask]], kept.sum(1).tolist()))
-        return batch | {"position_weights": weights, "kept": kept, "teacher_states": by_sequence}
+        sizes = kept.sum(1).tolist()
+        by_sequence = {name: list(rows[kept[mask]].split_with_sizes(sizes)) for name, rows in states.items()}
+        return batch | {"position_weights": weights, "kept": kept} | by_sequence
+
+    @property
+    def _reads_once(self) -> bool:
+        """Whether the student's one pass is scored and trained on: its batch is whole, and no wrapper stands around it.
+
+        A wrapper, as of DDP or FSDP, has to be told of the pass whose gradient is taken.
+        """
+        bare = self.accelerator.unwrap_model(self.model_wrapped) is self.model_wrapped
+        return bare and self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, Any], mask: Tensor) -> Tensor:
@@ -208,10 +221,15 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         return states
 
     @torch.no_grad()
-    def _weigh(self, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """Score this rank's positions, weigh those of all ranks; return this rank's weights, and the kept of all."""
+    def _weigh(self, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Score this rank's positions, weigh those of all ranks.
+
+        Returns:
+            This rank's weights, shape (sequences, completion), the kept of all ranks, and the student's hidden states
+            at the marked positions, shape (n, width), with their graph, where they are the ones to train on.
+        """
         unwrapped = self.accelerator.unwrap_model(self.model_wrapped)
-        columns: Columns = self._forward_redirection(
+        columns, read = self._forward_redirection(
             self.model_wrapped, unwrapped, self._statistics, unwrapped, batch, mask, taught
         )
         ranks = gather_object([columns])
@@ -226,7 +244,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         here = slice(start, start + sizes[self.accelerator.process_index])
         weights = torch.zeros(mask.shape, device=mask.device)  # (sequences, completion)
         weights[mask] = torch.from_numpy(self._averaged(weighed, everywhere)[here]).to(weights)
-        return weights, weights.new_tensor(weighed.weights.sum())
+        return weights, weights.new_tensor(weighed.weights.sum()), read
 
     def _refuse_gaps(self, columns: Columns) -> None:
         bad = [name for name, values in columns.items() if not np.isfinite(values).all()]
@@ -270,19 +288,32 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         scale: Array = weighed.weights.sum() / (len(totals) * np.maximum(totals[sequences], 1e-12))
         return weighed.weights * scale
 
-    def _statistics(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> Columns:  # noqa: ANN401
-        """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each."""
+    def _statistics(
+        self,
+        unwrapped_student: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        mask: Tensor,
+        taught: Tensor,
+    ) -> tuple[Columns, Tensor | None]:
+        """Measure what the selector and the log read, at this rank's positions, shape (n,) or (n, 32) each.
+
+        Returns:
+            With these, the student's hidden states there, shape (n, width), if this is its only pass.
+        """
         tokens = batch["completion_ids"][mask]  # (n,), before the passes: a GPU waits for what a mask finds
-        states = self._states(unwrapped_student, batch, mask, taught)
-        read = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
+        with torch.set_grad_enabled(self._reads_once):
+            hidden = self._student_hidden(unwrapped_student, batch, mask)
+        states = self._states(unwrapped_student, hidden.detach(), taught)
+        named = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
 
         def measure(student: Tensor, teacher: Tensor, rows: slice) -> dict[str, Tensor]:
-            return {name: column for name, column in statistics(student, teacher, tokens[rows]).items() if name in read}
+            every = statistics(student, teacher, tokens[rows])
+            return {name: column for name, column in every.items() if name in named}
 
         columns = tiled(states, measure, self.tile_positions)
         sequence, position = mask.nonzero(as_tuple=True)  # (n,) each
         ends = (mask * torch.arange(mask.size(1), device=mask.device)).amax(1)[sequence]  # (n,), last own positions
-        return columns | {
+        columns |= {
             "context_id": sequence.cpu().numpy(),
             "position": position.cpu().numpy(),
             "token_id": tokens.cpu().numpy(),
@@ -290,11 +321,15 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             "hidden_norm_sq": states.student.float().square().sum(-1).cpu().numpy(),
             "sequences": np.full(len(tokens), len(mask)),
         }
+        return columns, hidden if self._reads_once else None
 
-    def _states(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor, taught: Tensor) -> States:  # noqa: ANN401
-        """Read the student's hidden states at the marked positions; the teacher's are there, the heads of both join."""
+    def _student_hidden(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> Tensor:  # noqa: ANN401
+        """Read the student's hidden states at the marked positions, shape (n, width)."""
         with self.accelerator.autocast():  # which accelerate puts around the whole model's forward alone
-            hidden = self._hidden(unwrapped_student, batch, mask)
+            return self._hidden(unwrapped_student, batch, mask)
+
+    def _states(self, unwrapped_student: Any, hidden: Tensor, taught: Tensor) -> States:  # noqa: ANN401
+        """Put hidden states of the same rows side by side, shape (n, width) each, with the heads of both models."""
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         return States(hidden, head_of(unwrapped_student, self._known), taught, head_of(teacher, self._known))
 
@@ -326,7 +361,11 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         """Weighted sum of the kept rows' losses over the number of items; only these rows meet the LM heads."""
         weights, kept = inputs["position_weights"], inputs["kept"]
         tokens, weights = inputs["completion_ids"][kept], weights[kept]  # (n,), before the passes, as above
-        states = self._states(unwrapped_student, inputs, kept, torch.cat(inputs["teacher_states"]))
+        if "student_states" in inputs:
+            hidden = torch.cat(inputs["student_states"])
+        else:
+            hidden = self._student_hidden(unwrapped_student, inputs, kept)
+        states = self._states(unwrapped_student, hidden, torch.cat(inputs["teacher_states"]))
         states = states._replace(student_head=states.student_head.in_float32())
         loss = states.student.float().sum() * 0  # where this rank keeps nothing, the graph is still whole
         entropy = torch.zeros((), device=loss.device)

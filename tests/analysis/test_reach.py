@@ -61,7 +61,8 @@ def test_no_number_of_prompts_helps_where_the_placebo_shows_as_much() -> None:
     assert reach_columns(row(placebo_error=0.15))["prompts_needed"] is None  # few draws are all of the error
     assert reach_columns(row(std_error=None)) == dict.fromkeys(reach_columns(row()))
     assert reach_columns(row(margin_error=None))["detectable_from_placebo"] is None
-    assert reach_columns(row(estimate=500.0, margin_error=None))["prompts_needed"] == MIN_PROMPTS
+    far = {"estimate": 500.0, "ci_low": 499.8, "ci_high": 500.2}
+    assert reach_columns(row(**far, margin_error=None))["prompts_needed"] == MIN_PROMPTS
 
 
 @pytest.mark.slow
