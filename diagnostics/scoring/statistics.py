@@ -308,6 +308,6 @@ def _at(logs: Tensor, ids: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over the last axis without an intermediate of that size."""
+    """Inner product over the last axis: products, then torch's pairwise sum, which libraries' dot products lack."""
     product: Tensor = torch.linalg.vecdot(a, b)
     return product

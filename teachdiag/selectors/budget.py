@@ -79,7 +79,7 @@ def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) ->
     for budget in budgets:
         wanted = counts_at(budget, np.array([len(tokens)]))
         count = int(wanted[0])
-        if count == len(tokens) or falling[count] < falling[count - 1]:  # no ties across the edge, as nearly always
+        if count == len(tokens) or falling[count] < falling[count - 1]:  # no ties across the edge
             kept, tied = scores >= falling[count - 1], 0.0
         else:
             kept, tied = best(everywhere, wanted, keys, len(keys) - _TIE_KEYS["random"])
