@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from planted import without_refits
 from plug_ins import find_installed, install
 from tiny_pair import KNOWN
 from transformers import Qwen3ForCausalLM
@@ -165,6 +166,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
     """A run that was captured, probed, analysed and published where the toys were installed."""
     run, quiet = folder / "run", Reporter(quiet=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
+        without_refits(monkeypatch)
         site = install(folder, monkeypatch, "toy_declared", DECLARED, ENTRIES)
         for name, text in (("toy_measured", MEASURED), ("toy_analysed", ANALYSED), ("toy_drawn", DRAWN)):
             (site / f"{name}.py").write_text(text)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from planted import without_refits
 from plug_ins import find_installed, install
 from scipy.stats import spearmanr
 from tiny_pair import KNOWN, PROBE
@@ -88,6 +89,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
     """A run that was captured, probed, analysed and published where the toys were installed."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(folder, monkeypatch, "toy_signals", TEXT, ENTRIES)
+        without_refits(monkeypatch)
         run, quiet = folder / "run", Reporter(quiet=True)
         run_capture(run, tiny_settings, quiet)
         run_probe(run, PROBE, quiet)

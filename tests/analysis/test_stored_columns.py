@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from planted import World, plant
+from planted import World, plant, without_refits
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank import measurements, stored_columns
@@ -62,6 +62,7 @@ def test_a_position_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_bank_that_memory_cannot_hold_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_refits(monkeypatch)
     tables = (ESTIMATES, INFERENCE, CONTRASTS, BUCKETS, TOP_N)
     found = []
     for name in ("small", "large"):

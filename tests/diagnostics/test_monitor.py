@@ -315,7 +315,7 @@ def test_a_trainer_is_looked_at_by_its_own_numbers(tmp_path: Path, captured_once
     )
     mask = batch["completion_mask"].bool()
     with torch.no_grad():
-        states = trainer._states(student, batch, mask, trainer._hidden(teacher, batch, mask))
+        states = trainer._states(student, *(trainer._hidden(model, batch, mask) for model in (student, teacher)))
         logits = states.student_head(states.student), states.teacher_head(states.teacher)
     expected = statistics(*logits, batch["completion_ids"][mask])["forward_kl"].mean()
     assert scored[-1] == pytest.approx(float(expected), abs=1e-5)

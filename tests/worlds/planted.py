@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from teachdiag.analysis import tasks
-from teachdiag.analysis.step import validity
+from teachdiag.analysis.step import by_grade, specifications, validity
 from teachdiag.artefacts import BOUNDS, GAINS, GRADE_NAMES, GRADES, ISOLATED, POSITIONS, PREDICTIONS, TOP
 from teachdiag.runs import Stage
 from teachdiag.settings import SHRINKS, SUPPORT_SIZES, CaptureSettings, ProbeSettings
@@ -54,7 +54,13 @@ def claims_alone(patch: pytest.MonkeyPatch, *keep: str, refits: bool = False) ->
         patch.setattr(tasks, task, lambda *_: {})
     patch.setattr(tasks, "inference_rows", lambda *_: [])
     if not refits:
-        patch.setattr(validity, "REFIT_EVERY", 10**9)
+        without_refits(patch)
+
+
+def without_refits(patch: pytest.MonkeyPatch) -> None:
+    """Hold predictions fixed in all draws, for tests that judge no interval of a cross-validated number."""
+    for module in (validity, specifications, by_grade):
+        patch.setattr(module, "REFIT_EVERY", 10**9)
 
 
 def plant(run: Path, world: World, probe_id: str = "step") -> Path:
