@@ -244,11 +244,11 @@ headline mentions the last three only where the first holds.
 
 ## Power
 
-Each run promises a power for the effect that was planted, from its own standard error and the width of its interval.
-Promised is the mean over runs, found is the share of runs whose interval leaves 0 out on the right side; the
+Each run promises a power for the effect that was planted, from its own standard error and the nearer end of its
+interval. Promised is the mean over runs, found is the share of runs whose interval leaves 0 out on the right side; the
 Monte-Carlo error of the latter is up to {error:.2f}. Effects are of the size that a run would see about four times in
-five. Of what selectors keep more is found than promised: the interval of a share widens with the share, and the promise
-knows its mean width alone.
+five. Of what selectors keep, and of {{D^L, D^I}} beside a placebo, more is found than promised: a plan that goes by the
+promise asks for more prompts than would do.
 
 {power}
 """
