@@ -15,7 +15,7 @@ from architectures import save_architecture
 from datasets import Dataset
 from processes import in_processes
 from tiny_pair import KNOWN, save_model
-from trainers import ENDS, PROMPTS, Recording, make_trainer, train_and_write
+from trainers import ENDS, PROMPTS, WHOLE, Recording, make_trainer, train_and_write
 from transformers import AutoModelForCausalLM
 from trl import DistillationConfig, DistillationTrainer
 
@@ -169,12 +169,13 @@ class Witness(Recording):
 
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
+@pytest.mark.parametrize("batches", [{}, WHOLE], ids=["two micro-batches", "one"])
 def test_loss_and_gradient_are_those_of_a_teacher_that_is_asked_again(
-    models: tuple[str, str], tmp_path: Path, loss: str
+    models: tuple[str, str], tmp_path: Path, loss: str, batches: dict[str, int]
 ) -> None:
-    """Two micro-batches, shuffled after scoring; the truth is float64, a sequence at a time and unpadded."""
+    """Micro-batches are shuffled after scoring; the truth is float64, a sequence at a time and unpadded."""
     selection = Selection("learnable", budget=0.3)
-    trainer = make_trainer(models, tmp_path, Witness, selection=selection, loss=loss, max_grad_norm=1e9)
+    trainer = make_trainer(models, tmp_path, Witness, selection=selection, loss=loss, max_grad_norm=1e9, **batches)
     trainer.train()
     for kept, anew in trainer.states:
         torch.testing.assert_close(kept, anew, rtol=1e-5, atol=1e-5)
@@ -201,9 +202,15 @@ def test_loss_and_gradient_are_those_of_a_teacher_that_is_asked_again(
 
 
 @pytest.mark.parametrize("selector", ["learnable", "full"])
-def test_the_teacher_reads_every_rollout_once(models: tuple[str, str], tmp_path: Path, selector: str) -> None:
-    """And the student twice, to be scored and to be trained; of the teacher nothing is held but kept rows' states."""
-    trainer = make_trainer(models, tmp_path, Recording, selection=Selection(selector, budget=0.2), max_steps=2)
+@pytest.mark.parametrize(
+    ("batches", "students"), [({}, {False, True}), (WHOLE, {True})], ids=["two micro-batches", "one"]
+)
+def test_every_rollout_is_read_as_often_as_need_be(
+    models: tuple[str, str], tmp_path: Path, selector: str, batches: dict[str, int], students: set[bool]
+) -> None:
+    """By the teacher once; by the student to be scored and to be trained, one pass where there is one micro-batch."""
+    selection = Selection(selector, budget=0.2)
+    trainer = make_trainer(models, tmp_path, Recording, selection=selection, max_steps=2, **batches)
     read: dict[tuple[str, bool], list[tuple[int, ...]]] = {}
 
     def watch(name: str, model: Any) -> None:
@@ -224,7 +231,7 @@ def test_the_teacher_reads_every_rollout_once(models: tuple[str, str], tmp_path:
         rollouts += [tuple(own.roll(-n).tolist()) for own, n in zip(ids, padding, strict=True)]
         assert [own.shape for own in batch["teacher_states"]] == [(n, 32) for n in batch["kept"].sum(1).tolist()]
     assert len(rollouts) == 2 * len(PROMPTS)
-    assert read.keys() == {("teacher", False), ("student", False), ("student", True)}
+    assert read.keys() == {("teacher", False)} | {("student", graded) for graded in students}
     for rows in read.values():
         assert sorted(rows) == sorted(rollouts)
 

@@ -40,6 +40,10 @@ class Recording(SelectiveDistillationTrainer):
         return self.weights[-1]
 
 
+_TRLS = ("max_steps", "beta", "max_grad_norm", "bf16", "per_device_train_batch_size", "gradient_accumulation_steps")
+WHOLE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # one micro-batch a step
+
+
 def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) -> Any:
     """Make a trainer of 8 prompts a step, over however many ranks."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,7 +62,7 @@ def make_trainer(models: tuple[str, str], folder: Path, kind: type, **own: Any) 
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    args |= {name: own.pop(name) for name in ("max_steps", "beta", "max_grad_norm", "bf16") if name in own}
+    args |= {name: own.pop(name) for name in _TRLS if name in own}
     student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in models)
     return kind(
         model=student,
