@@ -125,12 +125,12 @@ def front_page(
     statuses = dict.fromkeys(primary["status"])
     legend = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items() if status in statuses)
     shares = {str(probe): efficiency_table(rows) for probe, rows in efficiency.groupby("probe_id", sort=False)}
-    outcomes = dict(zip(efficiency["probe_id"], efficiency["outcome"], strict=True))
+    outcomes = zip(efficiency["probe_id"], efficiency["outcome"], strict=True)
     return FrontPage(
         said,
         {str(probe): primary_table(rows) for probe, rows in primary.groupby("probe_id", sort=False)},
         {probe: table for probe, table in shares.items() if len(table)},
-        {str(probe): GAINS[outcome] for probe, outcome in outcomes.items()},
+        {str(probe): GAINS[outcome] for probe, outcome in outcomes},
         f"{capitalised(legend)}." if legend else "",
         f"{'; '.join(caveats)}." if caveats else "",
         run,

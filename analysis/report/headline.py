@@ -162,9 +162,7 @@ def choose(efficiency: pd.DataFrame) -> Choice:
     candidates = rows[inside & rows["ci_low"].notna()].reset_index(drop=True)
     if candidates.empty:
         gain = row_dicts(rows_where(efficiency, statistic="gain"))[0]
-        return Choice(
-            "", 1.0, f"This run is too small to tell which tokens to train on{_about(gain, gain['estimate'])}"
-        )
+        return Choice("", 1.0, f"This run is too small to tell which tokens to train on{_about(gain, 0.0)}")
     p_values = [p_above(row_interval(row), ENOUGH, row["n_blocks"]) for row in row_dicts(candidates)]
     enough = candidates[multipletests(p_values, alpha=_LEVEL, method="holm")[0]]
     if len(enough):
@@ -271,13 +269,13 @@ def _too_small(candidates: pd.DataFrame) -> str:
     """Say how many prompts would tell whether the candidate that keeps most keeps enough."""
     best = row_dicts(candidates.sort_values(["estimate", "budget"], ascending=[False, True]))[0]
     what = f"This run is too small to tell which tokens keep {ENOUGH:.0%} of the gain"
-    return what + _about(best, best["estimate"] - ENOUGH)
+    return what + _about(best, ENOUGH)
 
 
-def _about(row: Row, effect: float) -> str:
-    """Say how many prompts a difference of this size needs, with a power of 80%, if more than there are."""
-    precision = precision_of_row(row)
-    needed = precision.prompts_needed(abs(effect)) if precision else None
+def _about(row: Row, apart_from: float) -> str:
+    """Say how many prompts tell a number from a value with a power of 80%, if more than there are."""
+    precision = precision_of_row(row, apart_from)
+    needed = precision.prompts_needed(abs(row["estimate"] - apart_from)) if precision else None
     if not needed or needed <= row["n_prompts"]:
         return ""
     return f": about {needed} bank prompts would be needed, of which it has {row['n_prompts']}"

@@ -25,8 +25,8 @@ class Precision:
     """How exactly a run tells a number. All but `n_prompts` are in the number's unit.
 
     `n_prompts`: prompts behind it. `std_error`: standard deviation of the estimate over repetitions of the run.
-    `error_margin`: from the estimate to that end of its 95% interval which lies nearer to 0. `fixed_error`: the part of
-    the standard error that more prompts do not lessen.
+    `error_margin`: from the estimate to that end of its 95% interval which lies nearer to what it is told apart from, 0
+    or another value. `fixed_error`: the part of the standard error that more prompts do not lessen.
     """
 
     n_prompts: int

@@ -69,18 +69,21 @@ def reach_columns(row: Mapping[str, Any]) -> dict[str, float | int | None]:
     return {"detectable_from_0": from_zero, "detectable_from_placebo": from_placebo, "prompts_needed": needed}
 
 
-def precision_of_row(row: Mapping[str, Any]) -> Precision | None:
-    """Return how exactly a table's row tells its estimate; None where it has no interval, or no standard error."""
-    return _precision(_known(row), "estimate", "draw_error", *_ENDS)
+def precision_of_row(row: Mapping[str, Any], apart_from: float = 0.0) -> Precision | None:
+    """Return how exactly a table's row tells its estimate from a value, in the estimate's unit.
+
+    None where the row has no interval, or no standard error.
+    """
+    return _precision(_known(row), "estimate", "draw_error", *_ENDS, apart_from=apart_from)
 
 
 def _precision(
-    known: Mapping[str, Any], number: str, error: str, low: str, high: str, fixed: str = ""
+    known: Mapping[str, Any], number: str, error: str, low: str, high: str, fixed: str = "", apart_from: float = 0.0
 ) -> Precision | None:
     if not {number, error, low, high} <= known.keys() or not known[error] > 0:
         return None
     estimate = known[number]
-    margin = estimate - known[low] if estimate > 0 else known[high] - estimate
+    margin = estimate - known[low] if estimate > apart_from else known[high] - estimate
     return Precision(known["n_prompts"], known[error], margin, known.get(fixed, 0.0))
 
 

@@ -301,7 +301,8 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             With these, the student's hidden states there, shape (n, width), if this is its only pass.
         """
         tokens = batch["completion_ids"][mask]  # (n,), before the passes: a GPU waits for what a mask finds
-        with torch.set_grad_enabled(self._reads_once):
+        reads_once = self._reads_once
+        with torch.set_grad_enabled(reads_once):
             hidden = self._student_hidden(unwrapped_student, batch, mask)
         states = self._states(unwrapped_student, hidden.detach(), taught)
         named = {*self.selection.columns, *(stored_name(name, self.selection.k) for name in MEASURED)}
@@ -321,7 +322,7 @@ class SelectiveDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             "hidden_norm_sq": states.student.float().square().sum(-1).cpu().numpy(),
             "sequences": np.full(len(tokens), len(mask)),
         }
-        return columns, hidden if self._reads_once else None
+        return columns, hidden if reads_once else None
 
     def _student_hidden(self, unwrapped_student: Any, batch: dict[str, Any], mask: Tensor) -> Tensor:  # noqa: ANN401
         """Read the student's hidden states at the marked positions, shape (n, width)."""

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.resampling.bootstrap import MIN_PROMPTS
-from teachdiag.analysis.step.reach import Reach, reach_columns
+from teachdiag.analysis.step.reach import Reach, precision_of_row, reach_columns
 from teachdiag.artefacts import PRIMARY
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
@@ -43,6 +43,12 @@ def test_sizes_are_on_the_side_of_the_estimate() -> None:
     mirrored = {"estimate": -0.2, "ci_low": -0.4, "ci_high": 0.0}
     mirrored |= {"margin": -0.15, "margin_low": -0.45, "margin_high": 0.15}
     assert reach_columns(row(**mirrored)) == reach_columns(row())
+
+
+def test_the_end_that_counts_is_the_one_nearer_to_what_a_number_is_told_from() -> None:
+    share = {"estimate": 0.8, "ci_low": 0.5, "ci_high": 0.85, "draw_error": 0.1, "n_prompts": 50}
+    margins = [precision_of_row(share, value).error_margin for value in (0.0, 0.9)]  # type: ignore[union-attr]
+    assert margins == pytest.approx([0.3, 0.05])
 
 
 def test_rounding_counts_as_nothing() -> None:
