@@ -1,7 +1,7 @@
 """What a run could have seen of a claim: the smallest effect told apart from 0, and from the nearest placebo."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -30,7 +30,9 @@ class Reach:
         of_number = _precision(known, "estimate", "std_error", *_ENDS)
         if of_number is None:
             return None
-        of_margin = _precision(known, "margin", "margin_error", "margin_low", "margin_high", "placebo_error")
+        of_margin = _precision(known, "margin", "margin_error", "margin_low", "margin_high")
+        if of_margin is not None and "placebo_error" in known:
+            of_margin = replace(of_margin, draw_error=known["placebo_error"], draws=known["placebo_draws"])
         return cls(of_number, of_margin, known.get("noise_floor", 0.0))
 
     def detectable(self, power: float = POWER) -> tuple[float, float | None]:
@@ -78,13 +80,13 @@ def precision_of_row(row: Mapping[str, Any], apart_from: float = 0.0) -> Precisi
 
 
 def _precision(
-    known: Mapping[str, Any], number: str, error: str, low: str, high: str, fixed: str = "", apart_from: float = 0.0
+    known: Mapping[str, Any], number: str, error: str, low: str, high: str, apart_from: float = 0.0
 ) -> Precision | None:
     if not {number, error, low, high} <= known.keys() or not known[error] > 0:
         return None
-    estimate = known[number]
-    margin = estimate - known[low] if estimate > apart_from else known[high] - estimate
-    return Precision(known["n_prompts"], known[error], margin, known.get(fixed, 0.0))
+    ends = known[number] - known[low], known[high] - known[number]
+    near, far = ends if known[number] > apart_from else reversed(ends)
+    return Precision(known["n_prompts"], known[error], near, far) if min(ends) > 0 else None
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_too_small_says_how_many_prompts() -> None:
     """Of the best candidate, 0.95 +- 0.3: an effect of 0.05 needs (0.3 + 0.8416 x 0.153)^2 / 0.05^2 times 64."""
     found = said(NO_STEP, efficiency(KEPT, reach=0.3))
     assert found.action == (
-        "This run is too small to tell which tokens keep 90% of the gain: about 4708 bank prompts would "
+        "This run is too small to tell which tokens keep 90% of the gain: about 4709 bank prompts would "
         "be needed, of which it has 64"
     )
     assert found.command == "teachdiag plan --from runs/demo"

@@ -76,10 +76,18 @@ def test_by_default_the_effect_is_what_the_run_found(run: Path) -> None:
 
 def test_prompts_by_the_law_of_the_standard_error(run: Path) -> None:
     row = PRIMARY.read(PRIMARY.file(run)).set_index("claim").loc["the step helps"]
-    sides = (("estimate", "ci_low", "std_error"), ("margin", "margin_low", "margin_error"))  # both above 0
-    limits = [row[number] - row[low] + norm.ppf(0.8) * row[error] for number, low, error in sides]
+    of_number = row["estimate"], row["ci_low"], row["ci_high"], row["std_error"]
+    of_margin = row["margin"], row["margin_low"], row["margin_high"], row["margin_error"]  # of one draw of the placebo
+    limits = [limit(*numbers, n_prompts=math.inf) for numbers in (of_number, of_margin)]
     (claim,) = asked(run, detect=1e-4, claim="helps")["claims"]
     assert claim["prompts"] == pytest.approx(PROMPTS * (max(limits) / 1e-4) ** 2, rel=0.02)
+
+
+def limit(estimate: float, low: float, high: float, error: float, n_prompts: float) -> float:
+    """What is seen with 80% power: beyond the nearer end, by 0.84 of that end's own standard error."""
+    near, far = (estimate - low, high - estimate) if estimate > 0 else (high - estimate, estimate - low)
+    scatter = math.hypot(error * near / far, near / math.sqrt(2 * (n_prompts - 1)))
+    return float(near + norm.ppf(0.8) * scatter)
 
 
 def test_hours_grow_from_what_the_stages_took(run: Path) -> None:
@@ -149,11 +157,10 @@ def test_what_selectors_keep_needs_update_contexts_as_well(tmp_path: Path) -> No
         "selector == 'learnable' and budget == 0.1 and match == 'norm' and statistic == 'share_vs_base'"
     )
     (row,) = rows.to_dict("records")
-    nearer = row["estimate"] - row["ci_low"] if row["estimate"] > 0 else row["ci_high"] - row["estimate"]
-    limit = nearer + norm.ppf(0.8) * row["draw_error"]
-    assert found["detectable"] == {"from_0": pytest.approx(limit), "from_placebo": None}
-    more = (limit / 0.1) ** 2
-    assert found["prompts"] == math.ceil(more * 24)
+    seen = limit(row["estimate"], row["ci_low"], row["ci_high"], row["draw_error"], row["n_prompts"])
+    assert found["detectable"] == {"from_0": pytest.approx(seen), "from_placebo": None}
+    more = found["prompts"] / 24
+    assert more == pytest.approx((seen / 0.1) ** 2, rel=0.05)  # the interval's width is better known with more
     assert found["update_contexts"] == pytest.approx(more * 24, abs=1.1)
     assert found["norm_batches"] == pytest.approx(more * 2, abs=1.1)
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["plan", "--from", str(run)])

@@ -22,21 +22,32 @@ def row(**changed: Any) -> dict[str, Any]:
     """An estimate of 0.2 from 50 prompts, 0.15 beyond a placebo."""
     number = {"estimate": 0.2, "ci_low": 0.0, "ci_high": 0.4, "std_error": 0.1, "noise_floor": 0.0, "n_prompts": 50}
     margin = {"margin": 0.15, "margin_low": -0.15, "margin_high": 0.45, "margin_error": 0.15, "placebo_error": None}
-    return number | margin | changed
+    return number | margin | {"placebo_draws": 5} | changed
 
 
 def test_the_smallest_effects_by_hand() -> None:
     found = reach_columns(row())
-    assert found["detectable_from_0"] == pytest.approx(0.2 + Z80 * 0.1)
-    assert found["detectable_from_placebo"] == pytest.approx(0.3 + Z80 * 0.15)
+    of_width = 1 / np.sqrt(2 * 49)  # by how much of itself the width scatters, of 49 degrees of freedom
+    assert found["detectable_from_0"] == pytest.approx(0.2 + Z80 * np.hypot(0.1, 0.2 * of_width))
+    assert found["detectable_from_placebo"] == pytest.approx(0.3 + Z80 * np.hypot(0.15, 0.3 * of_width))
     from_zero, from_placebo = (
         50 * (found[f"detectable_from_{n}"] / d) ** 2 for n, d in (("0", 0.2), ("placebo", 0.15))
     )
     assert from_placebo > from_zero
-    assert found["prompts_needed"] == np.ceil(from_placebo)
+    assert found["prompts_needed"] == pytest.approx(from_placebo, rel=0.02)  # with which the width is better known
     reach = Reach.of_row(row())
     assert reach is not None
-    assert reach.prompts_needed(0.3, 0.3) == np.ceil(50 * (found["detectable_from_placebo"] / 0.3) ** 2)
+    assert reach.prompts_needed(0.3, 0.3) == pytest.approx(50 * (found["detectable_from_placebo"] / 0.3) ** 2, rel=0.02)
+
+
+def test_of_the_placebos_draws_a_margin_varies_by_their_mean_alone() -> None:
+    reach = Reach.of_row(row(placebo_error=0.12))
+    assert reach is not None
+    assert reach.of_margin is not None
+    of_prompts, of_one_draw = 0.15**2 - 0.12**2, 0.12**2 / (1 + 1 / 5)
+    freedom = 0.15**4 / (of_prompts**2 / 49 + 0.12**4 / 4)
+    scatter = np.sqrt(of_prompts + of_one_draw / 5 + 0.3**2 / (2 * freedom))
+    assert reach.of_margin.end_error == pytest.approx(scatter, rel=1e-12)
 
 
 def test_sizes_are_on_the_side_of_the_estimate() -> None:
@@ -47,7 +58,7 @@ def test_sizes_are_on_the_side_of_the_estimate() -> None:
 
 def test_the_end_that_counts_is_the_one_nearer_to_what_a_number_is_told_from() -> None:
     share = {"estimate": 0.8, "ci_low": 0.5, "ci_high": 0.85, "draw_error": 0.1, "n_prompts": 50}
-    margins = [precision_of_row(share, value).error_margin for value in (0.0, 0.9)]  # type: ignore[union-attr]
+    margins = [precision_of_row(share, value).near for value in (0.0, 0.9)]  # type: ignore[union-attr]
     assert margins == pytest.approx([0.3, 0.05])
 
 
