@@ -251,10 +251,10 @@ headline mentions the last three only where the first holds.
 
 ## Power
 
-Each run says which effect it would have seen with which power. Promised is the power with which {power_runs} runs would,
-on average, have called the planted effect just detectable; found is the share of them whose interval leaves 0 out on
-the right side, with a Monte-Carlo error of up to {error:.2f}. Effects are of the size that a run would see about four
-times in five.
+Each run says which effect it would have seen with which power. Promised is the power with which {power_runs} runs,
+taken together, would have called the planted effect just detectable; found is the share of them whose interval leaves 0
+out on the right side, with a Monte-Carlo error of up to {error:.2f}. Effects are of the size that a run would see about
+four times in five.
 
 {power}
 """
