@@ -91,6 +91,8 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
         for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
             for table, rows in running.result().items():
                 gathered[table] += rows
+    for step in steps:
+        gathered[ESTIMATES] += agreement_rows(gathered[SPECIFICATIONS], step, bank)
     gathered[ESTIMATES] = pool_draws(gathered[ESTIMATES])
     gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
     tables = {table: table.build_rows(rows) for table, rows in gathered.items()}
@@ -104,12 +106,12 @@ def _step_tasks(inputs: Inputs) -> list[Task]:
     every_measured, every_fitted = _groups(inputs, fitted=False, draws=True), _groups(inputs, fitted=True, draws=True)
     if not measured:
         return [partial(_plane, inputs)]
-    tasks: list[Task] = [partial(_top, inputs, measured)]
+    tasks: list[Task] = [partial(_specifications, inputs, step, window) for step in inputs.steps for window in WINDOWS]
+    tasks.append(partial(_top, inputs, measured))
     tasks += [partial(_validity, inputs, group, inputs.folds()) for group in every_fitted]
     tasks += [partial(_contrasts, inputs, group) for group in every_fitted]
     tasks += [partial(_buckets, inputs, group) for group in fitted]
     tasks += [partial(_regressions, inputs, group, k) for group in every_fitted for k in SUPPORT_SIZES]
-    tasks += [partial(_specifications, inputs, step) for step in inputs.steps]
     tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in every_measured]
     tasks += [_each(group, partial(robust_rows, resampling=resampling)) for group in fitted]
     tasks += [_each(group, lambda outcome: [concentration_row(outcome)]) for group in fitted]
@@ -194,14 +196,10 @@ def _evidence(inputs: Inputs) -> Evidence:
     return Evidence(inputs.bank, inputs.normalised, inputs.raw, inputs.folds(), inputs.resampling)
 
 
-def _specifications(inputs: Inputs, step: Step) -> Estimates:
-    evidence = _evidence(inputs)
-    rows = [row for window in WINDOWS for row in specification_rows(step, window, evidence, inputs.settings.cuts)]
+def _specifications(inputs: Inputs, step: Step, window: str) -> Estimates:
+    rows = specification_rows(step, window, _evidence(inputs), inputs.settings.cuts)
     facts = update_facts(next(record for record in inputs.records if record.probe_id == step.real.probe_id))
-    return {
-        SPECIFICATIONS: [row | facts for row in rows],
-        ESTIMATES: agreement_rows(rows, step, inputs.bank),
-    }
+    return {SPECIFICATIONS: [row | facts for row in rows]}
 
 
 def _scales(inputs: Inputs) -> Estimates:

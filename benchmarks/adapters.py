@@ -14,23 +14,25 @@ from teachdiag.diagnostics.probes.trained import choose_weights, trained_facts
 from teachdiag.diagnostics.probes.updates import optimize, step_objective
 from teachdiag.settings import ProbeSettings
 
-SPACES = ("all", "lora:r=16")
+_STEPS = (("sgd", "all"), ("adamw", "all"), ("adamw", "lora:r=16"))  # optimizer, and what it moves
+_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 _SHORT = 12  # tokens of a prompt: what a backward pass keeps of each token is no matter of the weights
 _RESET = Path("/proc/self/clear_refs")  # 5 lets a process's peak begin anew
 
 
 def adapter_rows() -> list[Row]:
-    """The student, an AdamW step and a rung at their peak, beside a process without models; each in one of its own."""
+    """The student, a step and a rung at their peak, beside a process without models; each in one of its own."""
     rows: list[Row] = []
-    for space in SPACES:
-        done = subprocess.run([sys.executable, __file__, space], capture_output=True, text=True, check=True)
+    for optimizer, space in _STEPS:
+        done = subprocess.run([sys.executable, __file__, optimizer, space], capture_output=True, text=True, check=True)
         taken, copies, moved = map(float, done.stdout.split())
-        what = f"AdamW step and a rung of it, --train {space} ({moved:.1%} of the weights), in copies of the student"
+        step = f"{_NAMES[optimizer]} step and a rung of it, --train {space}"
+        what = f"{step} ({moved:.1%} of the weights), in copies of the student"
         rows.append((what, f"{taken / 2**20:.0f} MiB", f"{copies:.2f}"))
     return rows
 
 
-def _measure(space: str) -> None:
+def _measure(optimizer: str, space: str) -> None:
     """Print the peak of a step and a rung, bytes and copies of the student, and the share of its weights that move."""
     before = _status("VmRSS")
     student = load_bench_pair(master=True).student
@@ -38,7 +40,7 @@ def _measure(space: str) -> None:
     contexts = [
         replace(c, student_prompt=c.student_prompt[:_SHORT], teacher_prompt=c.student_prompt[:_SHORT]) for c in drawn
     ]
-    settings = ProbeSettings(train=space, optimizer="adamw", batch_tokens=64, tile_positions=4)
+    settings = ProbeSettings(train=space, optimizer=optimizer, batch_tokens=64, tile_positions=4)
     with tempfile.TemporaryDirectory() as folder:
         teacher = compute_teacher_states(student, [contexts], 64, Path(folder) / "states.npy", QUIET)
         choose_weights(student, settings)
@@ -58,4 +60,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    _measure(sys.argv[1])
+    _measure(*sys.argv[1:])

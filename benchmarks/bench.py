@@ -3,9 +3,10 @@
 `scoring` measures capture's exact scoring, `heads` its part beyond the models, `probes` the kinds of probe, `adapters`
 a step's memory, `selection` the selectors, `training` a step of selective distillation, `monitoring` what looking at a
 training costs it, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the truth,
-`efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 16,384
-tokens, and `large` ten million positions. `bench.py PART ...` runs these alone. Each table is kept in
-benchmarks/history/, and stands beside what was kept last on this machine.
+`efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 4,096
+tokens, `longest` of 16,384, and `large` ten million positions. `bench.py PART ...` runs these alone; without, all run
+but the last two, which take ten minutes and more each. Each table is kept in benchmarks/history/, and stands beside
+what was kept last on this machine.
 """
 
 import sys
@@ -20,7 +21,7 @@ from heads import head_rows
 from history import recorded
 from intervals import coverage_rows
 from large import large_rows
-from long import long_context, long_rows
+from long import long_context, long_rows, longest_rows
 from monitoring import monitoring_rows
 from probes import probe_rows
 from scoring import memory_rows, peak_memory, time_rows
@@ -45,9 +46,13 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "long": (f"Long contexts, {threads}", long_rows),
+        "longest": (f"The longest contexts, {threads}", longest_rows),
         "commands": ("Commands", command_rows),
         "large": ("A bank that memory cannot hold", large_rows),
     }
+
+
+_NAMED_ALONE = ("longest", "large")  # which take ten minutes and more each
 
 
 def main() -> None:
@@ -64,7 +69,7 @@ def main() -> None:
     parts = _parts()
     if unknown := [name for name in sys.argv[1:] if name not in parts]:
         sys.exit(f"no part {', '.join(unknown)}: choose from {', '.join(parts)}")
-    for name in sys.argv[1:] or parts:
+    for name in sys.argv[1:] or [name for name in parts if name not in _NAMED_ALONE]:
         title, rows = parts[name]
         show(title, recorded(name, rows()))
 

@@ -19,27 +19,31 @@ from teachdiag.diagnostics.probes.updates import gradient, step_objective
 from teachdiag.diagnostics.scoring.positions_table import by_models, score_shard
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
-LENGTHS = (512, 4096, 16384)  # tokens of a response, all of them scored
+SHORTER, LONGEST = (512, 4096), 16384  # tokens of a response, all of them scored
 _PROMPT = 64
-_FITS = 4096  # longest whose whole graph is held, about 2 MB a token
 _SCORING, _TWO = "scoring", "scoring, two contexts"
 _GRADIENT, _RECOMPUTED = "gradient of the loss", "the same with --recompute"
 
 
 def long_rows() -> list[Row]:
-    """Seconds and memory at every length; ratios are to the memory of scoring one of the shortest contexts."""
+    """Seconds and memory at all lengths but the longest."""
+    return _rows([(length, work) for length in SHORTER for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)])
+
+
+def longest_rows() -> list[Row]:
+    """The same of the longest, whose whole graph would not be held: minutes a row."""
+    return _rows([(LONGEST, work) for work in (_SCORING, _RECOMPUTED)])
+
+
+def _rows(measured: list[tuple[int, str]]) -> list[Row]:
+    """Ratios are to the peak memory of the first row."""
     rows: list[Row] = []
     first = 0
-    for length in LENGTHS:
-        for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED):
-            if work == _GRADIENT and length > _FITS:
-                continue
-            seconds, peak = _alone(length, work)
-            first = first or peak
-            tokens = (2 if work == _TWO else 1) * (length + _PROMPT) / seconds
-            rows.append(
-                (f"{length} tokens, {work}", f"{tokens:.0f} tok/s, {peak / 1024:.0f} MiB", f"{peak / first:.2f}")
-            )
+    for length, work in measured:
+        seconds, peak = _alone(length, work)
+        first = first or peak
+        tokens = (2 if work == _TWO else 1) * (length + _PROMPT) / seconds
+        rows.append((f"{length} tokens, {work}", f"{tokens:.0f} tok/s, {peak / 1024:.0f} MiB", f"{peak / first:.2f}"))
     return rows
 
 
