@@ -8,7 +8,7 @@ import pandas as pd
 
 from teachdiag.artefacts import TABLES, probes_by_step
 from teachdiag.errors import RunError
-from teachdiag.figures.style import TITLES
+from teachdiag.figures.seen import TITLES
 from teachdiag.notes import read_note
 from teachdiag.runs import SUMMARY, Stage
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME

@@ -1,10 +1,20 @@
-"""Numbers as sentences say them: of alternative texts, captions and printed tables."""
+"""Numbers and updates as sentences name them: in alternative texts, captions and printed tables."""
 
 from collections.abc import Iterable
 
 import pandas as pd
 
 from teachdiag.signals import lowered
+
+TITLES = {
+    "one_step": "real step",
+    "multi_step": "real steps",
+    "checkpoint": "trained student",
+    "theta0": "theta0, no step",
+    "shuffled_teacher": "shuffled teacher",
+    "shuffled_rollouts": "shuffled rollouts",
+    "random_direction": "random direction",
+}
 
 
 def number_text(value: float) -> str:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
+from teachdiag.figures.seen import TITLES
 from teachdiag.glossary import explain, legend
 from teachdiag.signals import lowered, raised
 from teachdiag.tables import whole, write_text
@@ -54,15 +55,6 @@ _HEX = re.compile(r"#[0-9a-f]{6}\b")
 # Formats, and what keeps the date out of each: the same tables give the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
-TITLES = {
-    "one_step": "real step",
-    "multi_step": "real steps",
-    "checkpoint": "trained student",
-    "theta0": "theta0, no step",
-    "shuffled_teacher": "shuffled teacher",
-    "shuffled_rollouts": "shuffled rollouts",
-    "random_direction": "random direction",
-}
 _RC = {
     "font.family": "sans-serif",
     # The first comes with matplotlib, so that figures are the same everywhere; SVG keeps text, and names the others to

@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 
 from teachdiag.figures.plots.forest import draw_forest, key
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.seen import listed, plain
-from teachdiag.figures.style import INK, TITLES, Picture, blank_figure
+from teachdiag.figures.seen import TITLES, listed, plain
+from teachdiag.figures.style import INK, Picture, blank_figure
 from teachdiag.settings import HEADLINE_K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import SIGNALS

@@ -6,7 +6,8 @@ from matplotlib.collections import QuadMesh
 
 from teachdiag.figures.plots.grid import draw_grid, extremes
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.style import DIVERGING, TITLES, Picture, add_colour_bar, blank_figure
+from teachdiag.figures.seen import TITLES
+from teachdiag.figures.style import DIVERGING, Picture, add_colour_bar, blank_figure
 from teachdiag.settings import HEADLINE_K
 from teachdiag.signals import raised
 

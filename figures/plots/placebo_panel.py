@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from teachdiag.figures.run_tables import RunTables
-from teachdiag.figures.seen import number_text
-from teachdiag.figures.style import INK, PLACEBO, REAL, TINY, TITLES, WIDTH, Picture, blank_figure
+from teachdiag.figures.seen import TITLES, number_text
+from teachdiag.figures.style import INK, PLACEBO, REAL, TINY, WIDTH, Picture, blank_figure
 from teachdiag.signals import BASE, BASE_LABEL, raised
 from teachdiag.tables import rows_where
 

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.seen import interval_text
-from teachdiag.figures.style import PLACEBO, REAL, TITLES, Picture, blank_figure
+from teachdiag.figures.seen import TITLES, interval_text
+from teachdiag.figures.style import PLACEBO, REAL, Picture, blank_figure
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.tables import rows_where
 

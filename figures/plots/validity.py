@@ -6,8 +6,8 @@ import pandas as pd
 
 from teachdiag.figures.plots.forest import draw_forest, key
 from teachdiag.figures.run_tables import StepTables
-from teachdiag.figures.seen import listed, plain
-from teachdiag.figures.style import REAL, TITLES, Picture, blank_figure
+from teachdiag.figures.seen import TITLES, listed, plain
+from teachdiag.figures.style import REAL, Picture, blank_figure
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
 from teachdiag.signals import BASE, BASE_LABEL, added_signals, on_top_of_base, set_symbol, versus_base

@@ -76,7 +76,7 @@ def test_a_killed_capture_continues_to_the_same_bytes(run: Path, tmp_path: Path)
 
 
 def test_one_adamw_step_on_held_out_prompts_brings_the_student_closer(run: Path) -> None:
-    summary = teachdiag("probe", run, "--name", "step", "--draws", 1)
+    summary = teachdiag("probe", run, "--name", "step", "--draws", 1, "--learning-rate", 1e-5)
     gains = {name: update["mean_gain"] for name, update in summary["updates"].items()}
     assert gains["one_step"] > 3 * abs(gains["random_direction"])  # a shuffled teacher's is not told from it by so few
     assert summary["noise_floor"] < 1e-4
