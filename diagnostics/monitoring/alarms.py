@@ -31,6 +31,8 @@ def alarms(rows: Sequence[Row]) -> dict[str, str]:
 def _not_finite(first: Row, now: Row) -> str:
     if now["forward_kl"] is None and first["forward_kl"] is not None:
         return "a KL is not finite: a model gives NaN or infinite logits, or masks an id that the other does not"
+    if now["log_ratio"] is None and first["log_ratio"] is not None:
+        return "a token's log-probability is not finite under one of the models"
     return ""
 
 
@@ -48,6 +50,12 @@ def _off_support(first: Row, now: Row) -> str:
         return (
             f"the teacher's mass on the student's top 16 fell from {first['compatibility']:.2f} to "
             f"{now['compatibility']:.2f}: the student writes what the teacher would not"
+        )
+    alone = first["compatibility"] is None and _known(first, now, "shared_mass")
+    if alone and now["shared_mass"] < first["shared_mass"] - DRIFT:
+        return (
+            f"the mass that both models share fell from {first['shared_mass']:.2f} to {now['shared_mass']:.2f}, by the "
+            "sampled tokens: the student writes what the teacher would not"
         )
     return ""
 

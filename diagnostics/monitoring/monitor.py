@@ -16,7 +16,16 @@ from teachdiag.diagnostics.models.alignment import KEY, Batch
 from teachdiag.diagnostics.monitoring.alarms import alarms
 from teachdiag.diagnostics.monitoring.bank import Canary, load_canary
 from teachdiag.diagnostics.monitoring.in_training import ModelInTraining, contexts_of
-from teachdiag.diagnostics.monitoring.observation import EXTRA, Numbers, Scales, gain_since, observe, summarised
+from teachdiag.diagnostics.monitoring.observation import (
+    EXTRA,
+    Numbers,
+    Scales,
+    at_tokens,
+    averaged,
+    gain_since,
+    observe,
+    summarised,
+)
 from teachdiag.diagnostics.processes.devices import pick_device
 from teachdiag.diagnostics.scoring.positions_table import position_rows
 from teachdiag.diagnostics.scoring.tiles import Columns, States
@@ -33,6 +42,7 @@ Head = Callable[[Tensor], Tensor]
 _SAME = ("context_id", "position", "token_id")  # of the canary at every look
 _FIRST = (*_SAME, "forward_kl", "disagreement_k16", "compatibility_k16")  # what later looks are read beside
 _TOLD, _MUCH, _SURELY = 8, 1.0, 4.0  # tokens, nats a token and standard errors from which rows are told to be shifted
+_ROUNDED = 1e-3  # nats by which bfloat16 and log-sum-exp may lift a log-probability above 0
 _LOGGED = tuple(c.name for c in MONITOR.columns if pa.types.is_floating(c.type))
 
 
@@ -95,7 +105,7 @@ class Monitor:
         self._said: dict[str, set[str]] = {CANARY: set(), LIVE: set()}
         for file in shard_files(self.folder / MONITOR.folder):
             for row in MONITOR.read_arrow(file).to_pylist():
-                self._rows[row["population"]].append(row)
+                self._rows[row["population"]].append(dict.fromkeys(MONITOR.schema.names) | row)
         self._first = self._first_positions()
 
     def due(self, step: int) -> bool:
@@ -141,9 +151,7 @@ class Monitor:
             SettingsError: shapes do not fit, the mask holds more than 0 and 1, no token is the student's own, or, at
                 the first look, rows predict the token behind theirs.
         """
-        if not ((mask == 0) | (mask == 1)).all():
-            raise SettingsError("the mask holds more than 0 and 1: make it of labels by `labels != -100`")
-        scored = mask.bool()
+        scored = _scored(mask)
         _check_shapes(student, teacher, token_ids, scored, student_head is None, teacher_head is None)
         if not self._rows[LIVE]:
             _refuse_shifted(student, token_ids, scored, student_head, self._tile)
@@ -154,8 +162,38 @@ class Monitor:
             columns = observe(states, token_ids[scored].long(), self.end_ids, self._tile)
             if student_head is not None:
                 columns["hidden_norm_sq"] = ours.float().square().sum(-1).cpu().numpy()
-        lengths: Numbers = {"length": float(scored.sum(1).float().mean()), "update_norm": update_norm}
-        return self._record(step, LIVE, columns, rows.cpu().numpy(), lengths, took())
+        further: Numbers = {"length": _length(scored), "update_norm": update_norm}
+        return self._record(step, LIVE, self._summarised(columns, rows.cpu().numpy()) | further, took())
+
+    def observe_log_probs(self, step: int, student: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, float]:
+        """Look at a live batch of which no distributions are known, but the sampled tokens' log-probabilities.
+
+        Of the row there are `log_ratio`, `shared_mass` and `length`; everything else is null.
+
+        Args:
+            step: optimizer steps taken.
+            student: log-probability of each sampled token under the student, nats, shape (sequences, length).
+            teacher: the same under the teacher.
+            mask: true at the student's own tokens, of that shape; others are not looked at.
+
+        Returns:
+            Numbers by name, such as 'teachdiag/live/log_ratio', which `log` is told too; none that is not finite.
+
+        Raises:
+            SettingsError: shapes differ, the mask holds more than 0 and 1, no token is the student's own, or a
+                log-probability is above 0.
+        """
+        scored = _scored(mask)
+        if not student.shape == teacher.shape == scored.shape:
+            shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, mask {tuple(scored.shape)}"
+            raise SettingsError(f"{shapes}: all must be the same")
+        with self._timed() as took:
+            ours, theirs = (logp[scored].double().cpu().numpy() for logp in (student, teacher))
+            for whose, logp in (("student", ours), ("teacher", theirs)):
+                if (logp > _ROUNDED).any():
+                    raise SettingsError(f"a log-probability of the {whose}'s is {logp.max():g}: none is above 0")
+            numbers = averaged(at_tokens(ours, theirs), scored.nonzero()[:, 0].cpu().numpy())
+        return self._record(step, LIVE, numbers | {"length": _length(scored)}, took())
 
     def observe_canary(self, step: int, model: Any, *, update_norm: float | None = None) -> dict[str, float]:  # noqa: ANN401
         """Look at the canary with a student's present weights.
@@ -183,7 +221,7 @@ class Monitor:
         if all(np.isfinite(values).all() for name, values in columns.items() if name not in EXTRA):
             stored = ((batch, {name: part[name] for name in part if name not in EXTRA}) for batch, part in looked)
             further |= self._keep(step, pa.concat_tables(position_rows(*part) for part in stored).sort_by(KEY))
-        return self._record(step, CANARY, columns, contexts, further, took())
+        return self._record(step, CANARY, self._summarised(columns, contexts) | further, took())
 
     def observe_trainer_batch(
         self, step: int, student: ModelInTraining, teacher: ModelInTraining, batch: Mapping[str, Any]
@@ -208,7 +246,7 @@ class Monitor:
             states = States(ours, student.head, theirs, teacher.head)
             columns = self._observed(states, torch.from_numpy(rows.tokens))
         length: Numbers = {"length": rows.rows / len(contexts)}
-        return self._record(step, LIVE, columns, rows.context_ids, length, took())
+        return self._record(step, LIVE, self._summarised(columns, rows.context_ids) | length, took())
 
     def attach(self, trainer: "Trainer") -> "MonitorCallback":
         """Look at a transformers or TRL trainer, and let its loggers have the numbers.
@@ -254,20 +292,14 @@ class Monitor:
         contexts = table["context_id"].to_numpy()
         return gain_since(self._first["forward_kl"], table["forward_kl"].to_numpy(), contexts)
 
-    def _record(
-        self,
-        step: int,
-        population: str,
-        columns: Columns,
-        contexts: np.ndarray,
-        further: Numbers,
-        seconds: float,
-    ) -> dict[str, float]:
+    def _summarised(self, columns: Columns, contexts: np.ndarray) -> Numbers:
+        """One number of each column, by the scales of the canary's first look."""
+        return summarised(columns, contexts, None if self._first is None else Scales.of(self._first))
+
+    def _record(self, step: int, population: str, numbers: Numbers, seconds: float) -> dict[str, float]:
         """Write the row of a look, beside that of the other population at this step; say what looks wrong."""
-        scales = None if self._first is None else Scales.of(self._first)
         row: dict[str, Any] = dict.fromkeys(MONITOR.schema.names)
-        row |= {"step": step, "population": population, "seconds": seconds}
-        row |= summarised(columns, contexts, scales) | further
+        row |= {"step": step, "population": population, "seconds": seconds} | numbers
         earlier = [old for old in self._rows[population] if old["step"] < step]  # of a training that was resumed
         self._rows[population] = [*earlier, row]
         wrong = alarms(self._rows[population])
@@ -307,6 +339,18 @@ class Monitor:
             end = time.perf_counter()
 
 
+def _scored(mask: Tensor) -> Tensor:
+    if not ((mask == 0) | (mask == 1)).all():
+        raise SettingsError("the mask holds more than 0 and 1: make it of labels by `labels != -100`")
+    if not mask.any():
+        raise SettingsError("the mask is false everywhere: no token is the student's own")
+    return mask.bool()
+
+
+def _length(scored: Tensor) -> float:
+    return float(scored.sum(1).float().mean())
+
+
 def _check_shapes(
     student: Tensor, teacher: Tensor, token_ids: Tensor, scored: Tensor, student_logits: bool, teacher_logits: bool
 ) -> None:
@@ -315,8 +359,6 @@ def _check_shapes(
         raise SettingsError(f"{shapes}, mask {tuple(scored.shape)}: sequences and lengths must be the same")
     if student_logits and teacher_logits and student.shape[2] != teacher.shape[2]:
         raise SettingsError(f"{shapes}: cut both models' logits to the ids that both know")
-    if not scored.any():
-        raise SettingsError("the mask is false everywhere: no token is the student's own")
 
 
 @torch.no_grad()

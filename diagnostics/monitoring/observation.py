@@ -76,16 +76,38 @@ def summarised(columns: Mapping[str, np.ndarray], contexts: np.ndarray, scales: 
         scales: of D^L and D^I.
     """
     means = {name: columns[stored] for name, stored in _MEANS.items()}
-    means["log_ratio"] = columns["student_logp"] - columns["teacher_logp"]
+    means |= at_tokens(columns["student_logp"], columns["teacher_logp"])
     means["saturated"] = columns["compatibility_k16"] >= SATURATED
     if "hidden_norm_sq" in columns:
         means["head_gain"] = columns["hidden_norm_sq"] * columns["logit_alignment"]
     if scales:
         means["learnable"], means["incompatible"] = scales.split(columns)
-    values: Numbers = dict.fromkeys(("head_gain", "learnable", "incompatible"))
-    for name, column in means.items():
-        mean = float(column.mean(dtype=np.float64))
-        values[name] = mean if np.isfinite(mean) else None
+    return dict.fromkeys(("head_gain", "learnable", "incompatible")) | averaged(means, contexts)
+
+
+def at_tokens(student_logp: np.ndarray, teacher_logp: np.ndarray) -> dict[str, np.ndarray]:
+    """What the tokens' own log-probabilities tell at N positions, by column of `monitor`.
+
+    At tokens y that were drawn from p, the mean of log p(y)/q(y) estimates KL(p || q), and that of min(1, q(y)/p(y))
+    the mass that both share, the sum of min(p, q): what speculative decoding would accept (arXiv 2211.17192).
+
+    Args:
+        student_logp: log p(y), nats, shape (N,).
+        teacher_logp: log q(y), shape (N,).
+    """
+    ratio = student_logp - teacher_logp
+    return {"log_ratio": ratio, "shared_mass": np.exp(np.minimum(0, -ratio))}
+
+
+def averaged(columns: Mapping[str, np.ndarray], contexts: np.ndarray) -> Numbers:
+    """Means over N positions, None for one that is not finite, and how many positions and sequences are behind them.
+
+    Args:
+        columns: by name, shape (N,) each.
+        contexts: number of the sequence of each position, shape (N,).
+    """
+    means = {name: float(column.mean(dtype=np.float64)) for name, column in columns.items()}
+    values: Numbers = {name: mean if np.isfinite(mean) else None for name, mean in means.items()}
     return values | {"n_positions": len(contexts), "n_contexts": len(np.unique(contexts))}
 
 

@@ -10,8 +10,8 @@ SATURATED = 1 - 1e-4  # teacher's mass on the student's top K from which C is ca
 CANARY, LIVE = "canary", "live"  # what is scored: contexts that never change, and the batch that is trained on
 
 
-def _mean(name: str, unit: str, what: str, nullable: bool = True) -> Column:
-    return Column(name, DOUBLE, unit, what, nullable=nullable)
+def _mean(name: str, unit: str, what: str, optional: bool = False) -> Column:
+    return Column(name, DOUBLE, unit, what, nullable=True, optional=optional)
 
 
 MONITOR = Table(
@@ -29,6 +29,8 @@ MONITOR = Table(
         _mean("forward_kl", "nats", "KL(teacher || student)"),
         _mean("reverse_kl", "nats", "KL(student || teacher)"),
         _mean("log_ratio", "nats", "log p(y) - log q(y) at the tokens y; of live ones an estimate of reverse_kl"),
+        _mean("shared_mass", "1", "min(1, q(y)/p(y)) at the tokens y; of live ones an estimate of the sum of "
+              "min(p, q), which is 1 less the total variation distance", optional=True),
         _mean("disagreement", "nats", "D at K = 16"),
         _mean("compatibility", "1", "C at K = 16"),
         _mean("learnable", "1", "D^L at K = 16, by the scales of the canary's first step"),

@@ -21,6 +21,7 @@ SOURCES = sorted(
 )
 OF_OTHERS = {
     *("--nproc-per-node", "--no-deps", "--local-dir", "--save-debug-rollout-data"),  # of torchrun, pip, hf and slime
+    *("--custom-rollout-log-function-path", "--use-opd", "--opd-type"),  # of slime
     *("--logprobs-mode", "--max-logprobs", "--allow-auto-truncate"),  # of vLLM's and SGLang's servers
 }
 COMMANDS = {

@@ -142,7 +142,7 @@ def _row(**values: Any) -> dict[str, Any]:
     usual = {
         **{"population": "canary", "step": 0, "forward_kl": 0.3, "reverse_kl": 0.4, "compatibility": 0.9},
         **{"saturated": 0.2, "student_entropy": 0.8, "length": None, "end_of_text": 0.01},
-        **{"teacher_end_of_text": 0.02, "gain": 0.1, "gain_error": 0.01},
+        **{"teacher_end_of_text": 0.02, "gain": 0.1, "gain_error": 0.01, "log_ratio": 0.4, "shared_mass": 0.6},
     }
     return usual | values
 
@@ -151,8 +151,11 @@ def _row(**values: Any) -> dict[str, Any]:
     ("first", "now", "name"),
     [
         ({}, {"forward_kl": None}, "not finite"),
+        ({}, {"log_ratio": None}, "not finite"),
         ({}, {"saturated": 0.95}, "saturated C"),
         ({}, {"compatibility": 0.7}, "off-support drift"),
+        ({"compatibility": None}, {"shared_mass": 0.4}, "off-support drift"),
+        ({}, {"shared_mass": 0.4}, ""),  # of the two C is exact
         ({}, {"student_entropy": 0.2}, "entropy collapse"),
         ({"length": 100.0}, {"length": 250.0}, "length runaway"),
         ({}, {"reverse_kl": 0.01}, "teacher no better"),
