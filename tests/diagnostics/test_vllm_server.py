@@ -25,6 +25,7 @@ from tiny_pair import save_model
 
 from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.diagnostics.capture import run_capture
+from teachdiag.diagnostics.engines.served import transport
 from teachdiag.diagnostics.engines.served.servers import VllmServer
 from teachdiag.errors import ModelError
 from teachdiag.progress import Reporter
@@ -209,8 +210,11 @@ def test_its_top_lists_give_bounds(tmp_path: Path, settings: CaptureSettings, tr
     assert (taught["limit"], taught["gives"]) == (256, "top")
 
 
-def test_it_is_killed_in_the_middle(tmp_path: Path, settings: CaptureSettings, truth: Path, server: VllmServe) -> None:
+def test_it_is_killed_in_the_middle(
+    tmp_path: Path, settings: CaptureSettings, truth: Path, server: VllmServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shards that were done stay as they are, and the same command makes the others."""
+    monkeypatch.setattr(transport, "_BACKOFF", 0.05)  # nobody comes back before the server is started again
     run = tmp_path / "run"
 
     def kill_after_two_shards() -> None:
