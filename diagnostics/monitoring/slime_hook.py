@@ -36,7 +36,8 @@ def log_rollout_data(
         rollout_id: slime's, taken for the step.
         args: slime's; `save` is where its checkpoints go.
         samples: slime's, with `response_length`, `loss_mask`, `rollout_log_probs` and `teacher_log_probs`, whose last
-            `response_length` entries are the response's. Those with `remove_sample` are left out.
+            `response_length` entries are the response's. Those with `remove_sample` are left out;
+            without any other, nothing is seen.
         rollout_extra_metrics: what slime logs beside its own; gets the numbers.
         rollout_time: seconds.
 
@@ -47,6 +48,8 @@ def log_rollout_data(
         SettingsError: samples lack a log-probability of a response's token, or `Monitor` refuses what they have.
     """
     kept = [sample for sample in samples if not getattr(sample, "remove_sample", False) and sample.response_length]
+    if not kept:
+        return False
     student = _padded(_log_probs(sample, "rollout_log_probs") for sample in kept)
     teacher = _padded(_log_probs(sample, "teacher_log_probs") for sample in kept)
     told = _monitor(_folder(args)).observe_log_probs(rollout_id, student, teacher, _padded(map(_mask, kept)))

@@ -106,6 +106,9 @@ def test_slime_logs_what_its_samples_tell(tmp_path: Path, monkeypatch: pytest.Mo
         assert logged["teachdiag/live/length"] == 2
         assert logged["rollout/reward"] == 1.0
         assert ("teachdiag/live/alarm/off-support_drift" in logged) == (fall > 0)
+    logged = {}
+    assert slime_hook.log_rollout_data(2, args, samples()[2:], logged, 2.5) is False  # every sample was removed
+    assert logged == {}
     rows = MONITOR.read(tmp_path / "teachdiag/monitor")
     assert list(rows["step"]) == [0, 1]
     assert list(rows["alarms"]) == ["", "off-support drift"]
