@@ -11,6 +11,8 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int64]  # whole numbers: groups, bins, ranks
 
+_CELLS, _TIED = 1 << 20, 1e-9
+
 
 def quantile_range(values: Array, column: str) -> tuple[float, float]:
     """Return the 5% and 95% quantiles (linear interpolation between order statistics, type 7).
@@ -64,10 +66,46 @@ def mid_places(values: Array) -> Array:
     Args:
         values: shape (N,), any unit.
     """
-    order = np.argsort(values)
+    order = _order(values)
     middle = np.empty(len(values))
     middle[order] = _middles(values[order])
     return middle
+
+
+def _order(values: Array) -> Codes:
+    """Return the places of the values from the smallest up; of many that are float32 numbers, by halves of their bits.
+
+    Numpy sorts 16 bits by counting, which takes half the time; the sign decides whether bits rise with the numbers.
+    """
+    narrow = values.astype(np.float32)
+    if len(values) < _CELLS or not np.array_equal(narrow, values):
+        return np.argsort(values)
+    bits = narrow.view(np.int32)
+    rising = np.where(bits < 0, ~bits, bits | np.int32(-(2**31))).view(np.uint32)
+    order = np.argsort((rising & 0xFFFF).astype(np.uint16), kind="stable")
+    return order[np.argsort((rising >> 16).astype(np.uint16)[order], kind="stable")]
+
+
+def near_places(values: Array) -> Array:
+    """Return mid-places where values count as equal that lie in the same millionth of their range.
+
+    In a tenth of the time, for what is asked of many values at once. Where these crowd so that ties among them would
+    take more than a billionth of the places' variance (sum of t^3 of n^3), as outliers and saturation make them, and in
+    short columns, they are those of `mid_places`.
+
+    Args:
+        values: shape (N,), finite, any unit.
+    """
+    low, n = values.min(), len(values)
+    width = (values.max() - low) / _CELLS
+    if n < _CELLS // 4 or width == 0:
+        return mid_places(values)
+    cells = np.minimum((values - low) / width, _CELLS - 1).astype(np.int32)
+    counts = np.bincount(cells)
+    if (counts.astype(np.float64) ** 3).sum() > _TIED * float(n) ** 3:
+        return mid_places(values)
+    places: Array = (counts.cumsum() - counts / 2)[cells]
+    return places
 
 
 def in_order(values: Array) -> tuple[Codes, Array]:
@@ -104,7 +142,13 @@ def _middles(ordered: npt.NDArray[Any]) -> Array:
 
 def quantile_bins(values: Array, n: int) -> Codes:
     """Cut into n bins of equal size, numbered from 0, shape (N,). Equal values share the bin of their mid-rank."""
-    return np.floor(n * mid_places(values) / len(values)).astype(np.int64)
+    ordered, edges = np.sort(values), []
+    for number in range(1, n):  # the first value whose mid-place reaches the edge
+        value = ordered[number * len(values) // n]
+        first, end = (int(np.searchsorted(ordered, value, side)) for side in ("left", "right"))
+        reached = n * (first + end) / 2 / len(values) >= number
+        edges.append(value if reached else ordered[end] if end < len(values) else np.inf)
+    return np.searchsorted(edges, values, "right").astype(np.int64)
 
 
 def soft_or(a: Array, b: Array) -> Array:

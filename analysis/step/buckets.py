@@ -39,13 +39,13 @@ class _Region(NamedTuple):
     @classmethod
     def of(cls, region: str, key: Key, score: Array, inside: Mask, codes: Codes, prompts: Codes) -> "_Region":
         """Cut the marked positions by codes that may leave numbers out."""
-        dense = np.unique(codes, return_inverse=True)[1].astype(np.int64)
-        rows = np.split(np.argsort(dense, kind="stable"), np.bincount(dense).cumsum()[:-1])
+        dense = (np.cumsum(np.bincount(codes) > 0) - 1)[codes]
+        rows = np.split(np.argsort(dense.astype(np.int16), kind="stable"), np.bincount(dense).cumsum()[:-1])
         scores, prompts_inside = score[inside], prompts[inside]
         facts = [
             {"region": region, "score": key[0], "k": key[1], "bucket": number}
             | {"score_low": float(scores[members].min()), "score_high": float(scores[members].max())}
-            | {"n_positions": len(members), "n_prompts": len(np.unique(prompts_inside[members]))}
+            | {"n_positions": len(members), "n_prompts": np.count_nonzero(np.bincount(prompts_inside[members]))}
             for number, members in enumerate(rows, start=1)
         ]
         return cls(inside, dense, rows, facts)

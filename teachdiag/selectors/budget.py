@@ -92,9 +92,17 @@ def ranks(tokens: Tokens, selector: Selector) -> Codes:
 
     At any budget, it takes those up to `counts_at` of that budget.
     """
-    keys = _ranking(tokens, selector, "quantile", "random")
+    first, *others = _ranking(tokens, selector, "quantile", "random")
+    scores = first()
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    runs = np.append(0, np.cumsum(ordered[1:] != ordered[:-1]))  # of equal scores
+    tied = np.flatnonzero(np.bincount(runs)[runs] > 1)
+    if len(tied):
+        rows = order[tied]
+        order[tied] = rows[np.lexsort([*(-key()[rows] for key in reversed(others)), runs[tied]])]
     ranks = np.empty(len(tokens), np.int64)
-    ranks[np.lexsort([-key() for key in reversed(keys)])] = np.arange(1, len(tokens) + 1)
+    ranks[order] = np.arange(1, len(tokens) + 1)
     return ranks
 
 

@@ -14,13 +14,14 @@ import pytest
 import slow
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from stages import ROOT
 from token_worlds import COLUMNS, RNG, STUDENT, TEACHER, TOKEN, TOKENS, measured
 
 from teachdiag.artefacts import BOUNDS, POSITIONS
 from teachdiag.errors import SettingsError
 from teachdiag.formulas import Score, column, product, stored_name, within_q3
-from teachdiag.scores import mid_ranks, q3_mask, quantile_bins
+from teachdiag.scores import mid_places, mid_ranks, near_places, q3_mask, quantile_bins
 from teachdiag.scores import soft_or as either_suffices
 from teachdiag.selectors import Selection
 from teachdiag.selectors.budget import select
@@ -34,6 +35,47 @@ def test_mid_ranks_by_hand() -> None:
     np.testing.assert_array_equal(ranks, [2 / 5, 0.5 / 5, 2 / 5, 3.5 / 5, np.nan])
     assert quantile_bins(np.array([3.0, 1.0, 3.0, 7.0]), 2).tolist() == [1, 0, 1, 1]
     assert np.bincount(quantile_bins(RNG.normal(size=100), 5)).tolist() == [20] * 5
+
+
+@given(st.lists(st.integers(-3, 12), min_size=1, max_size=60), st.integers(2, 10))
+def test_bins_are_cut_at_mid_ranks(whole_numbers: list[int], n: int) -> None:
+    values = np.array(whole_numbers) / 4
+    expected = np.floor(n * (rankdata(values) - 0.5) / len(values))
+    np.testing.assert_array_equal(quantile_bins(values, n), expected)
+
+
+@pytest.mark.parametrize("kind", ["float32", "few numbers of both signs", "float64", "NaN"])
+def test_mid_places_of_many_values_are_their_ranks(kind: str) -> None:
+    values = RNG.normal(size=1_100_000).astype(np.float32).astype(np.float64)
+    if kind == "few numbers of both signs":
+        values = np.round(values, 1)
+        values = values.astype(np.float32).astype(np.float64) * np.where(values == 0, RNG.choice([-1, 1], len(values)), 1)
+    elif kind == "float64":
+        values = values / 3
+    elif kind == "NaN":
+        values[7] = np.nan
+        np.testing.assert_array_equal(np.delete(mid_places(values), 7), rankdata(np.delete(values, 7)) - 0.5)
+        return
+    np.testing.assert_array_equal(mid_places(values), rankdata(values) - 0.5)
+
+
+@pytest.mark.parametrize("kind", ["normal", "with an outlier", "saturated", "constant"])
+def test_near_places_order_as_ranks_do(kind: str) -> None:
+    """A correlation with other ranks moves by less than a millionth; crowded values have their ranks themselves."""
+    values = RNG.normal(size=300_000)
+    other = rankdata(values + RNG.normal(size=len(values)))
+    values = {
+        "normal": values,
+        "with an outlier": np.append(values[1:], 1e6),
+        "saturated": np.clip(values, -1, 1),
+        "constant": np.zeros_like(values),
+    }[kind]
+    places, expected = near_places(values), rankdata(values) - 0.5
+    if kind == "normal":
+        assert 0 < np.abs(places - expected).max() < 100
+        assert np.corrcoef(places, other)[0, 1] == pytest.approx(np.corrcoef(expected, other)[0, 1], abs=1e-7)
+    else:
+        np.testing.assert_array_equal(places, expected)
 
 
 def test_composed_scores_by_hand() -> None:
