@@ -51,8 +51,8 @@ class Whole(NamedTuple):
         """Sum columns within groups in every draw."""
         n_prompts = self.weights.shape[1]
         cells = self.prompts * n_groups + groups
-        by_prompt = [np.bincount(cells, column, n_prompts * n_groups).reshape(n_prompts, -1) for column in columns.T]
-        return (self.weights @ np.hstack(by_prompt)).reshape(len(self.weights), -1, n_groups)
+        by_prompt = (np.bincount(cells, column, n_prompts * n_groups).reshape(n_prompts, -1) for column in columns.T)
+        return np.stack([self.weights @ of_column for of_column in by_prompt], axis=1)
 
 
 class Region(NamedTuple):
@@ -104,7 +104,7 @@ class Region(NamedTuple):
 
 
 class Ordered:
-    """A population in the order of a score, with the running counts and sums of every draw at the edges of blocks."""
+    """A population in the order of a score, with the running counts of every draw at the edges of blocks."""
 
     def __init__(self, population: Population, score: Array, columns: Array | None = None) -> None:
         """Order positions by a score of shape (n,); sums will be those of columns of shape (n, m)."""
@@ -113,21 +113,20 @@ class Ordered:
         self.score = score[self.order]
         self.columns = np.ones((n, 1)) if columns is None else np.column_stack([np.ones(n), columns])
         self.width = max(math.isqrt(n), n // _MOST_BLOCKS) + 1
-        groups = np.empty(n, np.int64)
-        groups[self.order] = np.arange(n) // self.width
-        n_blocks = -(-n // self.width)
-        sums = population.sums(self.columns, groups, n_blocks)
-        self.up_to = np.zeros((*sums.shape[:2], n_blocks + 1))  # counts and sums of the blocks before each
-        np.cumsum(sums, axis=2, out=self.up_to[:, :, 1:])
+        self.blocks = np.empty(n, np.int64)
+        self.blocks[self.order] = np.arange(n) // self.width
+        counts = population.sums(self.columns[:, :1], self.blocks, -(-n // self.width))[:, 0]
+        self.up_to = np.zeros((len(counts), counts.shape[1] + 1))  # counts of the blocks before each
+        np.cumsum(counts, axis=1, out=self.up_to[:, 1:])
 
     @property
     def total(self) -> Array:
         """Count and sums of all positions in every draw, shape (draws, 1 + m)."""
-        return self.up_to[:, :, -1]
+        return self.population.sums(self.columns, np.zeros_like(self.blocks), 1)[..., 0]
 
     def quantile(self, p: float) -> Array:
         """Return np.quantile (type 7) of the repeated scores, shape (draws,); NaN where a draw holds none."""
-        sizes = self.total[:, 0]
+        sizes = self.up_to[:, -1]
         rank = p * np.maximum(sizes - 1, 0)
         whole = np.floor(rank)
         lower, upper = (self.score[self._row_at(np.minimum(whole + more, sizes - 1))] for more in (0, 1))
@@ -135,8 +134,12 @@ class Ordered:
 
     def before(self, edges: Codes) -> Array:
         """Return count and sums of the positions before an edge in the order, of one for each draw: (draws, 1 + m)."""
-        block = np.minimum(edges // self.width, self.up_to.shape[2] - 2)
-        totals: Array = self.up_to[np.arange(len(edges)), :, block]
+        block = np.minimum(edges // self.width, self.up_to.shape[1] - 2)
+        first, last = int(block.min()), int(block.max())
+        # Summed are what lies before all edges, and each block that some edge lies in or behind; the rest is one more.
+        groups = np.clip(self.blocks, first - 1, last) - (first - 1)
+        sums = self.population.sums(self.columns, groups, last - first + 2).cumsum(axis=2)
+        totals: Array = sums[np.arange(len(edges)), :, block - first]
         for draws, ranks, counts in self._blocks(block):
             counts *= ranks < edges[draws, None]
             totals[draws] += np.einsum("dj,djm->dm", counts, self.columns[self._rows(ranks)])
@@ -144,9 +147,9 @@ class Ordered:
 
     def _row_at(self, rank: Array) -> Codes:
         """Return where in the order the position stands that is at a place (from 0) among a draw's, or the last."""
-        ends = self.up_to[:, 0, 1:]
+        ends = self.up_to[:, 1:]
         block = np.minimum((ends <= rank[:, None]).sum(axis=1), ends.shape[1] - 1)
-        start = self.up_to[np.arange(len(rank)), 0, block]
+        start = self.up_to[np.arange(len(rank)), block]
         ranks: Codes = block * self.width
         for draws, _, counts in self._blocks(block):
             reached = start[draws, None] + counts.cumsum(axis=1)
