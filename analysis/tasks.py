@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from teachdiag.analysis.bank.graded import Graded
 from teachdiag.analysis.bank.measurements import OUTCOMES, Bank, Outcome, Probe, Step, select_outcome
-from teachdiag.analysis.bank.normalised import saturation_rows
+from teachdiag.analysis.bank.normalised import in_q3, saturated, saturation_row
 from teachdiag.analysis.bank.token_scores import scale_rows, token_table
 from teachdiag.analysis.kinds.kind import Estimates, Inputs, Rows, analysis_of
 from teachdiag.analysis.resampling.multiplicity import add_q_values
@@ -38,7 +39,7 @@ from teachdiag.analysis.step.profiles import (
 from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.specifications import WINDOWS, Evidence, agreement_rows, specification_rows
 from teachdiag.analysis.step.step_length import update_facts
-from teachdiag.analysis.step.support_contrast import contrast_estimates, contrast_rows
+from teachdiag.analysis.step.support_contrast import contrast_estimates, contrast_rows, q3_in_any_draw
 from teachdiag.analysis.step.top_n import top_rows
 from teachdiag.analysis.step.validity import validity
 from teachdiag.artefacts import (
@@ -60,14 +61,26 @@ from teachdiag.artefacts import (
     TOP_N,
 )
 from teachdiag.progress import Reporter
-from teachdiag.scores import Codes
+from teachdiag.scores import Codes, Mask
 from teachdiag.settings import KINDS, SUPPORT_SIZES
+from teachdiag.signals import Signal
 from teachdiag.tables import Table
 
 Task = Callable[[], Estimates]
 Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
+
+class _Defined(NamedTuple):
+    """An outcome of a probe: a digest of where it is defined, and whether models can be fitted to it."""
+
+    probe: Probe
+    name: str
+    rows: bytes
+    fitted: bool
+
+
 _JUDGED = (FINDINGS, PRIMARY)  # made from the estimates
+_TESTED_TOGETHER = "probe_id", "outcome", "design"  # a family of contrasts
 _GATHERED = [table for table in TABLES if table.written_by == "analyze" and table not in (*_JUDGED, TOKENS)]
 
 
@@ -78,38 +91,54 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     gathered[ESTIMATES] += q3_rows(bank) + [
         noise_floor_row(probe, bank) for step in steps for probe in step.first_draws
     ]
-    gathered[SATURATION] += saturation_rows(bank, inputs.normalised)
-    tasks = _step_tasks(inputs)
+    defined = _defined(inputs)
+    long, tasks = _long_tasks(inputs, defined), _step_tasks(inputs, defined)
     probes = [analysis_of(record) for record in inputs.records if not KINDS[record.kind].step]
     tasks += [partial(probe.estimates, inputs) for probe in probes]
+    tasks += [partial(_saturation, inputs, *key) for key in saturated()]
     tasks.append(partial(_scales, inputs))
     if inputs.graded is not None:
         tasks.append(partial(_by_grade, inputs, inputs.graded))
     # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
-    # holds one task at a time of a large bank.
-    with ThreadPoolExecutor(1 if bank.large else os.cpu_count()) as pool:
-        for running in reporter.track([pool.submit(task) for task in tasks], "Estimates"):
-            for table, rows in running.result().items():
+    # holds one of the long tasks of a large bank and one of the others.
+    first = ThreadPoolExecutor(1 if bank.large else os.cpu_count())
+    with first, ThreadPoolExecutor(1) if bank.large else first as second:
+        running = [*map(first.submit, long), *map(second.submit, tasks)]
+        tokens = second.submit(token_table, bank, inputs.normalised)
+        for done in reporter.track(running, "Estimates"):
+            for table, rows in done.result().items():
                 gathered[table] += rows
-    for step in steps:
-        gathered[ESTIMATES] += agreement_rows(gathered[SPECIFICATIONS], step, bank)
+    for step in inputs.part.steps:
+        gathered[ESTIMATES] += _of_part(inputs, agreement_rows(gathered[SPECIFICATIONS], step, inputs.part.bank))
     gathered[ESTIMATES] = pool_draws(gathered[ESTIMATES])
     gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
     tables = {table: table.build_rows(rows) for table, rows in gathered.items()}
-    return tables | {TOKENS: token_table(bank, inputs.normalised)}
+    return tables | {TOKENS: tokens.result()}
 
 
-def _step_tasks(inputs: Inputs) -> list[Task]:
-    """Return the estimates of real steps and their placebos, those that take longest first."""
-    bank, resampling = inputs.bank, inputs.resampling
-    measured, fitted = _groups(inputs, fitted=False), _groups(inputs, fitted=True)
-    every_measured, every_fitted = _groups(inputs, fitted=False, draws=True), _groups(inputs, fitted=True, draws=True)
-    if not measured:
-        return [partial(_plane, inputs)]
-    tasks: list[Task] = [partial(_specifications, inputs, step, window) for step in inputs.steps for window in WINDOWS]
+def _long_tasks(inputs: Inputs, defined: Sequence[_Defined]) -> list[Task]:
+    """Return those estimates of real steps and their placebos that take longest, and most memory."""
+    if not defined:
+        return []
+    measured = _groups(inputs, [each for each in defined if each.probe.draw == 0])
+    tasks: list[Task] = [
+        partial(_specifications, inputs, step, window) for step in inputs.part.steps for window in WINDOWS
+    ]
     tasks.append(partial(_top, inputs, measured))
-    tasks += [partial(_validity, inputs, group, inputs.folds()) for group in every_fitted]
-    tasks += [partial(_contrasts, inputs, group) for group in every_fitted]
+    return tasks + [
+        partial(_validity, inputs, group, inputs.folds()) for group in _groups(inputs, defined, fitted=True)
+    ]
+
+
+def _step_tasks(inputs: Inputs, defined: Sequence[_Defined]) -> list[Task]:
+    """Return the other estimates of real steps and their placebos, those that take longest first."""
+    if not defined:
+        return [partial(_plane, inputs)]
+    bank, resampling = inputs.bank, inputs.resampling
+    first_draws = [each for each in defined if each.probe.draw == 0]
+    measured, fitted = _groups(inputs, first_draws), _groups(inputs, first_draws, fitted=True)
+    every_measured, every_fitted = _groups(inputs, defined), _groups(inputs, defined, fitted=True)
+    tasks: list[Task] = [partial(_contrasts, inputs, design) for design in ("matched", "thirds")]
     tasks += [partial(_buckets, inputs, group) for group in fitted]
     tasks += [partial(_regressions, inputs, group, k) for group in every_fitted for k in SUPPORT_SIZES]
     tasks += [_each(group, partial(mean_rows, bank=bank, resampling=resampling)) for group in every_measured]
@@ -119,30 +148,44 @@ def _step_tasks(inputs: Inputs) -> list[Task]:
     return [*tasks, partial(_plane, inputs), *(partial(_gain_surfaces, inputs, step) for step in inputs.steps)]
 
 
-def _groups(inputs: Inputs, *, fitted: bool, draws: bool = False) -> list[Group]:
-    """Group outcomes that are defined over the same positions, which are fitted together: those that are anywhere.
+def _defined(inputs: Inputs, within: Mask | None = None) -> list[_Defined]:
+    """List the outcomes of every draw of every step that are defined anywhere; `within`, shape (N,), where is asked."""
+    defined = []
+    for probe in (probe for step in inputs.steps for probe in step.probes):
+        for name in OUTCOMES:
+            outcome = select_outcome(probe, name, inputs.bank)
+            if len(outcome.values):
+                rows = outcome.rows if within is None else outcome.rows[within]
+                digest = blake2b(rows.tobytes()).digest()
+                defined.append(_Defined(probe, name, digest, not outcome.obstacle))
+    return defined
+
+
+def _groups(
+    inputs: Inputs, defined: Sequence[_Defined], *, fitted: bool = False, within: Mask | None = None
+) -> list[Group]:
+    """Group outcomes that are defined over the same positions, which are fitted together.
 
     Args:
-        inputs: gives the steps.
-        fitted: only outcomes that models can be fitted to.
-        draws: every draw of a placebo, not the first alone.
+        inputs: gives the bank.
+        defined: the outcomes.
+        fitted: only those that models can be fitted to.
+        within: shape (N,), the only positions that are meant; by default all.
     """
-    bank = inputs.bank
-    groups: dict[bytes, list[tuple[Probe, str]]] = {}
-    for probe in (probe for step in inputs.steps for probe in (step.probes if draws else step.first_draws)):
-        for name in OUTCOMES:
-            outcome = select_outcome(probe, name, bank)
-            if len(outcome.values) and not (fitted and outcome.obstacle):
-                groups.setdefault(blake2b(outcome.rows.tobytes()).digest(), []).append((probe, name))
-    return [partial(_outcomes, members, bank) for members in groups.values()]
+    groups: dict[bytes, list[_Defined]] = {}
+    for each in defined:
+        if each.fitted or not fitted:
+            groups.setdefault(each.rows, []).append(each)
+    return [partial(_outcomes, members, inputs.bank, within) for members in groups.values()]
 
 
-def _outcomes(members: Sequence[tuple[Probe, str]], bank: Bank) -> list[Outcome]:
+def _outcomes(members: Sequence[_Defined], bank: Bank, within: Mask | None) -> list[Outcome]:
     """Make outcomes that are defined over the same positions; they share what says so."""
-    first = select_outcome(*members[0], bank)
-    outcomes = [first]
-    for probe, name in members[1:]:
-        outcome = select_outcome(probe, name, bank)
+    outcomes: list[Outcome] = []
+    for member in members:
+        outcome = select_outcome(member.probe, member.name, bank)
+        outcome = outcome if within is None else outcome.within(within)
+        first = outcomes[0] if outcomes else outcome
         outcomes.append(replace(outcome, rows=first.rows, prompts=first.prompts))
     return outcomes
 
@@ -155,17 +198,32 @@ def _validity(inputs: Inputs, group: Group, folds: Codes) -> Estimates:
     return {ESTIMATES: validity(group(), inputs.bank, inputs.raw, folds, inputs.resampling)}
 
 
-def _contrasts(inputs: Inputs, group: Group) -> Estimates:
-    bank, scores, resampling, outcomes = inputs.bank, inputs.normalised, inputs.resampling, group()
-    thirds = contrast_rows(outcomes, bank, resampling, redraw=inputs.settings.cuts == "redrawn")
-    thirds = pool_draws(thirds, ("probe_id", "outcome", "score", "k"))
-    matched, balance = matched_rows([o for o in outcomes if o.draw == 0], bank, scores, resampling)
-    add_q_values([*thirds, *matched], ("probe_id", "outcome", "design"))
-    return {CONTRASTS: thirds + matched, BALANCE: balance, ESTIMATES: contrast_estimates(thirds)}
+def _contrasts(inputs: Inputs, design: str) -> Estimates:
+    """Compare positions inside Q3: those of high and low support by thirds, or matched.
+
+    Outcomes are grouped by where they are defined among the positions that are compared: others count for nothing.
+    """
+    bank, resampling, redraw = inputs.bank, inputs.resampling, inputs.settings.cuts == "redrawn"
+    inside = q3_in_any_draw(bank, resampling) if design == "thirds" and redraw else in_q3(bank)[0]
+    groups = _groups(inputs, _defined(inputs, inside), fitted=True, within=inside)
+    if design == "matched":
+        first = ([outcome for outcome in group() if outcome.draw == 0] for group in groups)
+        found = [matched_rows(outcomes, bank, inputs.normalised, resampling) for outcomes in first if outcomes]
+        rows = [row for contrasts, _ in found for row in contrasts]
+        add_q_values(rows, _TESTED_TOGETHER)
+        return {CONTRASTS: rows, BALANCE: [row for _, balance in found for row in balance]}
+    rows = [row for group in groups for row in contrast_rows(group(), bank, resampling, redraw=redraw)]
+    thirds = pool_draws(rows, ("probe_id", "outcome", "score", "k"))
+    add_q_values(thirds, _TESTED_TOGETHER)
+    return {CONTRASTS: thirds, ESTIMATES: contrast_estimates(thirds)}
 
 
 def _buckets(inputs: Inputs, group: Group) -> Estimates:
     return {BUCKETS: bucket_rows(group(), inputs.bank, inputs.normalised, inputs.resampling)}
+
+
+def _saturation(inputs: Inputs, signal: Signal, k: int | None) -> Estimates:
+    return {SATURATION: [saturation_row(inputs.bank, inputs.normalised, signal, k)]}
 
 
 def _deciles(inputs: Inputs, group: Group) -> Estimates:
@@ -197,9 +255,18 @@ def _evidence(inputs: Inputs) -> Evidence:
 
 
 def _specifications(inputs: Inputs, step: Step, window: str) -> Estimates:
-    rows = specification_rows(step, window, _evidence(inputs), inputs.settings.cuts)
+    """Estimate those of a step at the positions of the inputs' part."""
+    rows = specification_rows(step, window, _evidence(inputs.part), inputs.settings.cuts)
     facts = update_facts(next(record for record in inputs.records if record.probe_id == step.real.probe_id))
-    return {SPECIFICATIONS: [row | facts for row in rows]}
+    return {SPECIFICATIONS: [row | facts for row in _of_part(inputs, rows)]}
+
+
+def _of_part(inputs: Inputs, rows: Rows) -> Rows:
+    """Say of rows that they are of a part of the bank, where it is not all of it."""
+    if inputs.part is inputs:
+        return rows
+    whose = f"; of {inputs.part.bank.n_prompts:,} of {inputs.bank.n_prompts:,} prompts, evenly spaced"
+    return [row | {"method": f"{row['method']}{whose}"} for row in rows]
 
 
 def _scales(inputs: Inputs) -> Estimates:

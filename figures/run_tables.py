@@ -75,8 +75,12 @@ class RunTables:
     @property
     def population(self) -> str:
         """Say on whom everything was measured."""
-        row = self._q3.iloc[0]
-        return f"{row['n_positions']:,} bank positions of {row['n_prompts']} prompts"
+        return f"{self._q3['n_positions'].iloc[0]:,} bank positions of {self.n_prompts} prompts"
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of the bank."""
+        return int(self._q3["n_prompts"].iloc[0])
 
     @property
     def _q3(self) -> pd.DataFrame:

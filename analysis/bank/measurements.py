@@ -1,7 +1,7 @@
 """The tables that the analysis reads: the bank at theta0, and the gains of every probe, row by row the same."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,28 @@ _BANK_COLUMNS = (
     *("pos_norm", "student_entropy", "teacher_entropy", "forward_kl", "logit_alignment", "hidden_norm_sq"),
     *(f"{name}_k{k}" for name in ("disagreement", *SUPPORT) for k in SUPPORT_SIZES),
 )
+
+
+class _Rows(Mapping[str, Any]):
+    """Columns at some rows: each is read whole when it is first asked for, and held at these rows alone."""
+
+    def __init__(self, columns: Mapping[str, Any], rows: Codes) -> None:
+        self._columns, self._rows = columns, rows
+        self._held: dict[str, npt.NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._held:
+            self._held[name] = self._columns[name][self._rows]
+        return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,7 @@ class Bank:
 
     @property
     def large(self) -> bool:
-        """Whether memory is spared where time would not be: estimates are made one after the other."""
+        """Whether memory is spared where time would not be: estimates are made two at a time."""
         return len(self) > _LARGE
 
     @property
@@ -76,6 +98,14 @@ class Bank:
     def column(self, name: str) -> Array:
         """Return one column as float64, shape (N,)."""
         return np.asarray(self.positions[name], np.float64)
+
+    def part(self, prompts: Codes) -> tuple["Bank", Codes]:
+        """Return the positions of some prompts, rising, as a bank of its own; and their rows of this one."""
+        rows = np.flatnonzero(np.isin(self.prompts, prompts))
+        owners, names = np.searchsorted(prompts, self.prompts[rows]), [self.names[number] for number in prompts]
+        return replace(
+            self, positions=_Rows(self.positions, rows), prompts=owners, n_prompts=len(prompts), names=names
+        ), rows
 
     @cached_property
     def weight(self) -> Array | None:
@@ -99,6 +129,10 @@ class Probe:
         """Return one column of the gains as float64, shape (N,); NaN where it is undefined."""
         return np.asarray(self.gains[name], np.float64)
 
+    def at(self, rows: Codes) -> "Probe":
+        """Return the same update at some of the bank's rows."""
+        return replace(self, gains=_Rows(self.gains, rows))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -116,6 +150,10 @@ class Step:
     def first_draws(self) -> tuple[Probe, ...]:
         """The real step first, then one draw of each placebo."""
         return (self.real, *(probe for probe in self.placebos if probe.draw == 0))
+
+    def at(self, rows: Codes) -> "Step":
+        """Return the same updates at some of the bank's rows."""
+        return Step(self.real.at(rows), tuple(probe.at(rows) for probe in self.placebos))
 
     @property
     def placebo_ids(self) -> dict[str, str]:

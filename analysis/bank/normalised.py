@@ -143,11 +143,6 @@ def in_q3(bank: Bank, rows: Codes | None = None) -> tuple[Mask, float, float]:
     return q3_mask(entropy, kl) if rows is None else q3_mask(entropy[rows], kl[rows])
 
 
-def saturation_rows(bank: Bank, normalised: Scores) -> list[dict[str, Any]]:
-    """Return the rows of the saturation table: one a normalised score."""
-    return [_saturation_row(bank, normalised, *key) for key in at_each_k(SIGNALS[name] for name in SATURATION)]
-
-
 def decided_by_tie(values: Array, percent: int) -> float:
     """Return the share of an exact budget of ceil(percent% of N) top scores that a tie at its edge decides.
 
@@ -159,7 +154,13 @@ def decided_by_tie(values: Array, percent: int) -> float:
     return left / budget if int((values == edge).sum()) > left else 0.0
 
 
-def _saturation_row(bank: Bank, normalised: Scores, signal: Signal, k: int | None) -> dict[str, Any]:
+def saturated() -> list[tuple[Signal, int | None]]:
+    """Return the normalised scores of the saturation table, a row each."""
+    return at_each_k(SIGNALS[name] for name in SATURATION)
+
+
+def saturation_row(bank: Bank, normalised: Scores, signal: Signal, k: int | None) -> dict[str, Any]:
+    """Return the row of one of `saturated`."""
     values, column = normalised[signal.name, k], stored_name(signal.name, k or HEADLINE_K)
     low, high = quantile_range(bank.column(column), column) if signal.scaled else (None, None)
     return {

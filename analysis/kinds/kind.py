@@ -1,7 +1,8 @@
 """A kind of probe in the analysis: its estimates, and what it has to say to people."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +11,8 @@ from rich.table import Table as Grid
 
 from teachdiag.analysis.bank.graded import Graded
 from teachdiag.analysis.bank.measurements import Bank, Record, Step
-from teachdiag.analysis.bank.normalised import Scores
-from teachdiag.analysis.resampling.bootstrap import Resampling
+from teachdiag.analysis.bank.normalised import Scores, normalised_scores, raw_scores
+from teachdiag.analysis.resampling.bootstrap import Resampling, evenly_spaced
 from teachdiag.analysis.step.cross_validation import draw_folds
 from teachdiag.artefacts import (
     BUCKETS,
@@ -32,6 +33,7 @@ from teachdiag.scores import Codes
 from teachdiag.settings import KINDS, AnalyzeSettings
 from teachdiag.tables import Table
 
+_PART = 128, 500_000  # prompts that a part of a large bank has at least, and positions that it is to have
 CONTENDER = "learnable"  # TA-OPD's score, the claim under test
 
 Rows = list[dict[str, Any]]
@@ -52,6 +54,27 @@ class Inputs:
     raw: Scores
     resampling: Resampling
     graded: Graded | None = None
+
+    @cached_property
+    def part(self) -> "Inputs":
+        """The same of a part of a large bank, as if it were the bank: prompts evenly spaced; else these themselves.
+
+        For what would make hundreds of passes over the bank, and is there to compare its numbers with one another.
+        """
+        most = max(_PART[0], self.bank.n_prompts * _PART[1] // len(self.bank))
+        if most >= self.bank.n_prompts:
+            return self
+        bank, rows = self.bank.part(evenly_spaced(self.bank.n_prompts, most))
+        normalised = normalised_scores(bank)
+        return replace(
+            self,
+            bank=bank,
+            steps=[step.at(rows) for step in self.steps],
+            normalised=normalised,
+            raw=raw_scores(bank, normalised),
+            resampling=replace(self.resampling, n_prompts=bank.n_prompts),
+            graded=None,
+        )
 
     def folds(self) -> Codes:
         """Draw the fold of each prompt in every assignment that cross-validation averages over."""

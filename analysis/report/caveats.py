@@ -9,10 +9,12 @@ import pandas as pd
 from teachdiag.analysis.bank.measurements import Record
 from teachdiag.analysis.kinds.kind import Results
 from teachdiag.analysis.kinds.steps import specification_shares
+from teachdiag.analysis.step.specifications import AGREEMENT
 from teachdiag.analysis.step.step_length import TOO_LONG
 from teachdiag.artefacts import CONTEXTS, probes_by_step
 from teachdiag.settings import HEADLINE_K as K
 from teachdiag.settings import HEADLINE_OUTCOME as OUTCOME
+from teachdiag.tables import rows_where
 
 _MUCH_CUT = 0.2  # of the bank's responses
 _CONCENTRATED = 0.5  # of the sum of squares, in ten positions
@@ -115,10 +117,13 @@ def choices_text(estimates: pd.DataFrame, probe_id: str) -> str:
     )
     if not listed:
         return ""
-    return (
+    told = (
         f"How many specifications of {probe_id} there are under other choices, which share has the claim's sign, and "
         f"which an interval that lies as the claim's does, above 0, below or about it: {listed}."
     )
+    of_specifications, of_bank = (rows_where(estimates, analysis=name)["n_prompts"].max() for name in (AGREEMENT, "q3"))
+    of_part = f" They are of {of_specifications:,} of the bank's {of_bank:,} prompts."
+    return told + (of_part if of_specifications < of_bank else "")
 
 
 def _truncation(run: Path, settings: Mapping[str, Any]) -> str:

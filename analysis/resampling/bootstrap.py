@@ -148,6 +148,11 @@ def prompt_blocks(prompts: Codes) -> Iterator[Block]:
         yield Block(prompts[order[starts[numbers]]], rows, starts[numbers[1:]] - starts[numbers[0]])
 
 
+def evenly_spaced(n: int, most: int) -> Codes:
+    """Return the most of n numbers from 0 that may be taken, evenly spaced: the same part each time."""
+    return np.arange(n) if n <= most else np.arange(most) * n // most
+
+
 def resampled_means(values: Array, prompts: Codes, weights: Array) -> Array:
     """Return the mean of each column in every draw: (n, m) values to (draws, m); NaN where a draw holds none."""
     sums = prompt_sums(np.column_stack([np.ones(len(values)), values]), prompts, weights.shape[1])

@@ -81,7 +81,7 @@ def split_by_prompt(score: Array, inside: Mask, prompts: Codes) -> Array:
 def matched_rows(
     outcomes: Sequence[Outcome], bank: Bank, scores: Scores, resampling: Resampling
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of the contrasts table by matching, and those of the balance table.
+    """Return the rows of the contrasts table by matching, and those of the balance table where all of Q3 is matched.
 
     Args:
         outcomes: defined over the same positions.
@@ -90,7 +90,8 @@ def matched_rows(
         resampling: gives the draws, which re-weight the pairs of whole prompts.
     """
     first = outcomes[0]
-    q3, prompts = first.of(in_q3(bank)[0]), first.prompts
+    everywhere = in_q3(bank)[0]
+    q3, prompts = first.of(everywhere), first.prompts
     values = np.column_stack([outcome.values for outcome in outcomes])
     weights = resampling.weights("matching")
     contrasts: list[dict[str, Any]] = []
@@ -109,7 +110,7 @@ def matched_rows(
                 contrast_row(outcome, key, design, interval, sizes, method, note)
                 for outcome, interval in zip(outcomes, drawn, strict=True)
             ]
-            if first.rows.all():
+            if first.rows[everywhere].all():
                 balance += _balance(sides, covariates, pairs, key, design)
     return contrasts, balance
 

@@ -5,7 +5,7 @@ draw finds its own medians and thirds, as another bank would, unless the cuts ar
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from teachdiag.signals import SUPPORT
 
 THIRDS = (1 / 3, 2 / 3)
 Q3_CONTRAST = "q3_contrast"
+_BOUNDED = "student_entropy", "forward_kl"  # from above and from below, in Q3
+_STATISTIC = "contrast"  # whose draws these are
 
 
 class Arms(NamedTuple):
@@ -138,9 +140,9 @@ class _Draws(NamedTuple):
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], bank: Bank, resampling: Resampling, *, redraw: bool) -> "_Draws":
-        first, weights = outcomes[0], resampling.weights("contrast")
+        first, weights = outcomes[0], resampling.weights(_STATISTIC)
         values = np.column_stack([outcome.values for outcome in outcomes])
-        return cls(values, first.prompts, weights, redrawn_q3(bank, first, weights) if redraw else None)
+        return cls(values, first.prompts, weights, redrawn_q3(bank, first, resampling) if redraw else None)
 
     def contrast(self, arms: Arms, score: Array) -> tuple[list[Interval], str]:
         """Return each outcome's contrast, and why it, or its interval, is missing."""
@@ -162,15 +164,30 @@ class _Draws(NamedTuple):
         return intervals(drawn, self.weights.shape[1]), note if undefined else ""
 
 
-def redrawn_q3(bank: Bank, outcome: Outcome, weights: Array) -> tuple[Region, Codes]:
+def redrawn_q3(bank: Bank, outcome: Outcome, resampling: Resampling) -> tuple[Region, Codes]:
     """Bound Q3 by the medians of every draw, which are over the whole bank, where an outcome is defined.
 
     Returns:
         Q3, and which of those rows lie in it in any draw: its positions, in that order.
     """
-    entropy, kl = (bank.column(name) for name in ("student_entropy", "forward_kl"))
-    medians = [redrawn_quantiles(values, bank.prompts, weights, (0.5,)) for values in (entropy, kl)]
-    return Region.of(Whole(outcome.prompts, weights), outcome.of(entropy), outcome.of(kl), np.hstack(medians))
+    entropy, kl = (outcome.of(bank.column(name)) for name in _BOUNDED)
+    whole = Whole(outcome.prompts, resampling.weights(_STATISTIC))
+    return Region.of(whole, entropy, kl, _redrawn_medians(bank, resampling))
+
+
+def q3_in_any_draw(bank: Bank, resampling: Resampling) -> Mask:
+    """Return which positions lie inside Q3 in some draw, shape (N,): contrasts by thirds read no others."""
+    borders = _redrawn_medians(bank, resampling)
+    entropy, kl = (bank.column(name) for name in _BOUNDED)
+    return np.asarray((entropy <= borders[:, 0].max()) & (kl >= borders[:, 1].min()))
+
+
+@lru_cache(maxsize=1)  # which every group of outcomes asks for
+def _redrawn_medians(bank: Bank, resampling: Resampling) -> Array:
+    """Return the medians that bound Q3 in every draw, shape (1 + draws, 2)."""
+    weights = resampling.weights(_STATISTIC)
+    medians = [redrawn_quantiles(bank.column(name), bank.prompts, weights, (0.5,)) for name in _BOUNDED]
+    return np.hstack(medians)
 
 
 def redrawn_gaps(values: Array, score: Array, region: Population) -> Array:

@@ -5,23 +5,32 @@ comparison is about the signal and not about its functional form. Normalised sco
 theta0: those never see a gain.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Key, Scores
-from teachdiag.analysis.resampling.bootstrap import Resampling, intervals, prompt_sums, ratio, variance
+from teachdiag.analysis.resampling.bootstrap import (
+    Resampling,
+    evenly_spaced,
+    intervals,
+    ratio,
+    variance,
+)
 from teachdiag.analysis.step.cross_validation import Data, Fits, Products, fit_other_folds, out_of_fold, squared_errors
 from teachdiag.analysis.step.splines import rank_splines
-from teachdiag.scores import Array, Codes, in_order, mid_places
+from teachdiag.scores import Array, Codes, in_order, mid_places, near_places
 from teachdiag.settings import SUPPORT_SIZES
 from teachdiag.signals import BASE, VALIDITY, Signal, members_of, on_top_of_base, versus_base
 
 REFIT_EVERY = 10  # one draw in so many is fitted anew
+CrossProducts = Callable[[], Iterable[Products]]
 Samples = dict[str, Array]  # by analysis, shape (draws, sets)
 _TOGETHER = 100_000_000  # values of outcomes that are fitted together
+_KEPT = 1 << 25  # numbers among the cross-products of all prompts that are held: 256 MB
 _FITTED_AT_ONCE = 10  # of the draws that are fitted anew
 _AT_ONCE = 1 << 22  # predictions of draws fitted anew that are ranked together
 _REFITTED = 128, 1 << 13  # the most prompts and positions that draws are fitted anew to
@@ -71,11 +80,13 @@ def validity(
         refits: draws that are fitted anew; by default one in `REFIT_EVERY`.
     """
     sets, weights = sets or predictor_sets(bank.added), resampling.weights("validity")
-    samples = cross_validated(outcomes, bank, raw, sets, folds, weights, refits)
+    data = _data(outcomes, raw, sets, folds)
+    observed = _observed(data, weights)
+    samples = _cross_validated(data, observed, sets, weights, refits)
     estimates: list[dict[str, Any]] = []
     for outcome, drawn in zip(outcomes, samples, strict=True):
         estimates += _validity_rows(outcome, list(sets), drawn, resampling)
-    return estimates + _spearman_rows(outcomes, raw, weights, resampling)
+    return estimates + _spearman_rows(outcomes, data, observed, raw, weights, resampling)
 
 
 def cross_validated(
@@ -94,16 +105,31 @@ def cross_validated(
     most of the spread. Arguments as `validity` has them; `weights` has shape (draws, prompts), the estimate's first;
     so many draws are fitted anew, in a large bank to part of it (`_refitted_part`).
     """
+    data = _data(outcomes, raw, sets, folds)
+    observed = _observed(data, weights)
+    return _cross_validated(data, observed, sets, weights, refits)
+
+
+def _data(outcomes: Sequence[Outcome], raw: Scores, sets: Mapping[Key, Sequence[Key]], folds: Codes) -> Data:
     used = list(dict.fromkeys(key for members in sets.values() for key in members))
     splines = rank_splines(used, lambda key: outcomes[0].of(raw[key]))
+    return Data(splines, used, [outcome.values for outcome in outcomes], outcomes[0].prompts, folds)
+
+
+def _cross_validated(
+    whole: Data,
+    observed: Sequence["_Ranked"],
+    sets: Mapping[Key, Sequence[Key]],
+    weights: Array,
+    refits: int | None,
+) -> list[Samples]:
     refits = len(weights) // REFIT_EVERY if refits is None else refits
-    step = max(1, _TOGETHER // len(outcomes[0].prompts))
+    step = max(1, _TOGETHER // len(whole.prompts))
     samples: list[Samples] = []
-    for first in range(0, len(outcomes), step):
-        values = [outcome.values for outcome in outcomes[first : first + step]]
-        data = Data(splines, used, values, outcomes[0].prompts, folds)
-        products = list(data.products())
-        fixed = _fixed(data, sets, products, weights)
+    for first in range(0, len(observed), step):
+        data = whole._replace(values=whole.values[first : first + step])
+        products = _products(data, weights.shape[1])
+        fixed = _fixed(data, observed[first : first + step], sets, products, weights)
         if refits and len(weights) > 1:
             stretches = _stretches(data, sets, products, fixed, weights, refits)
             fixed = [_stretched(*of_outcome) for of_outcome in zip(fixed, stretches, strict=True)]
@@ -111,18 +137,30 @@ def cross_validated(
     return samples
 
 
+def _products(data: Data, n_prompts: int) -> CrossProducts:
+    """Return what gives the cross-products of each prompt: kept, or made again each time where they are too many."""
+    if n_prompts * (len(data.splines.owners) + len(data.values)) ** 2 > _KEPT:
+        return data.products
+    kept = list(data.products())
+    return lambda: kept
+
+
 def _fixed(
-    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
+    data: Data,
+    observed: Sequence["_Ranked"],
+    sets: Mapping[Key, Sequence[Key]],
+    products: CrossProducts,
+    weights: Array,
 ) -> list[Samples]:
     """Fit all sets to the whole of the data and hold the predictions fixed in every draw."""
-    fits = fit_other_folds(data, sets, products)
-    return _samples(_explained(data, fits, products, weights), _ranked(data, fits, sets, weights), sets)
+    fits = fit_other_folds(data, sets, products())
+    return _samples(_explained(data, fits, products, weights), _ranked(data, observed, fits, sets, weights), sets)
 
 
 def _stretches(
     whole: Data,
     sets: Mapping[Key, Sequence[Key]],
-    products: Sequence[Products],
+    products: CrossProducts,
     fixed: list[Samples],
     weights: Array,
     refits: int,
@@ -130,8 +168,9 @@ def _stretches(
     """Return how much further refits spread than predictions held fixed, at least 1: shape (sets,) by analysis."""
     data, weights = _refitted_part(whole, weights)
     if data is not whole:
-        products = list(data.products())
-        fixed = _fixed(data, sets, products, weights)
+        products = _products(data, weights.shape[1])
+        observed = _observed(data, weights)
+        fixed = _fixed(data, observed, sets, products, weights)
     anew = _fitted_anew(data, sets, products, weights[1 : refits + 1])
     return [
         {name: np.fmax(1.0, ratio(refitted[name].std(axis=0), drawn[1:].std(axis=0))) for name, drawn in held.items()}
@@ -152,40 +191,38 @@ def _refitted_part(data: Data, weights: Array) -> tuple[Data, Array]:
     predictions fixed spread alike as it shrinks. Where there is one, a smaller bank's refits spread more beside them,
     so that a part stretches no less than the whole would.
     """
-    chosen = _spaced(weights.shape[1], _REFITTED[0])
+    chosen = evenly_spaced(weights.shape[1], _REFITTED[0])
     rows = np.flatnonzero(np.isin(data.prompts, chosen))
-    rows = rows[_spaced(len(rows), _REFITTED[1])]
+    rows = rows[evenly_spaced(len(rows), _REFITTED[1])]
     if len(rows) == len(data.prompts):
         return data, weights
     return data.at(chosen, rows), weights[:, chosen]
 
 
-def _spaced(n: int, most: int) -> Codes:
-    """Return the most of n numbers from 0 that may be taken, evenly spaced."""
-    return np.arange(n) if n <= most else np.arange(most) * n // most
-
-
-def _explained(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
+def _explained(data: Data, fits: Fits, products: CrossProducts, weights: Array) -> Array:
     """Return R2 of fits to the whole bank in every draw, shape (outcomes, draws, sets)."""
     m, n_prompts = len(data.values), weights.shape[1]
     total, unexplained = np.zeros((n_prompts, m)), np.zeros((n_prompts, len(fits.columns), m))
-    for owners, of_means, of_fits in squared_errors(data, fits, products):
+    for owners, of_means, of_fits in squared_errors(data, fits, products()):
         total[owners], unexplained[owners] = of_means, of_fits
     return np.array([explained(total[:, number], unexplained[..., number], weights) for number in range(m)])
 
 
-def _ranked(data: Data, fits: Fits, sets: Mapping[Key, Sequence[Key]], weights: Array) -> Array:
+def _ranked(
+    data: Data, observed: Sequence["_Ranked"], fits: Fits, sets: Mapping[Key, Sequence[Key]], weights: Array
+) -> Array:
     """Return how fits to the whole bank rank its positions in every draw, shape (outcomes, draws, sets)."""
-    observed = centred_ranks(np.column_stack(data.values))
-    ranked = np.empty((len(data.values), len(weights), len(sets)))
+    ranked = np.empty((len(observed), len(weights), len(sets)))
     for number, keys in enumerate(sets.values()):
-        predicted = centred_ranks(out_of_fold(data, fits, data.designs(keys), number).T)
-        ranked[..., number] = rank_correlation(observed, predicted, data.prompts, weights).T
+        predicted = out_of_fold(data, fits, data.designs(keys), number)
+        for of_outcome, outcome, of_set in zip(ranked, observed, predicted, strict=True):
+            places = near_places(of_set) - len(of_set) / 2
+            of_outcome[:, number] = outcome.correlation(places, data.prompts, weights)
     return ranked
 
 
 def _fitted_anew(
-    data: Data, sets: Mapping[Key, Sequence[Key]], products: Sequence[Products], weights: Array
+    data: Data, sets: Mapping[Key, Sequence[Key]], products: CrossProducts, weights: Array
 ) -> list[Samples]:
     """Fit all sets anew to the prompts of every draw; a prompt that is drawn twice is twice in the same fold.
 
@@ -195,15 +232,15 @@ def _fitted_anew(
     data = data._replace(folds=data.folds[:2])
     weights = np.array([counts for counts in weights if _trains_every_fold(data.folds, counts)])
     parts = np.array_split(weights, -(-len(weights) // _FITTED_AT_ONCE))
-    fits = Fits.joined([fit_other_folds(data, sets, products, part) for part in parts])
+    fits = Fits.joined([fit_other_folds(data, sets, products(), part) for part in parts])
     return _samples(_explained_anew(data, fits, products, weights), _ranked_anew(data, fits, sets, weights), sets)
 
 
-def _explained_anew(data: Data, fits: Fits, products: Sequence[Products], weights: Array) -> Array:
+def _explained_anew(data: Data, fits: Fits, products: CrossProducts, weights: Array) -> Array:
     """Return R2 of fits to some draws, each in its own draw: shape (outcomes, draws, sets)."""
     shape = len(data.values), len(weights), len(fits.columns)
     base, left = np.zeros(shape[:2]), np.zeros(shape)
-    for owners, of_means, of_fits in squared_errors(data, fits, products):
+    for owners, of_means, of_fits in squared_errors(data, fits, products()):
         counts = weights[:, owners]
         base += np.einsum("dp,pdm->md", counts, of_means.reshape(len(owners), -1, shape[0]))
         left += np.einsum("dp,psdm->mds", counts, of_fits.reshape(len(owners), shape[2], -1, shape[0]))
@@ -258,7 +295,11 @@ def explained(total: Array, unexplained: Array, weights: Array) -> Array:
 
 def centred_ranks(values: Array) -> Array:
     """Return the mid-ranks of each column less their mean, shape (n, m)."""
-    return np.column_stack([mid_places(column) for column in values.T]) - len(values) / 2
+    return np.column_stack([_centred(column) for column in values.T])
+
+
+def _centred(values: Array) -> Array:
+    return mid_places(values) - len(values) / 2
 
 
 def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Array) -> Array:
@@ -272,13 +313,40 @@ def rank_correlation(observed: Array, score: Array, prompts: Codes, weights: Arr
         prompts: shape (n,).
         weights: shape (draws, prompts).
     """
-    score = np.broadcast_to(score, observed.shape)
+    pairs = zip(observed.T, np.broadcast_to(score, observed.shape).T, strict=True)
+    return np.column_stack([_Ranked.of(y, prompts, weights).correlation(x, prompts, weights) for y, x in pairs])
 
-    def totals(columns: Array) -> Array:
-        return np.asarray(weights @ prompt_sums(columns, prompts, weights.shape[1]))
 
-    n, of_y, of_x = totals(np.ones((len(observed), 1))), totals(observed), totals(score)
-    return _correlation(n, of_y, totals(observed**2), of_x, totals(score**2), totals(score * observed))
+def _observed(data: Data, weights: Array) -> list["_Ranked"]:
+    """Rank every outcome."""
+    return [_Ranked.of(_centred(values), data.prompts, weights) for values in data.values]
+
+
+class _Ranked(NamedTuple):
+    """The ranks of an outcome, and what they sum to in every draw, which its correlations with all scores share.
+
+    `doubled`: shape (n,), twice the centred ranks, which are whole numbers. `sums`: shape (draws, 3), of 1, y and y^2.
+    """
+
+    doubled: npt.NDArray[np.int32]
+    sums: Array
+
+    @classmethod
+    def of(cls, y: Array, prompts: Codes, weights: Array) -> "_Ranked":
+        """Take centred ranks, shape (n,)."""
+        sums = _totals((power(y) for power in (np.ones_like, np.copy, np.square)), prompts, weights)
+        return cls((2 * y).astype(np.int32), sums)
+
+    def correlation(self, x: Array, prompts: Codes, weights: Array) -> Array:
+        """Return the correlation with a score's centred ranks, shape (n,), in every draw: shape (draws,)."""
+        products = (x * other for other in (1.0, x, self.doubled / 2))
+        return _correlation(*self.sums.T, *_totals(products, prompts, weights).T)
+
+
+def _totals(columns: Iterable[Array], prompts: Codes, weights: Array) -> Array:
+    """Sum columns, of shape (n,), over the positions of every draw: shape (draws, columns)."""
+    n_prompts = weights.shape[1]
+    return np.asarray(weights @ np.column_stack([np.bincount(prompts, column, n_prompts) for column in columns]))
 
 
 def weighted_sums(observed: Array, score: Array, counts: Array) -> Array:
@@ -323,14 +391,19 @@ def _validity_rows(outcome: Outcome, sets: list[Key], samples: Samples, resampli
 
 
 def _spearman_rows(
-    outcomes: Sequence[Outcome], scores: Scores, weights: Array, resampling: Resampling
+    outcomes: Sequence[Outcome],
+    data: Data,
+    observed: Sequence[_Ranked],
+    scores: Scores,
+    weights: Array,
+    resampling: Resampling,
 ) -> list[dict[str, Any]]:
-    observed = centred_ranks(np.column_stack([outcome.values for outcome in outcomes]))
-    method = resampling.method("Spearman, no model")
+    method, n = resampling.method("Spearman, no model"), len(data.prompts)
+    doubled = dict(zip(data.scores, data.splines.doubled_ranks, strict=True))
     rows = []
-    for name, k in scores:
-        ranks = centred_ranks(outcomes[0].of(scores[name, k])[:, None])
-        correlations = rank_correlation(observed, ranks, outcomes[0].prompts, weights)
+    for key in scores:
+        ranks = (doubled[key] - n) / 2 if key in doubled else _centred(outcomes[0].of(scores[key]))
+        correlations = np.column_stack([ranked.correlation(ranks, data.prompts, weights) for ranked in observed])
         for outcome, interval in zip(outcomes, intervals(correlations, resampling.n_prompts), strict=True):
-            rows.append(outcome.row("spearman", name, k, "1", interval, method))
+            rows.append(outcome.row("spearman", key[0], key[1], "1", interval, method))
     return rows

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from planted import World, plant
+from planted import World, plant, without_refits
 
+from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.measurements import Bank, Step, load_bank, load_step, select_outcome
 from teachdiag.analysis.bank.normalised import normalised_scores, raw_scores
+from teachdiag.analysis.kinds import kind
 from teachdiag.analysis.report.caveats import choices_text
 from teachdiag.analysis.resampling.bootstrap import Resampling
 from teachdiag.analysis.step.cross_validation import draw_folds
@@ -20,7 +25,9 @@ from teachdiag.analysis.step.profiles import mean_rows
 from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.specifications import WINDOWS, Evidence, agreement_rows, specification_rows
 from teachdiag.analysis.step.validity import validity
-from teachdiag.artefacts import SPECIFICATIONS
+from teachdiag.artefacts import ESTIMATES, SPECIFICATIONS
+from teachdiag.progress import Reporter
+from teachdiag.settings import AnalyzeSettings
 
 UPDATE = {"loss": "reverse_kl", "optimizer": "adamw", "learning_rate": 1e-5}
 CHOICES = list(SPECIFICATIONS.key)
@@ -173,6 +180,32 @@ def test_agreement_counts_signs_and_sides(
     assert choices_text(estimates, "another") == ""
     assert found["step", "beta_L - beta_I: same side of 0"] > 0.95  # as planted
     assert found["step.theta0", "beta_L - beta_I: same side of 0"] < 0.2
+
+
+def test_a_large_bank_has_those_of_a_bank_of_some_of_its_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The truth is a run that holds every third prompt and nothing else."""
+    without_refits(monkeypatch)
+    effect = World(prompts=30, positions=12, slope_learnable=0.06, mean_gain=0.01)
+    large, small = plant(tmp_path / "large", effect), plant(tmp_path / "small", effect)
+    chosen = pa.array(load_bank(large).names[::3])
+    for shard in [*(small / "positions").iterdir(), *(small / "gains").glob("*/*")]:
+        content = pq.read_table(shard)
+        pq.write_table(content.filter(pc.is_in(content["prompt_id"], chosen)), shard)
+    found = []
+    for run, part in ((small, 10**6), (large, 10)):
+        monkeypatch.setattr(kind, "_PART", (part, 1))
+        run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=2), Reporter(quiet=True))
+        estimates = ESTIMATES.read(ESTIMATES.file(run))
+        assert choices_text(estimates, "step").endswith("They are of 10 of the bank's 30 prompts.") == (run == large)
+        rows = estimates[estimates["analysis"] == "specifications"].reset_index(drop=True)
+        found.append([SPECIFICATIONS.read(SPECIFICATIONS.file(run)), rows])
+    for of_small, of_large in zip(*found, strict=True):
+        assert set(of_large["n_prompts"]) <= {10, 0}
+        assert not of_small["method"].str.contains("evenly").any()
+        expected = of_small.assign(method=of_small["method"] + "; of 10 of 30 prompts, evenly spaced")
+        pd.testing.assert_frame_equal(of_large, expected)
 
 
 def test_what_cannot_be_estimated_says_why(tmp_path: Path) -> None:

@@ -162,6 +162,13 @@ def _cross_validated(y: np.ndarray, weights: np.ndarray, refits: int) -> dict[st
     return cross_validated([outcome], bank, scores, sets, FOLDS, weights, refits)[0]
 
 
+def test_cross_products_that_are_not_kept_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = _cross_validated(Y[:, 0], WEIGHTS[:30], 3)
+    monkeypatch.setattr(module, "_KEPT", 1)
+    for name, again in _cross_validated(Y[:, 0], WEIGHTS[:30], 3).items():
+        np.testing.assert_array_equal(again, kept[name])
+
+
 def _r2_of_rows(y: np.ndarray, key: tuple, fitted: np.ndarray, evaluated: np.ndarray) -> float:
     """Out-of-fold R2 at some rows, listed as often as they are drawn, of fits to others."""
     design = np.column_stack([np.ones(300), _truncated_powers(X[key])])
