@@ -48,8 +48,8 @@ def test_bins_are_cut_at_mid_ranks(whole_numbers: list[int], n: int) -> None:
 def test_mid_places_of_many_values_are_their_ranks(kind: str) -> None:
     values = RNG.normal(size=1_100_000).astype(np.float32).astype(np.float64)
     if kind == "few numbers of both signs":
-        values = np.round(values, 1)
-        values = values.astype(np.float32).astype(np.float64) * np.where(values == 0, RNG.choice([-1, 1], len(values)), 1)
+        zeros = RNG.choice([0.0, -0.0], len(values))
+        values = np.where(np.abs(values) < 0.1, zeros, np.round(values).astype(np.float32))
     elif kind == "float64":
         values = values / 3
     elif kind == "NaN":
