@@ -22,7 +22,8 @@ SPECIFICATIONS = Table(
     name="specifications",
     folder="analysis/",
     written_by="analyze",
-    meaning="The primary numbers of each real step, and of a draw of each placebo, under every sensible choice.",
+    meaning="The primary numbers of each real step, and of a draw of each placebo, under every sensible choice; in a "
+    "bank of more than 500,000 positions, of a part of its prompts.",
     key=("probe_id", "quantity", "measure", "k", "outcome", "window", "control", "cuts", "trimming"),
     columns=(
         PROBE_ID,
