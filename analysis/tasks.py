@@ -1,12 +1,14 @@
 """Every table of the analysis from its inputs: one task for each group of estimates, with progress."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +69,7 @@ from teachdiag.signals import Signal
 from teachdiag.tables import Table
 
 Task = Callable[[], Estimates]
+Started = tuple[Future[Any], Callable[[], Any]]  # where its result goes, and a task
 Group = Callable[[], list[Outcome]]  # makes outcomes that are defined over the same positions, when they are needed
 
 
@@ -99,12 +102,9 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     tasks.append(partial(_scales, inputs))
     if inputs.graded is not None:
         tasks.append(partial(_by_grade, inputs, inputs.graded))
-    # Numpy works outside the interpreter's lock, so that tasks overlap; rows are gathered in the tasks' order. Memory
-    # holds one of the long tasks of a large bank and one of the others.
-    first = ThreadPoolExecutor(1 if bank.large else os.cpu_count())
-    with first, ThreadPoolExecutor(1) if bank.large else first as second:
-        running = [*map(first.submit, long), *map(second.submit, tasks)]
-        tokens = second.submit(token_table, bank, inputs.normalised)
+    with ThreadPoolExecutor(2 if bank.large else os.cpu_count()) as pool:
+        of_tokens = partial(token_table, bank, inputs.normalised)
+        *running, tokens = _started(pool, long, [*tasks, of_tokens], in_turn=bank.large)
         for done in reporter.track(running, "Estimates"):
             for table, rows in done.result().items():
                 gathered[table] += rows
@@ -114,6 +114,42 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
     gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})
     tables = {table: table.build_rows(rows) for table, rows in gathered.items()}
     return tables | {TOKENS: tokens.result()}
+
+
+def _started(
+    pool: ThreadPoolExecutor, long: Sequence[Task], others: Sequence[Callable[[], Any]], *, in_turn: bool
+) -> list[Future[Any]]:
+    """Start tasks, which overlap since numpy works outside the interpreter's lock; results stand in their order.
+
+    Args:
+        pool: what works on them.
+        long: those that take much memory.
+        others: those that take less.
+        in_turn: whether only one of the long ones is worked on at a time, by the first worker, which then joins the
+            second in what is left of the others.
+    """
+    if not in_turn:
+        return [pool.submit(task) for task in (*long, *others)]
+    results = [Future[Any]() for _ in (*long, *others)]
+    waiting = [deque(zip(results, long, strict=False)), deque(zip(results[len(long) :], others, strict=True))]
+
+    def work(*queues: deque[Started]) -> None:
+        for result, task in (pair for queue in queues for pair in _taken(queue)):
+            try:
+                result.set_result(task())
+            except BaseException as error:  # raised where the result is asked for
+                result.set_exception(error)
+
+    pool.submit(work, *waiting)
+    pool.submit(work, waiting[1])
+    return results
+
+
+def _taken(queue: deque[Started]) -> Iterator[Started]:
+    """Take what is left of a queue, one after the other, beside whoever else does."""
+    with suppress(IndexError):
+        while True:
+            yield queue.popleft()
 
 
 def _long_tasks(inputs: Inputs, defined: Sequence[_Defined]) -> list[Task]:
