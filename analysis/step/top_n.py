@@ -15,7 +15,7 @@ from teachdiag.analysis.bank.measurements import Bank, Outcome
 from teachdiag.analysis.bank.normalised import Scores, in_q3, key_at
 from teachdiag.analysis.resampling.bootstrap import Resampling, resampled_means
 from teachdiag.analysis.step.rank_correlations import scored
-from teachdiag.scores import Array, Mask
+from teachdiag.scores import Mask
 from teachdiag.selectors import Selector, Tokens
 from teachdiag.selectors.budget import select_each
 from teachdiag.settings import HEADLINE_K, SUPPORT_SIZES
@@ -52,21 +52,24 @@ def top_rows(
         resampling: gives the draws, which re-weight prompts; the selection is that of the full bank in all of them.
     """
     q3 = in_q3(bank)[0]
-    described: dict[str, Array] = {}
-    selections: list[tuple[npt.NDArray[np.uint8], dict[str, Any]]] = []  # a bit a position: there are hundreds
-    at = 0
-    for taken in _selections(columns, bank):
-        if at != (taken.k or HEADLINE_K):
-            at = taken.k or HEADLINE_K
-            described = {name: scores[key_at(name, at)] for name in COMPOSITION}
-        selections.append((np.packbits(taken.kept), _facts(taken, q3, described)))
+    # A bit a position, since there are hundreds; and what they are made of, one score at a time.
+    selections = [(np.packbits(t.kept), _facts(t, q3)) for t in _selections(columns, bank)]
+    for name, k in product(COMPOSITION, SUPPORT_SIZES):
+        described = scores[key_at(name, k)]
+        for bits, facts in selections:
+            if (facts["k"] or HEADLINE_K) == k:
+                facts[f"mean_{name}"] = float(described[_unpacked(bits, bank)].mean())
     rows: list[list[dict[str, Any]]] = [[] for _ in selections]
     for outcomes in (make() for make in groups):
         for of_selection, (bits, facts) in zip(rows, selections, strict=True):
-            kept = np.unpackbits(bits, count=len(bank)).view(np.bool_)
+            kept = _unpacked(bits, bank)
             if (kept & outcomes[0].rows).any():
                 of_selection += _taken_rows(outcomes, kept, facts, resampling)
     return [row for of_selection in rows for row in of_selection]
+
+
+def _unpacked(bits: npt.NDArray[np.uint8], bank: Bank) -> Mask:
+    return np.unpackbits(bits, count=len(bank)).view(np.bool_)
 
 
 def _taken_rows(
@@ -114,8 +117,8 @@ def _reads_lists(selector: Selector) -> bool:
     return any(column.endswith(("_topk_ids", "_topk_logp")) for column in selector.score.columns)
 
 
-def _facts(taken: _Taken, q3: Mask, described: Mapping[str, Array]) -> dict[str, Any]:
-    """Say which positions these are; D and C at the selector's K, or the headline K where it has none."""
+def _facts(taken: _Taken, q3: Mask) -> dict[str, Any]:
+    """Say which positions these are."""
     share = taken.budget if taken.selector == RANDOM else float(taken.kept.mean())
     return {
         "selector": taken.selector,
@@ -123,6 +126,5 @@ def _facts(taken: _Taken, q3: Mask, described: Mapping[str, Array]) -> dict[str,
         "budget": taken.budget,
         "share_taken": share,
         "q3_share": float(q3[taken.kept].mean()),
-        **{f"mean_{name}": float(values[taken.kept].mean()) for name, values in described.items()},
         "tied": taken.tied,
     }

@@ -74,17 +74,25 @@ def check_rules(selector: Selector, normalisation: Normalisation, scope: Scope, 
 def select_each(tokens: Tokens, selector: Selector, budgets: Sequence[float]) -> list[Kept]:
     """Like `select` under its default rules at several budgets, with scores computed once."""
     keys = _ranking(tokens, selector, "quantile", "random")
-    scores, everywhere = keys[0](), np.zeros(len(tokens), np.int64)
-    falling, chosen = np.sort(scores)[::-1], []
-    for budget in budgets:
-        wanted = counts_at(budget, np.array([len(tokens)]))
-        count = int(wanted[0])
-        if count == len(tokens) or falling[count] < falling[count - 1]:  # no ties across the edge
-            kept, tied = scores >= falling[count - 1], 0.0
+    scores, size = keys[0](), np.array([len(tokens)])
+    counts = np.concatenate([counts_at(budget, size) for budget in budgets])
+    lowest, next_lower = _edges_between(scores, counts)
+    chosen = []
+    for count, edge, below in zip(counts, lowest, next_lower, strict=True):
+        if below < edge:  # no ties across the edge
+            kept, tied = scores >= edge, 0.0
         else:
-            kept, tied = best(everywhere, wanted, keys, len(keys) - _TIE_KEYS["random"])
+            everywhere = np.zeros(len(tokens), np.int64)
+            kept, tied = best(everywhere, np.array([count]), keys, len(keys) - _TIE_KEYS["random"])
         chosen.append(Kept(kept, 0, tied))
     return chosen
+
+
+def _edges_between(scores: Array, counts: Codes) -> tuple[Array, Array]:
+    """Return the smallest of the best so many scores, and the largest of the others; minus infinity without others."""
+    rising = np.append(-np.inf, scores)
+    rising.sort()
+    return rising[-counts], rising[-counts - 1]
 
 
 def ranks(tokens: Tokens, selector: Selector) -> Codes:
