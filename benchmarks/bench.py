@@ -4,9 +4,9 @@
 a step's memory, `selection` the selectors, `training` a step of selective distillation, `monitoring` what looking at a
 training costs it, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the truth,
 `efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 4,096
-tokens, `longest` of 16,384, and `large` ten million positions. `bench.py PART ...` runs these alone; without, all run
-but the last two, which take ten minutes and more each. Each table is kept in benchmarks/history/, and stands beside
-what was kept last on this machine.
+tokens, `longest` of 16,384, `simulation` how often verdicts and promises of power do, and `large` ten million
+positions. `bench.py PART ...` runs these alone; without, all run but the last three, which take ten minutes and more
+each. Each table is kept in benchmarks/history/, and stands beside what was kept last on this machine.
 """
 
 import sys
@@ -43,16 +43,17 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
         "training": (f"Training, {threads}", training_rows),
         "monitoring": (f"Monitor, {threads}", monitoring_rows),
         "estimates": ("Analysis, one BLAS thread", estimate_rows),
-        "intervals": ("Do intervals and verdicts keep their promises?", lambda: [*coverage_rows(), *simulation_rows()]),
+        "intervals": ("Do intervals hold the truth?", coverage_rows),
         "efficiency": ("Coverage of 95% intervals of efficiency", efficiency_coverage_rows),
         "long": (f"Long contexts, {threads}", long_rows),
         "longest": (f"The longest contexts, {threads}", longest_rows),
         "commands": ("Commands", command_rows),
+        "simulation": ("Do verdicts and power keep their promises?", simulation_rows),
         "large": ("A bank that memory cannot hold", large_rows),
     }
 
 
-_NAMED_ALONE = ("longest", "large")  # which take ten minutes and more each
+_NAMED_ALONE = ("longest", "simulation", "large")  # which take ten minutes and more each
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Does the verdict keep its promises? Hundreds of simulated runs with a known truth, judged by the analysis itself.
 
-`python benchmarks/simulation.py > docs/simulation.md` writes the page; `make bench PARTS=intervals` prints its numbers.
+`python benchmarks/simulation.py > docs/simulation.md` writes the page; `make bench PARTS=simulation` prints
+its numbers.
 """
 
 import os
@@ -229,7 +230,7 @@ def page(runs: int = RUNS) -> str:
 _PAGE = """# Simulated runs: does the verdict keep its promises?
 
 `python benchmarks/simulation.py > docs/simulation.md` makes this page, in some minutes on two cores; `make bench
-PARTS=intervals` prints the same numbers. {runs} runs of each kind are simulated in memory and judged by the functions
+PARTS=simulation` prints the same numbers. {runs} runs of each kind are simulated in memory and judged by the functions
 of `teachdiag analyze`, headline included: {world.prompts} prompts of {world.positions} positions, gains with a mood
 that each prompt shares and heavy-tailed noise that grows with raw KL, and {world.placebo_draws} draws of a placebo;
 inner products of gradients whose law is known for what selectors keep. What is left out is the run directory, and

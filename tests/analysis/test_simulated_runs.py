@@ -1,4 +1,4 @@
-"""Runs with a known truth, judged by the analysis and the headline; `make bench PARTS=intervals` has hundreds."""
+"""Runs with a known truth, judged by the analysis and the headline; `make bench PARTS=simulation` has hundreds."""
 
 import pytest
 from planted_efficiency import EfficiencyWorld
