@@ -1,11 +1,9 @@
 """What the analysis costs at the paper's size, beside the released code's published figures and a plain pandas loop."""
 
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from workload import Row, best
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/worlds"))
 from planted import World, plant
 
-from teachdiag.analysis.analyze import run_analysis
 from teachdiag.analysis.bank.measurements import Bank, Outcome, load_bank, load_step, select_outcome
 from teachdiag.analysis.bank.normalised import in_q3, normalised_scores
 from teachdiag.analysis.resampling.bootstrap import Resampling
@@ -25,7 +22,6 @@ from teachdiag.analysis.step.matching import matched_rows
 from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.support_contrast import contrast_rows
 from teachdiag.progress import Reporter
-from teachdiag.settings import AnalyzeSettings
 
 PROMPTS, POSITIONS, DRAWS = 300, 192, 1000
 RELEASED_S, RELEASED_MB = 540, 533  # per-run analysis, cross-dataset builder and within-Q3 tool together, as published
@@ -59,8 +55,9 @@ def _measured_world(prompts: int, placebos: bool) -> tuple[float, float]:
 
 
 def measured_analysis(run: Path) -> tuple[float, float]:
-    """Seconds and peak MB of `run_analysis` in a process of its own, imports left out of the time."""
-    done = subprocess.run([sys.executable, __file__, str(run)], capture_output=True, text=True, check=True)
+    """Seconds and peak MB of an analysis in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("analysis_alone.py")), str(run), str(DRAWS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, peak = done.stdout.split()
     return float(seconds), float(peak)
 
@@ -100,15 +97,3 @@ def _pandas_loop(bank: Bank, gain: Outcome) -> list[float]:
 
 def _world(prompts: int) -> World:
     return World(prompts=prompts, positions=POSITIONS, slope_learnable=0.06, slope_incompatible=0.01)
-
-
-def _stage(run: Path) -> None:
-    """Print seconds and peak MB of one analysis."""
-    start = time.perf_counter()
-    run_analysis(run, AnalyzeSettings(draws=DRAWS), QUIET)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(time.perf_counter() - start, peak)
-
-
-if __name__ == "__main__":
-    _stage(Path(sys.argv[1]))

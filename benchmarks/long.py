@@ -4,7 +4,6 @@ Each row is a process of its own on the embedded pair's architecture. One row of
 of one: memory follows the longest context, and not their number.
 """
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from teachdiag.diagnostics.models.pair import Pair
 from teachdiag.diagnostics.probes.teacher_states import compute_teacher_states
 from teachdiag.diagnostics.probes.updates import gradient, step_objective
 from teachdiag.diagnostics.scoring.positions_table import by_models, score_shard
+from teachdiag.peak_memory import peak_memory
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
 SHORTER, LONGEST = (512, 4096), 16384  # tokens of a response, all of them scored
@@ -69,7 +69,7 @@ def long_context(length: int, work: str) -> tuple[float, int]:
         seconds = time.perf_counter() - start
     else:
         seconds = _gradient_seconds(pair, contexts[:1], ProbeSettings(recompute=work == _RECOMPUTED))
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return seconds, peak_memory() // 1024
 
 
 def _gradient_seconds(pair: Pair, contexts: list[Context], settings: ProbeSettings) -> float:

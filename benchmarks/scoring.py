@@ -3,7 +3,6 @@
 Both are measured on the loop that capture runs: shards of contexts, batches of similar length, tiles, Parquet files.
 """
 
-import resource
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from teachdiag.diagnostics.calibrate import score_anew
 from teachdiag.diagnostics.contexts.contexts_table import read_contexts
 from teachdiag.diagnostics.contexts.kept import Positions
 from teachdiag.diagnostics.models.alignment import batched, in_shards
+from teachdiag.peak_memory import peak_memory as peak_of_process
 from teachdiag.settings import CaptureSettings
 from teachdiag.settings.base import DType
 
@@ -58,4 +58,4 @@ def peak_memory(contexts: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_contexts(Path(folder), random_contexts(contexts, POSITIONS, "bank"))
         score_anew(Path(folder), SETTINGS, load_bench_pair())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_of_process() // 1024

@@ -1,6 +1,5 @@
 """What selection costs a training step, and what a sparse mask saves, against full OPD on the same rollouts."""
 
-import resource
 import tempfile
 import time
 import warnings
@@ -18,6 +17,7 @@ from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.training import distillation
 from teachdiag.diagnostics.training.selective_trainer import SelectiveDistillationTrainer
 from teachdiag.manifests import read_manifest
+from teachdiag.peak_memory import peak_memory
 from teachdiag.prompts import load_prompts
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import Cell
@@ -84,7 +84,7 @@ def _beside_trl() -> list[Row]:
 def step_alone(trainer: str) -> tuple[float, int]:
     """Seconds of a step on the embedded pair, 'trl' or a selector, and this process's peak resident memory, KiB."""
     taken = step_of(*_loaded(_SETTINGS), trainer, _SETTINGS)
-    return taken.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return taken.seconds, peak_memory() // 1024
 
 
 def _row(what: str, took: float, beside: float) -> Row:

@@ -7,8 +7,6 @@ Speeds are those of a second round, when everything is warm. Peak memory on a CP
 import gc
 import os
 import platform
-import resource
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +26,7 @@ from teachdiag.diagnostics.models.language_model import LanguageModel
 from teachdiag.diagnostics.models.pair import Pair, load_pair, resolve_pair
 from teachdiag.diagnostics.processes.devices import machine_facts, pick_device
 from teachdiag.diagnostics.scoring.positions_table import by_models, score_contexts
+from teachdiag.peak_memory import peak_memory
 from teachdiag.progress import Reporter
 from teachdiag.runs import end_with_parent, environment
 from teachdiag.settings import CalibrateSettings, CaptureSettings, PairSettings
@@ -158,13 +157,7 @@ def scoring_peak(run: Path, settings: CaptureSettings) -> int:
 def _score_and_weigh(run: Path, settings: CaptureSettings, threads: int) -> int:
     torch.set_num_threads(threads)
     score_anew(run, settings, load_pair(resolve_pair(settings, _QUIET), settings.dtype, "cpu"))
-    return peak_of_this_process()
-
-
-def peak_of_this_process() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory()
 
 
 def processor_name() -> str:
