@@ -24,7 +24,6 @@ from teachdiag.calibration import Calibration
 from teachdiag.diagnostics.calibrate import (
     measured_speeds,
     parameters,
-    peak_of_this_process,
     recorded,
     score_anew,
 )
@@ -43,6 +42,7 @@ from teachdiag.diagnostics.probes.updates import gradient, step_objective
 from teachdiag.diagnostics.scoring.position_loss import position_loss
 from teachdiag.diagnostics.scoring.statistics import statistics
 from teachdiag.diagnostics.scoring.tiles import States, tiled, tiles
+from teachdiag.peak_memory import peak_memory
 from teachdiag.settings import CaptureSettings, ProbeSettings, TrainSettings
 
 Row = dict[str, Any]
@@ -304,7 +304,7 @@ def calibrated(student: str, teacher: str, device: torch.device) -> Calibration:
     with _run(bench) as run:
         score_anew(run, settings, pair)
         speeds = measured_speeds(run, settings, pair)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_of_this_process()
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
         return recorded(run, settings, pair, speeds, peak)
 
 
