@@ -5,8 +5,9 @@ a step's memory, `selection` the selectors, `training` a step of selective disti
 training costs it, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the truth,
 `efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 4,096
 tokens, `longest` of 16,384, `simulation` how often verdicts and promises of power do, and `large` ten million
-positions. `bench.py PART ...` runs these alone; without, all run but the last three, which take ten minutes and more
-each. Each table is kept in benchmarks/history/, and stands beside what was kept last on this machine.
+positions. `bench.py PART ...` runs these alone; without, those run that measure costs in minutes: all but `intervals`,
+`efficiency`, `simulation`, `longest` and `large`. Each table is kept in benchmarks/history/, and stands beside what was
+kept last on this machine.
 """
 
 import sys
@@ -53,7 +54,7 @@ def _parts() -> dict[str, tuple[str, Callable[[], list[Row]]]]:
     }
 
 
-_NAMED_ALONE = ("longest", "simulation", "large")  # which take ten minutes and more each
+_NAMED_ALONE = ("intervals", "efficiency", "simulation", "longest", "large")  # what is no cost, or takes ten minutes
 
 
 def main() -> None:

@@ -239,7 +239,7 @@ def test_planted_shares_are_found() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [4, 8])
 def test_intervals_hold_the_planted_shares(blocks: int) -> None:
-    """`make bench` has the long version; 30 worlds see a coverage under 80%, or intervals twice too wide."""
+    """`PARTS=efficiency` of `make bench` is longer; 30 worlds see a coverage under 80%, or intervals twice too wide."""
     world = EfficiencyWorld(blocks=blocks)
     truth = true_shares(world, NAMES[:2], (0.1,)).ravel()
     held = []
