@@ -3,8 +3,8 @@
 `scoring` measures capture's exact scoring, `heads` its part beyond the models, `probes` the kinds of probe, `adapters`
 a step's memory, `selection` the selectors, `training` a step of selective distillation, `monitoring` what looking at a
 training costs it, `estimates` the statistics at the paper's size, `intervals` how often their intervals hold the truth,
-`efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 4,096
-tokens, `longest` of 16,384, `simulation` how often verdicts and promises of power do, and `large` ten million
+`efficiency` how often those of efficiency curves do, `commands` what a user waits for, `long` responses of up to 2,048
+tokens, `longest` of up to 16,384, `simulation` how often verdicts and promises of power do, and `large` ten million
 positions. `bench.py PART ...` runs these alone; without, those run that measure costs in minutes: all but `intervals`,
 `efficiency`, `simulation`, `longest` and `large`. Each table is kept in benchmarks/history/, and stands beside what was
 kept last on this machine.

@@ -20,13 +20,14 @@ from teachdiag.manifests import read_manifest
 from teachdiag.prompts import load_prompts
 from teachdiag.settings import CaptureSettings
 
-SETTINGS = CaptureSettings(bank_prompts=160, update_prompts=40, max_new_tokens=32, positions=32)
+SETTINGS = CaptureSettings(bank_prompts=48, update_prompts=12, max_new_tokens=32, positions=32)
+PROMPTS = SETTINGS.bank_prompts + SETTINGS.update_prompts
 STATISTICS = ("student_entropy", "forward_kl", "compatibility_k16", "student_logp")
 Sampled = list[tuple[Group, list[Rollout]]]
 
 
 def engine_rows() -> list[Row]:
-    """Sample the same 200 prompts with both engines, and score both samples."""
+    """Sample the same prompts with both engines, and score both samples."""
     sources = resolve_pair(SETTINGS, QUIET)
     outlines = outline_pair(sources, QUIET)
     groups, _ = lay_out(SETTINGS, outlines, load_prompts(read_manifest(SETTINGS.prompts), ""), ({}, {}), QUIET)
@@ -82,4 +83,4 @@ def _tokens(sample: Sampled) -> int:
 
 
 if __name__ == "__main__":
-    show("Rollouts of 200 prompts, embedded pair", recorded("engines", engine_rows()))
+    show(f"Rollouts of {PROMPTS} prompts, embedded pair", recorded("engines", engine_rows()))

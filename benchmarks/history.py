@@ -71,7 +71,10 @@ def _number(ratio: str) -> float | None:
 
 
 def _machine() -> str:
-    return re.sub(r"\W+", "-", f"{processor_name()} {torch.get_num_threads()} threads").strip("-").lower()
+    """Name of the folder: a cloud's processors share a name, and are told apart by their widest vectors."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    name = f"{processor_name()} {vectors} {torch.get_num_threads()} threads"
+    return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
 def _commit() -> str:

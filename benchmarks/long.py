@@ -19,20 +19,21 @@ from teachdiag.diagnostics.scoring.positions_table import by_models, score_shard
 from teachdiag.peak_memory import peak_memory
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
-SHORTER, LONGEST = (512, 4096), 16384  # tokens of a response, all of them scored
+LENGTHS, LONGER, LONGEST = (512, 2048), 4096, 16384  # tokens of a response, all of them scored
 _PROMPT = 64
 _SCORING, _TWO = "scoring", "scoring, two contexts"
 _GRADIENT, _RECOMPUTED = "gradient of the loss", "the same with --recompute"
 
 
 def long_rows() -> list[Row]:
-    """Seconds and memory at all lengths but the longest."""
-    return _rows([(length, work) for length in SHORTER for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)])
+    """Seconds and memory at lengths that take a few minutes together."""
+    return _rows([(length, work) for length in LENGTHS for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)])
 
 
 def longest_rows() -> list[Row]:
-    """The same of the longest, whose whole graph would not be held: minutes a row."""
-    return _rows([(LONGEST, work) for work in (_SCORING, _RECOMPUTED)])
+    """The same at lengths of minutes a row; the whole graph of the longest would not be held."""
+    longer = [(LONGER, work) for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)]
+    return _rows([*longer, *((LONGEST, work) for work in (_SCORING, _RECOMPUTED))])
 
 
 def _rows(measured: list[tuple[int, str]]) -> list[Row]:

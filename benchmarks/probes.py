@@ -20,7 +20,6 @@ from teachdiag.progress import Reporter
 from teachdiag.settings import CaptureSettings, ProbeSettings
 
 POSITIONS, BANK, FIX = 64, 48, 2
-_LONG = 2  # repeats of what goes through the bank
 STEPPED = (10, 20, 30, 40, 50, 60)  # positions of one context that get an isolated step
 
 
@@ -52,7 +51,7 @@ def probe_rows(pair: Pair, quiet: Reporter) -> list[Row]:
 
 def _prediction_rows(setup: ProbeSetup) -> tuple[float, list[Row]]:
     batches = batched(setup.bank, setup.settings.batch_tokens)
-    bare = best(lambda: [bare_pass(setup.student, batch) for batch in batches], _LONG)
+    bare = best(lambda: [bare_pass(setup.student, batch) for batch in batches])
     terms = {"loss": Term(position_loss("reverse_kl", {}), setup.teacher)}
     direction = gradient(setup.student, setup.mean_kl(setup.fix), setup.settings, setup.reporter)
     exact = Along(setup.student, setup.theta0, direction, None)
@@ -62,8 +61,8 @@ def _prediction_rows(setup: ProbeSetup) -> tuple[float, list[Row]]:
         along = Along(setup.student, setup.theta0, direction, step)
         derivatives(along, setup.bank, terms, setup.settings, setup.reporter)
 
-    differences = best(central, _LONG)
-    forward = best(lambda: derivatives(exact, setup.bank, terms, setup.settings, setup.reporter), _LONG)
+    differences = best(central)
+    forward = best(lambda: derivatives(exact, setup.bank, terms, setup.settings, setup.reporter))
     return differences, [
         (f"one bare student pass over a bank of {BANK} contexts", f"{bare:.2f} s", "1"),
         (

@@ -19,7 +19,7 @@ from teachdiag.settings.base import DType
 
 POSITIONS = 192  # response positions a context
 SETTINGS = CaptureSettings(positions=POSITIONS)
-CONTEXT_COUNTS = (8, 32)
+CONTEXT_COUNTS = (8, 24)
 
 
 def time_rows(dtype: DType) -> list[Row]:

@@ -22,7 +22,7 @@ from teachdiag.prompts import load_prompts
 from teachdiag.settings import TrainSettings
 from teachdiag.sweeps import Cell
 
-STEPS = 3
+STEPS = 2
 _SETTINGS = TrainSettings(steps=STEPS, batch=4, micro_batch=4, max_new_tokens=64, train_prompts=16, device="cpu")
 
 

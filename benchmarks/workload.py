@@ -24,6 +24,7 @@ from teachdiag.tables import shard_path, write_parquet
 Row = tuple[str, str, str]
 PROMPT = 110  # length of a typical gsm_symbolic chat prompt
 REPEATS = 3
+_ENOUGH = 20.0  # s, after which nothing is repeated: a slow machine has half an hour too
 QUIET = Reporter(quiet=True)
 
 
@@ -72,9 +73,9 @@ def bare_pass(model: LanguageModel, batch: Batch) -> None:
 
 
 def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The shortest of a few durations, s."""
-    durations = []
-    for _ in range(repeats):
+    """The shortest of a few durations, s; of what takes long, of fewer."""
+    durations: list[float] = []
+    while len(durations) < repeats and sum(durations) < _ENOUGH:
         start = time.perf_counter()
         work()
         durations.append(time.perf_counter() - start)
