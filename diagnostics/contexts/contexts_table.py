@@ -124,21 +124,15 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     """Copy a foreign `contexts` table into the run, checked whole before anything is written; return its rows.
 
     Raises:
-        ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits.
+        ArtefactError: it is not of the schema, repeats a context, has no bank, or one prompt is in both splits or has
+            two names.
         ContextError: a context cannot be scored by this pair, or its mask is not one of its response.
     """
     table = CONTEXTS.read_arrow(Path(settings.contexts)).sort_by("context_id")
     table = CONTEXTS.build({name: table[name] for name in CONTEXTS.schema.names})
     if table.num_rows == 0 or pc.count_distinct(table["context_id"]).as_py() != table.num_rows:
         raise ArtefactError(f"{settings.contexts}: context_id must be distinct, and there must be some contexts")
-    splits: dict[str, str] = {}
-    for prompt_id, split in zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True):
-        if split not in ("bank", "update"):
-            raise ArtefactError(f"{settings.contexts}: split {split!r} of prompt {prompt_id}: use 'bank' or 'update'")
-        if splits.setdefault(prompt_id, split) != split:
-            raise ArtefactError(f"{settings.contexts}: prompt {prompt_id} is in both splits, which must not overlap")
-    if "bank" not in splits.values():
-        raise ArtefactError(f"{settings.contexts} has no context with split 'bank', on which gains are measured")
+    _check_prompts(table, settings.contexts)
     _check_lists(table)
     limits: dict[Side, int] = {"student": pair.student.limit, "teacher": pair.teacher.limit}
     media = pair.student.media_ids | pair.teacher.media_ids
@@ -152,6 +146,25 @@ def import_contexts(run: Path, settings: CaptureSettings, pair: PairOutline) -> 
     for index, start in enumerate(range(0, table.num_rows, ROLLOUT_CONTEXTS)):
         write_shard(table.slice(start, ROLLOUT_CONTEXTS), shard_path(run / "contexts", index))
     return int(table.num_rows)
+
+
+def _check_prompts(table: pa.Table, path: str) -> None:
+    """Refuse prompts that are in no split or in both, and one that has two names: prompts are clusters."""
+    splits: dict[str, str] = {}
+    names: dict[tuple[int, ...], str] = {}
+    columns = (table[name].to_pylist() for name in ("prompt_id", "split", "prompt_token_ids"))
+    for prompt_id, split, tokens in zip(*columns, strict=True):
+        if split not in ("bank", "update"):
+            raise ArtefactError(f"{path}: split {split!r} of prompt {prompt_id}: use 'bank' or 'update'")
+        if splits.setdefault(prompt_id, split) != split:
+            raise ArtefactError(f"{path}: prompt {prompt_id} is in both splits, which must not overlap")
+        if (name := names.setdefault(tuple(tokens), prompt_id)) != prompt_id:
+            raise ArtefactError(
+                f"{path}: prompts {name} and {prompt_id} have the same prompt_token_ids: give them one prompt_id, "
+                "since responses to it are not independent"
+            )
+    if "bank" not in splits.values():
+        raise ArtefactError(f"{path} has no context with split 'bank', on which gains are measured")
 
 
 def _check_lists(table: pa.Table) -> None:

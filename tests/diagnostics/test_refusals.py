@@ -63,7 +63,8 @@ def test_bad_foreign_contexts_are_refused(
         ({"response_token_ids": [[] for _ in range(16)]}, "context 0 has no kept position"),
         ({"response_token_ids": [["1", "2"] for _ in range(16)]}, "column response_token_ids holds .*string.*import"),
         ({"response_token_ids": "12"}, "column response_token_ids holds .*string"),
-        ({"prompt_token_ids": [[1] * 300 for _ in range(16)]}, "tokens for the student, whose limit is 256"),
+        ({"prompt_token_ids": [[1, 2]] * 16}, "have the same prompt_token_ids: give them one prompt_id"),
+        ({"prompt_token_ids": [[1] * 300 + [n] for n in range(16)]}, "tokens for the student, whose limit is 256"),
         ({"response_mask": [[1] for _ in range(16)]}, "context 0 has a response_mask of 1 values for the 12 tokens"),
         (
             {"response_token_ids": [[1, 2] for _ in range(16)], "response_mask": [[0, 0] for _ in range(16)]},
@@ -77,7 +78,10 @@ def test_bad_foreign_contexts_are_refused(
         ({"response_token_ids": [[1, 9999] for _ in range(16)]}, "context 0 holds token id 9999, outside"),
         ({"response_token_ids": [[1, 260] for _ in range(16)]}, "context 0 holds token id 260, outside"),
         (
-            {"prompt_token_ids": [[1, 2]] * 16, "response_token_ids": [[1, 2, 3]] * 16},
+            {
+                "prompt_token_ids": [[1, n] for n in range(16)],
+                "response_token_ids": [[1, n, 3] for n in range(16)],
+            },
             "every response begins with its whole prompt: response_token_ids are what",
         ),
     ]
