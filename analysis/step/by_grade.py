@@ -167,7 +167,7 @@ def _primary(gains: Sequence[Outcome], evidence: Evidence, cuts: str) -> list[Ar
     keys: list[Key] = [(BASE, None), *((name, K) for name in COMPARED.values())]
     sets, weights = {key: predictor_sets()[key] for key in keys}, resampling.weights("validity")
     refits = len(weights) // (REFIT_EVERY * _FEWER)
-    ranked = cross_validated(gains, bank, evidence.raw, sets, evidence.folds, weights, refits)
+    ranked = cross_validated(gains, evidence.raw, sets, evidence.folds, weights, refits)
     return [
         np.column_stack([gap, of_gain[difference("cv_rank")][:, 1:]])
         for gap, of_gain in zip(gaps.T, ranked, strict=True)

@@ -249,7 +249,7 @@ def _comparison_estimates(outcomes: Sequence[Outcome], evidence: Evidence) -> It
     weights = evidence.resampling.weights("validity")
     whole = outcomes[0].rows.all()  # as the headline has it
     refits = len(weights) // (REFIT_EVERY * (1 if whole else _FEWER))
-    drawn = cross_validated(outcomes, evidence.bank, evidence.raw, sets, evidence.folds, weights, refits)
+    drawn = cross_validated(outcomes, evidence.raw, sets, evidence.folds, weights, refits)
     columns = {key: number for number, key in enumerate(sets)}
     samples = [
         [

@@ -91,7 +91,6 @@ def validity(
 
 def cross_validated(
     outcomes: Sequence[Outcome],
-    bank: Bank,
     raw: Scores,
     sets: Mapping[Key, Sequence[Key]],
     folds: Codes,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from teachdiag.analysis.bank.measurements import Bank, Outcome
+from teachdiag.analysis.bank.measurements import Outcome
 from teachdiag.analysis.resampling import bootstrap
 from teachdiag.analysis.resampling.bootstrap import Resampling, intervals
 from teachdiag.analysis.step import validity as module
@@ -158,8 +158,7 @@ def _cross_validated(y: np.ndarray, weights: np.ndarray, refits: int) -> dict[st
     outcome = Outcome("p", "one_step", "gain", everywhere, y, PROMPTS)
     sets = {(BASE, None): ((BASE, None),), ("b", 8): (("b", 8),)}
     scores = {(BASE, None): X["a", None], ("b", 8): X["b", 8]}
-    bank = Bank({}, PROMPTS, 15)
-    return cross_validated([outcome], bank, scores, sets, FOLDS, weights, refits)[0]
+    return cross_validated([outcome], scores, sets, FOLDS, weights, refits)[0]
 
 
 def test_cross_products_that_are_not_kept_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
