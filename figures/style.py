@@ -14,9 +14,11 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
-import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -30,6 +32,7 @@ from teachdiag.tables import whole, write_text
 WIDTH, COLUMN = 7.2, 3.3  # inches: two columns of a paper, and one
 _CAPTION = "max-width:50em;font-size:smaller"
 _SCREEN_DPI = 144  # of a notebook: text as large as that around it
+_PRINT_DPI = 200
 _SMALL = 7.0  # points: ticks, legends and panels' titles; nothing is smaller than TINY
 TINY = 6.5
 _LINE = 15.0  # characters of a title that fit an inch
@@ -52,8 +55,12 @@ _LIGHTER = {
 }
 _HEX = re.compile(r"#[0-9a-f]{6}\b")
 
-# Formats, and what keeps the date out of each: the same tables give the same bytes.
-_UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+# Formats: what draws each, and what keeps the date out of it, since the same tables give the same bytes.
+_FORMATS: dict[str, tuple[type[FigureCanvasBase], dict[str, None]]] = {
+    "png": (FigureCanvasAgg, {}),
+    "svg": (FigureCanvasSVG, {"Date": None}),
+    "pdf": (FigureCanvasPdf, {"CreationDate": None}),
+}
 
 _RC = {
     "font.family": "sans-serif",
@@ -134,6 +141,8 @@ class Picture(Figure):
 @contextmanager
 def theme() -> Iterator[None]:
     """Apply the house style to everything drawn inside, and to nothing else."""
+    import seaborn as sns  # more than a second, for which a report of figures that are drawn does not wait
+
     with mpl.rc_context(sns.axes_style("ticks") | sns.plotting_context("paper") | _RC):
         yield
 
@@ -158,18 +167,36 @@ def add_colour_bar(figure: Figure, mesh: QuadMesh, axes: list[Axes], label: str,
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure in every format (PNG at 200 dpi), whole or not at all; return the files.
+    """Write a figure in every format (images at 200 dpi), whole or not at all; return the files.
 
-    Beside them, in the folder `dark`, stands an SVG for dark pages.
+    Beside them, in the folder `dark`, stands an SVG for dark pages. The figure is left as it was.
     """
-    files, dark = [folder / f"{name}.{kind}" for kind in _UNDATED], []
-    for file, undated in zip(files, _UNDATED.values(), strict=True):
-        with whole(file) as part:
-            figure.savefig(part, format=file.suffix[1:], dpi=200, metadata=undated)
-        if file.suffix == ".svg":
-            dark.append(folder / "dark" / file.name)
-            write_text(darkened(file.read_text(encoding="utf-8")), dark[0])
+    files, dark = [folder / f"{name}.{kind}" for kind in _FORMATS], []
+    with _laid_out(figure):
+        for file, (kind, (canvas, undated)) in zip(files, _FORMATS.items(), strict=True):
+            figure.set_dpi(_PRINT_DPI)  # which those of vectors change, and do not change back
+            with whole(file) as part:
+                getattr(canvas(figure), f"print_{kind}")(part, metadata=undated)
+            if kind == "svg":
+                dark.append(folder / "dark" / file.name)
+                write_text(darkened(file.read_text(encoding="utf-8")), dark[0])
     return files + dark
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay a figure out once, which `savefig` does for each format again, with a drawing of its own."""
+    dpi, canvas, engine = figure.dpi, figure.canvas, figure.get_layout_engine()
+    try:
+        FigureCanvasAgg(figure)
+        figure.set_dpi(_PRINT_DPI)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        yield
+    finally:
+        figure.set_layout_engine(engine or "none")
+        figure.set_canvas(canvas)
+        figure.set_dpi(dpi)
 
 
 def darkened(svg: str) -> str:

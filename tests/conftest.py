@@ -169,7 +169,7 @@ def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures in one format, where the test is not about their files."""
     from teachdiag.figures import style
 
-    monkeypatch.setattr(style, "_UNDATED", {"png": style._UNDATED["png"]})
+    monkeypatch.setattr(style, "_FORMATS", {"png": style._FORMATS["png"]})
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def svg_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures in the format that reports hold, where the test is not about the others."""
     from teachdiag.figures import style
 
-    monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+    monkeypatch.setattr(style, "_FORMATS", {"svg": style._FORMATS["svg"]})
 
 
 @pytest.fixture(scope="session")

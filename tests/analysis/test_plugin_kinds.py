@@ -175,7 +175,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
         _command(monkeypatch, "probe", *small, "--name", "p", "--learning-rate", "1e-4")
         _command(monkeypatch, "probe", *small, "--name", "s", "--kind", "shrunk")
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
-        monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+        monkeypatch.setattr(style, "_FORMATS", {"svg": style._FORMATS["svg"]})
         publish(run, quiet)
         write_report(run, ReportSettings(contexts=2), quiet)
     return run

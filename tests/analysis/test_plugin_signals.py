@@ -96,7 +96,7 @@ def run(folder: Path, tiny_settings: CaptureSettings) -> Path:
         selectors = replace(PROBE, draws=0, name="s", kind="selectors", seeds=1, budgets="0.3", fix_contexts=1)
         run_probe(run, selectors, quiet)
         run_analysis(run, AnalyzeSettings(draws=100), quiet)
-        monkeypatch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+        monkeypatch.setattr(style, "_FORMATS", {"svg": style._FORMATS["svg"]})
         publish(run, quiet)
         write_report(run, ReportSettings(contexts=2), quiet)
     return run

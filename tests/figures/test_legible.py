@@ -2,9 +2,11 @@
 
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,7 +71,7 @@ def drawn(runs: list[Path]) -> list[dict[str, Picture]]:
 def published(runs: list[Path]) -> list[list[Path]]:
     """The files of each run's figures and tables, its figures as SVG alone, which is what reports hold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "_UNDATED", {"svg": style._UNDATED["svg"]})
+        patch.setattr(style, "_FORMATS", {"svg": style._FORMATS["svg"]})
         return [publish(run, QUIET) for run in runs]
 
 
@@ -173,6 +175,23 @@ def test_text_stays_text_and_is_read_on_both_grounds(tmp_path: Path) -> None:
         assert all(_contrast(colour, ground) > 7 for colour in colours)
     assert "#0173b2" in light.read_text()
     assert "#0173b2" not in dark.read_text()
+
+
+def test_a_figure_is_saved_twice_at_its_resolution_and_left_as_it_was(tmp_path: Path) -> None:
+    with theme():
+        figure = blank_figure(2)
+        ax = figure.subplots()
+        figure.colorbar(ax.imshow([[1, 2], [3, 4]]))
+        ax.scatter(np.arange(50), np.arange(50) % 7, rasterized=True)
+        figure.ask("Is it sharp?")
+        was = figure.dpi, figure.canvas, type(figure.get_layout_engine())
+        saved = [save(figure, tmp_path / name, "x") for name in ("first", "again")]
+        assert (figure.dpi, figure.canvas, type(figure.get_layout_engine())) == was
+    for files in saved:
+        drawn, pixels = {file.suffix: file.read_bytes() for file in files}, COLUMN * 200
+        assert plt.imread(BytesIO(drawn[".png"])).shape[:2] == (400, round(pixels))
+        widths = [int(width) for width in re.findall(rb"/Width (\d+)", drawn[".pdf"])]
+        assert pixels / 2 < max(widths) <= pixels
 
 
 def test_the_dark_variant_turns_greys_over_and_changes_nothing_else() -> None:
