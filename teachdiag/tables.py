@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -123,8 +122,7 @@ class Table:
                 wanted = [c for c in wanted if c.name in shards.schema.names or not c.optional]
             self._refuse_lacking(path, wanted, shards.schema.names)
             present = [c.name for c in wanted if c.name in shards.schema.names]
-            rows = [pc.field(name).isin(values) for name, values in (among or {}).items()]
-            table = shards.to_table(columns=present, filter=reduce(and_, rows) if rows else None)
+            table = shards.to_table(columns=present, filter=_rows(among) if among else None)
             for c in wanted:
                 if c.name not in present:
                     table = table.append_column(c.name, pa.nulls(table.num_rows, c.type))
@@ -165,12 +163,20 @@ class Table:
             raise ArtefactError(f"{path} is no {self.name} table: it lacks the columns {names}")
 
     def _refuse_gaps(self, table: pa.Table) -> None:
+        from teachdiag.gaps import first_gap
+
         for c in self.columns:
-            row = _first_gap(table[c.name], c) if c.name in table.column_names else None
+            row = first_gap(table[c.name], c.nullable) if c.name in table.column_names else None
             if row is not None:
                 keys = [name for name in self.key if name in table.column_names]
                 where = ", ".join(f"{name} {table[name][row].as_py()}" for name in keys) or f"row {row}"
                 raise ArtefactError(f"table {self.name}: column {c.name} has no finite value at {where}")
+
+
+def _rows(among: Mapping[str, Sequence[Any]]) -> "pyarrow.dataset.Expression":
+    from pyarrow.dataset import field
+
+    return reduce(and_, [field(name).isin(values) for name, values in among.items()])
 
 
 def _verified(files: Sequence[Path]) -> "pyarrow.dataset.Dataset":
@@ -333,25 +339,3 @@ def _column(values: Any, type_: pa.DataType) -> pa.Array:  # noqa: ANN401 (array
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values.cast(type_)
     return pa.array(values, type_, from_pandas=False)
-
-
-def _first_gap(values: pa.ChunkedArray, column: Column) -> int | None:
-    """Return the first row that is null (where the column allows none), or holds a null, a NaN or an infinity."""
-    whole = values.combine_chunks()
-    if not pa.types.is_nested(whole.type):
-        return _first_bad(whole, column.nullable)
-    if whole.null_count and not column.nullable:
-        return int(pc.index(pc.is_null(whole), True).as_py())
-    element = _first_bad(pc.list_flatten(whole), nulls_allowed=False)
-    return None if element is None else int(pc.list_parent_indices(whole)[element].as_py())
-
-
-def _first_bad(values: pa.Array, nulls_allowed: bool) -> int | None:
-    """Return the first row that is null (where none is allowed), NaN or infinite."""
-    good = pc.is_valid(values)
-    if pa.types.is_floating(values.type):
-        good = pc.and_(good, pc.fill_null(pc.is_finite(values), True))
-    if nulls_allowed:
-        good = pc.or_(good, pc.is_null(values))
-    row = pc.index(good, False).as_py()
-    return None if row < 0 else int(row)
