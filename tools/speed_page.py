@@ -129,7 +129,7 @@ LONG = "long", "longest"  # the parts of `make bench` that go into a table of th
 def main() -> None:
     """Replace the tables of the page."""
     put(PAGE, "speed", markdown_table(speed_table(HISTORY)))
-    put(PAGE, "long", markdown_table(pd.concat([last_table(HISTORY, part) for part in LONG])))
+    put(PAGE, "long", markdown_table(last_table(HISTORY, *LONG)))
 
 
 def speed_table(history: Path) -> pd.DataFrame:
@@ -145,10 +145,11 @@ def speed_table(history: Path) -> pd.DataFrame:
     return table
 
 
-def last_table(history: Path, part: str) -> pd.DataFrame:
-    """Return what one part measured last, a row each, in a column for each machine that has measured it."""
-    columns = {_title(m): rows.set_index("what")["measured"] for m in _machines(history) if len(rows := _rows(m, part))}
-    columns = {machine: values[~values.index.duplicated(keep="last")] for machine, values in columns.items()}
+def last_table(history: Path, *parts: str) -> pd.DataFrame:
+    """Return what some parts measured last, a row each, in a column for each machine that has measured one of them."""
+    rows = {_title(machine): pd.concat([_rows(machine, part) for part in parts]) for machine in _machines(history)}
+    columns = {title: found.set_index("what")["measured"] for title, found in rows.items() if len(found)}
+    columns = {title: values[~values.index.duplicated(keep="last")] for title, values in columns.items()}
     works = dict.fromkeys(work for values in columns.values() for work in values.index)
     return pd.DataFrame(columns, index=pd.Index(works, name="work")).reset_index().fillna(NOT_MEASURED)
 

@@ -27,16 +27,21 @@ def test_what_a_part_measured_last_stands_beside_what_another_machine_did_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "HISTORY", tmp_path)
-    for machine, rows in (
-        ("a", [("512 tokens", "10 tok/s", "1")]),
-        ("b", [("512 tokens", "20 tok/s", "1"), ("4096 tokens", "9 tok/s", "2")]),
-        ("a", [("512 tokens", "11 tok/s", "1")]),
+    for machine, part, rows in (
+        ("a", "long", [("512 tokens", "10 tok/s", "1")]),
+        ("b", "long", [("512 tokens", "20 tok/s", "1"), ("4096 tokens", "9 tok/s", "2")]),
+        ("b", "longest", [("16384 tokens", "2 tok/s", "1")]),
+        ("a", "long", [("512 tokens", "11 tok/s", "1")]),
     ):
         monkeypatch.setattr(history, "_machine", lambda machine=machine: machine)
-        recorded("long", rows)
+        recorded(part, rows)
     monkeypatch.setattr(history, "_machine", lambda: "c")
     recorded("heads", [("bare", "1 s", "1")])
-    expected = [["512 tokens", "11 tok/s", "20 tok/s"], ["4096 tokens", NOT_MEASURED, "9 tok/s"]]
-    table = last_table(tmp_path, "long")
+    expected = [
+        ["512 tokens", "11 tok/s", "20 tok/s"],
+        ["4096 tokens", NOT_MEASURED, "9 tok/s"],
+        ["16384 tokens", NOT_MEASURED, "2 tok/s"],
+    ]
+    table = last_table(tmp_path, "long", "longest")
     assert table.columns.tolist() == ["work", "a", "b"]
     assert table.to_numpy().tolist() == expected
