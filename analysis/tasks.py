@@ -108,7 +108,7 @@ def estimate_tables(inputs: Inputs, reporter: Reporter) -> dict[Table, pa.Table]
         for done in reporter.track(running, "Estimates"):
             for table, rows in done.result().items():
                 gathered[table] += rows
-    for step in inputs.part.steps:
+    for step in inputs.part.steps if gathered[SPECIFICATIONS] else []:
         gathered[ESTIMATES] += _of_part(inputs, agreement_rows(gathered[SPECIFICATIONS], step, inputs.part.bank))
     gathered[ESTIMATES] = pool_draws(gathered[ESTIMATES])
     gathered[ESTIMATES] += beyond_rows(gathered[ESTIMATES], steps, {claim.analysis for claim in CLAIMS})

@@ -49,7 +49,7 @@ def compare_runs(runs: Sequence[Path]) -> list[Path]:
     files = write_printed(folder, printed, population) + _write_claims(loaded, folder, population)
     captions = {}
     with theme():
-        drawn = {"comparison": _figure(rows, what), "specification_curve": _curves(loaded, population)}
+        drawn = {"comparison": _figure(rows, what), "specification_curve": _curves(loaded)}
         for name, picture in drawn.items():
             files += save(picture, folder, name)
             captions[name] = Caption.of(picture)
@@ -101,8 +101,10 @@ def _rows(name: str, tables: RunTables) -> pd.DataFrame:
     return pd.concat(contrasts, ignore_index=True) if contrasts else pd.DataFrame()
 
 
-def _curves(loaded: Mapping[str, RunTables], population: str) -> Picture:
-    picture = curves_figure(_specifications(loaded), f"{population}.")
+def _curves(loaded: Mapping[str, RunTables]) -> Picture:
+    steps = {name: steps_of(tables)[:1] for name, tables in loaded.items()}  # of a run, all are of the same positions
+    populations = [f"{name}: {step.specified_population}" for name, of_run in steps.items() for step in of_run]
+    picture = curves_figure(_specifications(loaded), f"Banks: {'; '.join(populations)}.")
     picture.ask(PLOTS["specification_curve"].title)
     return picture
 

@@ -118,6 +118,13 @@ class StepTables(RunTables):
         return self.specifications[self.specifications["probe_id"].isin(self.updates.values())]
 
     @property
+    def specified_population(self) -> str:
+        """Say on whom everything was measured, and on whom specifications, where that is a part."""
+        prompts = int(self.own_specifications["n_prompts"].max())
+        part = f", specifications on {prompts:,} of these, evenly spaced" if prompts < self.n_prompts else ""
+        return self.population + part
+
+    @property
     def placebos(self) -> str:
         """Name the placebos that stand beside the step; nothing where it has none."""
         names = [TITLES.get(update, update) for update in list(self.updates)[1:]]

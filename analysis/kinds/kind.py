@@ -28,7 +28,7 @@ from teachdiag.artefacts import (
     SELECTION,
     TOP_N,
 )
-from teachdiag.errors import SettingsError
+from teachdiag.errors import EstimationError, SettingsError
 from teachdiag.scores import Codes
 from teachdiag.settings import KINDS, AnalyzeSettings
 from teachdiag.tables import Table
@@ -59,15 +59,20 @@ class Inputs:
     def part(self) -> "Inputs":
         """The same of a part of a large bank, as if it were the bank: prompts evenly spaced; else these themselves.
 
-        For what would make hundreds of passes over the bank, and is there to compare its numbers with one another.
+        For what would make hundreds of passes over the bank, and is there to compare its numbers with one another. It
+        is the whole where a part cannot be normalised, since nearly all of its positions are alike.
         """
         most = max(_PART[0], self.bank.n_prompts * _PART[1] // len(self.bank))
         if most >= self.bank.n_prompts:
             return self
         bank, rows = self.bank.part(evenly_spaced(self.bank.n_prompts, most))
-        normalised = normalised_scores(bank)
+        try:
+            normalised = normalised_scores(bank)
+        except EstimationError:
+            return self
         return replace(
             self,
+            settings=replace(self.settings, folds=min(self.settings.folds, bank.n_prompts)),
             bank=bank,
             steps=[step.at(rows) for step in self.steps],
             normalised=normalised,

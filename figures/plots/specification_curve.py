@@ -52,10 +52,7 @@ _AROUND = 0.3  # of the curves' height: what is shown beyond them, where interva
 
 def specification_curve_figure(step: StepTables) -> Picture:
     """Draw the curves of one real step and its placebos."""
-    rows, population = step.own_specifications, f"Probe {step.probe_id}. {step.population}."
-    if (prompts := int(rows["n_prompts"].max())) < step.n_prompts:
-        population += f" Specifications are of {prompts:,} of them, evenly spaced."
-    return curves_figure(rows, population)
+    return curves_figure(step.own_specifications, f"Probe {step.probe_id}. {step.specified_population}.")
 
 
 def curves_figure(rows: pd.DataFrame, population: str) -> Picture:

@@ -23,7 +23,7 @@ SPECIFICATIONS = Table(
     folder="analysis/",
     written_by="analyze",
     meaning="The primary numbers of each real step, and of a draw of each placebo, under every sensible choice; in a "
-    "bank of more than 500,000 positions, of a part of its prompts.",
+    "bank of more than 500,000 positions and 128 prompts, of a part of its prompts.",
     key=("probe_id", "quantity", "measure", "k", "outcome", "window", "control", "cuts", "trimming"),
     columns=(
         PROBE_ID,

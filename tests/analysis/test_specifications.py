@@ -26,6 +26,7 @@ from teachdiag.analysis.step.regression import regressions
 from teachdiag.analysis.step.specifications import WINDOWS, Evidence, agreement_rows, specification_rows
 from teachdiag.analysis.step.validity import validity
 from teachdiag.artefacts import ESTIMATES, SPECIFICATIONS
+from teachdiag.figures.run_tables import load_tables, steps_of
 from teachdiag.progress import Reporter
 from teachdiag.settings import AnalyzeSettings
 
@@ -197,6 +198,8 @@ def test_a_large_bank_has_those_of_a_bank_of_some_of_its_prompts(
     for run, part in ((small, 10**6), (large, 10)):
         monkeypatch.setattr(kind, "_PART", (part, 1))
         run_analysis(run, AnalyzeSettings(draws=100, fold_repeats=2), Reporter(quiet=True))
+        (step,) = steps_of(load_tables(run))
+        assert step.specified_population.endswith(", specifications on 10 of these, evenly spaced") == (run == large)
         estimates = ESTIMATES.read(ESTIMATES.file(run))
         assert choices_text(estimates, "step").endswith("They are of 10 of the bank's 30 prompts.") == (run == large)
         rows = estimates[estimates["analysis"] == "specifications"].reset_index(drop=True)
@@ -206,6 +209,28 @@ def test_a_large_bank_has_those_of_a_bank_of_some_of_its_prompts(
         assert not of_small["method"].str.contains("evenly").any()
         expected = of_small.assign(method=of_small["method"] + "; of 10 of 30 prompts, evenly spaced")
         pd.testing.assert_frame_equal(of_large, expected)
+
+
+def test_a_large_bank_is_not_refused_for_what_its_part_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part has fewer prompts than folds are asked for; then its C is 1 everywhere, which the bank's is not."""
+    without_refits(monkeypatch)
+    monkeypatch.setattr(kind, "_PART", (10, 1))
+    run = plant(tmp_path / "run", World(prompts=30, positions=12, slope_learnable=0.06, mean_gain=0.01))
+    settings = AnalyzeSettings(draws=100, fold_repeats=2, folds=20)
+    run_analysis(run, settings, Reporter(quiet=True))
+    rows = SPECIFICATIONS.read(SPECIFICATIONS.file(run))
+    assert set(rows["n_prompts"]) == {10}
+    assert rows["estimate"].notna().mean() > 0.9
+    chosen = pa.array(load_bank(run).names[::3])
+    for shard in (run / "positions").iterdir():
+        content = pq.read_table(shard)
+        number = content.schema.names.index("compatibility_k16")
+        saturated = pc.if_else(pc.is_in(content["prompt_id"], chosen), np.float32(1), content["compatibility_k16"])
+        pq.write_table(content.set_column(number, "compatibility_k16", saturated), shard)
+    run_analysis(run, settings, Reporter(quiet=True))
+    rows = SPECIFICATIONS.read(SPECIFICATIONS.file(run))
+    assert set(rows["n_prompts"]) == {30}
+    assert not rows["method"].str.contains("evenly").any()
 
 
 def test_what_cannot_be_estimated_says_why(tmp_path: Path) -> None:
