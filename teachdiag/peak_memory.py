@@ -14,7 +14,8 @@ def peak_memory() -> int:
     this one.
     """
     if _STATUS.exists():
-        facts = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        status = _STATUS.read_text(errors="replace")  # the name of the process may be cut inside a letter
+        facts = dict(line.split(":", 1) for line in status.splitlines())
         if "VmHWM" in facts:
             return int(facts["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024

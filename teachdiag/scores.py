@@ -80,7 +80,8 @@ def _order(values: Array) -> Codes:
     """
     if len(values) < _MANY:
         return np.argsort(values)
-    narrow = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large is no float32 number
+        narrow = values.astype(np.float32)
     if not np.array_equal(narrow, values):
         return np.argsort(values)
     bits = narrow.view(np.int32)
@@ -97,11 +98,11 @@ def near_places(values: Array) -> Array:
     short columns, they are those of `mid_places`.
 
     Args:
-        values: shape (N,), finite, any unit.
+        values: shape (N,), any unit; where some are not finite, it is `mid_places` too.
     """
     low, n = values.min(), len(values)
     width = (values.max() - low) / _CELLS
-    if n < _CELLS // 4 or width == 0:
+    if n < _CELLS // 4 or not 0 < width < np.inf:
         return mid_places(values)
     cells = np.minimum((values - low) / width, _CELLS - 1).astype(np.int32)
     counts = np.bincount(cells)
@@ -149,8 +150,10 @@ def quantile_bins(values: Array, n: int) -> Codes:
     for number in range(1, n):  # the first value whose mid-place reaches the edge
         value = ordered[number * len(values) // n]
         first, end = (int(np.searchsorted(ordered, value, side)) for side in ("left", "right"))
-        reached = n * (first + end) / 2 / len(values) >= number
-        edges.append(value if reached else ordered[end] if end < len(values) else np.inf)
+        if n * (first + end) / 2 / len(values) >= number:
+            edges.append(value)
+        elif end < len(values):
+            edges.append(ordered[end])
     return np.searchsorted(edges, values, "right").astype(np.int64)
 
 

@@ -39,12 +39,12 @@ def test_mid_ranks_by_hand() -> None:
 
 @given(st.lists(st.integers(-3, 12), min_size=1, max_size=60), st.integers(2, 10))
 def test_bins_are_cut_at_mid_ranks(whole_numbers: list[int], n: int) -> None:
-    values = np.array(whole_numbers) / 4
-    expected = np.floor(n * (rankdata(values) - 0.5) / len(values))
-    np.testing.assert_array_equal(quantile_bins(values, n), expected)
+    for values in (np.array(whole_numbers) / 4, np.where(np.array(whole_numbers) > 9, np.inf, whole_numbers)):
+        expected = np.floor(n * (rankdata(values) - 0.5) / len(values))
+        np.testing.assert_array_equal(quantile_bins(values, n), expected)
 
 
-@pytest.mark.parametrize("kind", ["float32", "few numbers of both signs", "float64", "NaN"])
+@pytest.mark.parametrize("kind", ["float32", "few numbers of both signs", "float64", "too large for float32", "NaN"])
 def test_mid_places_of_many_values_are_their_ranks(kind: str) -> None:
     values = RNG.normal(size=1_100_000).astype(np.float32).astype(np.float64)
     if kind == "few numbers of both signs":
@@ -52,6 +52,8 @@ def test_mid_places_of_many_values_are_their_ranks(kind: str) -> None:
         values = np.where(np.abs(values) < 0.1, zeros, np.round(values).astype(np.float32))
     elif kind == "float64":
         values = values / 3
+    elif kind == "too large for float32":
+        values = values * 1e39
     elif kind == "NaN":
         values[7] = np.nan
         np.testing.assert_array_equal(np.delete(mid_places(values), 7), rankdata(np.delete(values, 7)) - 0.5)
@@ -59,7 +61,7 @@ def test_mid_places_of_many_values_are_their_ranks(kind: str) -> None:
     np.testing.assert_array_equal(mid_places(values), rankdata(values) - 0.5)
 
 
-@pytest.mark.parametrize("kind", ["normal", "with an outlier", "saturated", "constant"])
+@pytest.mark.parametrize("kind", ["normal", "with an outlier", "with an infinity", "saturated", "constant"])
 def test_near_places_order_as_ranks_do(kind: str) -> None:
     """A correlation with other ranks moves by less than a millionth; crowded values have their ranks themselves."""
     values = RNG.normal(size=300_000)
@@ -67,6 +69,7 @@ def test_near_places_order_as_ranks_do(kind: str) -> None:
     values = {
         "normal": values,
         "with an outlier": np.append(values[1:], 1e6),
+        "with an infinity": np.append(values[1:], np.inf),
         "saturated": np.clip(values, -1, 1),
         "constant": np.zeros_like(values),
     }[kind]
