@@ -16,7 +16,7 @@ from teachdiag.scores import Array
 from teachdiag.settings import HEADLINE_BUDGETS as BUDGETS
 from teachdiag.signals import BASE
 
-REPEATS, DRAWS = 200, 200
+REPEATS, DRAWS = 160, 200
 SELECTORS = (BASE, "learnable", "entropy", "random")
 _CELL = ("selector", "budget", "match", "statistic")
 Cell = tuple[str, float, str, str]
