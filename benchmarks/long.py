@@ -23,17 +23,18 @@ LENGTHS, LONGER, LONGEST = (512, 2048), 4096, 16384  # tokens of a response, all
 _PROMPT = 64
 _SCORING, _TWO = "scoring", "scoring, two contexts"
 _GRADIENT, _RECOMPUTED = "gradient of the loss", "the same with --recompute"
+_EVERY = (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)
 
 
 def long_rows() -> list[Row]:
     """Seconds and memory at lengths that take a few minutes together."""
-    return _rows([(length, work) for length in LENGTHS for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)])
+    return _rows([(length, work) for length in LENGTHS for work in _EVERY])
 
 
 def longest_rows() -> list[Row]:
     """The same at lengths of minutes a row; the whole graph of the longest would not be held."""
-    longer = [(LONGER, work) for work in (_SCORING, _TWO, _GRADIENT, _RECOMPUTED)]
-    return _rows([*longer, *((LONGEST, work) for work in (_SCORING, _RECOMPUTED))])
+    longest = [(LONGEST, work) for work in (_SCORING, _RECOMPUTED)]
+    return _rows([(LONGER, work) for work in _EVERY] + longest)
 
 
 def _rows(measured: list[tuple[int, str]]) -> list[Row]:
